@@ -1,0 +1,88 @@
+"""The seam: a model is `cfg` and a plain nested dict `params`; everything here is a pure function of them.
+
+Flax is visible only inside this package.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from albert_jax.errors import UserError
+from albert_jax.model.albert import Albert, structure
+from albert_jax.model.config import VARIANTS, AlbertConfig
+from albert_jax.model.layers import lead_axes
+
+__all__ = ["VARIANTS", "AlbertConfig", "apply", "init", "layer_axes", "param_count", "shapes"]
+
+OPTIONAL = ("pooler", "mlm", "sop")  # Parts a checkpoint may lack.
+
+
+def init(cfg: AlbertConfig, key) -> dict:
+  """Fresh float32 parameters with pooler, MLM and SOP head, as a nested dict. `key`: jax.random.key(seed)."""
+  return nnx.to_pure_dict(nnx.split(Albert(cfg, nnx.Rngs(key)))[1])
+
+
+def shapes(cfg: AlbertConfig, parts=OPTIONAL) -> dict:
+  """The same tree with shapes and dtypes instead of arrays."""
+  return nnx.to_pure_dict(structure(cfg, tuple(parts))[1])
+
+
+def apply(cfg: AlbertConfig, params: dict, batch: dict, key=None) -> dict:
+  """Runs the model. Without a key nothing is dropped out and the result is a function of `params` and `batch` alone.
+
+  Args:
+    params: as `init` gives them; without "mlm", "sop" or "pooler" the outputs that need them are absent. Keys that
+      are not the model's (a task's head) are left alone.
+    batch: input_ids [B, L] int32; attention_mask [B, L] (1 = token) and token_type_ids [B, L], by default all ones
+      and all zeros; mlm_positions [B, M] int32, optional.
+    key: jax.random key for dropout.
+  Returns: sequence_output [B, L, D] and, where the parameters exist, pooled_output [B, D], mlm_logits [B, M, V] in
+    float32 (at all L positions without mlm_positions), sop_logits [B, 2] in float32.
+  Raises: UserError for a length over max_position_embeddings, ids that are not whole numbers, or, outside jit, ids
+    outside the vocabulary.
+  """
+  batch = _checked(cfg, dict(batch))
+  parts = tuple(part for part in OPTIONAL if part in params)
+  graphdef, abstract = structure(cfg, parts)
+  needed = {*abstract, *(("pooler",) if "sop" in parts else ())}
+  if missing := sorted(needed - params.keys()):
+    raise UserError(f"these parameters are missing: {missing}; there are {sorted(params)}")
+  return nnx.merge(graphdef, {name: params[name] for name in abstract})(batch, key)
+
+
+def param_count(params: dict) -> int:
+  """How many numbers the tree holds."""
+  return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(params))
+
+
+def layer_axes(cfg: AlbertConfig, params: dict) -> dict:
+  """For each parameter, how many of its leading axes only count layers, groups or inner groups.
+
+  An optimizer with a norm per weight matrix (LAMB) takes its norms over the other axes.
+  """
+  return {
+    name: jax.tree.map(lambda _, n=len(lead_axes(cfg, name)) if name in ("attention", "ffn") else 0: n, tree)
+    for name, tree in params.items()
+  }
+
+
+def _checked(cfg, batch):
+  ids_BL = batch["input_ids"]
+  if not jnp.issubdtype(ids_BL.dtype, jnp.integer) or ids_BL.ndim != 2:
+    raise UserError(f"input_ids must be whole numbers of shape [B, L]; got {ids_BL.dtype}{list(ids_BL.shape)}")
+  length = ids_BL.shape[1]
+  if length > cfg.max_position_embeddings:
+    raise UserError(
+      f"the rows are {length} tokens long, the model has {cfg.max_position_embeddings} positions; "
+      f"shorten them or set max_position_embeddings={length} and train those positions"
+    )
+  batch.setdefault("attention_mask", jnp.ones_like(ids_BL))
+  batch.setdefault("token_type_ids", jnp.zeros_like(ids_BL))
+  for name, size in {"input_ids": cfg.vocab_size, "token_type_ids": cfg.type_vocab_size}.items():
+    # Inside jit values are not known; there the lookup clamps, so callers check what they feed (tasks do).
+    if not isinstance(batch[name], jax.core.Tracer) and batch[name].size:
+      low, high = int(batch[name].min()), int(batch[name].max())
+      if low < 0 or high >= size:
+        raise UserError(f"{name} reach from {low} to {high}, the model has 0 to {size - 1}: is this its vocabulary?")
+  return batch

@@ -1,0 +1,123 @@
+"""ALBERT: factorised embeddings, one layer used again and again, two pre-training heads.
+
+Lan et al., "ALBERT: A Lite BERT for Self-supervised Learning of Language Representations" (arXiv 1909.11942);
+the original is modeling.py and run_pretraining.py of google-research/albert.
+"""
+
+import functools
+
+import jax
+from flax import nnx
+
+from albert_jax.model.heads import MlmHead, SopHead, at_positions, pool
+from albert_jax.model.layers import (
+  Attention,
+  FeedForward,
+  at,
+  dense,
+  dropout,
+  initializer,
+  layer_norm,
+  lead_axes,
+  split_key,
+  stacked,
+)
+
+REMAT_POLICIES = {
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Embeddings(nnx.Module):
+  """Word + position + segment embeddings of size E, normalised (section 3.1: E is much smaller than D)."""
+
+  def __init__(self, cfg, rngs):
+    def table(rows):
+      return nnx.Embed(rows, cfg.embedding_size, embedding_init=initializer(cfg), rngs=rngs)
+
+    self.cfg = cfg
+    self.word = table(cfg.vocab_size)
+    self.position = table(cfg.max_position_embeddings)
+    self.token_type = table(cfg.type_vocab_size)
+    self.norm = layer_norm(cfg, cfg.embedding_size, rngs)
+
+  def __call__(self, ids_BL, types_BL, key):
+    x_BLE = self.word(ids_BL) + self.token_type(types_BL)
+    x_BLE = x_BLE + self.position.embedding[None, : ids_BL.shape[1], :]
+    return dropout(self.norm(x_BLE), self.cfg.hidden_dropout_prob, key)
+
+
+class Albert(nnx.Module):
+  """The whole model. `parts` names which of the optional parts exist: pooler, mlm, sop."""
+
+  def __init__(self, cfg, rngs, parts=("pooler", "mlm", "sop")):
+    E, D = cfg.embedding_size, cfg.hidden_size
+    self.cfg = cfg
+    self.embeddings = Embeddings(cfg, rngs)
+    self.projection = dense(cfg, E, D, rngs) if E != D else None
+    self.attention = stacked(lambda rngs: Attention(cfg, rngs), lead_axes(cfg, "attention"), rngs)
+    self.ffn = stacked(lambda rngs: FeedForward(cfg, rngs), lead_axes(cfg, "ffn"), rngs)
+    self.pooler = dense(cfg, D, D, rngs) if "pooler" in parts else None
+    self.mlm = MlmHead(cfg, rngs) if "mlm" in parts else None
+    self.sop = SopHead(cfg, rngs) if "sop" in parts else None
+
+  def __call__(self, batch, key=None):
+    key_embed, key_layers = split_key(key, 2)
+    ids_BL = batch["input_ids"]
+    x_BLD = self.embeddings(ids_BL, batch["token_type_ids"], key_embed)
+    if self.projection is not None:
+      x_BLD = self.projection(x_BLD)
+    x_BLD = self.layers(x_BLD, batch["attention_mask"][:, None, None, :] > 0, key_layers)
+
+    out = {"sequence_output": x_BLD}
+    if self.mlm is not None:
+      x_BMD = at_positions(x_BLD, batch["mlm_positions"]) if "mlm_positions" in batch else x_BLD
+      out["mlm_logits"] = self.mlm(x_BMD, self.embeddings.word.embedding[...])
+    if self.pooler is not None:
+      out["pooled_output"] = pool(self.pooler, x_BLD)
+    if self.sop is not None:
+      out["sop_logits"] = self.sop(out["pooled_output"])
+    return out
+
+  def layers(self, x_BLD, mask_B11l, key):
+    """All N layers. Groups follow each other; within one, what is shared is closed over and the rest is scanned."""
+    cfg = self.cfg
+    N = cfg.num_hidden_layers
+    keys_N = None if key is None else jax.random.split(key, N)
+    # A part with a copy for every layer is scanned whole; then there is nothing that changes from group to group.
+    parts = {"attention": self.attention, "ffn": self.ffn}
+    per_layer = {name: cfg.copies(name) == N > 1 for name in parts}
+    groups = 1 if all(per_layer.values()) else cfg.num_hidden_groups
+    for group in range(groups):
+      layers = [n for n in range(N) if groups == 1 or cfg.group_of(n) == group]
+      span = slice(layers[0], layers[-1] + 1)
+      shared = {name: m if cfg.copies(name) == 1 else at(m, group) for name, m in parts.items() if not per_layer[name]}
+      own = {name: nnx.split(at(m, span)) for name, m in parts.items() if per_layer[name]}
+
+      def layer(x_BLD, scanned, shared=shared, own=own):
+        states, key = scanned
+        mine = {name: nnx.merge(own[name][0], states[name]) for name in own}
+        return self.layer({**shared, **mine}, x_BLD, mask_B11l, key), None
+
+      if cfg.remat != "none":
+        # Inside a scan nothing can be merged across the loop, so guarding against it (prevent_cse) only costs.
+        layer = jax.checkpoint(layer, policy=REMAT_POLICIES[cfg.remat], prevent_cse=False)
+      xs = ({name: state for name, (_, state) in own.items()}, None if keys_N is None else keys_N[span])
+      x_BLD, _ = jax.lax.scan(layer, x_BLD, xs, length=len(layers))
+    return x_BLD
+
+  def layer(self, parts, x_BLD, mask_B11l, key):
+    """One layer: `inner_group_num` blocks of attention and feed-forward, one after the other."""
+    inner = self.cfg.inner_group_num
+    for i, key_i in enumerate(split_key(key, inner)):
+      attention, ffn = (parts[name] if inner == 1 else at(parts[name], i) for name in ("attention", "ffn"))
+      key_attention, key_ffn = split_key(key_i, 2)
+      x_BLD = ffn(attention(x_BLD, mask_B11l, key_attention), key_ffn)
+    return x_BLD
+
+
+@functools.lru_cache(maxsize=64)
+def structure(cfg, parts):
+  """(graphdef, abstract state) of the model: its code and its shapes, without any array."""
+  return nnx.split(nnx.eval_shape(lambda: Albert(cfg, nnx.Rngs(0), parts)))

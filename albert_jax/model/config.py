@@ -1,0 +1,117 @@
+"""What an ALBERT is: one frozen dataclass, and the sizes that have a name."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from albert_jax.errors import UserError
+
+# Names as in Hugging Face. Google's own albert_config.json says "gelu" for the tanh form ("gelu_new" here).
+ACTIVATIONS = ("gelu", "gelu_new", "relu")
+SHARE = ("all", "attention", "ffn", "none")
+DTYPES = ("float32", "bfloat16")
+REMAT = ("none", "dots", "full")
+
+
+@dataclass(frozen=True)
+class AlbertConfig:
+  """The shape of a model and how it computes. Field names are those of `albert_config.json` and HF's `config.json`.
+
+  Defaults are ALBERT-base v2. Raises UserError where the values contradict each other.
+  """
+
+  vocab_size: int = 30000
+  embedding_size: int = 128
+  hidden_size: int = 768
+  num_hidden_layers: int = 12
+  num_hidden_groups: int = 1
+  inner_group_num: int = 1
+  num_attention_heads: int = 12
+  intermediate_size: int = 3072
+  hidden_act: str = "gelu_new"  # gelu: exact (erf); gelu_new: tanh form; relu
+  hidden_dropout_prob: float = 0.0
+  attention_probs_dropout_prob: float = 0.0
+  classifier_dropout_prob: float = 0.1
+  max_position_embeddings: int = 512
+  type_vocab_size: int = 2
+  initializer_range: float = 0.02
+  layer_norm_eps: float = 1e-12
+  # Ours.
+  share: str = "all"  # what the layers of a group share: all | attention | ffn | none (paper, table 4)
+  dtype: str = "float32"  # of activations and matmul inputs; parameters, norms, softmax and losses stay float32
+  remat: str = "dots"  # what the backward pass recomputes: none | dots (all but matmul outputs) | full
+
+  def __post_init__(self):
+    def check(ok, message):
+      if not ok:
+        raise UserError(message)
+
+    def one_of(name, choices):
+      check(getattr(self, name) in choices, f"{name}={getattr(self, name)!r} is unknown; use one of {choices}")
+
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.type is int:
+        check(type(value) is int and value > 0, f"{field.name}={value!r} must be a positive whole number")
+      elif field.type is float:
+        check(type(value) in (int, float) and value >= 0, f"{field.name}={value!r} must be a number, 0 or more")
+      if field.name.endswith("_prob"):
+        check(value < 1, f"{field.name}={value} must be below 1: it is the share of values set to zero")
+    one_of("hidden_act", ACTIVATIONS)
+    one_of("share", SHARE)
+    one_of("dtype", DTYPES)
+    one_of("remat", REMAT)
+    d, h, n, g = self.hidden_size, self.num_attention_heads, self.num_hidden_layers, self.num_hidden_groups
+    check(
+      d % h == 0, f"hidden_size={d} must divide by num_attention_heads={h}; try num_attention_heads={_divisor(d, h)}"
+    )
+    check(g <= n, f"num_hidden_groups={g} must not exceed num_hidden_layers={n}: every group needs a layer")
+
+  @property
+  def head_size(self) -> int:
+    return self.hidden_size // self.num_attention_heads
+
+  def copies(self, part: str) -> int:
+    """How many independent copies of `part` ("attention" or "ffn", each with its layer norm) the layers use.
+
+    One a layer where the part is not shared, else one a group. As many groups as layers means nothing is shared.
+    """
+    return self.num_hidden_groups if self.share in ("all", part) else self.num_hidden_layers
+
+  def group_of(self, layer: int) -> int:
+    """The group whose shared weights `layer` uses (modeling.py of the original, transformer_model)."""
+    return int(layer / self.num_hidden_layers * self.num_hidden_groups)
+
+
+def _divisor(width: int, heads: int) -> int:
+  return max(k for k in range(1, heads + 1) if width % k == 0)
+
+
+def _albert(layers, hidden, heads, **fields):
+  return AlbertConfig(num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads,
+                      intermediate_size=4 * hidden, **fields)  # fmt: skip
+
+
+_V1 = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+_ZH = {"vocab_size": 21128, "hidden_act": "relu"}
+_BERT = {"share": "none", "vocab_size": 30522, "hidden_act": "gelu", **_V1}
+
+# A plain name is v2: trained without dropout. v1 of xxlarge had none either.
+VARIANTS = {
+  "tiny": _albert(4, 128, 4, embedding_size=64),
+  "base": _albert(12, 768, 12),
+  "large": _albert(24, 1024, 16),
+  # 16 heads as in the released config; the paper's rule hidden_size/64 would give 32.
+  "xlarge": _albert(24, 2048, 16),
+  "xxlarge": _albert(12, 4096, 64),
+  "base_v1": _albert(12, 768, 12, **_V1),
+  "large_v1": _albert(24, 1024, 16, **_V1),
+  "xlarge_v1": _albert(24, 2048, 16, **_V1),
+  "xxlarge_v1": _albert(12, 4096, 64),
+  "base_zh": _albert(12, 768, 12, **_ZH),
+  "large_zh": _albert(24, 1024, 16, **_ZH),
+  "xlarge_zh": _albert(24, 2048, 16, initializer_range=0.014, **_ZH),
+  "xxlarge_zh": _albert(12, 4096, 16, initializer_range=0.01, **_ZH),
+  # The baselines the paper compares with: embeddings as wide as the layers, nothing shared.
+  "bert_base": _albert(12, 768, 12, embedding_size=768, **_BERT),
+  "bert_large": _albert(24, 1024, 16, embedding_size=1024, **_BERT),
+}

@@ -1,0 +1,49 @@
+"""The two pre-training heads. Heads of fine-tuning tasks live with their task."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from albert_jax.model.layers import ACTIVATIONS, dense, layer_norm
+
+
+class MlmHead(nnx.Module):
+  """Masked language model: hidden state -> logits over the vocabulary, tied to the word embeddings.
+
+  get_masked_lm_output in run_pretraining.py of the original: dense D -> E, activation, layer norm, then the
+  transposed embedding matrix and a bias.
+  """
+
+  def __init__(self, cfg, rngs):
+    self.cfg = cfg
+    self.dense = dense(cfg, cfg.hidden_size, cfg.embedding_size, rngs)
+    self.norm = layer_norm(cfg, cfg.embedding_size, rngs)
+    self.bias = nnx.Param(jnp.zeros(cfg.vocab_size))
+
+  def __call__(self, x_BMD, embedding_VE):
+    """Returns float32 logits [B, M, V]."""
+    h_BME = self.norm(ACTIVATIONS[self.cfg.hidden_act](self.dense(x_BMD)))
+    table_VE = embedding_VE.astype(h_BME.dtype)
+    logits_BMV = jnp.einsum("BME,VE->BMV", h_BME, table_VE, preferred_element_type=jnp.float32)
+    return logits_BMV + self.bias[...][None, None, :]
+
+
+class SopHead(nnx.Module):
+  """Sentence-order prediction: pooled vector -> two logits (index 1: the segments are swapped). No dropout."""
+
+  def __init__(self, cfg, rngs):
+    self.dense = dense(cfg, cfg.hidden_size, 2, rngs, dtype=jnp.float32)
+
+  def __call__(self, pooled_BD):
+    """Returns float32 logits [B, 2]."""
+    return self.dense(pooled_BD)
+
+
+def at_positions(x_BLD, positions_BM):
+  """The vectors at `positions_BM` (int, [B, M]) of each row: [B, M, D]."""
+  return jnp.take_along_axis(x_BLD, positions_BM[:, :, None], axis=1)
+
+
+def pool(dense_layer, x_BLD):
+  """tanh of a dense layer on the first position ([CLS]): [B, D]."""
+  return jax.nn.tanh(dense_layer(x_BLD[:, 0]))

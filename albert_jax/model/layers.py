@@ -1,0 +1,120 @@
+"""The parts of an ALBERT layer, and how one set of weights becomes many.
+
+Dimension key, used in names throughout: **B** batch, **L** length, **M** masked slots, **E** embedding, **D** hidden,
+**H** heads, **K** head size, **F** feed-forward, **V** vocabulary, **N** layers, **P** hosts.
+`x_BLD` is an array of that shape; a lower-case l is a second length axis (the keys attended to).
+
+Parameters are float32. Activations and the inputs of matrix products are `cfg.dtype`; layer norms, softmax and
+everything after the last matrix product compute in float32.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+ACTIVATIONS = {
+  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+  "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+  "relu": jax.nn.relu,
+}
+
+
+def dense(cfg, shape_in, shape_out, rngs, dtype=None):
+  """An affine map from the trailing axes `shape_in` (int or tuple) to `shape_out`, computed in `cfg.dtype` or `dtype`."""
+  axis = tuple(range(-len(shape_in), 0)) if isinstance(shape_in, tuple) else -1
+  dtype = dtype or cfg.dtype
+  return nnx.LinearGeneral(shape_in, shape_out, axis=axis, kernel_init=initializer(cfg), dtype=dtype, rngs=rngs)
+
+
+def layer_norm(cfg, size, rngs):
+  # The fast variance E[x²]-E[x]² cancels badly in float32; the original subtracts the mean first.
+  return nnx.LayerNorm(size, epsilon=cfg.layer_norm_eps, use_fast_variance=False, dtype=cfg.dtype, rngs=rngs)
+
+
+def initializer(cfg):
+  """Normal, cut at two standard deviations and not rescaled: tf.truncated_normal_initializer of the original."""
+
+  def truncated_normal(key, shape, dtype=jnp.float32, out_sharding=None):
+    del out_sharding  # Placement is decided outside, by the sharding rules.
+    return cfg.initializer_range * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
+
+  return truncated_normal
+
+
+def dropout(x, rate, key):
+  """Zeroes a share `rate` of `x` and scales up the rest. Without a key, or at rate 0, draws nothing."""
+  if key is None or rate == 0.0:
+    return x
+  keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+  return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def split_key(key, count):
+  """`count` keys, or `count` times None without a key."""
+  return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+class Attention(nnx.Module):
+  """Multi-head self-attention with its residual and layer norm (post-norm, as BERT)."""
+
+  def __init__(self, cfg, rngs):
+    D, H, K = cfg.hidden_size, cfg.num_attention_heads, cfg.head_size
+    self.cfg = cfg
+    self.query = dense(cfg, D, (H, K), rngs)
+    self.key = dense(cfg, D, (H, K), rngs)
+    self.value = dense(cfg, D, (H, K), rngs)
+    self.output = dense(cfg, (H, K), D, rngs)
+    self.norm = layer_norm(cfg, D, rngs)
+
+  def __call__(self, x_BLD, mask_B11l, key):
+    """Args: x_BLD; mask_B11l bool, True where attention may look; key or None. Returns: [B, L, D]."""
+    key_probs, key_output = split_key(key, 2)
+    q_BLHK, k_BLHK, v_BLHK = self.query(x_BLD), self.key(x_BLD), self.value(x_BLD)
+    scores_BHLl = jnp.einsum("BLHK,BlHK->BHLl", q_BLHK, k_BLHK, preferred_element_type=jnp.float32)
+    scores_BHLl = scores_BHLl * self.cfg.head_size**-0.5
+    # The lowest float, not the original's -10000: the same result at every position that is a token, and no row
+    # without any token turns into NaN.
+    probs_BHLl = jax.nn.softmax(jnp.where(mask_B11l, scores_BHLl, jnp.finfo(jnp.float32).min), axis=-1)
+    probs_BHLl = dropout(probs_BHLl.astype(v_BLHK.dtype), self.cfg.attention_probs_dropout_prob, key_probs)
+    context_BLHK = jnp.einsum("BHLl,BlHK->BLHK", probs_BHLl, v_BLHK)
+    return self.norm(x_BLD + dropout(self.output(context_BLHK), self.cfg.hidden_dropout_prob, key_output))
+
+
+class FeedForward(nnx.Module):
+  """Two dense layers with their residual and layer norm."""
+
+  def __init__(self, cfg, rngs):
+    self.cfg = cfg
+    self.up = dense(cfg, cfg.hidden_size, cfg.intermediate_size, rngs)
+    self.down = dense(cfg, cfg.intermediate_size, cfg.hidden_size, rngs)
+    self.norm = layer_norm(cfg, cfg.hidden_size, rngs)
+
+  def __call__(self, x_BLD, key):
+    h_BLF = ACTIVATIONS[self.cfg.hidden_act](self.up(x_BLD))
+    return self.norm(x_BLD + dropout(self.down(h_BLF), self.cfg.hidden_dropout_prob, key))
+
+
+def lead_axes(cfg, part):
+  """The leading axes of the parameters of `part`: (copies,) if several layers or groups differ, then (inner,)."""
+  return tuple(size for size in (cfg.copies(part), cfg.inner_group_num) if size > 1)
+
+
+def stacked(make, lead, rngs):
+  """One module whose parameters carry the leading axes `lead`, each index initialised by itself.
+
+  Args: make: rngs -> module. lead: tuple of axis sizes, maybe empty. rngs: nnx.Rngs.
+  """
+  graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+
+  def init(key):
+    return nnx.split(make(nnx.Rngs(key)))[1]
+
+  for _ in lead:
+    init = jax.vmap(init)
+  return nnx.merge(graphdef, init(jax.random.split(rngs.params(), lead) if lead else rngs.params()))
+
+
+def at(module, index):
+  """The module with every parameter indexed by `index` (an int or a slice) on its first axis."""
+  graphdef, state = nnx.split(module)
+  return nnx.merge(graphdef, jax.tree.map(lambda p: p[index], state))
