@@ -1,0 +1,401 @@
+"""Text to ids by the rules of the original, and from ids back to characters of the given text.
+
+The rules of google-research/albert's tokenization.py, for its SentencePiece models: `preprocess_text` (here
+`normalize`), SentencePiece, then `encode_pieces`' second look at pieces such as `▁2010,`, whose comma becomes a piece
+of its own. The Chinese models use WordPiece (`vocab.txt`) behind the same class. docs/tokenizer.md lists where the
+original, SentencePiece and Hugging Face disagree, with an example each.
+"""
+
+import functools
+import itertools
+import os
+import pathlib
+import re
+import sys
+import unicodedata
+
+import numpy as np
+import sentencepiece
+
+from albert_jax.errors import UserError
+
+_SPACE = "▁"  # SentencePiece's mark for "a word starts here"
+_MAX_WORDPIECE_CHARS = 200  # a longer word is one unknown piece (tokenization.py, WordpieceTokenizer)
+
+
+@functools.cache
+def _dropped(keep_accents):
+  """Matches characters that never reach the vocabulary: combining marks, and halves of surrogate pairs.
+
+  A lone surrogate (a broken escape in a JSON file) is not a character, and SentencePiece refuses it.
+  """
+  marks = [] if keep_accents else [c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.combining(c)]
+  return re.compile("[\ud800-\udfff" + "".join(marks) + "]+")
+
+
+# No character below U+0300 is dropped, and asking the large class above about each one costs more than all the rest.
+_MAY_DROP = re.compile("[^\0-\u02ff]+")
+
+
+def normalize(text, *, lower=True, keep_accents=False, hf_quotes=False):
+  """What the original does to a text before SentencePiece sees it (tokenization.py, `preprocess_text`).
+
+  Args:
+    text: str, any Unicode.
+    lower: lower-case, as all released English models want.
+    keep_accents: keep combining marks (the original always drops them).
+    hf_quotes: also turn ``` `` ``` and `''` into `"`, as Hugging Face does and the original does not.
+
+  Returns:
+    str: outer and repeated white space removed, NFKD, without combining marks, lower-cased. Idempotent but for
+    characters that NFKD turns into a space and a mark.
+  """
+  text = " ".join(text.split())
+  if hf_quotes:
+    text = text.replace("``", '"').replace("''", '"')
+  if not text.isascii():
+    dropped = _dropped(keep_accents)
+    text = _MAY_DROP.sub(lambda match: dropped.sub("", match.group()), unicodedata.normalize("NFKD", text))
+  return text.lower() if lower else text
+
+
+def _normalize_with_spans(text, *, lower, keep_accents, hf_quotes):
+  """`normalize`, and where each of its characters comes from.
+
+  Returns:
+    str of n characters, and a list of n `(start, end)` in `text`. A dropped mark belongs to the character it stood on.
+  """
+  chars, spans = [], []
+  for word in re.finditer(r"\S+", text):
+    if chars:
+      chars.append(" ")
+      spans.append((spans[-1][1], word.start()))
+    for piece in re.finditer(r"``|''|(?s:.)" if hf_quotes else r"(?s:.)", word.group()):
+      chars.append('"' if len(piece.group()) == 2 else piece.group())
+      spans.append((word.start() + piece.start(), word.start() + piece.end()))
+
+  # NFKD of a string is NFKD of its characters with each run of marks sorted by class (stable). The spans stay in the
+  # order of the text: the marks of one character share its place anyway, and spans must never go back.
+  decomposed = [(c, span) for char, span in zip(chars, spans, strict=True) for c in unicodedata.normalize("NFKD", char)]
+  spans = [span for _, span in decomposed]
+  chars = []
+  for _, run in itertools.groupby((c for c, _ in decomposed), key=lambda c: unicodedata.combining(c) > 0):
+    chars += sorted(run, key=unicodedata.combining)
+
+  decomposed = zip(chars, spans, strict=True)
+  chars, spans = [], []
+  dropped = _dropped(keep_accents)
+  for c, span in decomposed:
+    if not dropped.match(c):
+      chars.append(c)
+      spans.append(span)
+    elif spans:
+      spans[-1] = (spans[-1][0], max(spans[-1][1], span[1]))
+  text = "".join(chars)
+  if lower:
+    # Lower-casing looks at neighbours (the final sigma) but how many characters one becomes does not depend on them.
+    spans = [span for c, span in zip(chars, spans, strict=True) for _ in c.lower()]
+    text = text.lower()
+  return text, spans
+
+
+class Tokenizer:
+  """A vocabulary file and the rules that turn text into its ids.
+
+  The file is read at the first use, in each process anew: the object itself is a few strings and pickles as such.
+
+  Attributes:
+    path: the vocabulary: `spiece.model` (SentencePiece) or `vocab.txt` (WordPiece), or a folder that holds one.
+    pieces: list[str], the pieces by id.
+    vocab_size: int.
+    pad_id, unk_id, cls_id, sep_id, mask_id: int, looked up by name in the vocabulary.
+    ordinary_ids: int32 array, the ids that stand for text: not special, control, unknown or unused.
+  """
+
+  def __init__(self, path, lower=True, keep_accents=False, hf_quotes=False, digit_comma=True):
+    """Names a vocabulary; reads nothing yet.
+
+    Args:
+      path: see the class.
+      lower, keep_accents, hf_quotes: see `normalize`. The vocabulary does not record them.
+      digit_comma: split the comma from pieces that end in a digit and a comma, as the original does.
+
+    Raises:
+      UserError: nothing is there.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+      found = [path / name for name in ("spiece.model", "30k-clean.model", "vocab.txt") if (path / name).is_file()]
+      if not found:
+        raise UserError(
+          f"the folder {path} holds no vocabulary: expected spiece.model (SentencePiece) or vocab.txt (WordPiece) in it"
+        )
+      path = found[0]
+    if not path.is_file():
+      raise UserError(
+        f"no vocabulary at {path}: expected a SentencePiece model (spiece.model) or a WordPiece list (vocab.txt); "
+        "make one with: albert-jax vocab --input=GLOB --out=DIR"
+      )
+    self.path = os.fspath(path)
+    self.lower, self.keep_accents, self.hf_quotes, self.digit_comma = lower, keep_accents, hf_quotes, digit_comma
+    self._rules = {"lower": lower, "keep_accents": keep_accents, "hf_quotes": hf_quotes}
+    self._is_wordpiece = path.suffix == ".txt"
+
+  def __reduce__(self):
+    return Tokenizer, (self.path, self.lower, self.keep_accents, self.hf_quotes, self.digit_comma)
+
+  def __repr__(self):
+    return (
+      f"Tokenizer({self.path!r}, lower={self.lower}, keep_accents={self.keep_accents}, hf_quotes={self.hf_quotes}, "
+      f"digit_comma={self.digit_comma})"
+    )
+
+  # The vocabulary.
+
+  @functools.cached_property
+  def _model(self):
+    return _load_wordpiece(self) if self._is_wordpiece else _load_sentencepiece(self.path)
+
+  @functools.cached_property
+  def pieces(self):
+    if self._is_wordpiece:
+      return [self._model.id_to_token(i) for i in range(self._model.get_vocab_size())]
+    return [self._model.id_to_piece(i) for i in range(self._model.vocab_size())]
+
+  @property
+  def vocab_size(self):
+    return len(self.pieces)
+
+  @functools.cached_property
+  def _ids(self):
+    return {piece: i for i, piece in enumerate(self.pieces)}
+
+  @functools.cached_property
+  def _special_ids(self):
+    """{'pad', 'unk', 'cls', 'sep', 'mask': id}; a UserError names those that the vocabulary lacks."""
+    names = {"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    names |= {"pad": "[PAD]", "unk": "[UNK]"} if self._is_wordpiece else {"pad": "<pad>"}
+    missing = [name for name in names.values() if name not in self._ids]
+    if missing:
+      raise UserError(
+        f"the vocabulary {self.path} has no piece {', '.join(missing)}, which ALBERT needs; make one that does with: "
+        "albert-jax vocab --input=GLOB --out=DIR"
+      )
+    ids = {key: self._ids[name] for key, name in names.items()}
+    return ids if self._is_wordpiece else ids | {"unk": self._model.unk_id()}
+
+  pad_id = property(lambda self: self._special_ids["pad"])
+  unk_id = property(lambda self: self._special_ids["unk"])
+  cls_id = property(lambda self: self._special_ids["cls"])
+  sep_id = property(lambda self: self._special_ids["sep"])
+  mask_id = property(lambda self: self._special_ids["mask"])
+
+  @functools.cached_property
+  def ordinary_ids(self):
+    special = set(self._special_ids.values())
+    if self._is_wordpiece:
+      special |= {i for i, piece in enumerate(self.pieces) if re.fullmatch(r"\[unused\d+\]", piece)}
+    else:
+      sp = self._model
+      special |= {i for i in range(len(self.pieces)) if sp.is_control(i) or sp.is_unknown(i) or sp.is_unused(i)}
+    return np.array([i for i in range(len(self.pieces)) if i not in special], np.int32)
+
+  @functools.cached_property
+  def _resplit(self):
+    """{id of a piece such as `▁2010,`: the pieces it becomes}, the second half of the original's `encode_pieces`.
+
+    What a piece becomes depends on nothing but the piece, so a table made once replaces the original's loop over all.
+    A piece inside a word stays inside it. That is what the original means; its code compares text with bytes there,
+    which is never true, so that the rest of such a piece would start a new word. No piece of the released vocabulary
+    is concerned.
+    """
+    table = {}
+    for i, piece in enumerate(self.pieces):
+      if not self.digit_comma or len(piece) < 2 or piece[-1] != "," or not piece[-2].isdigit():
+        continue
+      parts = self._model.encode(piece[:-1].replace(_SPACE, ""), out_type=str)
+      if not piece.startswith(_SPACE) and parts[0].startswith(_SPACE):
+        parts = parts[1:] if parts[0] == _SPACE else [parts[0][1:], *parts[1:]]
+      table[i] = [*parts, ","]
+    return table
+
+  @functools.cached_property
+  def _resplit_ids(self):
+    return {i: [self._model.piece_to_id(part) for part in parts] for i, parts in self._resplit.items()}
+
+  # Text to ids.
+
+  def normalize(self, text):
+    """`normalize` by this tokenizer's rules (what SentencePiece is given; WordPiece has rules of its own)."""
+    return normalize(text, **self._rules)
+
+  def encode_batch(self, texts):
+    """The ids of many texts, quickly.
+
+    Args:
+      texts: iterable of str.
+
+    Returns:
+      list of list[int], without [CLS] and [SEP].
+    """
+    if self._is_wordpiece:
+      return [x.ids for x in self._model.encode_batch([_characters(text) for text in texts], add_special_tokens=False)]
+    # One thread: whoever has gigabytes runs several processes, and more threads than cores would slow them all.
+    batch = self._model.encode([normalize(text, **self._rules) for text in texts], out_type=int, num_threads=1)
+    return [self._split_commas(ids) for ids in batch]
+
+  def _split_commas(self, ids):
+    table = self._resplit_ids
+    # One look in C at the whole list; most have nothing to split.
+    return ids if table.keys().isdisjoint(ids) else [j for i in ids for j in table.get(i, (i,))]
+
+  def encode(self, text, *, specials=False):
+    """The ids of one text.
+
+    Args:
+      text: str.
+      specials: `[CLS]`, `[SEP]` and `[MASK]` written in the text become their ids, as for filling masks. Otherwise they
+        are text like any other: what a user writes must not be able to forge the structure of an input.
+
+    Returns:
+      list[int], without [CLS] and [SEP] at the ends.
+    """
+    if specials:
+      return [
+        i
+        for part, _, special in self._split_specials(text)
+        for i in (self.encode(part) if special is None else [special])
+      ]
+    if self._is_wordpiece:
+      return self._model.encode(_characters(text), add_special_tokens=False).ids
+    return self._split_commas(self._model.encode(normalize(text, **self._rules), out_type=int))
+
+  def encode_with_offsets(self, text, *, specials=False):
+    """The ids of one text, and the characters each stands for.
+
+    Args:
+      text: str.
+      specials: see `encode`.
+
+    Returns:
+      list[int], and a list of as many `(start, end)`: `text[start:end]` is what the piece was made of, in the text as
+      it was given. Spans exclude white space around a piece (a lone `▁` gets an empty span), never go back, and cover
+      all other characters but those that are dropped; parts of one character (`½` is three pieces) share its span.
+    """
+    ids, spans = [], []
+    parts = self._split_specials(text) if specials else [(text, 0, None)]
+    for part, start, special in parts:
+      if special is None:
+        part_ids, part_spans = (self._wordpiece_spans if self._is_wordpiece else self._sentencepiece_spans)(part)
+      else:
+        part_ids, part_spans = [special], [(0, len(part))]
+      ids += part_ids
+      spans += [(start + a, start + b) for a, b in part_spans]
+    return ids, spans
+
+  def _split_specials(self, text):
+    """Cuts a text at the special names in it: list of (part, its start, its id or None for plain text)."""
+    names = {"[CLS]": self.cls_id, "[SEP]": self.sep_id, "[MASK]": self.mask_id}
+    parts = [
+      (x.group(), x.start(), names.get(x.group()))
+      for x in re.finditer(r"\[(?:CLS|SEP|MASK)\]|(?s:.)+?(?=\[(?:CLS|SEP|MASK)\]|\Z)", text)
+    ]
+    return parts or [(text, 0, None)]
+
+  def _sentencepiece_spans(self, text):
+    chars, spans = _normalize_with_spans(text, **self._rules)
+    # What SentencePiece's own normaliser made of `chars`, and for each of its characters the index in `chars`.
+    _, origin = self._model.normalize(chars, with_offsets=True)
+    ids, result, position = [], [], 0
+    for whole in self._model.encode(chars, out_type=str):
+      whole_id = self._model.piece_to_id(whole)
+      for piece in self._resplit.get(whole_id, [whole]):
+        ids.append(self._model.piece_to_id(piece))
+        first = position + (piece.startswith(_SPACE) and len(piece) > 1)
+        position += len(piece)
+        if piece == _SPACE:
+          begin = end = min(origin[position], len(chars))
+        else:
+          begin, end = origin[first], max(origin[position], origin[position - 1] + 1)
+        while end > begin and chars[end - 1].isspace():
+          end -= 1
+        while begin < end and chars[begin].isspace():
+          begin += 1
+        if begin < end:
+          result.append((spans[begin][0], spans[end - 1][1]))
+        else:
+          at = spans[begin][0] if begin < len(spans) else (spans[-1][1] if spans else 0)
+          result.append((at, at))
+    return ids, result
+
+  def _wordpiece_spans(self, text):
+    encoded = self._model.encode(_characters(text), add_special_tokens=False)
+    return encoded.ids, encoded.offsets
+
+  # Ids to text.
+
+  def decode(self, ids):
+    """Text of ids; special pieces are left out, unknown ones are ` ⁇ ` (SentencePiece) or `[UNK]` (WordPiece).
+
+    Raises:
+      UserError: an id is outside the vocabulary.
+    """
+    ids = [int(i) for i in ids]
+    wrong = [i for i in ids if not 0 <= i < self.vocab_size]
+    if wrong:
+      raise UserError(f"id {wrong[0]} is outside the vocabulary {self.path}, which has ids 0 to {self.vocab_size - 1}")
+    if self._is_wordpiece:
+      special = {self.pad_id, self.cls_id, self.sep_id, self.mask_id}
+      return self._model.decode([i for i in ids if i not in special], skip_special_tokens=False)
+    return self._model.decode(ids)
+
+
+def _characters(text):
+  """The text with lone surrogates, which the `tokenizers` library refuses, as U+FFFD: same length, same offsets."""
+  return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
+def _load_sentencepiece(path):
+  data = pathlib.Path(path).read_bytes()
+  try:
+    if not data:
+      raise RuntimeError("it is empty")
+    return sentencepiece.SentencePieceProcessor(model_proto=data)
+  except RuntimeError as error:
+    raise UserError(
+      f"{path} is not a SentencePiece model ({error}); expected the .model file that `albert-jax vocab` or spm_train "
+      "writes (a .vocab file beside it is only a list to read)"
+    ) from None
+
+
+def _load_wordpiece(tokenizer):
+  try:
+    import tokenizers
+  except ImportError:
+    raise UserError(
+      f"{tokenizer.path} is a WordPiece vocabulary, which needs the `tokenizers` library: pip install tokenizers"
+    ) from None
+  try:
+    lines = pathlib.Path(tokenizer.path).read_text("utf-8").rstrip("\n").split("\n")
+  except UnicodeDecodeError as error:
+    raise UserError(
+      f"{tokenizer.path} is not a WordPiece list: expected UTF-8 text, one piece a line ({error})"
+    ) from None
+  vocabulary = {}
+  for i, line in enumerate(lines):
+    piece = line.strip()
+    if piece in vocabulary or not piece:
+      raise UserError(f"{tokenizer.path} line {i + 1}: expected a piece that is not yet in the list, got {line!r}")
+    vocabulary[piece] = i
+  if "[UNK]" not in vocabulary:
+    raise UserError(f"{tokenizer.path} is not a WordPiece list: it has no line [UNK]")
+  model = tokenizers.Tokenizer(
+    tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORDPIECE_CHARS)
+  )
+  # The original strips accents exactly when it lower-cases.
+  model.normalizer = tokenizers.normalizers.BertNormalizer(
+    lowercase=tokenizer.lower, strip_accents=tokenizer.lower and not tokenizer.keep_accents
+  )
+  model.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+  model.decoder = tokenizers.decoders.WordPiece(prefix="##")
+  return model
