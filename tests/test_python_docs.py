@@ -37,6 +37,6 @@ def test_tfds_builds_it_without_tensorflow(tmp_path, monkeypatch):
   monkeypatch.setattr(python_docs, "docstrings", lambda: [("module/a.py", ["One.", "Two."])])
   builder = tfds.builder("python_docs", data_dir=tmp_path, file_format="array_record")
   builder.download_and_prepare()
-  texts = {example["text"] for example in builder.as_data_source("train")}
+  texts = [example["text"] for example in builder.as_data_source("train")]
   assert len(texts) == len(topics()) + 1
   assert b"One.\nTwo." in texts
