@@ -12,7 +12,6 @@ _CLOSING = "\"'”’»«“‘)\\]}」』）】》〉"
 _OPENING = "\"'“”‘’„‚«»([{¿¡—–-"
 _END = re.compile(rf"([.!?…{_WIDE}]+)([{_CLOSING}]*)(\s*)")
 _NOT_AFTER_WIDE = frozenset("，、；：,;:")
-_LAST_WORD = re.compile(r"[^\s\"'“”‘’„‚«»(\[{]+\Z")
 _LOOK_AROUND = 40  # characters; a longer "word" is no abbreviation
 _NUMBER = re.compile(r"\d{1,2}\Z|[IVX]{1,5}\Z")
 _NEXT_WORD = re.compile(r"\w+")
@@ -33,31 +32,32 @@ _ABBREVIATIONS = frozenset(_NEVER_LAST.split())
 _AFTER_ORDINAL = frozenset(_COUNTED.split())
 
 
-def _ends(text, match):
-  """Whether a sentence really ends at this match of `_END`."""
+def _cut(text, match):
+  """Where a sentence ends at this match of `_END` (index into `text`), or 0 where none does."""
   mark, close, space = match.groups()
   end = match.end()
   if not space:
-    return mark[-1] in _WIDE and text[end] not in _NOT_AFTER_WIDE
+    if mark[-1] not in _WIDE or text[end] in _NOT_AFTER_WIDE:
+      return 0
+    opening = close.find("“")  # closes in German, opens in Chinese
+    return end if opening < 0 else match.start(2) + opening
   following = text[end]
   if following in _OPENING:
     following = text[end : end + _LOOK_AROUND].lstrip(_OPENING)[:1]
   if following.islower():
-    return False
+    return 0
   if mark != "." or close:
-    return True
+    return end
   start = match.start()
-  word = _LAST_WORD.search(text, max(0, start - _LOOK_AROUND), start)
-  if not word:
-    return True
-  word = word.group()
-  if word.lower() in _ABBREVIATIONS or (len(word) == 1 and word.isupper() and word != "I"):  # an initial: J. Smith
-    return False
+  word = text[text.rfind(" ", max(0, start - _LOOK_AROUND), start) + 1 : start].lstrip(_OPENING)
+  if word.lower() in _ABBREVIATIONS or (len(word) == 1 and word != "I" and word.isupper()):  # an initial: J. Smith
+    return 0
   if len(word) <= 5 and _NUMBER.match(word):
     after = _NEXT_WORD.search(text, end, end + _LOOK_AROUND)
-    is_list_item = not text[: start - len(word)].strip() if start < _LOOK_AROUND else False
-    return not (is_list_item or (after and after.group().lower() in _AFTER_ORDINAL))
-  return True
+    is_list_item = start < _LOOK_AROUND and not text[: start - len(word)].strip()
+    if is_list_item or (after and after.group().lower() in _AFTER_ORDINAL):
+      return 0
+  return end
 
 
 def split_sentences(text):
@@ -69,7 +69,11 @@ def split_sentences(text):
   Returns:
     list[str] of non-empty sentences without outer white space. Joined, they hold every visible character of `text`.
   """
-  size = len(text)
-  cuts = [match.end() for match in _END.finditer(text) if match.end() < size and _ends(text, match)]
-  sentences = [text[a:b].strip() for a, b in zip([0, *cuts], [*cuts, size], strict=True)]
+  text = text.strip()
+  size, sentences, start = len(text), [], 0
+  for match in _END.finditer(text):
+    if match.end() < size and (end := _cut(text, match)):
+      sentences.append(text[start:end].strip())
+      start = end
+  sentences.append(text[start:])
   return [sentence for sentence in sentences if sentence]
