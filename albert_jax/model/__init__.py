@@ -61,10 +61,8 @@ def layer_axes(cfg: AlbertConfig, params: dict) -> dict:
 
   An optimizer with a norm per weight matrix (LAMB) takes its norms over the other axes.
   """
-  return {
-    name: jax.tree.map(lambda _, n=len(lead_axes(cfg, name)) if name in ("attention", "ffn") else 0: n, tree)
-    for name, tree in params.items()
-  }
+  lead = {part: len(lead_axes(cfg, part)) for part in ("attention", "ffn")}
+  return {name: jax.tree.map(lambda _, n=lead.get(name, 0): n, tree) for name, tree in params.items()}
 
 
 def _checked(cfg, batch):
@@ -82,7 +80,8 @@ def _checked(cfg, batch):
   for name, size in {"input_ids": cfg.vocab_size, "token_type_ids": cfg.type_vocab_size}.items():
     # Inside jit values are not known; there the lookup clamps, so callers check what they feed (tasks do).
     if not isinstance(batch[name], jax.core.Tracer) and batch[name].size:
-      low, high = int(batch[name].min()), int(batch[name].max())
+      values = np.asarray(batch[name])
+      low, high = values.min(), values.max()
       if low < 0 or high >= size:
         raise UserError(f"{name} reach from {low} to {high}, the model has 0 to {size - 1}: is this its vocabulary?")
   return batch

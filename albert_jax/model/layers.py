@@ -20,7 +20,7 @@ ACTIVATIONS = {
 
 
 def dense(cfg, shape_in, shape_out, rngs, dtype=None):
-  """An affine map from the trailing axes `shape_in` (int or tuple) to `shape_out`, computed in `cfg.dtype` or `dtype`."""
+  """An affine map of the trailing axes, `shape_in` to `shape_out` (ints or tuples), computed in `dtype`."""
   axis = tuple(range(-len(shape_in), 0)) if isinstance(shape_in, tuple) else -1
   dtype = dtype or cfg.dtype
   return nnx.LinearGeneral(shape_in, shape_out, axis=axis, kernel_init=initializer(cfg), dtype=dtype, rngs=rngs)

@@ -1,0 +1,86 @@
+"""Pre-training: masked language model plus sentence-order prediction (section 3.1 of the paper)."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from albert_jax import model
+from albert_jax.data import pipeline, source
+from albert_jax.data.pipeline import DataConfig
+from albert_jax.errors import UserError
+from albert_jax.tasks.base import Task
+
+
+def make(config) -> Task:
+  """The task of a pre-training config (an ml_collections.ConfigDict, see configs/pretrain.py)."""
+  cfg = model.AlbertConfig(**config.model)
+  data = DataConfig(**config.data)
+  dataset = source.describe(data)
+  if dataset.vocab_size != cfg.vocab_size:
+    raise UserError(
+      f"{data.dataset} was prepared with a vocabulary of {dataset.vocab_size} pieces, the model has {cfg.vocab_size}; "
+      f"try --config.model.vocab_size={dataset.vocab_size}"
+    )
+  if data.seq_length > cfg.max_position_embeddings:
+    raise UserError(
+      f"data.seq_length={data.seq_length} exceeds model.max_position_embeddings={cfg.max_position_embeddings}; "
+      f"try --config.data.seq_length={cfg.max_position_embeddings}"
+    )
+  batches = functools.partial(pipeline.train_batches, data, batch_size=config.batch_size, seed=config.seed)
+  eval_batches = functools.partial(
+    pipeline.eval_batches, data, batch_size=config.batch_size, seed=config.seed, max_batches=config.eval_batches or None
+  )
+  return Task(
+    model=cfg,
+    init=functools.partial(model.init, cfg),
+    loss=functools.partial(loss, cfg, config.loss.mlm_weight, config.loss.sop_weight),
+    train_batches=lambda start_step, host, hosts: batches(start_step=start_step, host=host, hosts=hosts),
+    eval_batches=lambda host, hosts: eval_batches(host=host, hosts=hosts),
+    summary=functools.partial(summary, dataset),
+    spm=dataset.spm,
+  )
+
+
+def loss(cfg, mlm_weight, sop_weight, params, batch, key):
+  """MLM mean over the masked slots + SOP mean over the pairs (get_masked_lm_output, get_sentence_order_output).
+
+  Args: batch: see data/pretrain.py. key: for dropout, or None.
+  Returns: (loss, {"mlm_loss", "mlm_accuracy", "sop_loss", "sop_accuracy": (total, weight)}).
+  """
+  out = model.apply(cfg, params, batch, key)
+  sums = {}
+  mlm, sums["mlm_loss"], sums["mlm_accuracy"] = cross_entropy(
+    out["mlm_logits"], batch["mlm_labels"], batch["mlm_weights"]
+  )
+  sop, sums["sop_loss"], sums["sop_accuracy"] = cross_entropy(out["sop_logits"], batch["sop_label"], batch["sop_weight"])
+  return mlm_weight * mlm + sop_weight * sop, sums
+
+
+def cross_entropy(logits, labels, weights):
+  """Args: logits [..., C] float32, labels [...] int, weights [...] float32.
+
+  Returns: (weighted mean, (sum of losses, sum of weights), (sum of correct answers, sum of weights)).
+  """
+  log_probs = jax.nn.log_softmax(logits, axis=-1)
+  losses = -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
+  total, weight = jnp.sum(weights * losses), jnp.sum(weights)
+  correct = jnp.sum(weights * (jnp.argmax(logits, axis=-1) == labels))
+  # The small constant is the original's: it also makes a batch without any label cost nothing.
+  return total / (weight + 1e-5), (total, weight), (correct, weight)
+
+
+def summary(dataset, metrics) -> str:
+  """The held-out numbers beside what a model that learned only word frequencies, or nothing, would get."""
+  rows = [
+    ("masked-token loss (nats)", metrics["mlm_loss"], dataset.unigram_loss, "unigram frequencies"),
+    ("masked-token accuracy", metrics["mlm_accuracy"], dataset.top_token_accuracy, "always the most frequent token"),
+  ]
+  if "sop_accuracy" in metrics:
+    rows.append(("sentence-order accuracy", metrics["sop_accuracy"], 0.5, "guessing"))
+  lines = [f"{'held-out':<26}{'this run':>10}{'baseline':>10}  baseline is"]
+  lines += [f"{name:<26}{value:>10.4f}{baseline:>10.4f}  {what}" for name, value, baseline, what in rows]
+  gain = dataset.unigram_loss - metrics["mlm_loss"]
+  lines.append(f"The model beats the unigram loss by {gain:.3f} nats (perplexity {math.exp(metrics['mlm_loss']):.1f}).")
+  return "\n".join(lines)
