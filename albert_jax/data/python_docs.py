@@ -7,6 +7,7 @@ dataset; `tfds.builder("python_docs", file_format="array_record")` then finds it
 import ast
 import inspect
 import pathlib
+import platform
 import re
 import sysconfig
 import warnings
@@ -65,7 +66,7 @@ def docstrings():
 class PythonDocs(tfds.core.GeneratorBasedBuilder):
   """One document a topic or module; `text` holds one paragraph a line."""
 
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = tfds.core.Version(platform.python_version().split("+")[0])  # another Python, another text
   url_infos = {}  # noqa: RUF012  (no checksums: nothing is downloaded, so TFDS need not look for their file)
 
   def _info(self):

@@ -1,0 +1,490 @@
+"""Corpora to documents: plain text, JSON lines, Parquet, each also compressed, and TFDS names.
+
+A corpus is planned as units of work: a list that depends on the corpus alone, never on who works on it, so that what is
+made of it is the same for one process and for fifty. A document is a list of lines (str, no empty ones): its paragraphs
+or its sentences.
+
+Bad input never ends a run and never passes in silence: it is repaired or left out, and counted in a tally.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import gzip
+import importlib
+import io
+import itertools
+import json
+import lzma
+import os
+import pathlib
+import re
+
+import fsspec.core
+
+from albert_jax.errors import UserError
+
+UNIT_BYTES = 16 << 20  # a unit of work: small enough to spread, large enough to make a decent shard
+MAX_LINE_BYTES = 1 << 20  # longer lines are cut, so that memory stays bounded
+_LOOK_BYTES = 1 << 16  # how much of a file is looked at to see what it is
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """How to read a corpus; every field is an option of the commands that read one.
+
+  Attributes:
+    layout: what separates documents in plain text. `blank`: a blank line (one paragraph or sentence a line). `book`: a
+      file is a document, a blank line separates its paragraphs, which are wrapped over lines. `doc`: WikiExtractor's
+      `<doc …>` and `</doc>`. `auto`: looked up in each file.
+    text_field: the field of a JSON line, Parquet row or TFDS record that holds the text.
+    tfds_split: the split of a TFDS dataset.
+    tfds_dir: where TFDS datasets are; '' is TFDS' own default.
+  """
+
+  layout: str = "auto"
+  text_field: str = "text"
+  tfds_split: str = "train"
+  tfds_dir: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+  """A part of a source: bytes of a plain file, rows of a Parquet file, records of a TFDS split; stop -1 is its end."""
+
+  source: str
+  kind: str
+  start: int = 0
+  stop: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+  """What one worker reads at a time: spans in the order of the corpus, and about how many bytes they are."""
+
+  spans: tuple[Span, ...]
+  size: int
+
+
+# Opening files.
+
+
+def _filesystem(path):
+  """The file system of a path (local, gs://, s3://, …) and the path in it."""
+  return fsspec.core.url_to_fs(os.path.expanduser(path))
+
+
+def _zstd(file):
+  try:
+    from compression import zstd  # Python 3.14
+  except ImportError:
+    try:
+      import zstandard
+    except ImportError:
+      raise UserError("reading .zst files needs a library: pip install zstandard") from None
+    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))
+  return zstd.ZstdFile(file)
+
+
+COMPRESSIONS = {".gz": lambda file: gzip.GzipFile(fileobj=file), ".xz": lzma.LZMAFile, ".zst": _zstd}
+KINDS = {".txt": "text", "": "text", ".jsonl": "json", ".json": "json", ".ndjson": "json", ".parquet": "parquet"}
+
+
+def _suffixes(path):
+  """`a/b.jsonl.gz` -> ('.jsonl', '.gz')."""
+  name = path.rsplit("/", 1)[-1].lower()
+  compression = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
+  return pathlib.PurePosixPath(name.removesuffix(compression)).suffix, compression
+
+
+@contextlib.contextmanager
+def _open(path):
+  """A file's plain bytes, decompressed where its name says so."""
+  fs, name = _filesystem(path)
+  with fs.open(name, "rb") as raw:
+    compression = _suffixes(path)[1]
+    if not compression:
+      yield raw
+      return
+    try:
+      with COMPRESSIONS[compression](raw) as file:
+        yield file
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
+      raise UserError(f"{path} is not a whole {compression} file ({error}); copy or download it again") from error
+
+
+# Planning.
+
+
+def _is_pattern(item):
+  return any(c in item for c in "*?[")
+
+
+def _files(item):
+  """The files that one item of `--input` names: list of str, sorted; empty where it names none."""
+  fs, path = _filesystem(item)
+  if _is_pattern(item):
+    files = [name for name in fs.glob(path) if fs.isfile(name)]
+  elif fs.isdir(path):
+    files = [name for name in fs.find(path) if not name.rsplit("/", 1)[-1].startswith((".", "_"))]
+    files = [name for name in files if _suffixes(name)[0] in KINDS]
+  else:
+    files = [path] if fs.isfile(path) else []
+  return sorted(fs.unstrip_protocol(name) if "://" in item else name for name in files)
+
+
+def plan(spec, reading, unit_bytes=UNIT_BYTES):
+  """Lists a corpus as units of work.
+
+  Args:
+    spec: str, a file, folder, glob or TFDS name (`wikipedia/20230601.en`), or several with commas between.
+    reading: Reading.
+    unit_bytes: about how many bytes of text a unit holds.
+
+  Returns:
+    list[Unit] in the order of the corpus; it depends on nothing but the corpus and the arguments.
+
+  Raises:
+    UserError: an item is neither a file nor a dataset, or there is no text at all.
+  """
+  spans = []
+  for item in [item.strip() for item in spec.split(",") if item.strip()]:
+    files = _files(item)
+    for path in files:
+      spans += _plan_file(path, reading, unit_bytes)
+    if not files:
+      if _is_pattern(item) or ("/" not in item.strip("./") and "." in item) or item.startswith((".", "/", "~", "gs:")):
+        raise UserError(
+          f"--input={item} matches no file; expected a text, .jsonl or .parquet file (or .gz, .xz, .zst of one), a "
+          "folder, a quoted glob such as 'corpus/*.txt', or the name of a TFDS dataset"
+        )
+      spans += _plan_tfds(item, reading, unit_bytes)
+  units, pending, size = [], [], 0
+  for span, span_size in spans:
+    if pending and size + span_size > unit_bytes:
+      units.append(Unit(tuple(pending), size))
+      pending, size = [], 0
+    pending.append(span)
+    size += span_size
+  units += [Unit(tuple(pending), size)] if pending else []
+  if not sum(unit.size for unit in units):
+    raise UserError(f"--input={spec} holds no text: {len(spans)} files, all empty")
+  return units
+
+
+def _plan_file(path, reading, unit_bytes):
+  """One file as a list of (Span, bytes)."""
+  suffix, compression = _suffixes(path)
+  kind = KINDS.get(suffix, "text")
+  fs, name = _filesystem(path)
+  size = fs.size(name)
+  if kind == "parquet":
+    return _plan_parquet(path, size, unit_bytes)
+  if kind == "text":
+    kind = reading.layout if reading.layout != "auto" else _guess_layout(path)
+  if compression or kind == "book" or size <= unit_bytes:
+    return [(Span(path, kind), size)]
+  starts = [0]
+  with _open(path) as file:
+    for target in range(unit_bytes, size, unit_bytes):
+      file.seek(target)
+      file.readline()  # the rest of some line
+      while line := file.readline():
+        position = file.tell()
+        if kind == "json" or (kind == "blank" and not line.strip()):
+          break
+        if kind == "doc" and line.startswith(b"<doc "):
+          position -= len(line)
+          break
+      if line and starts[-1] < position < size:
+        starts.append(position)
+  return [(Span(path, kind, a, b), b - a) for a, b in zip(starts, [*starts[1:], size], strict=True)]
+
+
+def _guess_layout(path):
+  """`doc`, `book` or `blank` (see Reading), from the first lines of a file.
+
+  Lines wrapped at a fixed width give a book away: the first word of the next line would not have fitted on this one,
+  and most lines that a further line follows break off in the middle of a sentence.
+  """
+  with _open(path) as file:
+    head = file.read(_LOOK_BYTES).decode("utf-8", "replace")
+  if re.match(r"\ufeff?\s*<doc ", head):
+    return "doc"
+  lines = [line.strip() for line in head.split("\n")[:-1]]
+  pairs = [(a, b) for a, b in itertools.pairwise(lines) if a and b]
+  if len(pairs) < 20:
+    return "blank"
+  width = sorted(len(a) for a, _ in pairs)[int(0.9 * len(pairs))]
+  full = sum(len(a) + len(b.split(maxsplit=1)[0]) >= width - 4 for a, b in pairs) / len(pairs)
+  broken = sum(a[-1].isalnum() or a[-1] in ",;-" for a, _ in pairs) / len(pairs)
+  return "book" if width <= 120 and full > 0.5 and broken > 0.6 else "blank"
+
+
+def _parquet():
+  try:
+    import pyarrow.parquet
+  except ImportError:
+    raise UserError("reading .parquet files needs a library: pip install pyarrow") from None
+  return pyarrow.parquet
+
+
+def _plan_parquet(path, size, unit_bytes):
+  with _open(path) as file:
+    groups = _parquet().ParquetFile(file).metadata.num_row_groups
+  del unit_bytes  # a row group is the smallest part that can be read alone
+  return [(Span(path, "parquet", i, i + 1), size // groups) for i in range(groups)]
+
+
+@functools.cache
+def tfds_builder(name, data_dir):
+  """Finds a TFDS dataset by name, also one whose module TFDS does not import by itself.
+
+  Raises:
+    UserError: no such dataset, or it is not on this machine in a format with random access.
+  """
+  import tensorflow_datasets as tfds
+
+  base = name.split("/")[0].split(":")[0]
+  modules = ["albert_jax.data.python_docs"] if base == "python_docs" else []
+  modules += [f"tensorflow_datasets.{kind}.{base}" for kind in ("text", "translate", "question_answering")]
+  for module in modules:
+    with contextlib.suppress(ImportError):
+      importlib.import_module(module)
+  try:
+    return tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
+  except Exception as error:  # TFDS raises many kinds here, all of which mean the same to the user
+    reason = str(error).strip().split("\n")[0]
+    raise UserError(
+      f"--input={name} is neither a file nor a TFDS dataset that can be read here ({reason}); expected files, a quoted "
+      "glob such as 'corpus/*.txt', or a TFDS name such as wikipedia/20230601.en (--tfds_dir says where it is)"
+    ) from None
+
+
+@functools.cache
+def _tfds_source(name, split, data_dir):
+  builder = tfds_builder(name, data_dir)
+  if name.split("/")[0] == "python_docs":
+    builder.download_and_prepare()  # made from what is on every machine; does nothing the second time
+  try:
+    return builder.as_data_source(split)
+  except Exception as error:
+    reason = str(error).strip().split("\n")[0]
+    raise UserError(
+      f"the TFDS dataset {name}, split {split}, cannot be read by index ({reason}); prepare it once with: "
+      f"tfds build {name} --file_format=array_record"
+    ) from None
+
+
+def _plan_tfds(name, reading, unit_bytes):
+  source = _tfds_source(name, reading.tfds_split, reading.tfds_dir)
+  info = source.dataset_info
+  if reading.text_field not in info.features:
+    raise UserError(
+      f"the TFDS dataset {name} has no field {reading.text_field!r}; expected one of {', '.join(info.features)}; "
+      "choose with --text_field=NAME"
+    )
+  total = max(info.splits[reading.tfds_split].num_bytes, 1)
+  step = max(1, unit_bytes * len(source) // total)
+  ranges = [(i, min(i + step, len(source))) for i in range(0, len(source), step)]
+  return [(Span(name, "tfds", a, b), total * (b - a) // len(source)) for a, b in ranges]
+
+
+# Reading.
+
+
+def documents(unit, reading, tally):
+  """Reads a unit of work.
+
+  Args:
+    unit: Unit, from `plan`.
+    reading: Reading, the same as there.
+    tally: collections.Counter; what was wrong with the input is added to it.
+
+  Yields:
+    list[str], the lines of a document.
+  """
+  for span in unit.spans:
+    for lines in _READERS[span.kind](span, reading, tally):
+      lines = [line for line in lines if line]
+      if lines:
+        yield lines
+
+
+def _lines(span, tally):
+  """The lines of a part of a file: stripped str, '' for a blank line."""
+  with _open(span.source) as file:
+    if span.start:
+      file.seek(span.start)
+    left = span.stop - span.start if span.stop >= 0 else float("inf")
+    first, rest = span.start == 0, b""
+    while left > 0 and (line := file.readline(MAX_LINE_BYTES)):
+      left -= len(line)
+      tally["bytes"] += len(line)
+      if first:
+        line, first = line.removeprefix(b"\xef\xbb\xbf"), False
+      line, rest = rest + line, b""
+      if not line.endswith(b"\n") and len(line) >= MAX_LINE_BYTES:
+        # Cut an endless line after white space if it has some, otherwise between two characters.
+        tally["overlong lines cut"] += 1
+        cut = max(line.rfind(b" "), line.rfind(b"\t")) + 1 or len(line)
+        while 0 < cut < len(line) + 1 and len(line) - cut < 4 and line[cut - 1] & 0xC0 == 0x80:
+          cut -= 1
+        if line[cut - 1] >= 0xC0:
+          cut -= 1
+        line, rest = line[:cut], line[cut:]
+      yield _decode(line, tally)
+    if rest:
+      yield _decode(rest, tally)
+    if first:
+      tally["empty files"] += 1
+
+
+def _decode(line, tally):
+  """A line of bytes as stripped str; what is not UTF-8 becomes U+FFFD, NUL a space, and is counted."""
+  try:
+    text = line.decode()
+  except UnicodeDecodeError:
+    tally["lines with invalid UTF-8"] += 1
+    text = line.decode("utf-8", "replace")
+  if "\0" in text:
+    tally["lines with NUL"] += 1
+    text = text.replace("\0", " ")
+  return text.strip()
+
+
+def _read_blank(span, reading, tally):
+  del reading
+  lines = []
+  for line in _lines(span, tally):
+    if line:
+      lines.append(line)
+    elif lines:
+      yield lines
+      lines = []
+  yield lines
+
+
+def _read_book(span, reading, tally):
+  del reading
+  paragraphs, wrapped = [], []
+  for line in _lines(span, tally):
+    if line:
+      wrapped.append(line)
+    else:
+      paragraphs.append(" ".join(wrapped))
+      wrapped = []
+  yield [*paragraphs, " ".join(wrapped)]
+
+
+def _read_doc(span, reading, tally):
+  del reading
+  lines = []
+  for line in _lines(span, tally):
+    if line.startswith("<doc ") or line == "</doc>":
+      yield lines
+      lines = []
+    else:
+      lines.append(line)
+  yield lines
+
+
+def _read_json(span, reading, tally):
+  good = False
+  for number, line in enumerate(_lines(span, tally)):
+    if not line:
+      continue
+    try:
+      record = json.loads(line)
+    except ValueError:
+      tally["lines that are not JSON"] += 1
+      continue
+    text = record.get(reading.text_field) if isinstance(record, dict) else None
+    if isinstance(text, str):
+      good = True
+      yield _text_lines(text, tally)
+    elif not good and number == 0 and isinstance(record, dict):
+      raise UserError(
+        f"{span.source}: the first record has no text in the field {reading.text_field!r}; its fields are "
+        f"{', '.join(record)}; choose with --text_field=NAME"
+      )
+    else:
+      tally["records without text"] += 1
+
+
+def _read_parquet(span, reading, tally):
+  with _open(span.source) as raw:
+    file = _parquet().ParquetFile(raw)
+    names = file.schema_arrow.names
+    if reading.text_field not in names:
+      raise UserError(
+        f"{span.source} has no column {reading.text_field!r}; expected one of {', '.join(names)}; choose with "
+        "--text_field=NAME"
+      )
+    groups = list(range(span.start, span.stop))
+    for batch in file.iter_batches(batch_size=64, row_groups=groups, columns=[reading.text_field]):
+      for text in batch.column(0).to_pylist():
+        if isinstance(text, str):
+          tally["bytes"] += len(text.encode())
+          yield _text_lines(text, tally)
+        else:
+          tally["records without text"] += 1
+
+
+# wiki40b marks its structure with words.
+_MARKUP = re.compile(r"_START_(?:ARTICLE|SECTION|PARAGRAPH)_|_NEWLINE_|\n")
+
+
+def _read_tfds(span, reading, tally):
+  source = _tfds_source(span.source, reading.tfds_split, reading.tfds_dir)
+  for i in range(span.start, span.stop, 64):
+    for record in source.__getitems__(list(range(i, min(i + 64, span.stop)))):
+      text = record[reading.text_field]
+      text = text.encode() if isinstance(text, str) else bytes(text)
+      tally["bytes"] += len(text)
+      yield _text_lines(_decode(text, tally), tally)
+
+
+def _text_lines(text, tally):
+  """The lines of a text that was one value."""
+  if "\0" in text:
+    tally["lines with NUL"] += 1
+    text = text.replace("\0", " ")
+  return [line.strip() for line in (_MARKUP.split(text) if "_START_" in text else text.split("\n"))]
+
+
+_READERS = {
+  "blank": _read_blank,
+  "book": _read_book,
+  "doc": _read_doc,
+  "json": _read_json,
+  "parquet": _read_parquet,
+  "tfds": _read_tfds,
+}
+
+
+def add_arguments(parser):
+  """Adds the options that every command with `--input` shares to an argparse parser."""
+  parser.add_argument(
+    "--input",
+    required=True,
+    help="files (.txt, .jsonl, .parquet, each also .gz, .xz or .zst), a folder, a quoted glob, or a TFDS name; several "
+    "with commas between",
+  )
+  for field in dataclasses.fields(Reading):
+    choices = ("auto", "blank", "book", "doc") if field.name == "layout" else None
+    parser.add_argument(f"--{field.name}", default=field.default, choices=choices, help=_HELP[field.name])
+
+
+_HELP = {
+  "layout": "what separates documents in plain text: a blank line; a file each, with paragraphs wrapped over lines "
+  "(book); WikiExtractor's <doc> tags; or what each file looks like (auto, the default)",
+  "text_field": "the field with the text in JSON lines, Parquet and TFDS (default: text)",
+  "tfds_split": "the split of a TFDS dataset (default: train)",
+  "tfds_dir": "where the TFDS datasets are (default: TFDS' own)",
+}
+
+
+def from_arguments(args):
+  """Reading from what `add_arguments` parsed."""
+  return Reading(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Reading)})

@@ -1,0 +1,155 @@
+"""Corpora to documents."""
+
+import collections
+import gzip
+import json
+import lzma
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from albert_jax.data import readers
+from albert_jax.data.readers import Reading, documents, plan
+from albert_jax.errors import UserError
+
+DOCUMENTS = [["First title", "One. Two."], ["Größe zählt.", "她走了。"], ["Third."]]
+TEXT = "\n\n".join("\n".join(lines) for lines in DOCUMENTS) + "\n"
+
+
+def read(spec, unit_bytes=readers.UNIT_BYTES, **reading):
+  """All documents of a corpus, and the tally."""
+  reading, tally = Reading(**reading), collections.Counter()
+  units = plan(str(spec), reading, unit_bytes)
+  return [lines for unit in units for lines in documents(unit, reading, tally)], tally
+
+
+def write_zstd(path, data):
+  import pyarrow
+
+  with pyarrow.CompressedOutputStream(str(path), "zstd") as file:
+    file.write(data)
+
+
+def write_parquet(path, texts):
+  import pyarrow
+  import pyarrow.parquet
+
+  pyarrow.parquet.write_table(pyarrow.table({"text": texts, "n": [1] * len(texts)}), path, row_group_size=2)
+
+
+def write(path, text):
+  data = text.encode()
+  if path.suffix == ".zst":
+    write_zstd(path, data)
+  else:
+    path.write_bytes({".gz": gzip.compress, ".xz": lzma.compress}.get(path.suffix, bytes)(data))
+
+
+@pytest.mark.parametrize("compression", ["", ".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("kind", [".txt", ".jsonl", ".doc", ""])
+def test_every_format_gives_the_same_documents(tmp_path, kind, compression):
+  if compression == ".zst":
+    pytest.importorskip("zstandard")
+    pytest.importorskip("pyarrow")
+  text = {
+    ".txt": TEXT,
+    "": TEXT,
+    ".jsonl": "".join(json.dumps({"text": "\n".join(lines)}) + "\n" for lines in DOCUMENTS),
+    ".doc": "".join('<doc id="1" title="x">\n' + "\n\n".join(lines) + "\n\n</doc>\n" for lines in DOCUMENTS),
+  }[kind]
+  path = tmp_path / f"corpus{kind.replace('.doc', '')}{compression}"
+  write(path, text)
+  assert read(path)[0] == DOCUMENTS
+  assert read(tmp_path)[0] == DOCUMENTS  # as a folder
+  assert read(tmp_path / "corp*")[0] == DOCUMENTS  # as a glob
+
+
+def test_parquet(tmp_path):
+  pytest.importorskip("pyarrow")
+  write_parquet(tmp_path / "a.parquet", ["\n".join(lines) for lines in DOCUMENTS])
+  assert read(tmp_path / "a.parquet")[0] == DOCUMENTS
+  with pytest.raises(UserError, match="no column 'body'; expected one of text, n"):
+    read(tmp_path / "a.parquet", text_field="body")
+
+
+def test_remote_files():
+  import fsspec
+
+  fsspec.filesystem("memory").pipe("/bucket/a.txt", TEXT.encode())
+  assert read("memory://bucket/*.txt")[0] == DOCUMENTS
+  assert read("memory://bucket", unit_bytes=10)[0] == DOCUMENTS
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+  st.lists(st.lists(st.text(st.characters(codec="utf-8"), max_size=9), max_size=4), max_size=8), st.integers(1, 60)
+)
+def test_units_cut_between_documents_and_lose_nothing(tmp_path_factory, raw, unit_bytes):
+  raw = [[" ".join(line.replace("\0", "").split()) for line in lines] for lines in raw]
+  raw = [[line.removeprefix("\ufeff").strip() for line in lines] for lines in raw]
+  raw = [[line for line in lines if line] for lines in raw]
+  raw = [lines for lines in raw if lines]
+  folder = tmp_path_factory.mktemp("corpus")
+  for name, separator in (("blank", "\n\n"), ("doc", "\n</doc>\n<doc >\n")):
+    text = separator.join("\n".join(lines) for lines in raw)
+    (folder / name).write_text(text, "utf-8")
+    if raw:
+      assert read(folder / name, unit_bytes, layout=name)[0] == raw
+  (folder / "a.jsonl").write_text("".join(json.dumps({"text": "\n".join(lines)}) + "\n" for lines in raw))
+  if raw:
+    assert read(folder / "a.jsonl", unit_bytes)[0] == raw
+
+
+def test_books_are_recognised_and_joined(tmp_path):
+  words = ("the quick brown fox jumps over the lazy dog while nobody is looking at it " * 60).split()
+  lines, line = [], ""
+  for word in words:
+    if len(line) + len(word) > 70:
+      lines.append(line.strip())
+      line = ""
+    line += f" {word}"
+  book = "\n".join(lines[:30]) + "\n\n" + "\n".join(lines[30:]) + "\n"
+  (tmp_path / "book.txt").write_text(book)
+  assert read(tmp_path / "book.txt")[0] == [[" ".join(lines[:30]), " ".join(lines[30:])]]
+  # One short sentence a line is not a book.
+  sentences = [f"Sentence number {i} has {'very ' * (i % 7)}few words." for i in range(60)]
+  (tmp_path / "lines.txt").write_text("\n".join(sentences[:30]) + "\n\n" + "\n".join(sentences[30:]))
+  assert read(tmp_path / "lines.txt")[0] == [sentences[:30], sentences[30:]]
+
+
+def test_bad_input_is_counted(tmp_path):
+  (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfgood \xff line\n\nnul\0here\n\n\n")
+  (tmp_path / "b.txt").write_bytes(b"")
+  (tmp_path / "c.jsonl").write_text('{"text": "fine"}\nnot json\n{"other": 1}\n[1]\n')
+  found, tally = read(tmp_path)
+  assert found == [["good \ufffd line"], ["nul here"], ["fine"]]
+  assert tally["lines with invalid UTF-8"] == 1 and tally["lines with NUL"] == 1
+  assert tally["lines that are not JSON"] == 1 and tally["records without text"] == 2 and tally["empty files"] == 1
+
+
+@pytest.mark.parametrize("piece", ["a b ", "é", "她走了 "])
+def test_an_endless_line_is_cut_between_characters(tmp_path, monkeypatch, piece):
+  monkeypatch.setattr(readers, "MAX_LINE_BYTES", 64)
+  (tmp_path / "a.txt").write_text(piece * 100, "utf-8")
+  found, tally = read(tmp_path / "a.txt")
+  assert "".join(found[0]).replace(" ", "") == (piece * 100).replace(" ", "")
+  assert tally["overlong lines cut"] > 1 and not tally["lines with invalid UTF-8"]
+
+
+def test_mistakes_are_explained(tmp_path):
+  with pytest.raises(UserError, match="matches no file"):
+    read(tmp_path / "nothing*.txt")
+  with pytest.raises(UserError, match="matches no file"):
+    read("./missing.txt")
+  with pytest.raises(UserError, match="neither a file nor a TFDS dataset"):
+    read("no_such_dataset")
+  (tmp_path / "empty.txt").touch()
+  with pytest.raises(UserError, match="holds no text"):
+    read(tmp_path / "empty.txt")
+  (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
+  with pytest.raises(UserError, match="its fields are body"):
+    read(tmp_path / "a.jsonl")
+  (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"text " * 1000)[:-20])
+  with pytest.raises(UserError, match=r"not a whole \.gz file"):
+    read(tmp_path / "a.txt.gz")
