@@ -1,0 +1,39 @@
+"""Writing a folder so that nobody ever sees half of it."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+
+from albert_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def new_folder(path, *, overwrite=False):
+  """Yields a temporary folder beside `path`, which takes its place when the block ends, and vanishes if it fails.
+
+  Raises:
+    UserError: something is at `path` already, and `overwrite` is not set.
+  """
+  path = pathlib.Path(path)
+  taken = path.is_file() or (path.is_dir() and any(path.iterdir()))
+  if taken and not overwrite:
+    raise UserError(f"{path} exists already; choose another place or say --overwrite")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+  try:
+    yield temporary
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(0o777 & ~umask)  # mkdtemp makes a private folder; this one is the user's.
+    if path.exists():
+      # A folder that holds something cannot be replaced in one step; for an instant there is none.
+      old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+      path.rename(old / "x")
+      temporary.rename(path)
+      shutil.rmtree(old)
+    else:
+      temporary.rename(path)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)

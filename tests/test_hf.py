@@ -1,0 +1,268 @@
+"""Hugging Face directories: what is written is read back, and what does not fit is refused in words."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors.flax
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import albert_jax
+from albert_jax import model, paths
+from albert_jax.convert import hf, mapping
+from albert_jax.convert.files import new_folder
+from albert_jax.errors import UserError
+
+SMALL = albert_jax.AlbertConfig(
+  vocab_size=40,
+  embedding_size=6,
+  hidden_size=12,
+  num_hidden_layers=4,
+  num_attention_heads=3,
+  intermediate_size=20,
+  max_position_embeddings=16,
+)
+
+
+def random_params(cfg, parts=model.OPTIONAL, heads=None, seed=0):
+  rng = np.random.default_rng(seed)
+  shapes = paths.flatten(model.shapes(cfg, parts))
+  flat = {path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
+  for head, classes in (heads or {}).items():
+    for path, shape in mapping.HEADS[head](cfg.hidden_size, classes).items():
+      flat[f"{head}/{path}"] = rng.normal(size=shape).astype(np.float32)
+  return paths.unflatten(flat)
+
+
+def assert_same(a, b):
+  a, b = paths.flatten(a), paths.flatten(b)
+  assert a.keys() == b.keys()
+  for path in a:
+    assert a[path].dtype == b[path].dtype == np.float32
+    np.testing.assert_array_equal(a[path], b[path], err_msg=path)
+
+
+@st.composite
+def configs(draw):
+  layers = draw(st.integers(1, 5))
+  return dataclasses.replace(
+    SMALL,
+    num_hidden_layers=layers,
+    num_hidden_groups=draw(st.integers(1, layers)),
+    inner_group_num=draw(st.integers(1, 2)),
+    share=draw(st.sampled_from(["all", "attention", "ffn", "none"])),
+    embedding_size=draw(st.sampled_from([6, 12])),
+    hidden_act=draw(st.sampled_from(["gelu", "gelu_new", "relu"])),
+  )
+
+
+@settings(max_examples=25, deadline=None)
+@given(configs(), st.sets(st.sampled_from(["pooler", "mlm"])), st.booleans())
+def test_what_is_written_is_read_back(tmp_path_factory, cfg, parts, head):
+  if "pooler" in parts and "mlm" in parts:
+    parts = {*parts, "sop"}
+  params = random_params(cfg, tuple(parts), {"classifier": 3} if head else None)
+  path = tmp_path_factory.mktemp("hf") / "model"
+  hf.save(path, cfg, params)
+  read_cfg, read = hf.load(path)
+  assert read_cfg == cfg
+  assert_same(read, params)
+
+
+@pytest.mark.parametrize("share", ["all", "attention", "ffn", "none"])
+def test_sharing_becomes_groups_that_compute_the_same(tmp_path, share):
+  cfg = dataclasses.replace(SMALL, share=share, num_hidden_groups=2, inner_group_num=2)
+  params = random_params(cfg)
+  hf.save(tmp_path / "model", cfg, params)
+  fields = json.loads((tmp_path / "model/config.json").read_text())
+  assert fields["num_hidden_groups"] == (2 if share == "all" else 4)
+  del fields["albert_jax"]
+  (tmp_path / "model/config.json").write_text(json.dumps(fields))
+  plain_cfg, plain = hf.load(tmp_path / "model")
+  assert (plain_cfg.share, plain_cfg.num_hidden_groups) == ("all", fields["num_hidden_groups"])
+  batch = {"input_ids": np.arange(20, dtype=np.int32).reshape(2, 10)}
+  ours = albert_jax.apply(cfg, jax.tree.map(jax.numpy.asarray, params), batch)
+  theirs = albert_jax.apply(plain_cfg, plain, batch)
+  for name in ours:
+    np.testing.assert_allclose(theirs[name], ours[name], atol=1e-5)
+
+
+def test_the_table_has_a_name_for_everything():
+  """One name per tensor, and as many numbers there as here."""
+  for share in ("all", "none"):
+    cfg = dataclasses.replace(SMALL, share=share)
+    table = hf._table(cfg, model.OPTIONAL, {"classifier": 2, "span": 2})
+    assert len({entry.name for entry in table}) == len(table)
+    assert sum(np.prod(e.there) for e in table) == albert_jax.param_count(
+      random_params(cfg, heads={"classifier": 2, "span": 2})
+    )
+
+
+def test_layers_where_transformers_counts_groups_differently():
+  cfg = dataclasses.replace(SMALL, num_hidden_layers=18, num_hidden_groups=14)
+  assert mapping.layers_there(cfg) != mapping.layers_there(cfg, hf._group) == list(range(18))
+
+
+class TestConfig:
+  def write(self, path, **fields):
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps({"model_type": "albert", **fields}))
+    return path
+
+  def test_defaults_are_those_of_transformers(self, tmp_path):
+    cfg, extra = hf.read_config(self.write(tmp_path / "x"))
+    assert cfg == albert_jax.VARIANTS["xxlarge"]
+    assert extra == {}
+
+  def test_other_keys_are_kept(self, tmp_path):
+    folder = self.write(tmp_path / "x", id2label={"0": "no", "1": "yes"}, torch_dtype="float16", gap_size=0)
+    _, extra = hf.read_config(folder)
+    assert extra == {"id2label": {"0": "no", "1": "yes"}, "gap_size": 0}
+    hf.save(tmp_path / "y", SMALL, random_params(SMALL), extra=extra)
+    assert hf.read_config(tmp_path / "y") == (SMALL, {**extra, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3})
+
+  def test_other_names_of_activations(self, tmp_path):
+    assert hf.read_config(self.write(tmp_path / "x", hidden_act="gelu_pytorch_tanh"))[0].hidden_act == "gelu_new"
+    with pytest.raises(UserError, match="hidden_act='swish' is unknown"):
+      hf.read_config(self.write(tmp_path / "x", hidden_act="swish"))
+
+  def test_another_model(self, tmp_path):
+    with pytest.raises(UserError, match="does not describe an ALBERT"):
+      hf.read_config(self.write(tmp_path / "x", model_type="bert"))
+    with pytest.raises(UserError, match=r"no .*config\.json: expected a Hugging Face directory"):
+      hf.read_config(tmp_path / "nowhere")
+    (tmp_path / "x/config.json").write_text("{")
+    with pytest.raises(UserError, match="is not JSON"):
+      hf.read_config(tmp_path / "x")
+
+
+class TestStrict:
+  @pytest.fixture
+  def saved(self, tmp_path):
+    hf.save(tmp_path / "model", SMALL, random_params(SMALL))
+    return tmp_path / "model"
+
+  def change(self, saved, change):
+    tensors = safetensors.numpy.load_file(saved / "model.safetensors")
+    change(tensors)
+    safetensors.numpy.save_file(tensors, saved / "model.safetensors")
+
+  def test_everything_wrong_is_listed(self, saved):
+    def change(tensors):
+      del tensors["albert.pooler.weight"]
+      tensors["albert.strange"] = np.zeros(3, np.float32)
+      tensors["predictions.bias"] = np.zeros(41, np.float32)
+      tensors["albert.pooler.bias"][0] = np.nan
+
+    self.change(saved, change)
+    with pytest.raises(UserError) as error:
+      hf.load(saved)
+    for line in (
+      "missing: albert.pooler.weight [12, 12]",
+      "not known: albert.strange [3]",
+      "other shape: predictions.bias is [41], its config says [40]",
+      "not finite: albert.pooler.bias",
+    ):
+      assert line in str(error.value)
+
+  def test_tied_copies_and_buffers_are_dropped(self, saved):
+    def change(tensors):
+      tensors["predictions.decoder.weight"] = tensors["albert.embeddings.word_embeddings.weight"]
+      tensors["predictions.decoder.bias"] = tensors.pop("predictions.bias")
+      tensors["albert.embeddings.position_ids"] = np.arange(16)[None]
+
+    self.change(saved, change)
+    assert_same(hf.load(saved)[1], random_params(SMALL))
+    self.change(saved, lambda tensors: tensors["predictions.decoder.weight"].__setitem__(0, 7))
+    with pytest.raises(UserError, match=r"predictions\.decoder\.weight differs"):
+      hf.load(saved)
+
+  def test_a_bare_model_has_no_prefix(self, tmp_path):
+    params = random_params(SMALL, ("pooler",))
+    hf.save(tmp_path / "model", SMALL, params)
+    names = safetensors.numpy.load_file(tmp_path / "model/model.safetensors").keys()
+    assert not any(name.startswith("albert.") for name in names)
+    assert_same(hf.load(tmp_path / "model")[1], params)
+
+  def test_lower_precision_is_widened(self, saved):
+    file = saved / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    half = {name: value.astype(np.float16) for name, value in tensors.items()}
+    safetensors.numpy.save_file(half, file)
+    np.testing.assert_array_equal(hf.load(saved)[1]["pooler"]["bias"], half["albert.pooler.bias"].astype(np.float32))
+
+    cut = {name: jax.numpy.asarray(value, jax.numpy.bfloat16) for name, value in tensors.items()}
+    safetensors.flax.save_file(cut, file)
+    np.testing.assert_array_equal(hf.load(saved)[1]["pooler"]["bias"], np.float32(cut["albert.pooler.bias"]))
+
+  def test_damaged_files(self, saved):
+    file = saved / "model.safetensors"
+    data = file.read_bytes()
+    for broken in (data[:-10], b"", b"garbage", (2**60).to_bytes(8, "little") + data[8:]):
+      file.write_bytes(broken)
+      with pytest.raises(UserError, match="damaged"):
+        hf.load(saved)
+    file.unlink()
+    with pytest.raises(UserError, match=r"no .*model\.safetensors"):
+      hf.load(saved)
+
+  def test_layers_that_should_be_shared_but_differ(self, tmp_path):
+    cfg = dataclasses.replace(SMALL, share="attention")
+    hf.save(tmp_path / "model", cfg, random_params(cfg))
+    name = "albert.encoder.albert_layer_groups.2.albert_layers.0.attention.query.bias"
+    self.change(tmp_path / "model", lambda tensors: tensors[name].__setitem__(0, 7))
+    with pytest.raises(UserError, match=r"groups\.2.*the layers differ"):
+      hf.load(tmp_path / "model")
+
+
+class TestWriting:
+  def test_nothing_is_overwritten_or_left_half(self, tmp_path):
+    params = random_params(SMALL)
+    hf.save(tmp_path / "model", SMALL, params)
+    with pytest.raises(UserError, match="exists already"):
+      hf.save(tmp_path / "model", SMALL, params)
+    broken = {**params, "sop": jax.tree.map(lambda x: x * np.nan, params["sop"])}
+    with pytest.raises(UserError, match="NaN"):
+      hf.save(tmp_path / "model", SMALL, broken, overwrite=True)
+    with pytest.raises(UserError, match="no name"):
+      hf.save(tmp_path / "other", SMALL, {**params, "mystery": {"kernel": np.zeros(3)}})
+    assert_same(hf.load(tmp_path / "model")[1], params)
+    hf.save(tmp_path / "model", SMALL, random_params(SMALL, seed=1), overwrite=True)
+    assert_same(hf.load(tmp_path / "model")[1], random_params(SMALL, seed=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+  def test_a_failed_block_leaves_nothing(self, tmp_path):
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "x") as folder:
+      (folder / "file").write_text("half")
+      raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+  def test_architectures(self, tmp_path):
+    cases = {
+      "AlbertForPreTraining": (("pooler", "mlm", "sop"), {}),
+      "AlbertForMaskedLM": (("mlm",), {}),
+      "AlbertModel": (("pooler",), {}),
+      "AlbertForSequenceClassification": (("pooler",), {"classifier": 3}),
+      "AlbertForTokenClassification": ((), {"classifier": 5}),
+      "AlbertForQuestionAnswering": ((), {"span": 2}),
+    }
+    for name, (parts, heads) in cases.items():
+      fields = hf.write_config(SMALL, random_params(SMALL, parts, heads))
+      assert fields["architectures"] == [name]
+      if heads:
+        assert len(fields["id2label"]) == next(iter(heads.values()))
+
+  @pytest.mark.realdata
+  def test_vocabulary(self, tmp_path, real_data):
+    cfg = dataclasses.replace(SMALL, vocab_size=30000)
+    vocabulary = real_data / "vocab/albert_en_30k/spiece.model"
+    hf.save(tmp_path / "model", cfg, random_params(cfg), vocabulary=vocabulary)
+    assert (tmp_path / "model/spiece.model").read_bytes() == vocabulary.read_bytes()
+    assert json.loads((tmp_path / "model/tokenizer_config.json").read_text())["do_lower_case"] is True
+    with pytest.raises(UserError, match="30000 pieces, the model only 40 rows"):
+      hf.save(tmp_path / "other", SMALL, random_params(SMALL), vocabulary=vocabulary)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
