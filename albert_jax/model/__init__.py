@@ -61,8 +61,12 @@ def layer_axes(cfg: AlbertConfig, params: dict) -> dict:
 
   An optimizer with a norm per weight matrix (LAMB) takes its norms over the other axes.
   """
-  lead = {part: len(lead_axes(cfg, part)) for part in ("attention", "ffn")}
-  return {name: jax.tree.map(lambda _, n=lead.get(name, 0): n, tree) for name, tree in params.items()}
+
+  def count(path, _):
+    part = path[0].key
+    return len(lead_axes(cfg, part)) if part in ("attention", "ffn") else 0
+
+  return jax.tree_util.tree_map_with_path(count, params)
 
 
 def _checked(cfg, batch):

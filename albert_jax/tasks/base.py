@@ -1,4 +1,4 @@
-"""What the training loop knows of a task: six functions and nothing else."""
+"""What the training loop knows of a task, and nothing else."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Task:
     whose ratio total / weight is the metric. With key None nothing is dropped out; evaluation uses the same function.
   train_batches(start_step, host, hosts) -> iterator over this host's rows of the global batches, from `start_step` on.
   eval_batches(host, hosts) -> one finite pass; padded rows weigh 0; as many batches on every host.
-  summary(metrics) -> the text printed when a run ends.
+  baselines: {metric: (value, what it is)}: what the held-out metric would be without learning.
   spm: the SentencePiece model whose ids the batches hold; exported with the weights.
   """
 
@@ -24,5 +24,5 @@ class Task:
   loss: Callable
   train_batches: Callable
   eval_batches: Callable
-  summary: Callable
+  baselines: dict
   spm: str

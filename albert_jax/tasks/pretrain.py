@@ -1,7 +1,6 @@
 """Pre-training: masked language model plus sentence-order prediction (section 3.1 of the paper)."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +37,11 @@ def make(config) -> Task:
     loss=functools.partial(loss, cfg, config.loss.mlm_weight, config.loss.sop_weight),
     train_batches=lambda start_step, host, hosts: batches(start_step=start_step, host=host, hosts=hosts),
     eval_batches=lambda host, hosts: eval_batches(host=host, hosts=hosts),
-    summary=functools.partial(summary, dataset),
+    baselines={
+      "mlm_loss": (dataset.unigram_loss, "token frequencies alone"),
+      "mlm_accuracy": (dataset.top_token_accuracy, "always the most frequent token"),
+      **({"sop_accuracy": (0.5, "guessing")} if config.loss.sop_weight else {}),
+    },
     spm=dataset.spm,
   )
 
@@ -50,11 +53,9 @@ def loss(cfg, mlm_weight, sop_weight, params, batch, key):
   Returns: (loss, {"mlm_loss", "mlm_accuracy", "sop_loss", "sop_accuracy": (total, weight)}).
   """
   out = model.apply(cfg, params, batch, key)
-  sums = {}
-  mlm, sums["mlm_loss"], sums["mlm_accuracy"] = cross_entropy(
-    out["mlm_logits"], batch["mlm_labels"], batch["mlm_weights"]
-  )
-  sop, sums["sop_loss"], sums["sop_accuracy"] = cross_entropy(out["sop_logits"], batch["sop_label"], batch["sop_weight"])
+  mlm, mlm_loss, mlm_hits = cross_entropy(out["mlm_logits"], batch["mlm_labels"], batch["mlm_weights"])
+  sop, sop_loss, sop_hits = cross_entropy(out["sop_logits"], batch["sop_label"], batch["sop_weight"])
+  sums = {"mlm_loss": mlm_loss, "mlm_accuracy": mlm_hits, "sop_loss": sop_loss, "sop_accuracy": sop_hits}
   return mlm_weight * mlm + sop_weight * sop, sums
 
 
@@ -69,18 +70,3 @@ def cross_entropy(logits, labels, weights):
   correct = jnp.sum(weights * (jnp.argmax(logits, axis=-1) == labels))
   # The small constant is the original's: it also makes a batch without any label cost nothing.
   return total / (weight + 1e-5), (total, weight), (correct, weight)
-
-
-def summary(dataset, metrics) -> str:
-  """The held-out numbers beside what a model that learned only word frequencies, or nothing, would get."""
-  rows = [
-    ("masked-token loss (nats)", metrics["mlm_loss"], dataset.unigram_loss, "unigram frequencies"),
-    ("masked-token accuracy", metrics["mlm_accuracy"], dataset.top_token_accuracy, "always the most frequent token"),
-  ]
-  if "sop_accuracy" in metrics:
-    rows.append(("sentence-order accuracy", metrics["sop_accuracy"], 0.5, "guessing"))
-  lines = [f"{'held-out':<26}{'this run':>10}{'baseline':>10}  baseline is"]
-  lines += [f"{name:<26}{value:>10.4f}{baseline:>10.4f}  {what}" for name, value, baseline, what in rows]
-  gain = dataset.unigram_loss - metrics["mlm_loss"]
-  lines.append(f"The model beats the unigram loss by {gain:.3f} nats (perplexity {math.exp(metrics['mlm_loss']):.1f}).")
-  return "\n".join(lines)

@@ -1,0 +1,40 @@
+"""`albert-jax COMMAND …`: a table of commands, nothing else."""
+
+import importlib
+import sys
+
+from albert_jax.errors import UserError
+
+COMMANDS = {
+  "vocab": ("albert_jax.data.vocab", "train a SentencePiece vocabulary on a corpus"),
+  "prepare": ("albert_jax.data.prepare", "turn a corpus into a dataset of token segments"),
+  "train": ("albert_jax.train", "pre-train a model; resumes by itself"),
+  "evaluate": ("albert_jax.evaluate", "the numbers of a checkpoint on held-out data, as JSON"),
+  "predict": ("albert_jax.predict", "fill masks with a trained model"),
+}
+
+
+def main(argv=None) -> int:
+  argv = sys.argv[1:] if argv is None else argv
+  if not argv or argv[0] in ("-h", "--help", "help"):
+    listed = "\n".join(f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items())
+    print(f"usage: albert-jax COMMAND [--help] …\n\ncommands:\n{listed}")
+    return 0 if argv else 2
+  if argv[0] not in COMMANDS:
+    print(f"albert-jax: no command {argv[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+    return 2
+  try:
+    return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
+  except UserError as error:
+    print(f"albert-jax {argv[0]}: {error}", file=sys.stderr)
+    return 2
+  except (OSError, FloatingPointError) as error:
+    print(f"albert-jax {argv[0]}: {error}", file=sys.stderr)
+    return 1
+  except KeyboardInterrupt:
+    print(f"albert-jax {argv[0]}: interrupted", file=sys.stderr)
+    return 130
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,209 @@
+"""THE training loop. Read it from top to bottom: task, mesh, state, data, step, log, evaluate, save."""
+
+import contextlib
+import json
+import pathlib
+import signal
+import sys
+
+import jax
+import optax
+
+from albert_jax import cli, convert, curves, model, paths, tasks
+from albert_jax.errors import UserError
+from albert_jax.evaluate import evaluate, make_eval_step
+from albert_jax.training import optimizer, sharding, state
+from albert_jax.training.checkpoint import Checkpoints
+from albert_jax.training.optimizer import OptimizerConfig
+from albert_jax.training.sharding import MeshConfig
+from albert_jax.training.writer import Writer, read
+
+# What may differ between a run and its continuation: how it is watched and computed, not what is computed.
+FREE = ("steps", "log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_checkpoints", "init_from",
+        "data.workers", "model.remat", "mesh.")  # fmt: skip
+
+
+def train(config, workdir) -> dict:
+  """Trains by `config` (see configs/) in the folder `workdir`, going on from its newest checkpoint if there is one.
+
+  Returns: the newest held-out metrics, {"name": value}.
+  Raises: UserError for a config that contradicts itself, the data or the checkpoint; FloatingPointError when the loss
+    is no longer a number.
+  """
+  workdir = pathlib.Path(workdir).absolute()
+  host, hosts = jax.process_index(), jax.process_count()
+
+  # Task, mesh, optimizer: everything that can be wrong is found before the first array exists.
+  task = tasks.make(config)
+  mesh = sharding.make_mesh(MeshConfig(**config.mesh), config.batch_size)
+  opt = OptimizerConfig(**config.optimizer)
+  rate = optimizer.schedule(opt, config.steps)
+  key_init, key_step = jax.random.split(jax.random.key(config.seed))
+  tx = optimizer.make(opt, model.layer_axes(task.model, jax.eval_shape(task.init, key_init)))
+  train_step, eval_step = make_train_step(task, tx, rate, key_step), make_eval_step(task)
+  _same_run(config, workdir)
+
+  with jax.set_mesh(mesh), contextlib.closing(Checkpoints(workdir / "checkpoints", config.keep_checkpoints)) as saved:
+    # State: shapes first, then the newest checkpoint, given weights, or fresh arrays made in their place.
+    abstract = state.abstract(task.init, tx, key_init)
+    places = sharding.shardings(mesh, abstract)
+    if saved.latest() is not None:
+      now = saved.restore(abstract, places)
+    elif config.init_from:
+      now = state.from_params(_given(config.init_from, task, abstract["params"]), tx, places)
+    else:
+      now = state.create(task.init, tx, key_init, places)
+    start = int(now["step"])
+    _announce(config, task, mesh, start, workdir)
+
+    # The loop: dispatch step t, then look at step t - 1, so that the device never waits for the host.
+    batches = task.train_batches(start, host, hosts)
+    tokens = config.batch_size * config.data.seq_length
+    with Writer(workdir, start, config.steps, config.log_every, tokens) as writer, _asked_to_stop() as stop:
+      held_out, before = _last_evaluation(workdir, start), None
+      for step in range(start + 1, config.steps + 1):
+        batch = sharding.global_batch(mesh, next(batches))
+        with jax.transfer_guard("disallow"):
+          now, numbers = train_step(now, batch)
+        if before is not None:
+          writer.train(*before)
+        before = (step, *numbers)
+
+        last = step == config.steps or stop
+        if step % config.checkpoint_every == 0 or last:
+          writer.train(*before)  # Raises where the loss is not a number: such a state is never saved.
+          before = None
+          saved.save(step, now)
+        if step % config.eval_every == 0 or step == config.steps:
+          held_out = evaluate(task, eval_step, now["params"], mesh)
+          writer.write(step, "eval", held_out)
+          writer.pause()
+        if last:
+          break
+
+    if stop:
+      print(f"Stopped at step {step} by {stop[0]}; saved. The same command goes on from there.", file=sys.stderr)
+    elif host == 0:
+      _finish(task, now["params"], held_out, workdir)
+  return held_out
+
+
+def make_train_step(task, tx, rate, base_key):
+  """(state, batch) -> (state, (sums, scalars)), compiled once; the old state's memory is reused for the new one."""
+
+  def train_step(now, batch):
+    step, params = now["step"], now["params"]
+    key = jax.random.fold_in(base_key, step)
+    (loss, sums), grads = jax.value_and_grad(task.loss, has_aux=True)(params, batch, key)
+    updates, opt = tx.update(grads, now["opt"], params)
+    learning_rate = rate(step)
+    params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
+    scalars = {"grad_norm": optax.tree.norm(grads), "learning_rate": learning_rate}
+    return {"step": step + 1, "params": params, "opt": opt}, ({"loss": (loss, 1.0), **sums}, scalars)
+
+  return jax.jit(train_step, donate_argnums=0)
+
+
+def _finish(task, params, held_out, workdir):
+  """What a complete run leaves: weights for others, the curves, and a table on stdout."""
+  convert.save(workdir / "export", task.model, jax.device_get(params), vocabulary=task.spm, overwrite=True)
+  curves.plot(workdir, task.baselines)
+  print(table(held_out, task.baselines))
+  print(f"Weights: {workdir / 'export'}\nCurves:  {workdir / 'curves.png'}")
+
+
+def _same_run(config, workdir):
+  """Writes `config.json`, or finds the same one there. Raises: UserError that names the fields that differ."""
+  path = workdir / "config.json"
+  new = json.loads(config.to_json())
+  if path.exists() and (workdir / "checkpoints").exists():
+    old = json.loads(path.read_text())
+    ours, theirs = _flat(new), _flat(old)
+    changed = [
+      f"{name}: {theirs.get(name)!r} there, {ours.get(name)!r} here"
+      for name in sorted({*ours, *theirs})
+      if ours.get(name) != theirs.get(name) and not name.startswith(FREE)
+    ]
+    if changed:
+      raise UserError(
+        f"{workdir} holds a run with another config:\n  " + "\n  ".join(changed) + "\n"
+        "Give the same values to go on with it, or another --workdir to start anew."
+      )
+  if jax.process_index() == 0:
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(new, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def _flat(tree, prefix=""):
+  return {
+    name: leaf
+    for key, value in tree.items()
+    for name, leaf in (_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}).items()
+  }
+
+
+def _given(path, task, abstract):
+  """The parameters at `path`, which must fit the task's one by one."""
+  _, params = convert.load(path)
+  wanted, found = ({name: x.shape for name, x in paths.flatten(tree).items()} for tree in (abstract, params))
+  names = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
+  if wrong := [f"{name}: {found.get(name)} there, {wanted.get(name)} here" for name in names]:
+    raise UserError(f"init_from={path!r} does not fit the model:\n  " + "\n  ".join(wrong))
+  print(f"Loaded {model.param_count(params):,} parameters from {path}; none are new.", file=sys.stderr)
+  return params
+
+
+def _announce(config, task, mesh, start, workdir):
+  """One line that says what is about to happen."""
+  if jax.process_index() == 0:
+    devices = f"{mesh.size} {mesh.devices.flat[0].device_kind}"
+    size = model.param_count(jax.eval_shape(task.init, jax.random.key(0)))
+    begin = f"going on from step {start}" if start else "from step 0"
+    print(f"{size:,} parameters on {devices}, {begin} to {config.steps}, in {workdir}", file=sys.stderr)
+
+
+def _last_evaluation(workdir, step):
+  """The newest held-out metrics of a run up to `step`, {} if there are none."""
+  lines = [line for line in read(workdir) if line["split"] == "eval" and line["step"] <= step]
+  return {k: v for k, v in lines[-1].items() if k not in ("step", "split")} if lines else {}
+
+
+@contextlib.contextmanager
+def _asked_to_stop():
+  """Yields a list that is empty until SIGTERM or Ctrl-C arrives; a second Ctrl-C interrupts at once."""
+  asked = []
+
+  def note(number, _):
+    if asked and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    asked.append(signal.Signals(number).name)
+
+  before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    yield asked
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def table(metrics, baselines) -> str:
+  """Held-out metrics beside what they would be without learning."""
+  lines = [f"{'held-out':<16}{'this run':>10}{'baseline':>10}   baseline is"]
+  for name, (value, what) in baselines.items():
+    if name in metrics:
+      lines.append(f"{name:<16}{metrics[name]:>10.4f}{value:>10.4f}   {what}")
+  return "\n".join(lines)
+
+
+def main(argv):
+  parser = cli.parser(
+    "train",
+    "Trains a model in a folder: checkpoints, metrics.jsonl, TensorBoard events, and at the end curves.png and\n"
+    "export/, a Hugging Face directory. Run again, it goes on from the newest checkpoint.",
+    "albert-jax train --config=configs/pretrain.py:tiny --config.data.dataset=DIR --workdir=RUN",
+  )
+  parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder of this run")
+  args, config = cli.parse_with_config(parser, argv)
+  train(config, args.workdir)

@@ -1,0 +1,43 @@
+"""Pre-training: MLM with n-gram masks, and sentence order. Variants are the sizes, e.g. configs/pretrain.py:base.
+
+base to xxlarge are the paper's recipe: LAMB, batch 4096, learning rate 0.00176, 125,000 steps, 3,125 of them warm-up,
+length 512 (section 4.1). At another batch size lower the learning rate too: at batch 32 the paper's rate never leaves
+the unigram plateau.
+
+  albert-jax train --config=configs/pretrain.py:base --config.data.dataset=DIR --workdir=RUN
+"""
+
+import dataclasses
+
+from albert_jax.data.pipeline import DataConfig
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(variant: str = "base") -> ConfigDict:
+  small = variant in SMALL
+  config = common.get_config("tiny" if small else variant)
+  config.task = ConfigDict({"name": "pretrain"})
+  config.loss = ConfigDict({"mlm_weight": 1.0, "sop_weight": 1.0})
+  config.data = ConfigDict(dataclasses.asdict(DataConfig(dataset="", seq_length=512)))
+  if small:
+    config.update(SMALL[variant])
+  return config
+
+
+# For one machine without an accelerator; measured numbers are in docs/results.md.
+SMALL = {
+  # The README's first run: the documentation that ships with Python, 3 to 5 minutes on 2 cores.
+  "quickstart": {
+    "steps": 1200, "batch_size": 32, "log_every": 50, "eval_every": 300, "eval_batches": 0, "checkpoint_every": 300,
+    "model": {"vocab_size": 4096, "max_position_embeddings": 128},
+    "data": {"seq_length": 64},
+    "optimizer": {"name": "adamw", "learning_rate": 5e-4, "warmup_steps": 200},
+  },
+  "tiny": {
+    "steps": 2000, "batch_size": 32, "log_every": 50, "eval_every": 500, "eval_batches": 20, "checkpoint_every": 500,
+    "data": {"seq_length": 128},
+    "optimizer": {"name": "adamw", "learning_rate": 5e-4, "warmup_steps": 200},
+  },
+}  # fmt: skip
