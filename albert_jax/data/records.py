@@ -23,8 +23,8 @@ from albert_jax.errors import UserError
 HEADER_BYTES = 16
 MAX_TOKENS = 65535  # what the uint16 fields can count
 
-# Google's rule for SentencePiece (create_pretraining_data.py, `_is_start_piece_sp`). Its punctuation lacks the apostrophe,
-# so "'s" starts a word of its own, as does every piece with a letter outside a to z.
+# Google's rule for SentencePiece (create_pretraining_data.py, `_is_start_piece_sp`). Its punctuation lacks the
+# apostrophe, so "'s" starts a word of its own, as does every piece with a letter outside a to z.
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 _PUNCTUATION = frozenset('!"#$%&"()*+,-./:;?@[\\]^_`{|}~€£')
 
