@@ -1,0 +1,382 @@
+"""TensorFlow V2 checkpoints ("tensor bundles"), read and written without TensorFlow.
+
+A checkpoint `P` is `P.index`, a table of names in the format of leveldb, and `P.data-0000i-of-0000n`, the bytes of the
+tensors one after the other. Sources: tensorflow/core/util/tensor_bundle/tensor_bundle.h, tensorflow/core/protobuf/
+tensor_bundle.proto, leveldb's doc/table_format.md.
+"""
+
+import contextlib
+import os
+import pathlib
+import re
+import tempfile
+
+import ml_dtypes
+import numpy as np
+
+from albert_jax.convert.crc32c import crc32c, masked
+from albert_jax.errors import UserError
+
+# tensorflow/core/framework/types.proto. Other types (strings above all) have no array of fixed-size numbers.
+_DTYPES = {
+  1: np.dtype("<f4"),
+  2: np.dtype("<f8"),
+  3: np.dtype("<i4"),
+  4: np.dtype("u1"),
+  5: np.dtype("<i2"),
+  6: np.dtype("i1"),
+  8: np.dtype("<c8"),
+  9: np.dtype("<i8"),
+  10: np.dtype("?"),
+  14: np.dtype(ml_dtypes.bfloat16),
+  17: np.dtype("<u2"),
+  18: np.dtype("<c16"),
+  19: np.dtype("<f2"),
+  22: np.dtype("<u4"),
+  23: np.dtype("<u8"),
+}
+_NUMBERS = {dtype: number for number, dtype in _DTYPES.items()}
+
+_MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
+_FOOTER = 48  # two block handles, padded, and the magic number
+_RESTART = 16  # every so many keys of a block one is written whole
+_BLOCK = 256 * 1024  # bytes after which a block of the table is closed
+
+
+class Checkpoint:
+  """A checkpoint to read from, tensor by tensor.
+
+  Attributes:
+    prefix: path without `.index`.
+    variables: {name: (dtype, shape)}, sorted by name. dtype is a numpy dtype, or a str that says why it cannot be read.
+  """
+
+  def __init__(self, path):
+    """Reads the table of names.
+
+    Args:
+      path: the prefix (`…/model.ckpt-100`), one of the files, or a folder that holds exactly one checkpoint.
+
+    Raises:
+      UserError: none or several are there, or the table is damaged.
+    """
+    self.prefix = find(path)
+    self._index = f"{self.prefix}.index"
+    with _damage(self._index):
+      self._shards, self._entries = _read_index(pathlib.Path(self._index).read_bytes())
+    self.variables = {name: (entry["dtype"], entry["shape"]) for name, entry in self._entries.items()}
+
+  def read(self, name):
+    """One tensor as a numpy array.
+
+    Raises:
+      UserError: there is none of this name, its type or layout is not supported, or its bytes are missing or damaged
+        (their checksum is verified). The message names the tensor and the file.
+    """
+    if name not in self._entries:
+      raise UserError(f"{self._index} has no tensor {name!r}; it has {', '.join(self._entries)}")
+    entry = self._entries[name]
+    dtype, shape, size = entry["dtype"], entry["shape"], entry["size"]
+    if isinstance(dtype, str):
+      raise UserError(f"{self._index}: cannot read {name}: {dtype}")
+    file = f"{self.prefix}.data-{entry['shard']:05d}-of-{self._shards:05d}"
+    expected = dtype.itemsize * int(np.prod(shape, dtype=object))
+    if size != expected:
+      raise UserError(f"{self._index} is damaged: {name} {dtype} {list(shape)} takes {expected} bytes, not {size}")
+    try:
+      with open(file, "rb") as data:
+        there = data.seek(0, os.SEEK_END)
+        if entry["offset"] + size > there:
+          raise UserError(
+            f"{file} is cut off or another file: {name} ends at byte {entry['offset'] + size}, the file has {there}"
+          )
+        data.seek(entry["offset"])
+        array = np.fromfile(data, np.uint8, size)
+    except FileNotFoundError:
+      raise UserError(f"no {file}, which holds {name}; a checkpoint is its .index and all its .data files") from None
+    if masked(crc32c(array)) != entry["crc"]:
+      raise UserError(f"{file} is damaged: the checksum of {name} (bytes {entry['offset']} and on) is wrong")
+    return array.view(dtype).reshape(shape)
+
+
+def read(path, *, names=None):
+  """Reads a checkpoint.
+
+  Args: path: see `Checkpoint`. names: which tensors; None: all.
+  Returns: {name: array}. Raises: UserError as `Checkpoint` does.
+  """
+  checkpoint = Checkpoint(path)
+  return {name: checkpoint.read(name) for name in (checkpoint.variables if names is None else names)}
+
+
+def find(path):
+  """The prefix of the checkpoint at `path` (see `Checkpoint`)."""
+  path = os.fspath(path)
+  if os.path.isdir(path):
+    found = sorted(str(x) for x in pathlib.Path(path).glob("*.index"))
+    if not found:
+      raise UserError(f"the folder {path} holds no TensorFlow checkpoint (no .index file)")
+    if len(found) > 1:
+      listed = "\n  ".join(x.removesuffix(".index") for x in found)
+      raise UserError(f"the folder {path} holds {len(found)} checkpoints; name one of them:\n  {listed}")
+    return found[0].removesuffix(".index")
+  prefix = re.sub(r"(\.index|\.meta|\.data-\d{5}-of-\d{5})$", "", path)
+  if not os.path.isfile(f"{prefix}.index"):
+    raise UserError(f"no TensorFlow checkpoint at {path}: there is no {prefix}.index")
+  return prefix
+
+
+# The table of names.
+
+
+@contextlib.contextmanager
+def _damage(file):
+  """Turns what reading garbage raises into one clear error."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(f"{file} {error}") from None
+  except (IndexError, TypeError, ValueError, OverflowError) as error:
+    raise UserError(f"{file} is damaged or not the index of a TensorFlow checkpoint ({error})") from None
+
+
+def _read_index(data):
+  """Returns: (number of shards, {name: {dtype, shape, shard, offset, size, crc}})."""
+  if data[-8:] != _MAGIC:
+    raise UserError("is not the index of a TensorFlow V2 checkpoint: the magic number at its end is missing")
+  footer = data[-_FOOTER:]
+  (start, size), at = _handle(footer, 0)
+  _block(data, start, size)  # of statistics, and empty; a damaged file shall not pass because of that
+  (start, size), _ = _handle(footer, at)
+  table = {}
+  for _, value in _block(data, start, size):
+    (start, size), _ = _handle(value, 0)
+    table.update(_block(data, start, size))
+  header = _message(table.pop(b"", b""))
+  if header.get(2, [0]) != [0]:
+    raise UserError("was written on a big-endian machine, which is not supported")
+  shards = header.get(1, [0])[-1]
+  if not 0 < shards < 100000:
+    raise UserError("is damaged: its header has no number of shards")
+  # Keys that begin with a zero byte hold the parts of tensors saved in slices.
+  names = {key: value for key, value in table.items() if not key.startswith(b"\0")}
+  return shards, {key.decode("utf-8"): _entry(key, value, shards) for key, value in sorted(names.items())}
+
+
+def _entry(key, value, shards):
+  fields = _message(value)
+  shape = []
+  for part in _message(fields.get(2, [b""])[-1]).get(2, []):
+    size = _message(part).get(1, [0])[-1]
+    if size >> 62:
+      raise ValueError(f"{key!r} has a negative size")
+    shape.append(size)
+  number = fields.get(1, [0])[-1]
+  dtype = _DTYPES.get(number, f"its type (number {number} in types.proto) is not one of numbers")
+  if 7 in fields:
+    dtype = "it was saved in slices (a partitioned variable); save it unpartitioned"
+  shard = fields.get(3, [0])[-1]
+  if not 0 <= shard < shards:
+    raise ValueError(f"{key!r} is said to be in shard {shard} of {shards}")
+  return {
+    "dtype": dtype,
+    "shape": tuple(shape),
+    "shard": shard,
+    "offset": fields.get(4, [0])[-1],
+    "size": fields.get(5, [0])[-1],
+    "crc": fields.get(6, [0])[-1],
+  }
+
+
+def _varint(data, at):
+  """A number in groups of seven bits, the lowest first. Returns: (number, position after it)."""
+  value = 0
+  for shift in range(0, 70, 7):
+    byte = data[at]
+    at += 1
+    value |= (byte & 0x7F) << shift
+    if byte < 0x80:
+      return value, at
+  raise ValueError("a number has no end")
+
+
+def _handle(data, at):
+  """Where a block is: ((start, size), position after it)."""
+  start, at = _varint(data, at)
+  size, at = _varint(data, at)
+  return (start, size), at
+
+
+def _block(data, start, size):
+  """The (key, value) pairs of a block; each key is what it shares with the one before and a rest of its own."""
+  if start + size + 5 > len(data):
+    raise UserError("is cut off")
+  kind = data[start + size]
+  stored = int.from_bytes(data[start + size + 1 : start + size + 5], "little")
+  if masked(crc32c(data[start : start + size + 1])) != stored:
+    raise UserError("is damaged: the checksum of a block is wrong")
+  if kind != 0:
+    raise UserError("is compressed, which TensorFlow's own checkpoints are not; load it there and save it again")
+  block = data[start : start + size]
+  restarts = int.from_bytes(block[-4:], "little")
+  end = len(block) - 4 - 4 * restarts
+  if end < 0:
+    raise ValueError("a block has more restarts than bytes")
+  pairs, key, at = [], b"", 0
+  while at < end:
+    shared, at = _varint(block, at)
+    rest, at = _varint(block, at)
+    length, at = _varint(block, at)
+    if shared > len(key) or at + rest + length > end:
+      raise ValueError("a key does not fit its block")
+    key = key[:shared] + block[at : at + rest]
+    pairs.append((key, block[at + rest : at + rest + length]))
+    at += rest + length
+  return pairs
+
+
+def _message(data):
+  """A protocol buffer without its schema: {field number: [values]}, ints or bytes."""
+  fields, at = {}, 0
+  while at < len(data):
+    tag, at = _varint(data, at)
+    kind = tag & 7
+    if kind == 0:
+      value, at = _varint(data, at)
+    else:
+      size, at = _varint(data, at) if kind == 2 else ({1: 8, 5: 4}.get(kind), at)
+      if size is None or at + size > len(data):
+        raise ValueError("a record is not a protocol buffer")
+      value = data[at : at + size]
+      value, at = value if kind == 2 else int.from_bytes(value, "little"), at + size
+    fields.setdefault(tag >> 3, []).append(value)
+  return fields
+
+
+# Writing.
+
+
+def write(prefix, arrays, *, shards=1):
+  """Writes a checkpoint that TensorFlow opens: the index, the data, and the text file `checkpoint` that names it.
+
+  Each file is written beside its place and renamed into it, the index last: without it there is no checkpoint.
+
+  Args:
+    prefix: path without `.index`; its folder must exist.
+    arrays: {name: array}.
+    shards: into how many data files the tensors are divided.
+
+  Raises:
+    UserError: `prefix` is taken, or an array's type has no number in TensorFlow.
+  """
+  prefix = pathlib.Path(prefix)
+  if pathlib.Path(f"{prefix}.index").exists():
+    raise UserError(f"{prefix}.index exists already; choose another place")
+  names = sorted(arrays, key=lambda name: name.encode())
+  entries = [(b"", _field(1, shards) + _field(3, _field(1, 1)))]  # the header: shards, little-endian, version 1
+  for shard in range(shards):
+    offset = 0
+    with _renamed(f"{prefix}.data-{shard:05d}-of-{shards:05d}") as file:
+      for name in names[len(names) * shard // shards : len(names) * (shard + 1) // shards]:
+        value = np.asarray(arrays[name])
+        dtype = value.dtype.newbyteorder("<")
+        if dtype not in _NUMBERS:
+          raise UserError(f"{name} has type {value.dtype}, which has no place in a TensorFlow checkpoint")
+        data = np.ascontiguousarray(value, dtype).tobytes()
+        file.write(data)
+        shape = b"".join(_field(2, _field(1, size)) for size in value.shape)
+        entries.append(
+          (
+            name.encode(),
+            _field(1, _NUMBERS[dtype])
+            + _field(2, shape)
+            + _field(3, shard)
+            + _field(4, offset)
+            + _field(5, len(data))
+            + bytes([6 << 3 | 5])
+            + masked(crc32c(data)).to_bytes(4, "little"),
+          )
+        )
+        offset += len(data)
+  with _renamed(f"{prefix}.index") as file:
+    file.write(_index(entries))
+  with _renamed(prefix.parent / "checkpoint") as file:
+    line = f'model_checkpoint_path: "{prefix.name}"\n'
+    file.write((line + "all_" + line.replace("path", "paths")).encode())
+
+
+@contextlib.contextmanager
+def _renamed(path):
+  """A binary file that takes its place at `path` when the block ends, and vanishes if it fails."""
+  path = pathlib.Path(path)
+  number, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+  try:
+    with open(number, "wb") as file:
+      yield file
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(temporary, 0o666 & ~umask)
+    os.replace(temporary, path)
+  finally:
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(temporary)
+
+
+def _to_varint(value):
+  result = b""
+  while value >= 0x80:
+    result += bytes([value & 0x7F | 0x80])
+    value >>= 7
+  return result + bytes([value])
+
+
+def _field(number, value):
+  """A field of a protocol buffer: an int or a message (bytes). A zero is left out, as protocol buffers do."""
+  if isinstance(value, int):
+    return _to_varint(number << 3) + _to_varint(value) if value else b""
+  return _to_varint(number << 3 | 2) + _to_varint(len(value)) + value
+
+
+def _index(entries):
+  """The bytes of a table of (key, value), sorted by key."""
+  data, blocks, pending, size = b"", [], [], 0
+
+  def close(pairs):
+    nonlocal data
+    content, previous, restarts = b"", b"", []
+    for i, (key, value) in enumerate(pairs):
+      shared = 0
+      if i % _RESTART:
+        shared = next((n for n in range(min(len(key), len(previous))) if key[n] != previous[n]), len(previous))
+      else:
+        restarts.append(len(content))
+      content += _to_varint(shared) + _to_varint(len(key) - shared) + _to_varint(len(value)) + key[shared:] + value
+      previous = key
+    for restart in restarts or [0]:
+      content += restart.to_bytes(4, "little")
+    content += max(1, len(restarts)).to_bytes(4, "little")
+    handle = _to_varint(len(data)) + _to_varint(len(content))
+    content += b"\0"  # not compressed
+    data += content + masked(crc32c(content)).to_bytes(4, "little")
+    return handle
+
+  for key, value in entries:
+    pending.append((key, value))
+    size += len(key) + len(value)
+    if size >= _BLOCK:
+      blocks.append((key, close(pending)))
+      pending, size = [], 0
+  if pending:
+    # Any key not before the block's last will do; TensorFlow takes the shortest.
+    blocks.append((_successor(pending[-1][0]), close(pending)))
+  meta = close([])
+  footer = (meta + close(blocks)).ljust(_FOOTER - len(_MAGIC), b"\0") + _MAGIC
+  return data + footer
+
+
+def _successor(key):
+  """The shortest key after `key` (leveldb's FindShortSuccessor)."""
+  for i, byte in enumerate(key):
+    if byte != 0xFF:
+      return key[:i] + bytes([byte + 1])
+  return key
