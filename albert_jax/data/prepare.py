@@ -9,7 +9,6 @@ import argparse
 import collections
 import concurrent.futures
 import dataclasses
-import hashlib
 import itertools
 import json
 import multiprocessing
@@ -22,11 +21,11 @@ import tqdm
 
 from albert_jax.data import readers, records
 from albert_jax.data.sentences import split_sentences
+from albert_jax.data.source import DESCRIPTION_FILE, sha256
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
 NAME = "albert_segments"  # the TFDS name; it also starts the names of the shards
-DESCRIPTION_FILE = "prepare.json"
 _BATCH_CHARS = 1 << 19  # how much text is tokenised at a time: enough to be fast, little enough to be small
 _COPY_RECORDS = 1024
 
@@ -271,10 +270,6 @@ def baselines(train, validation, special_ids):
 
 
 # The command.
-
-
-def sha256(path):
-  return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
 
 
 def _run(function, jobs, workers, bar):

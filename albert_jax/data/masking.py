@@ -1,0 +1,156 @@
+"""Whole-word n-gram masking of a batch at once (ALBERT, section 3.1; the original's `create_masked_lm_predictions`)."""
+
+import typing
+
+import numpy as np
+
+from albert_jax.data import draws
+
+
+class Masked(typing.NamedTuple):
+  """What masking made of a batch.
+
+  Attributes:
+    ids: int32 array [B, L], the input with replacements.
+    positions: int32 array [B, M], ascending; 0 where unused.
+    labels: int32 array [B, M], the original ids there; 0 where unused.
+    weights: float32 array [B, M], 1 where used.
+    span_words: int64 array [number of spans], how many words each masked n-gram has, for statistics.
+  """
+
+  ids: np.ndarray
+  positions: np.ndarray
+  labels: np.ndarray
+  weights: np.ndarray
+  span_words: np.ndarray
+
+
+def ngram_probabilities(ngram, favor_shorter=True):
+  """p(n) for n = 1 … ngram: proportional to 1/n, or the same from behind."""
+  p = 1 / np.arange(1, ngram + 1)
+  p /= p.sum()
+  return p if favor_shorter else p[::-1]
+
+
+def choose_spans(is_start, is_special, budget, keys_B, *, ngram, favor_shorter=True):
+  """Chooses which words to mask.
+
+  As in the original: again and again a length n is drawn and a random run of n words; a run that meets a masked word is
+  refused; the last runs are shortened to what is left of the budget, and a word that is longer than that is left out.
+  Unlike there, a refused run is drawn anew with the same n, so that the lengths really follow p(n), and runs do not
+  reach over special tokens.
+
+  Args:
+    is_start: bool array [B, L], where words start; also True at every special token and at the first padding.
+    is_special: bool array [B, L], special tokens and padding, which are never masked.
+    budget: int64 array [B], how many tokens to mask; no row gets more.
+    keys_B: uint64 array [B].
+    ngram: the most words in a run.
+    favor_shorter: see ngram_probabilities.
+
+  Returns:
+    (row, start, stop, words): int64 arrays, one entry for each run, in no particular order; `start` and `stop` are
+    columns. Words are masked whole or not at all.
+  """
+  length = is_start.shape[1]
+  flat_starts = np.flatnonzero(is_start)
+  count = is_start.sum(axis=1)
+  base = np.cumsum(count) - count
+  taken = np.ones(len(flat_starts) + ngram, bool)
+  taken[: len(flat_starts)] = is_special.ravel()[flat_starts]
+  word_at = np.append(flat_starts, np.full(ngram, is_start.size))
+
+  # A row's tries depend on nothing but the row, so that it is the same in any batch.
+  tries = 2 * budget + 8
+  most = int(tries.max(initial=0))
+  place = draws.below(draws.bits(keys_B, most), count[:, None]) + base[:, None]
+  edges = np.ceil(np.cumsum(ngram_probabilities(ngram, favor_shorter)) * 2**32).astype(np.uint64)[:-1]
+  wanted = 1 + np.searchsorted(edges, draws.bits(~keys_B, most) >> np.uint64(32), side="right")
+
+  left = budget.copy()
+  accepted = np.zeros(len(budget), np.int64)  # runs so far, which is also the next of a row's own list of lengths
+  rows = np.flatnonzero(left > 0)
+  spans = []
+  for attempt in range(most):
+    rows = rows[(left[rows] > 0) & (tries[rows] > attempt)]
+    if not len(rows):
+      break
+    word = place[rows, attempt]
+    n = wanted[rows, accepted[rows]]
+    first = word_at[word]
+    size = word_at[word + n] - first
+    room = left[rows]
+    for _ in range(ngram - 1):
+      too_long = (size > room) & (n > 1)
+      if not too_long.any():
+        break
+      n = n - too_long
+      size = word_at[word + n] - first
+    is_free = (size <= room) & ~taken[word]
+    for k in range(1, ngram):
+      is_free &= (n <= k) | ~taken[word + k]
+    word, n, first, size, chosen = word[is_free], n[is_free], first[is_free], size[is_free], rows[is_free]
+    for k in range(ngram):
+      taken[word[n > k] + k] = True
+    left[chosen] -= size
+    accepted[chosen] += 1
+    spans.append((chosen, first, size, n))
+
+  # A few rows are left with a token or two that no try hit. For them, all words are tried in a random order.
+  for row in np.flatnonzero(left > 0):
+    words = np.arange(base[row], base[row] + count[row])
+    words = words[np.argsort(draws.bits(keys_B[row : row + 1] ^ np.uint64(1), len(words))[0])]
+    for word in words[~taken[words]]:
+      size = word_at[word + 1] - word_at[word]
+      if size <= left[row]:
+        left[row] -= size
+        one = np.ones(1, np.int64)
+        spans.append((row * one, word_at[word] * one, size * one, one))
+  if not spans:
+    return tuple(np.zeros((4, 0), np.int64))
+  row, first, size, words = map(np.concatenate, zip(*spans, strict=True))
+  return row, first - row * length, first - row * length + size, words
+
+
+def mask_tokens(ids, spans, keys_B, *, slots, mask_id, ordinary_ids, mask_share=0.8, random_share=0.1):
+  """Hides the chosen words: 80 % of their tokens become [MASK], 10 % a random token, 10 % stay; each on its own.
+
+  Args:
+    ids: int32 array [B, L].
+    spans: what choose_spans returned.
+    keys_B: uint64 array [B].
+    slots: M; no row has more tokens in its spans.
+    mask_id: int.
+    ordinary_ids: int32 array, the ids that random replacements are drawn from.
+    mask_share, random_share: as above.
+
+  Returns:
+    Masked.
+  """
+  row, start, stop, words = spans
+  batch = len(ids)
+  size = stop - start
+  flat = np.sort(np.repeat(row * ids.shape[1] + start - np.cumsum(size) + size, size) + np.arange(size.sum()))
+  row = flat // ids.shape[1]
+  slot = np.arange(len(flat)) - np.searchsorted(row, np.arange(batch))[row]
+
+  labels = ids.ravel()[flat]
+  random = draws.bits(keys_B, slots)[row, slot]
+  low = random & np.uint64(0xFFFFFFFF)
+  is_mask = low < np.uint64(round(mask_share * 2**32))
+  is_random = ~is_mask & (low < np.uint64(round((mask_share + random_share) * 2**32)))
+  shown = np.where(is_mask, mask_id, np.where(is_random, ordinary_ids[draws.below(random, len(ordinary_ids))], labels))
+  ids = ids.copy()
+  ids.ravel()[flat] = shown
+
+  result = Masked(
+    ids=ids,
+    positions=np.zeros((batch, slots), np.int32),
+    labels=np.zeros((batch, slots), np.int32),
+    weights=np.zeros((batch, slots), np.float32),
+    span_words=words,
+  )
+  result.positions[row, slot] = flat - row * ids.shape[1]
+  result.labels[row, slot] = labels
+  result.weights[row, slot] = 1
+  return result

@@ -1,0 +1,123 @@
+"""Batches for the loop: global batch number `step` is a pure function of (dataset, config, seed, step).
+
+Each element of the Grain pipeline is a whole batch, because an element costs more than an example. Nothing is carried
+from one batch to the next, so resuming is starting at another number, and hosts and workers only share the work.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from albert_jax.data import draws, pretrain, source
+from albert_jax.data.pretrain import DataConfig
+from albert_jax.errors import UserError
+
+__all__ = ["DataConfig", "eval_batches", "train_batches"]
+
+_FOREVER = 1 << 40  # steps
+_BUFFERED = 2  # batches that wait ready for the loop
+
+
+@dataclasses.dataclass(frozen=True)
+class _Maker:
+  """Makes one host's rows of a global batch; small and picklable, whatever it reads is opened where it works."""
+
+  cfg: DataConfig
+  split: str
+  batch_size: int
+  seed: int
+  host: int
+  hosts: int
+  is_training: bool
+
+  def __call__(self, step):
+    cfg = self.cfg
+    records = source.open_split(cfg.dataset, self.split)
+    vocabulary = _vocabulary(cfg.dataset, cfg.spm)
+    rows = self.batch_size // self.hosts
+    numbers = int(step) * self.batch_size + self.host * rows + np.arange(rows)
+    total = len(records)
+    if self.is_training:
+      indices = draws.permute(numbers % total, total, draws.keys(self.seed, "order", numbers // total))
+      return pretrain.make_batch(source.fetch(records, indices.tolist()), numbers, self.seed, cfg, vocabulary)
+    batch = pretrain.make_batch(
+      source.fetch(records, np.minimum(numbers, total - 1).tolist()), numbers, self.seed, cfg, vocabulary
+    )
+    is_real = numbers < total
+    batch["mlm_weights"] *= is_real[:, None]
+    batch["sop_weight"] *= is_real
+    return batch
+
+
+@functools.lru_cache(maxsize=64)
+def _vocabulary(dataset, spm):
+  """The dataset's vocabulary, read once a process."""
+  return pretrain.Vocabulary.of(source.tokenizer(dataset, spm))
+
+
+def _check(cfg, split, batch_size, host, hosts):
+  """Finds the user's mistakes before a worker does, whose errors are hard to read; returns the number of records."""
+  if batch_size < 1 or batch_size % hosts:
+    raise UserError(
+      f"batch_size={batch_size} must divide by the number of hosts ({hosts}); try "
+      f"--config.batch_size={max(1, round(batch_size / hosts)) * hosts}"
+    )
+  if not 0 <= host < hosts:
+    raise UserError(f"host={host} is not one of {hosts} hosts; expected 0 to {hosts - 1}")
+  _vocabulary(cfg.dataset, cfg.spm)
+  return len(source.open_split(cfg.dataset, split))
+
+
+def _batches(maker, first, stop, workers):
+  # Imported here: Grain imports JAX, which the rest of this package can do without.
+  import grain
+  from absl import flags
+
+  dataset = grain.MapDataset.range(first, stop).map(maker)
+  dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_BUFFERED))
+  if workers:
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()  # Grain's workers read flags, which only absl's own `app.run` parses
+    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_BUFFERED))
+  return iter(dataset)
+
+
+def train_batches(cfg, *, batch_size, seed, start_step=0, host=0, hosts=1):
+  """Endless training batches, shuffled anew each epoch.
+
+  Args:
+    cfg: DataConfig.
+    batch_size: B of the global batch.
+    seed: int ≥ 0.
+    start_step: the number of the first batch.
+    host, hosts: this host makes rows [host * B / hosts, (host + 1) * B / hosts) of every batch.
+
+  Returns:
+    iterator of dicts as pretrain.make_batch describes, B / hosts rows each.
+
+  Raises:
+    UserError: the dataset, the vocabulary or the sizes do not fit.
+  """
+  _check(cfg, cfg.split, batch_size, host, hosts)
+  maker = _Maker(cfg, cfg.split, batch_size, seed, host, hosts, is_training=True)
+  return _batches(maker, start_step, _FOREVER, cfg.workers)
+
+
+def eval_batches(cfg, *, batch_size, seed, host=0, hosts=1, max_batches=None):
+  """One pass over the validation split, in order, with the same masks every time for the same seed.
+
+  Args:
+    cfg, batch_size, seed, host, hosts: as for train_batches.
+    max_batches: int, to stop early; None for all.
+
+  Returns:
+    iterator of as many dicts on every host. Rows that fill the last batch up have weights 0.
+
+  Raises:
+    UserError: as train_batches.
+  """
+  total = _check(cfg, cfg.validation_split, batch_size, host, hosts)
+  maker = _Maker(cfg, cfg.validation_split, batch_size, seed, host, hosts, is_training=False)
+  batches = -(-total // batch_size)
+  return _batches(maker, 0, min(batches, max_batches or batches), 0)
