@@ -1,6 +1,5 @@
 """Hugging Face directories: `config.json`, `model.safetensors` and the vocabulary, as transformers' ALBERT has them."""
 
-import dataclasses
 import json
 import pathlib
 import shutil
@@ -9,12 +8,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from albert_jax import model, paths
-from albert_jax.convert import mapping
+from albert_jax.convert import configs, mapping
 from albert_jax.convert.files import new_folder
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
-from albert_jax.model import VARIANTS, AlbertConfig
 
 _LAYER = "albert.encoder.albert_layer_groups.{G}.albert_layers.{I}"
 NAMES = {
@@ -47,14 +44,10 @@ _ACTIVATIONS = {
   "gelu_pytorch_tanh": "gelu_new",
   "gelu_python_tanh": "gelu_new",
 }
-# Hugging Face's config has no fields for what we share within a group and how we compute (its `dtype` is that of the
-# stored numbers); they go under one key of their own.
-_OURS = "albert_jax"
-_OUR_FIELDS = ("share", "num_hidden_groups", "dtype", "remat")
-_FIELDS = tuple(field.name for field in dataclasses.fields(AlbertConfig))
-_SHARED_FIELDS = tuple(name for name in _FIELDS if name not in ("share", "dtype", "remat"))
 # Keys of a config.json that describe the file itself, not the model: written anew, never carried over.
-_ABOUT_THE_FILE = ("architectures", "dtype", "model_type", "torch_dtype", "transformers_version", _OURS)
+_ABOUT_THE_FILE = ("architectures", "dtype", "model_type", "torch_dtype", "transformers_version", configs.OURS)
+# Task heads that transformers does not have keep our own names behind this.
+_FREE = "albert_jax."
 
 
 def _suffix(path):
@@ -69,10 +62,10 @@ def _group(layer, layers, groups):
 def _table(cfg, parts, heads):
   return mapping.entries(
     cfg,
+    mapping.shapes(cfg, parts, heads),
     NAMES,
     _suffix,
-    parts=parts,
-    heads=heads,
+    lambda path: _FREE + path.replace("/", "."),
     layers=mapping.layers_there(cfg, _group),
     transposed=lambda path: path.endswith("kernel"),
   )
@@ -81,55 +74,55 @@ def _table(cfg, parts, heads):
 # Reading.
 
 
-def load(path):
+def load(path, rules=None):
   """Reads a Hugging Face directory.
 
   Args:
     path: folder with config.json and model.safetensors.
+    rules: `mapping.Rules`; None: strict.
 
   Returns:
     (AlbertConfig, params): float32 numpy arrays in our tree, with the parts and heads that are there: of pooler, mlm,
-    sop, classifier (of sequences, tokens or choices), span (question answering).
+    sop, classifier (of sequences, tokens or choices), span (question answering), and any that we wrote.
 
   Raises:
     UserError: a file is missing or damaged, or tensors do not fit the config (all are listed).
   """
-  cfg, _ = read_config(path)
-  return cfg, params_of(cfg, read_tensors(path), where=path)
+  rules = rules or mapping.Rules()
+  found = read_fields(path)
+  cfg = from_fields(found, path)
+  tensors = read_tensors(path)
+  if not any(name.startswith((NAMES["classifier"], NAMES["span"], _FREE)) for name in tensors):
+    cfg = configs.corrected(cfg, found, path, rules)
+  return cfg, params_of(cfg, tensors, path, rules)
 
 
-def read_config(path):
-  """Reads the config.json of a directory.
-
-  Returns:
-    (AlbertConfig, dict of the keys that are not ours, to be kept when the model is written again).
-  """
+def read_fields(path):
+  """The object in the config.json of a directory."""
   path = pathlib.Path(path) / "config.json"
-  try:
-    found = json.loads(path.read_text("utf-8"))
-  except FileNotFoundError:
-    raise UserError(f"no {path}: expected a Hugging Face directory, with config.json and model.safetensors") from None
-  except (UnicodeDecodeError, json.JSONDecodeError) as error:
-    raise UserError(f"{path} is not JSON: {error}") from None
-  if not isinstance(found, dict) or found.get("model_type", "albert") != "albert":
-    raise UserError(f"{path} does not describe an ALBERT: expected an object with model_type 'albert'")
-  # What a config.json leaves out has transformers' default, which is xxlarge.
-  fields = dataclasses.asdict(VARIANTS["xxlarge"]) | {name: found[name] for name in _SHARED_FIELDS if name in found}
-  fields |= {name: value for name, value in found.get(_OURS, {}).items() if name in _OUR_FIELDS}
-  fields["hidden_act"] = _ACTIVATIONS.get(fields["hidden_act"], fields["hidden_act"])
-  if fields["classifier_dropout_prob"] is None:
-    fields["classifier_dropout_prob"] = fields["hidden_dropout_prob"]
-  cfg = AlbertConfig(**fields)
-  G = found.get("num_hidden_groups", 1)
-  if _OURS not in found and any(
-    _group(n, cfg.num_hidden_layers, G) != cfg.group_of(n) for n in range(cfg.num_hidden_layers)
-  ):
+  if not path.is_file():
+    raise UserError(f"no {path}: expected a Hugging Face directory, with config.json and model.safetensors")
+  found = configs.read_json(path)
+  if found.get("model_type", "albert") != "albert":
+    raise UserError(f"{path} does not describe an ALBERT: its model_type is {found['model_type']!r}")
+  return found
+
+
+def from_fields(found, path):
+  """The AlbertConfig of a config.json."""
+  cfg = configs.from_fields(found, _ACTIVATIONS)
+  N, G = cfg.num_hidden_layers, cfg.num_hidden_groups
+  if configs.OURS not in found and any(_group(n, N, G) != mapping.copy_of(cfg, "ffn", n) for n in range(N)) and G > 1:
     raise UserError(
-      f"{path}: with {cfg.num_hidden_layers} layers in {G} groups, transformers and the original disagree on which "
-      "group a layer uses; such a model cannot be read"
+      f"{path}: with {N} layers in {G} groups, transformers and the original disagree on which group a layer uses; "
+      "such a model cannot be read"
     )
-  extra = {name: value for name, value in found.items() if name not in _SHARED_FIELDS and name not in _ABOUT_THE_FILE}
-  return cfg, extra
+  return cfg
+
+
+def extra_fields(found):
+  """The keys of a config.json that are not ours, to be kept when the model is written again (`save(extra=…)`)."""
+  return {name: value for name, value in found.items() if name not in configs.FIELDS and name not in _ABOUT_THE_FILE}
 
 
 def read_tensors(path):
@@ -173,11 +166,18 @@ def _canonical(tensors, where):
   return tensors
 
 
-def params_of(cfg, tensors, *, where):
+def params_of(cfg, tensors, where, rules):
   """Our parameters out of the tensors of a directory. `where` begins the error that lists what does not fit."""
   starts = {"pooler": "albert.pooler.", "mlm": "predictions.", "sop": "sop_classifier."}
-  parts = [part for part, start in starts.items() if any(name.startswith(start) for name in tensors)]
-  heads = {head: tensors[f"{NAMES[head]}.bias"].size for head in mapping.HEADS if f"{NAMES[head]}.bias" in tensors}
+  parts = tuple(part for part, start in starts.items() if any(name.startswith(start) for name in tensors))
+  heads = {}
+  for head in ("classifier", "span"):
+    if any(name.startswith(f"{NAMES[head]}.") for name in tensors):
+      heads[head] = mapping.HEADS[head](cfg.hidden_size, tensors.get(f"{NAMES[head]}.bias", np.empty(0)).size)
+  for name, tensor in tensors.items():
+    if name.startswith(_FREE):
+      head, _, path = name.removeprefix(_FREE).replace(".", "/").partition("/")
+      heads.setdefault(head, {})[path] = tensor.shape
   if cfg.embedding_size == cfg.hidden_size:
     tensors = dict(tensors)
     kernel, bias = (tensors.pop(f"{NAMES['projection']}.{name}", None) for name in ("weight", "bias"))
@@ -186,7 +186,7 @@ def params_of(cfg, tensors, *, where):
         f"{where}: embedding_size equals hidden_size ({cfg.hidden_size}); the original has no projection between the "
         f"two then, so {NAMES['projection']} must be the identity, and it is not"
       )
-  return mapping.to_here(where, _table(cfg, parts, heads), tensors)
+  return mapping.to_here(where, cfg, _table(cfg, parts, heads), tensors, rules)
 
 
 # Writing.
@@ -206,8 +206,7 @@ def save(path, cfg, params, *, vocabulary=None, architecture=None, extra=None, o
   Raises:
     UserError: `path` is taken, a parameter has no name there, or one is not finite.
   """
-  params = paths.unflatten({name: np.asarray(value) for name, value in paths.flatten(params).items()})
-  fields = write_config(cfg, params, architecture=architecture, extra=extra)
+  fields = to_fields(cfg, params, architecture=architecture, extra=extra)
   tensors = tensors_of(cfg, params, architecture=fields["architectures"][0])
   with new_folder(path, overwrite=overwrite) as folder:
     (folder / "config.json").write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -216,19 +215,16 @@ def save(path, cfg, params, *, vocabulary=None, architecture=None, extra=None, o
       write_vocabulary(folder, cfg, vocabulary)
 
 
-def write_config(cfg, params, *, architecture=None, extra=None):
-  """The fields of a config.json as a dict (see `save`)."""
-  fields = dict(extra or {})
-  fields |= {name: getattr(cfg, name) for name in _SHARED_FIELDS}
-  fields["num_hidden_groups"] = len(mapping.layers_there(cfg, _group))
-  ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
-  fields = {**ids, **fields, "model_type": "albert", "dtype": "float32"}
-  fields["architectures"] = [architecture or _architecture(params)]
-  heads = [head for head in mapping.HEADS if head in params]
+def to_fields(cfg, params, *, architecture=None, extra=None):
+  """The object of a config.json (see `save`)."""
+  fields, ours = configs.to_fields(cfg, len(mapping.layers_there(cfg, _group)))
+  fields = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, **(extra or {}), **fields}
+  fields |= {"model_type": "albert", "dtype": "float32", "architectures": [architecture or _architecture(params)]}
+  heads = [head for head in ("classifier", "span") if head in params]
   if heads and "id2label" not in fields:
     fields["id2label"] = {str(i): f"LABEL_{i}" for i in range(params[heads[0]]["bias"].size)}
     fields["label2id"] = {label: int(i) for i, label in fields["id2label"].items()}
-  return {**fields, _OURS: {name: getattr(cfg, name) for name in _OUR_FIELDS}}
+  return fields | ours
 
 
 def _architecture(params):
@@ -244,16 +240,11 @@ def _architecture(params):
 
 def tensors_of(cfg, params, *, architecture):
   """{name: array} of a model.safetensors."""
-  parts = [part for part in model.OPTIONAL if part in params]
-  heads = {head: params[head]["bias"].size for head in mapping.HEADS if head in params}
-  tensors = mapping.to_there(_table(cfg, parts, heads), params)
+  tensors = mapping.to_there(_table(cfg, *mapping.shapes_of(params)), params)
   if cfg.embedding_size == cfg.hidden_size:
     tensors[f"{NAMES['projection']}.weight"] = np.eye(cfg.hidden_size, dtype=np.float32)
     tensors[f"{NAMES['projection']}.bias"] = np.zeros(cfg.hidden_size, np.float32)
-  broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
-  if broken:
-    raise UserError(f"nothing was written: NaN or infinity in {', '.join(broken)}")
-  if architecture == "AlbertModel":
+  if architecture == "AlbertModel":  # whose names, being the whole model, lack its name
     tensors = {name.removeprefix("albert."): tensor for name, tensor in tensors.items()}
   return tensors
 
