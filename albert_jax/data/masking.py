@@ -7,6 +7,23 @@ import numpy as np
 from albert_jax.data import draws
 
 
+class Spans(typing.NamedTuple):
+  """Runs of whole words in a batch, in no particular order; int64 arrays, one entry a run.
+
+  Attributes:
+    row: the row it is in.
+    start, stop: its columns.
+    words: how many words it has.
+    drawn: how many it was meant to have, before it was shortened to what was left of the row's budget.
+  """
+
+  row: np.ndarray
+  start: np.ndarray
+  stop: np.ndarray
+  words: np.ndarray
+  drawn: np.ndarray
+
+
 class Masked(typing.NamedTuple):
   """What masking made of a batch.
 
@@ -15,14 +32,12 @@ class Masked(typing.NamedTuple):
     positions: int32 array [B, M], ascending; 0 where unused.
     labels: int32 array [B, M], the original ids there; 0 where unused.
     weights: float32 array [B, M], 1 where used.
-    span_words: int64 array [number of spans], how many words each masked n-gram has, for statistics.
   """
 
   ids: np.ndarray
   positions: np.ndarray
   labels: np.ndarray
   weights: np.ndarray
-  span_words: np.ndarray
 
 
 def ngram_probabilities(ngram, favor_shorter=True):
@@ -49,8 +64,7 @@ def choose_spans(is_start, is_special, budget, keys_B, *, ngram, favor_shorter=T
     favor_shorter: see ngram_probabilities.
 
   Returns:
-    (row, start, stop, words): int64 arrays, one entry for each run, in no particular order; `start` and `stop` are
-    columns. Words are masked whole or not at all.
+    Spans. Words are in them whole or not at all.
   """
   length = is_start.shape[1]
   flat_starts = np.flatnonzero(is_start)
@@ -76,7 +90,7 @@ def choose_spans(is_start, is_special, budget, keys_B, *, ngram, favor_shorter=T
     if not len(rows):
       break
     word = place[rows, attempt]
-    n = wanted[rows, accepted[rows]]
+    n = drawn = wanted[rows, accepted[rows]]
     first = word_at[word]
     size = word_at[word + n] - first
     room = left[rows]
@@ -89,12 +103,12 @@ def choose_spans(is_start, is_special, budget, keys_B, *, ngram, favor_shorter=T
     is_free = (size <= room) & ~taken[word]
     for k in range(1, ngram):
       is_free &= (n <= k) | ~taken[word + k]
-    word, n, first, size, chosen = word[is_free], n[is_free], first[is_free], size[is_free], rows[is_free]
+    word, n, first, size, drawn, chosen = (x[is_free] for x in (word, n, first, size, drawn, rows))
     for k in range(ngram):
       taken[word[n > k] + k] = True
     left[chosen] -= size
     accepted[chosen] += 1
-    spans.append((chosen, first, size, n))
+    spans.append((chosen, first, size, n, drawn))
 
   # A few rows are left with a token or two that no try hit. For them, all words are tried in a random order.
   for row in np.flatnonzero(left > 0):
@@ -105,11 +119,11 @@ def choose_spans(is_start, is_special, budget, keys_B, *, ngram, favor_shorter=T
       if size <= left[row]:
         left[row] -= size
         one = np.ones(1, np.int64)
-        spans.append((row * one, word_at[word] * one, size * one, one))
+        spans.append((row * one, word_at[word] * one, size * one, one, one))
   if not spans:
-    return tuple(np.zeros((4, 0), np.int64))
-  row, first, size, words = map(np.concatenate, zip(*spans, strict=True))
-  return row, first - row * length, first - row * length + size, words
+    return Spans(*np.zeros((5, 0), np.int64))
+  row, first, size, words, drawn = map(np.concatenate, zip(*spans, strict=True))
+  return Spans(row, first - row * length, first - row * length + size, words, drawn)
 
 
 def mask_tokens(ids, spans, keys_B, *, slots, mask_id, ordinary_ids, mask_share=0.8, random_share=0.1):
@@ -117,7 +131,7 @@ def mask_tokens(ids, spans, keys_B, *, slots, mask_id, ordinary_ids, mask_share=
 
   Args:
     ids: int32 array [B, L].
-    spans: what choose_spans returned.
+    spans: Spans.
     keys_B: uint64 array [B].
     slots: M; no row has more tokens in its spans.
     mask_id: int.
@@ -127,9 +141,8 @@ def mask_tokens(ids, spans, keys_B, *, slots, mask_id, ordinary_ids, mask_share=
   Returns:
     Masked.
   """
-  row, start, stop, words = spans
+  row, start, size = spans.row, spans.start, spans.stop - spans.start
   batch = len(ids)
-  size = stop - start
   flat = np.sort(np.repeat(row * ids.shape[1] + start - np.cumsum(size) + size, size) + np.arange(size.sum()))
   row = flat // ids.shape[1]
   slot = np.arange(len(flat)) - np.searchsorted(row, np.arange(batch))[row]
@@ -148,7 +161,6 @@ def mask_tokens(ids, spans, keys_B, *, slots, mask_id, ordinary_ids, mask_share=
     positions=np.zeros((batch, slots), np.int32),
     labels=np.zeros((batch, slots), np.int32),
     weights=np.zeros((batch, slots), np.float32),
-    span_words=words,
   )
   result.positions[row, slot] = flat - row * ids.shape[1]
   result.labels[row, slot] = labels

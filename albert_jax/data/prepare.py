@@ -338,6 +338,7 @@ def prepare(spec, spm, out, settings, reading, *, workers=1, overwrite=False, ml
   units = readers.plan(spec, reading)
   identity = {
     "format": 1,
+    "corpus": spec,
     "settings": dataclasses.asdict(settings),
     "reading": dataclasses.asdict(reading),
     "vocabulary": {"file": pathlib.Path(spm).name, "sha256": sha256(spm), "size": tokenizer.vocab_size},

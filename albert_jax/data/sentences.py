@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001, RUF002 (quotation marks and full-width marks are the subject of this file)
 """Prose to sentences by rules, for languages that end sentences with `.`, `!`, `?`, `…` or `。`, `！`, `？`.
 
 The rules look at one place at a time: a sentence mark, what closes after it, and the start of the next word. They are

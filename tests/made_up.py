@@ -1,0 +1,50 @@
+"""A made-up language for the data tests: enough text for a vocabulary, in a moment, from nothing."""
+
+import contextlib
+import io
+import random
+
+from albert_jax.data import prepare, readers, vocab
+
+SYLLABLES = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
+
+
+def documents(count, seed=0, sentences=(1, 40)):
+  """`count` documents, each a list of sentences; words are frequent by Zipf's law."""
+  chosen = random.Random(seed)
+  words = ["".join(random.Random(i).choices(SYLLABLES, k=1 + i % 4)) for i in range(600)]
+  weights = [1 / (i + 1) for i in range(len(words))]
+  return [
+    [
+      " ".join(chosen.choices(words, weights, k=chosen.randint(3, 20))).capitalize() + chosen.choice(".!?")
+      for _ in range(chosen.randint(*sentences))
+    ]
+    for _ in range(count)
+  ]
+
+
+def write(path, docs):
+  path.write_text("\n\n".join("\n".join(lines) for lines in docs) + "\n", "utf-8")
+  return path
+
+
+def vocabulary(folder, size=400):
+  """Trains `folder/spiece.model` on made-up text; returns its path."""
+  sentences = [line.lower() for document in documents(150, seed=1) for line in document]
+  path = folder / "spiece.model"
+  path.write_bytes(vocab.train_vocabulary(sentences, vocab_size=size))
+  return path
+
+
+def dataset(folder, docs, *, spm=None, name="dataset", **settings):
+  """Prepares documents as `folder/name`; returns its path."""
+  corpus = write(folder / f"{name}.txt", docs)
+  with contextlib.redirect_stderr(io.StringIO()):
+    prepare.prepare(
+      str(corpus),
+      spm or vocabulary(folder),
+      folder / name,
+      prepare.Settings(**{"sentences": "line"} | settings),
+      readers.Reading(layout="blank"),
+    )
+  return folder / name

@@ -1,0 +1,202 @@
+"""From a corpus to a dataset."""
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import json
+
+import made_up
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from albert_jax.data import prepare, readers, records, source
+from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def spm(tmp_path_factory):
+  return made_up.vocabulary(tmp_path_factory.mktemp("vocabulary"))
+
+
+def contents(folder):
+  """{file name: digest} of a dataset, but for the description, which holds the paths of the run."""
+  return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+def read(folder, split):
+  """The documents of a split: {document id: list of segments}, a segment being (ids, sentence starts)."""
+  data = source.open_split(str(folder), split)
+  many = records.unpack(source.fetch(data, list(range(len(data)))))
+  documents = collections.defaultdict(list)
+  for r in range(len(data)):
+    ids = many.ids[many.id_base[r] :][: many.tokens[r]].tolist()
+    starts = many.sentence_starts[many.sentence_base[r] :][: many.sentences[r]].tolist()
+    documents[int(many.document[r])].append((ids, starts))
+  return documents
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 40))
+def test_segments_are_whole_sentences(lengths, limit):
+  segments = prepare.segment_bounds(lengths, limit)
+  assert all(0 < sum(segment) <= limit and all(segment) for segment in segments)
+  cut = [part for n in lengths for part in [limit] * ((n - 1) // limit) + [(n - 1) % limit + 1]]
+  assert [n for segment in segments for n in segment] == cut
+  # no sentence that would have fitted was put off
+  for segment, following in itertools.pairwise(segments):
+    assert sum(segment) + following[0] > limit
+
+
+def test_a_dataset_holds_its_corpus(tmp_path, spm):
+  docs = made_up.documents(60)
+  folder = made_up.dataset(tmp_path, docs, spm=spm, segment_tokens=48, validation_fraction=0.2)
+  tokenizer = Tokenizer(spm)
+  expected = {records.document_id(lines): tokenizer.encode_batch(lines) for lines in docs}
+  train, validation = read(folder, "train"), read(folder, "validation")
+  assert train and validation and not train.keys() & validation.keys()
+  found = train | validation
+  assert found.keys() == expected.keys()
+  for document, sentences in expected.items():
+    assert [i for ids, _ in found[document] for i in ids] == [i for ids in sentences for i in ids]
+    if max(map(len, sentences)) <= 45:
+      split = [ids[a:b] for ids, starts in found[document] for a, b in zip(starts, [*starts[1:], None], strict=True)]
+      assert split == sentences
+  description = json.loads((folder / "prepare.json").read_text())
+  assert description["splits"]["train"]["tokens"] == sum(len(ids) for s in train.values() for ids, _ in s)
+  assert description["splits"]["validation"]["documents"] == len(validation)
+  assert description["vocabulary"]["size"] == tokenizer.vocab_size
+  assert (folder / "spiece.model").read_bytes() == spm.read_bytes()
+  # the baselines, the slow way
+  count = collections.Counter(i for s in train.values() for ids, _ in s for i in ids)
+  held = [i for s in validation.values() for ids, _ in s for i in ids]
+  total = sum(count.values()) + tokenizer.vocab_size - 4
+  loss = -np.mean([np.log((count[i] + 1) / total) for i in held])
+  assert description["baselines"]["unigram_loss"] == pytest.approx(loss)
+  top = count.most_common(1)[0][0]
+  assert description["baselines"]["top_token_accuracy"] == pytest.approx(np.mean([i == top for i in held]))
+
+
+def test_tfds_reads_it(tmp_path, spm):
+  import tensorflow_datasets as tfds
+
+  folder = made_up.dataset(tmp_path, made_up.documents(20), spm=spm)
+  builder = tfds.builder_from_directory(str(folder))
+  assert set(builder.info.splits) == {"train", "validation"}
+  record = builder.as_data_source("train")[0]["record"]
+  assert records.unpack([record]).tokens[0] > 0
+
+
+def make(corpus, spm, out, *, workers=1, reading=None, **kwargs):
+  settings = prepare.Settings(**{"sentences": "line", "segment_tokens": 64} | kwargs)
+  reading = reading or readers.Reading(layout="blank")
+  return prepare.prepare(str(corpus), spm, out, settings, reading, workers=workers)
+
+
+def test_any_number_of_workers_makes_the_same(tmp_path, spm, monkeypatch):
+  monkeypatch.setattr(readers, "UNIT_BYTES", 20_000)
+  monkeypatch.setattr(readers.plan, "__defaults__", (20_000,))
+  corpus = made_up.write(tmp_path / "a.txt", made_up.documents(100))
+  make(corpus, spm, tmp_path / "one")
+  make(corpus, spm, tmp_path / "three", workers=3)
+  assert len(list((tmp_path / "one").glob("*train*"))) > 2
+  assert contents(tmp_path / "one") == contents(tmp_path / "three")
+
+
+def test_a_killed_run_continues(tmp_path, spm, monkeypatch):
+  monkeypatch.setattr(readers.plan, "__defaults__", (20_000,))
+  corpus = made_up.write(tmp_path / "a.txt", made_up.documents(100))
+  make(corpus, spm, tmp_path / "whole")
+  done = []
+  original = prepare._tokenise_unit
+
+  def dies_at_the_third(number, *args):
+    if len(done) == 2:
+      raise KeyboardInterrupt
+    done.append(number)
+    return original(number, *args)
+
+  with monkeypatch.context() as m:
+    m.setattr(prepare, "_tokenise_unit", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+      make(corpus, spm, tmp_path / "dataset")
+  assert not (tmp_path / "dataset").exists()
+  kept = {path: path.stat().st_mtime_ns for path in (tmp_path / ".dataset.partial" / "units").glob("*.npz")}
+  assert len(kept) == 2
+  seen = []
+  original_copy = prepare._copy_unit
+
+  def notes_the_units(*args):
+    seen.append({path: path.stat().st_mtime_ns for path in kept})
+    return original_copy(*args)
+
+  with monkeypatch.context() as m:
+    m.setattr(prepare, "_copy_unit", notes_the_units)
+    make(corpus, spm, tmp_path / "dataset")
+  assert seen[0] == kept  # what was done was not done again
+  assert contents(tmp_path / "dataset") == contents(tmp_path / "whole")
+  assert not (tmp_path / ".dataset.partial").exists()
+
+
+def test_duplicates_are_dropped_and_counted(tmp_path, spm):
+  docs = made_up.documents(30)
+  corpus = made_up.write(tmp_path / "a.txt", [*docs, *docs[:7]])
+  description = make(corpus, spm, tmp_path / "dataset")
+  assert description["input"]["duplicate_documents"] == 7
+  assert sum(split["documents"] for split in description["splits"].values()) == 30
+
+
+def test_documents_are_split_by_their_own_text():
+  documents = np.array([records.document_id([str(i)]) for i in range(5000)], np.uint64)
+  is_kept, is_validation = prepare.split_documents(documents, 0.05)
+  assert is_kept.all() and abs(is_validation.mean() - 0.05) < 0.01
+  # more documents do not move those that were there
+  np.testing.assert_array_equal(prepare.split_documents(documents[:3000], 0.05)[1], is_validation[:3000])
+  for fraction in (1e-9, 1 - 1e-9):  # no split is left empty
+    few = prepare.split_documents(documents[:3], fraction)[1]
+    assert 1 <= few.sum() <= 2
+  assert not prepare.split_documents(documents, 0.0)[1].any()
+
+
+def test_mistakes_leave_nothing_behind(tmp_path, spm):
+  corpus = made_up.write(tmp_path / "a.txt", made_up.documents(20))
+  out = tmp_path / "out"
+
+  def fails(match, text=None, **kwargs):
+    path = made_up.write(tmp_path / "b.txt", text) if text else corpus
+    with pytest.raises(UserError, match=match):
+      make(path, spm, out, **kwargs)
+    assert not out.exists()
+
+  fails("--validation_fraction=1 ", validation_fraction=1)
+  fails("--segment_tokens=3", segment_tokens=3)
+  fails("all in one document", text=[["One.", "Two."]])
+  fails("no document has two sentences", text=[["One."], ["Two."], ["Three."]])
+  with pytest.raises(UserError, match="no vocabulary at"):
+    make(corpus, tmp_path / "nothing.model", out)
+  make(corpus, spm, out)
+  before = contents(out)
+  with pytest.raises(UserError, match=r"already there.*--overwrite"):
+    make(corpus, spm, out)
+  assert contents(out) == before
+
+
+def test_the_command(tmp_path, spm, capsys):
+  corpus = made_up.write(tmp_path / "a.txt", made_up.documents(20))
+  args = [f"--input={corpus}", f"--spm={spm}", f"--out={tmp_path / 'out'}", "--workers=1"]
+  assert prepare.main(args) == 0
+  assert '"unigram_loss"' in capsys.readouterr().out
+  assert prepare.main([*args, "--overwrite", "--segment_tokens=32"]) == 0
+  assert source.describe(str(tmp_path / "out"))["settings"]["segment_tokens"] == 32
+  assert dataclasses.asdict(prepare.Settings())["segment_tokens"] == 512
+
+
+def test_a_long_document_is_tokenised_in_parts(tmp_path, spm, monkeypatch):
+  docs = made_up.documents(4, sentences=(200, 300))
+  corpus = made_up.write(tmp_path / "a.txt", docs)
+  make(corpus, spm, tmp_path / "one")
+  monkeypatch.setattr(prepare, "_BATCH_CHARS", 500)
+  make(corpus, spm, tmp_path / "other")
+  assert contents(tmp_path / "one") == contents(tmp_path / "other")
