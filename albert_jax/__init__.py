@@ -1,5 +1,21 @@
 """ALBERT in JAX. The whole public interface: a config, plain parameters, and functions of them."""
 
-from albert_jax.model import VARIANTS, AlbertConfig, apply, init, param_count
+import importlib
 
-__all__ = ["VARIANTS", "AlbertConfig", "apply", "init", "param_count"]
+# Imported on first use: worker processes that only make batches import this package too, and must not load JAX.
+_HOME = {
+  "VARIANTS": "model", "AlbertConfig": "model", "apply": "model", "init": "model", "param_count": "model",
+  "load": "convert", "save": "convert",
+  "UserError": "errors",
+}  # fmt: skip
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name):
+  if name not in _HOME:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__():
+  return __all__

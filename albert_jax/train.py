@@ -59,7 +59,8 @@ def train(config, workdir) -> dict:
     # The loop: dispatch step t, then look at step t - 1, so that the device never waits for the host.
     batches = task.train_batches(start, host, hosts)
     tokens = config.batch_size * config.data.seq_length
-    with Writer(workdir, start, config.steps, config.log_every, tokens) as writer, _asked_to_stop() as stop:
+    writer = Writer(workdir, start, config.steps, config.log_every, tokens)
+    with contextlib.closing(writer), _asked_to_stop() as stop:
       held_out, before = _last_evaluation(workdir, start), None
       for step in range(start + 1, config.steps + 1):
         batch = sharding.global_batch(mesh, next(batches))
@@ -69,12 +70,15 @@ def train(config, workdir) -> dict:
           writer.train(*before)
         before = (step, *numbers)
 
-        last = step == config.steps or stop
-        if step % config.checkpoint_every == 0 or last:
+        last = step == config.steps or bool(stop)
+        saving = step % config.checkpoint_every == 0 or last
+        evaluating = step % config.eval_every == 0 or step == config.steps
+        if saving or evaluating:
           writer.train(*before)  # Raises where the loss is not a number: such a state is never saved.
           before = None
+        if saving:
           saved.save(step, now)
-        if step % config.eval_every == 0 or step == config.steps:
+        if evaluating:
           held_out = evaluate(task, eval_step, now["params"], mesh)
           writer.write(step, "eval", held_out)
           writer.pause()

@@ -3,6 +3,8 @@
 Flax is visible only inside this package.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,11 +46,16 @@ def apply(cfg: AlbertConfig, params: dict, batch: dict, key=None) -> dict:
   """
   batch = _checked(cfg, dict(batch))
   parts = tuple(part for part in OPTIONAL if part in params)
-  graphdef, abstract = structure(cfg, parts)
-  needed = {*abstract, *(("pooler",) if "sop" in parts else ())}
+  needed = {*shapes(cfg, parts), *(("pooler",) if "sop" in parts else ())}
   if missing := sorted(needed - params.keys()):
     raise UserError(f"these parameters are missing: {missing}; there are {sorted(params)}")
-  return nnx.merge(graphdef, {name: params[name] for name in abstract})(batch, key)
+  return _apply(cfg, parts, {name: params[name] for name in needed}, batch, key)
+
+
+# Compiled also when nobody asked for it: run op by op, the scan would be compiled anew at every call.
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _apply(cfg, parts, params, batch, key):
+  return nnx.merge(structure(cfg, parts)[0], params)(batch, key)
 
 
 def param_count(params: dict) -> int:

@@ -23,8 +23,8 @@ class Writer:
     """Args: start: the step the run goes on from; lines of later steps, written before it was killed, are dropped."""
     self.active = jax.process_index() == 0
     self.steps, self.log_every, self.tokens_per_step = steps, log_every, tokens_per_step
-    self.sums, self.clock, self.clock_step = {}, time.perf_counter(), start
-    self.begin, self.begin_step = self.clock, start
+    self.sums, self.clock, self.clock_step = {}, None, start
+    self.begin, self.begin_step = time.perf_counter(), start
     if self.active:
       self.path = pathlib.Path(workdir) / "metrics.jsonl"
       _drop_after(self.path, start)
@@ -49,12 +49,15 @@ class Writer:
       )
     if self.active:
       self.bar.update()
+    if self.clock is None:  # The first step's time is mostly the compiler's.
+      self.clock, self.clock_step = time.perf_counter(), step
     if step % self.log_every == 0 or step == self.steps:
       now = time.perf_counter()
-      rate = (step - self.clock_step) * self.tokens_per_step / (now - self.clock)
+      done = (step - self.clock_step) * self.tokens_per_step
+      speed = {"tokens_per_s": done / (now - self.clock)} if done else {}
       self.clock, self.clock_step = now, step
       scalars = {name: float(value) for name, value in scalars.items()}
-      self.write(step, "train", {**ratios(self.sums), **scalars, "tokens_per_s": rate})
+      self.write(step, "train", {**ratios(self.sums), **scalars, **speed})
       self.sums = {}
 
   def write(self, step: int, split: str, metrics):
@@ -76,8 +79,8 @@ class Writer:
       self.bar.set_postfix_str(shown)
 
   def pause(self):
-    """Starts the clock anew, so that time spent on something else does not count as training."""
-    self.clock = time.perf_counter()
+    """Stops the clock until the next step is done, so that time spent on something else is not counted as training."""
+    self.clock = None
 
   def close(self):
     if self.active:

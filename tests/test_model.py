@@ -1,0 +1,292 @@
+"""Properties of the model: each would catch a bug that shapes alone let through."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from albert_jax import VARIANTS, AlbertConfig, UserError, apply, init, model, param_count, paths
+from albert_jax.model import layers
+from albert_jax.model.albert import Albert
+from albert_jax.tasks import pretrain
+
+SMALL = AlbertConfig(
+  vocab_size=50, embedding_size=12, hidden_size=16, num_hidden_layers=6, num_attention_heads=4, intermediate_size=24,
+  max_position_embeddings=16, initializer_range=0.2,
+)  # fmt: skip
+COUNTS = {"base": 11_813_810, "large": 17_847_474, "xlarge": 59_021_490, "xxlarge": 223_158_450}
+ENCODERS = {"base": 11_683_584, "large": 17_683_968, "xlarge": 58_724_864, "xxlarge": 222_595_584}
+
+
+def small(**fields):
+  return dataclasses.replace(SMALL, **fields)
+
+
+def make_batch(cfg, rows=3, length=10, tokens=(10, 7, 4), seed=0):
+  rng = np.random.default_rng(seed)
+  slots = 3
+  return {
+    "input_ids": jnp.asarray(rng.integers(5, cfg.vocab_size, (rows, length)), jnp.int32),
+    "attention_mask": jnp.asarray(np.arange(length)[None] < np.array(tokens)[:, None], jnp.int32),
+    "token_type_ids": jnp.asarray(rng.integers(0, cfg.type_vocab_size, (rows, length)), jnp.int32),
+    "mlm_positions": jnp.asarray(rng.integers(0, min(tokens), (rows, slots)), jnp.int32),
+    "mlm_labels": jnp.asarray(rng.integers(5, cfg.vocab_size, (rows, slots)), jnp.int32),
+    "mlm_weights": jnp.asarray(rng.integers(0, 2, (rows, slots)), jnp.float32).at[:, 0].set(1),
+    "sop_label": jnp.asarray(rng.integers(0, 2, rows), jnp.int32),
+    "sop_weight": jnp.ones(rows),
+  }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def grads_of(cfg, params, batch, key=None):
+  return jax.grad(lambda params: pretrain.loss(cfg, 1.0, 1.0, params, batch, key)[0])(params)
+
+
+def assert_trees_close(a, b, **tolerance):
+  for path, x in paths.flatten(a).items():
+    np.testing.assert_allclose(x, paths.flatten(b)[path], err_msg=path, **tolerance)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_counts_are_the_originals(name):
+  shapes = model.shapes(VARIANTS[name])
+  assert param_count(shapes) == COUNTS[name]
+  assert param_count({part: shapes[part] for part in shapes if part not in ("mlm", "sop")}) == ENCODERS[name]
+
+
+def test_depth_does_not_change_the_count():
+  assert len({param_count(model.shapes(small(num_hidden_layers=n))) for n in (1, 2, 12, 48)}) == 1
+
+
+@pytest.mark.parametrize(
+  ("share", "attention", "ffn"), [("all", 1, 1), ("attention", 1, 6), ("ffn", 6, 1), ("none", 6, 6)]
+)
+def test_share_modes_have_the_right_counts(share, attention, ffn):
+  one, many = model.shapes(SMALL), model.shapes(small(share=share))
+  assert param_count(many["attention"]) == attention * param_count(one["attention"])
+  assert param_count(many["ffn"]) == ffn * param_count(one["ffn"])
+
+
+def test_bert_base_has_berts_count():
+  shapes = model.shapes(VARIANTS["bert_base"])
+  assert param_count({part: shapes[part] for part in shapes if part not in ("mlm", "sop")}) == 109_482_240
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def by_hand(cfg, params, batch, key=None):
+  """The sequence output by a plain loop over layers, one copy of the weights after the other."""
+  module = Albert(cfg, layers.nnx.Rngs(0))
+  graphdef, _ = layers.nnx.split(module)
+  module = layers.nnx.merge(graphdef, params)
+  key_embed, key_layers = layers.split_key(key, 2)
+  x = module.embeddings(batch["input_ids"], batch["token_type_ids"], key_embed)
+  x = module.projection(x) if module.projection is not None else x
+  for n, key_n in enumerate(layers.split_key(key_layers, cfg.num_hidden_layers)):
+    for i, key_i in enumerate(layers.split_key(key_n, cfg.inner_group_num)):
+      parts = []
+      for name, part in (("attention", module.attention), ("ffn", module.ffn)):
+        if cfg.copies(name) > 1:
+          part = layers.at(part, n if cfg.copies(name) == cfg.num_hidden_layers else cfg.group_of(n))
+        parts.append(layers.at(part, i) if cfg.inner_group_num > 1 else part)
+      key_attention, key_ffn = layers.split_key(key_i, 2)
+      x = parts[1](parts[0](x, batch["attention_mask"][:, None, None, :] > 0, key_attention), key_ffn)
+  return x
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    *({"share": share} for share in ("all", "attention", "ffn", "none")),
+    *({"share": share, "num_hidden_groups": 2} for share in ("all", "attention", "ffn", "none")),
+    {"share": "all", "num_hidden_groups": 2, "inner_group_num": 2},
+    {"share": "ffn", "num_hidden_groups": 3, "inner_group_num": 2},
+    {"num_hidden_layers": 1, "share": "none"},
+    {"embedding_size": 16},
+    {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3},
+    {"share": "attention", "num_hidden_groups": 2, "hidden_dropout_prob": 0.3},
+  ],
+  ids=str,
+)
+def test_scan_equals_a_loop(fields):
+  cfg = small(**{"num_hidden_layers": 3, **fields})
+  params, batch = init(cfg, jax.random.key(0)), make_batch(cfg)
+  key = jax.random.key(1) if cfg.hidden_dropout_prob else None
+  np.testing.assert_allclose(
+    apply(cfg, params, batch, key)["sequence_output"], by_hand(cfg, params, batch, key), atol=2e-6
+  )
+
+
+def test_groups_are_the_originals():
+  cfg = small(num_hidden_layers=12, num_hidden_groups=5)
+  assert [cfg.group_of(n) for n in range(12)] == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4]
+
+
+def test_padding_has_no_influence_and_no_gradient():
+  params, batch = init(SMALL, jax.random.key(0)), make_batch(SMALL)
+  real = batch["attention_mask"] > 0
+  other = {**batch, "input_ids": jnp.where(real, batch["input_ids"], 7)}
+  a, b = (apply(SMALL, params, x)["sequence_output"] for x in (batch, other))
+  np.testing.assert_array_equal(a[real], b[real])
+
+  positions = params["embeddings"]["position"]["embedding"]
+  longest = int(batch["attention_mask"].sum(1).max())
+  short = {**batch, "attention_mask": batch["attention_mask"].at[:, longest - 2 :].set(0)}
+  gradient = grads_of(SMALL, params, short)["embeddings"]["position"]["embedding"]
+  assert gradient.shape == positions.shape
+  assert (gradient[: longest - 2] != 0).any()
+  assert (gradient[longest - 2 :] == 0).all()
+
+
+def test_a_row_without_any_token_is_finite():
+  params, batch = init(SMALL, jax.random.key(0)), make_batch(SMALL)
+  batch["attention_mask"] = batch["attention_mask"].at[2].set(0)
+  assert all(jnp.isfinite(x).all() for x in apply(SMALL, params, batch).values())
+  assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(grads_of(SMALL, params, batch)))
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_nothing(remat):
+  cfg = small(hidden_dropout_prob=0.1)
+  params, batch, key = init(cfg, jax.random.key(0)), make_batch(cfg), jax.random.key(1)
+  a = grads_of(dataclasses.replace(cfg, remat="none"), params, batch, key)
+  b = grads_of(dataclasses.replace(cfg, remat=remat), params, batch, key)
+  assert_trees_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_bfloat16_is_close_and_keeps_its_promises():
+  params, batch = init(SMALL, jax.random.key(0)), make_batch(SMALL)
+  half = small(dtype="bfloat16")
+  a, b = apply(SMALL, params, batch), apply(half, params, batch)
+  assert b["sequence_output"].dtype == jnp.bfloat16
+  assert b["mlm_logits"].dtype == b["sop_logits"].dtype == jnp.float32
+  np.testing.assert_allclose(a["sequence_output"], b["sequence_output"].astype(jnp.float32), atol=0.08)
+  grads = grads_of(half, params, batch)
+  assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_bfloat16_gradients_of_shared_weights_accumulate_in_float32(remat):
+  """Summed over 64 layers in bfloat16, they would lose what each layer adds; and the compiled loop must carry float32.
+
+  The weights are cast inside the scanned body. Cast outside, the reverse loop would carry a bfloat16 sum.
+  """
+  cfg = small(num_hidden_layers=64, dtype="bfloat16", remat=remat)
+  params, batch = init(cfg, jax.random.key(0)), make_batch(cfg)
+  loss = lambda params: pretrain.loss(cfg, 1.0, 1.0, params, batch, None)[0]  # noqa: E731
+  jaxpr = jax.make_jaxpr(jax.grad(loss))(params)
+  kernel = params["ffn"]["up"]["kernel"].shape
+  carried = [
+    var.aval.dtype
+    for scan in _equations(jaxpr.jaxpr, "scan")
+    for var in scan.outvars[: scan.params["num_carry"]]
+    if var.aval.shape == kernel
+  ]
+  assert carried == [jnp.float32]
+
+
+def _equations(jaxpr, name):
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == name:
+      yield equation
+    for value in equation.params.values():
+      inner = getattr(value, "jaxpr", value)
+      if hasattr(inner, "eqns"):
+        yield from _equations(inner, name)
+
+
+def test_without_a_key_nothing_is_dropped_and_with_one_something_is():
+  cfg = small(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2)
+  params, batch = init(cfg, jax.random.key(0)), make_batch(cfg)
+  plain = [apply(cfg, params, batch)["sequence_output"] for _ in range(2)]
+  np.testing.assert_array_equal(*plain)
+  np.testing.assert_array_equal(plain[0], apply(SMALL, params, batch)["sequence_output"])
+  a, b = (apply(cfg, params, batch, jax.random.key(n))["sequence_output"] for n in (1, 2))
+  assert (a != plain[0]).mean() > 0.9
+  assert (a != b).mean() > 0.9
+
+
+def test_dropout_rate_and_mean():
+  x = layers.dropout(jnp.ones(100_000), 0.3, jax.random.key(0))
+  assert abs(float((x == 0).mean()) - 0.3) < 0.01
+  assert abs(float(x.mean()) - 1) < 0.01
+
+
+def test_initialisation_is_truncated_at_two_deviations():
+  params = init(small(hidden_size=64, intermediate_size=256, initializer_range=0.02), jax.random.key(0))
+  kernel = np.asarray(params["ffn"]["up"]["kernel"])
+  assert np.abs(kernel).max() <= 0.04
+  assert abs(kernel.std() - 0.02 * 0.8796) < 3e-4  # What is left of the deviation after the cut.
+  assert not params["ffn"]["up"]["bias"].any()
+  assert (params["ffn"]["norm"]["scale"] == 1).all()
+
+
+def test_stacked_layers_begin_different():
+  kernels = init(small(share="none"), jax.random.key(0))["ffn"]["up"]["kernel"]
+  assert kernels.shape == (6, 16, 24)
+  assert len({float(k.sum()) for k in kernels}) == 6
+
+
+def test_logits_only_at_masked_positions():
+  params, batch = init(SMALL, jax.random.key(0)), make_batch(SMALL)
+  some = apply(SMALL, params, batch)["mlm_logits"]
+  every = apply(SMALL, params, {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids")})["mlm_logits"]
+  assert every.shape == (3, 10, 50)
+  np.testing.assert_allclose(some, jnp.take_along_axis(every, batch["mlm_positions"][..., None], axis=1), atol=1e-6)
+
+
+def test_defaults_of_a_batch():
+  params, ids = init(SMALL, jax.random.key(0)), make_batch(SMALL)["input_ids"]
+  whole = {"input_ids": ids, "attention_mask": jnp.ones_like(ids), "token_type_ids": jnp.zeros_like(ids)}
+  np.testing.assert_array_equal(
+    apply(SMALL, params, {"input_ids": ids})["mlm_logits"], apply(SMALL, params, whole)["mlm_logits"]
+  )
+
+
+def test_parts_that_are_not_there_give_no_output():
+  params, batch = init(SMALL, jax.random.key(0)), make_batch(SMALL)
+  bare = {name: params[name] for name in params if name not in ("pooler", "mlm", "sop")}
+  assert set(apply(SMALL, bare, batch)) == {"sequence_output"}
+  with pytest.raises(UserError, match="pooler"):
+    apply(SMALL, {**bare, "sop": params["sop"]}, batch)
+  with pytest.raises(UserError, match="embeddings"):
+    apply(SMALL, {name: params[name] for name in params if name != "embeddings"}, batch)
+
+
+def test_layer_axes_count_what_is_stacked():
+  axes = paths.flatten(model.layer_axes(*(lambda c: (c, model.shapes(c)))(small(share="attention", inner_group_num=2))))
+  assert axes["attention/query/kernel"] == 1
+  assert axes["ffn/up/kernel"] == 2
+  assert axes["pooler/kernel"] == 0
+
+
+@pytest.mark.parametrize(
+  ("fields", "words"),
+  [
+    ({"num_attention_heads": 5}, "hidden_size=16 must divide by num_attention_heads=5"),
+    ({"hidden_act": "swish"}, "hidden_act='swish' is unknown"),
+    ({"share": "some"}, "share='some'"),
+    ({"dtype": "float16"}, "dtype='float16'"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers=0"),
+    ({"num_hidden_groups": 7}, "num_hidden_groups=7"),
+    ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob=1.0"),
+    ({"vocab_size": 1.5}, "vocab_size=1.5"),
+  ],
+)
+def test_nonsense_is_an_error_in_words(fields, words):
+  with pytest.raises(UserError, match=words):
+    small(**fields)
+
+
+def test_input_that_does_not_fit_is_an_error_in_words():
+  params = init(SMALL, jax.random.key(0))
+  for ids, words in (
+    (jnp.ones((1, 17), jnp.int32), "17 tokens long, the model has 16 positions"),
+    (jnp.full((1, 4), 50, jnp.int32), "reach from 50 to 50"),
+    (jnp.full((1, 4), -1, jnp.int32), "reach from -1"),
+    (jnp.ones((1, 4)), "whole numbers"),
+  ):
+    with pytest.raises(UserError, match=words):
+      apply(SMALL, params, {"input_ids": ids})
