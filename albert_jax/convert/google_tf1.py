@@ -1,0 +1,244 @@
+"""Checkpoints of google-research/albert: `albert_config.json`, `model.ckpt-*` and the vocabulary."""
+
+import dataclasses
+import json
+import pathlib
+import re
+import shutil
+
+import numpy as np
+
+from albert_jax.convert import configs, mapping, tf_checkpoint
+from albert_jax.convert.files import new_folder
+from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.errors import UserError
+
+_LAYER = "bert/encoder/transformer/group_{G}/inner_group_{I}"
+# modeling.py, run_pretraining.py, classifier_utils.py, race_utils.py, squad_utils.py of the original.
+NAMES = {
+  "embeddings/word/embedding": "bert/embeddings/word_embeddings",
+  "embeddings/position/embedding": "bert/embeddings/position_embeddings",
+  "embeddings/token_type/embedding": "bert/embeddings/token_type_embeddings",
+  "embeddings/norm": "bert/embeddings/LayerNorm",
+  "projection": "bert/encoder/embedding_hidden_mapping_in",
+  "attention/query": f"{_LAYER}/attention_1/self/query",
+  "attention/key": f"{_LAYER}/attention_1/self/key",
+  "attention/value": f"{_LAYER}/attention_1/self/value",
+  "attention/output": f"{_LAYER}/attention_1/output/dense",
+  "attention/norm": f"{_LAYER}/LayerNorm",
+  "ffn/up": f"{_LAYER}/ffn_1/intermediate/dense",
+  "ffn/down": f"{_LAYER}/ffn_1/intermediate/output/dense",
+  "ffn/norm": f"{_LAYER}/LayerNorm_1",
+  "pooler": "bert/pooler/dense",
+  "mlm/dense": "cls/predictions/transform/dense",
+  "mlm/norm": "cls/predictions/transform/LayerNorm",
+  "mlm/bias": "cls/predictions/output_bias",
+  "sop/dense/kernel": "cls/seq_relationship/output_weights",
+  "sop/dense/bias": "cls/seq_relationship/output_bias",
+  "classifier/kernel": "output_weights",
+  "classifier/bias": "output_bias",
+  "span/kernel": "cls/squad/output_weights",
+  "span/bias": "cls/squad/output_bias",
+  "squad_v2/start": "start_logits/dense",
+  "squad_v2/end/dense_0": "end_logits/dense_0",
+  "squad_v2/end/norm": "end_logits/LayerNorm",
+  "squad_v2/end/dense_1": "end_logits/dense_1",
+  "squad_v2/answer/dense_0": "answer_class/dense_0",
+  "squad_v2/answer/dense_1": "answer_class/dense_1",
+}
+# These are [classes, hidden] there; all other matrices are [in, out] as here.
+_TRANSPOSED = ("sop/dense/kernel", "classifier/kernel", "span/kernel")
+# The original computes `gelu` by its tanh form.
+_ACTIVATIONS = {"gelu": "gelu_new"}
+_SLOTS = {"m": "/adam_m", "v": "/adam_v"}
+
+
+def _suffix(path):
+  if "norm/" in path:
+    return "/gamma" if path.endswith("scale") else "/beta"
+  return "/kernel" if path.endswith("kernel") else "/bias"
+
+
+def _table(cfg, parts, heads):
+  return mapping.entries(
+    cfg,
+    mapping.shapes(cfg, parts, heads),
+    NAMES,
+    _suffix,
+    lambda path: f"albert_jax/{path}",
+    layers=mapping.layers_there(cfg),
+    transposed=lambda path: path in _TRANSPOSED,
+  )
+
+
+# Reading.
+
+
+def load(path, rules=None):
+  """Reads a checkpoint of the original.
+
+  Args:
+    path: its folder (as unpacked from albert_*.tar.gz, or a TF-Hub module), or the checkpoint in it if there are more;
+      albert_config.json lies beside it.
+    rules: `mapping.Rules`; None: strict.
+
+  Returns:
+    (AlbertConfig, params): float32 numpy arrays in our tree, with the parts and heads that are there: of pooler, mlm,
+    sop, classifier (also RACE's), span (SQuAD 1.1), squad_v2. Optimizer slots are left out (see `load_optimizer`).
+
+  Raises:
+    UserError: a file is missing or damaged, or tensors do not fit the config (all are listed).
+  """
+  rules = rules or mapping.Rules()
+  prefix = find(path)
+  cfg, tensors = _read(prefix, rules, lambda name: not _is_optimizer(name))
+  return cfg, params_of(cfg, tensors, prefix, rules)
+
+
+def load_optimizer(path, rules=None):
+  """The optimizer's state of a checkpoint, to go on with its training.
+
+  Returns: {"step": int, "m": tree, "v": tree}; m and v are the moments of the parameters, in the parameters' tree.
+  Raises: UserError as `load`, and where there are no moments.
+  """
+  rules = rules or mapping.Rules()
+  prefix = find(path)
+  cfg, tensors = _read(prefix, rules, _is_optimizer)
+  if "global_step" not in tensors:
+    raise UserError(f"{prefix} holds no global_step: it was stripped of its optimizer's state")
+  state = {"step": int(tensors["global_step"])}
+  for slot, end in _SLOTS.items():
+    found = {name.removesuffix(end): tensor for name, tensor in tensors.items() if name.endswith(end)}
+    if not found:
+      raise UserError(f"{prefix} holds no …{end}: it was stripped of its optimizer's state")
+    state[slot] = params_of(cfg, found, f"{prefix} (…{end})", rules)
+  return state
+
+
+def find(path):
+  """The prefix of the checkpoint at `path`; a TF-Hub module has it in a folder `variables`."""
+  path = pathlib.Path(path)
+  hub = path / "variables"
+  return tf_checkpoint.find(hub if not list(path.glob("*.index")) and (hub / "variables.index").is_file() else path)
+
+
+def read_fields(prefix):
+  """The object in the albert_config.json that belongs to a checkpoint."""
+  folder = pathlib.Path(prefix).parent
+  places = [folder / "albert_config.json", folder.parent / "assets" / "albert_config.json"]
+  for place in places:
+    if place.is_file():
+      return configs.read_json(place)
+  raise UserError(f"no albert_config.json beside {prefix}: copy the one that came with the checkpoint to {places[0]}")
+
+
+def _read(prefix, rules, wanted):
+  """(AlbertConfig, {name: array}) of the variables whose name is `wanted`, names as in NAMES."""
+  found = read_fields(prefix)
+  checkpoint = tf_checkpoint.Checkpoint(prefix)
+  cfg = configs.from_fields(found, _ACTIVATIONS)
+  names = {name.removeprefix("module/"): name for name in checkpoint.variables}
+  if not any(name.startswith(("output_", "cls/squad", "start_logits", "albert_jax/")) for name in names):
+    cfg = configs.corrected(cfg, found, prefix, rules)
+  tensors = {short: checkpoint.read(name) for short, name in names.items() if wanted(short)}
+  if any(_OWN_NORM.match(name) for name in names):
+    cfg, tensors = _own_norms(cfg, tensors)
+    rules.say(f"{prefix}: every layer there has layer norms of its own; read as {cfg.num_hidden_groups} groups")
+  return cfg, {canonical(name): tensor for name, tensor in tensors.items()}
+
+
+def canonical(name):
+  """A variable's name with the spelling of NAMES: layer norms of the Keras kind are called otherwise, and numbered."""
+  inside = re.fullmatch(r"(.*/inner_group_\d+)/layer_normalization(_1)?/(.*)", name)
+  if inside:
+    return f"{inside[1]}/LayerNorm{inside[2] or ''}/{inside[3]}"
+  return re.sub(r"^((?:(?!/inner_group_).)*)/layer_normalization(_\d+)?/", r"\1/LayerNorm/", name)
+
+
+# Checkpoints of google-research/albert #241, where TensorFlow 2 took layer norms out of what the layers share.
+_GROUP = "bert/encoder/transformer/group_"
+_OWN_NORM = re.compile(rf"{_GROUP}\d+(?:_\d+)?/layer_(\d+)/inner_group_(\d+)/layer_normalization(?:_(\d+))?/(.+)")
+
+
+def _own_norms(cfg, tensors):
+  """The same model with every layer a group of its own: what layers share is repeated, their norms are not."""
+  norms, shared, result = {}, {}, {}
+  for name, tensor in tensors.items():
+    if found := _OWN_NORM.fullmatch(name):
+      layer, inner, number, leaf = found.groups()
+      norms.setdefault((int(layer), inner, leaf), []).append((int(number or 0), name))
+    elif name.startswith(_GROUP):
+      group, _, rest = name.removeprefix(_GROUP).partition("/")
+      shared.setdefault(group, {})[rest] = tensor
+    else:
+      result[name] = tensor
+  for layer in range(cfg.num_hidden_layers):
+    for rest, tensor in shared.get(str(cfg.group_of(layer)), {}).items():
+      result[f"{_GROUP}{layer}/{rest}"] = tensor
+  for (layer, inner, leaf), names in norms.items():
+    for i, (_, name) in enumerate(sorted(names)):  # in a layer, the one after attention was numbered first
+      result[f"{_GROUP}{layer}/inner_group_{inner}/LayerNorm{f'_{i}' if i else ''}/{leaf}"] = tensors[name]
+  return dataclasses.replace(cfg, num_hidden_groups=cfg.num_hidden_layers), result
+
+
+def _is_optimizer(name):
+  return name == "global_step" or name.endswith(tuple(_SLOTS.values()))
+
+
+def params_of(cfg, tensors, where, rules):
+  """Our parameters out of a checkpoint's tensors. `where` begins the error that lists what does not fit."""
+  starts = {"pooler": "bert/pooler/", "mlm": "cls/predictions/", "sop": "cls/seq_relationship/"}
+  parts = tuple(part for part, start in starts.items() if any(name.startswith(start) for name in tensors))
+  starts = {"classifier": "output_", "span": "cls/squad/", "squad_v2": "start_logits/"}
+  heads = {}
+  for head, start in starts.items():
+    if any(name.startswith(start) for name in tensors):
+      classes = tensors.get(NAMES.get(f"{head}/bias"), np.empty(0)).size
+      heads[head] = mapping.HEADS[head](cfg.hidden_size, classes)
+  for name, tensor in tensors.items():
+    if name.startswith("albert_jax/"):
+      head, _, path = name.removeprefix("albert_jax/").partition("/")
+      heads.setdefault(head, {})[path] = tensor.shape
+  return mapping.to_here(where, cfg, _table(cfg, parts, heads), tensors, rules)
+
+
+# Writing.
+
+
+def save(path, cfg, params, *, vocabulary=None, step=0, overwrite=False):
+  """Writes a folder that the original's programs and TensorFlow open.
+
+  Args:
+    path: the new folder; it appears whole or not at all.
+    params: our tree, any array type; the parts and heads in it are written.
+    vocabulary: a `Tokenizer` or the path of its file.
+    step: written as global_step.
+    overwrite: replace what is at `path`.
+
+  Raises:
+    UserError: `path` is taken, or the model is one that the original cannot compute.
+  """
+  activation = {"gelu_new": "gelu", "relu": "relu"}.get(cfg.hidden_act)
+  if activation is None:
+    raise UserError(
+      f"hidden_act={cfg.hidden_act}: the original knows only the tanh form, gelu_new here; convert to Hugging Face "
+      "instead (--to=hf)"
+    )
+  groups = len(mapping.layers_there(cfg))
+  N = cfg.num_hidden_layers
+  if groups == N and any(mapping.original_group(n, N, N) != n for n in range(N)):
+    raise UserError(
+      f"{N} layers that share nothing: the original rounds their numbers so that it would run some layer twice; "
+      "convert to Hugging Face instead (--to=hf)"
+    )
+  tensors = mapping.to_there(_table(cfg, *mapping.shapes_of(params)), params)
+  fields, ours = configs.to_fields(cfg, groups)
+  # The original takes its own layer norm's epsilon, and its scripts the classifier's dropout.
+  fields = {**fields, "hidden_act": activation, "down_scale_factor": 1, "net_structure_type": 0, **ours}
+  with new_folder(path, overwrite=overwrite) as folder:
+    (folder / "albert_config.json").write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
+    tf_checkpoint.write(folder / "model.ckpt-best", {**tensors, "global_step": np.array(step, np.int64)})
+    if vocabulary is not None:
+      tokenizer = vocabulary if isinstance(vocabulary, Tokenizer) else Tokenizer(vocabulary)
+      name = "vocab_chinese.txt" if tokenizer.path.endswith(".txt") else "30k-clean.model"
+      shutil.copyfile(tokenizer.path, folder / name)
