@@ -200,3 +200,25 @@ def test_a_long_document_is_tokenised_in_parts(tmp_path, spm, monkeypatch):
   monkeypatch.setattr(prepare, "_BATCH_CHARS", 500)
   make(corpus, spm, tmp_path / "other")
   assert contents(tmp_path / "one") == contents(tmp_path / "other")
+
+
+@pytest.mark.realdata
+def test_encoding_many_sentences_equals_the_tokenizer(real_data):
+  spm = real_data / "vocab/albert_en_30k/spiece.model"
+  tokenizer = Tokenizer(spm)
+  encoder = prepare._Encoder(tokenizer, prepare.Settings())
+  text = (real_data / "pretrain/wiki_en/wiki_en_03.txt").read_text("utf-8")[:600_000]
+  odd = [
+    "In 2010, and 92000, or 3,000, it was.",
+    "a \u0301 b",
+    "\u00a8 x",
+    "\u2581 y\u2581z",
+    "\u0301",
+    "☃☃ ☃",
+    "(2010,)",
+  ]
+  sentences = encoder.sentences([*text.split("\n"), *odd])
+  ids, lengths = encoder.encode(sentences)
+  expected = tokenizer.encode_batch(sentences)
+  assert lengths == list(map(len, expected))
+  assert ids.tolist() == [i for one in expected for i in one]

@@ -9,7 +9,10 @@ import re
 _WIDE = "。！？｡"  # end a sentence without white space after them
 _CLOSING = "\"'”’»«“‘)\\]}」』）】》〉"
 _OPENING = "\"'“”‘’„‚«»([{¿¡—–-"
-_END = re.compile(rf"([.!?…{_WIDE}]+)([{_CLOSING}]*)(\s*)")
+# A mark, what closes after it, and white space that no lower-case letter follows; none is needed after a wide mark.
+_END = re.compile(
+  rf"[.!?…{_WIDE}]+[{_CLOSING}]*(?:\s+(?=[^\sa-z])|(?<=[{_WIDE}])|(?<=[{_WIDE}][{_CLOSING}])|(?<=[{_WIDE}][{_CLOSING}]{{2}}))"
+)
 _NOT_AFTER_WIDE = frozenset("，、；：,;:")
 _LOOK_AROUND = 40  # characters; a longer "word" is no abbreviation
 _NUMBER = re.compile(r"\d{1,2}\Z|[IVX]{1,5}\Z")
@@ -28,30 +31,33 @@ januar februar märz april mai juni juli august september oktober november dezem
 kapitel auflage band teil klasse platz mal tag woche monat
 """
 _ABBREVIATIONS = frozenset(_NEVER_LAST.split())
+_LONGEST_ABBREVIATION = max(map(len, _ABBREVIATIONS))
 _AFTER_ORDINAL = frozenset(_COUNTED.split())
 
 
 def _cut(text, match):
   """Where a sentence ends at this match of `_END` (index into `text`), or 0 where none does."""
-  mark, close, space = match.groups()
+  found = match.group()
   end = match.end()
-  if not space:
-    if mark[-1] not in _WIDE or text[end] in _NOT_AFTER_WIDE:
-      return 0
-    opening = close.find("“")  # closes in German, opens in Chinese
-    return end if opening < 0 else match.start(2) + opening
   following = text[end]
+  if not found[-1].isspace():
+    if following in _NOT_AFTER_WIDE:
+      return 0
+    opening = found.find("“")  # closes in German, opens in Chinese
+    return end if opening < 0 else match.start() + opening
   if following in _OPENING:
     following = text[end : end + _LOOK_AROUND].lstrip(_OPENING)[:1]
   if following.islower():
     return 0
-  if mark != "." or close:
+  if found[0] != "." or not found[1].isspace():
     return end
   start = match.start()
   word = text[text.rfind(" ", max(0, start - _LOOK_AROUND), start) + 1 : start].lstrip(_OPENING)
+  if len(word) > _LONGEST_ABBREVIATION:
+    return end
   if word.lower() in _ABBREVIATIONS or (len(word) == 1 and word != "I" and word.isupper()):  # an initial: J. Smith
     return 0
-  if len(word) <= 5 and _NUMBER.match(word):
+  if _NUMBER.match(word):
     after = _NEXT_WORD.search(text, end, end + _LOOK_AROUND)
     is_list_item = start < _LOOK_AROUND and not text[: start - len(word)].strip()
     if is_list_item or (after and after.group().lower() in _AFTER_ORDINAL):
