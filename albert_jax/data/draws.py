@@ -37,9 +37,9 @@ def keys(seed, name, numbers):
   return _mix(_mix(np.asarray(numbers).astype(np.uint64) * _STEP + np.uint64(salt)))
 
 
-def bits(keys_B, count):
-  """`count` independent random uint64 for each key: [B, count]."""
-  return _mix(keys_B[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _STEP)
+def bits(keys_B, count, first=0):
+  """Independent random uint64, numbers `first` to `first + count` of each key's: [B, count]."""
+  return _mix(keys_B[:, None] + np.arange(first + 1, first + count + 1, dtype=np.uint64) * _STEP)
 
 
 def below(random, bound):

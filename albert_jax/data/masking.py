@@ -5,6 +5,9 @@ import typing
 import numpy as np
 
 from albert_jax.data import draws
+from albert_jax.data.records import ragged
+
+_BLOCK = 32  # tries drawn at a time
 
 
 class Spans(typing.NamedTuple):
@@ -74,22 +77,23 @@ def choose_spans(is_start, is_special, budget, keys_B, *, ngram, favor_shorter=T
   taken[: len(flat_starts)] = is_special.ravel()[flat_starts]
   word_at = np.append(flat_starts, np.full(ngram, is_start.size))
 
-  # A row's tries depend on nothing but the row, so that it is the same in any batch.
+  # How often a row tries depends on nothing but the row, so that it is the same in any batch.
   tries = 2 * budget + 8
-  most = int(tries.max(initial=0))
-  place = draws.below(draws.bits(keys_B, most), count[:, None]) + base[:, None]
   edges = np.ceil(np.cumsum(ngram_probabilities(ngram, favor_shorter)) * 2**32).astype(np.uint64)[:-1]
-  wanted = 1 + np.searchsorted(edges, draws.bits(~keys_B, most) >> np.uint64(32), side="right")
+  random = draws.bits(~keys_B, int(budget.max(initial=0))) >> np.uint64(32)
+  wanted = 1 + (random[:, :, None] >= edges).sum(axis=2)
 
   left = budget.copy()
   accepted = np.zeros(len(budget), np.int64)  # runs so far, which is also the next of a row's own list of lengths
   rows = np.flatnonzero(left > 0)
   spans = []
-  for attempt in range(most):
+  for attempt in range(int(tries.max(initial=0))):
     rows = rows[(left[rows] > 0) & (tries[rows] > attempt)]
     if not len(rows):
       break
-    word = place[rows, attempt]
+    if attempt % _BLOCK == 0:
+      place = draws.below(draws.bits(keys_B, _BLOCK, attempt), count[:, None]) + base[:, None]
+    word = place[rows, attempt % _BLOCK]
     n = drawn = wanted[rows, accepted[rows]]
     first = word_at[word]
     size = word_at[word + n] - first
@@ -143,7 +147,9 @@ def mask_tokens(ids, spans, keys_B, *, slots, mask_id, ordinary_ids, mask_share=
   """
   row, start, size = spans.row, spans.start, spans.stop - spans.start
   batch = len(ids)
-  flat = np.sort(np.repeat(row * ids.shape[1] + start - np.cumsum(size) + size, size) + np.arange(size.sum()))
+  is_hidden = np.zeros(ids.size, bool)
+  is_hidden[ragged(row * ids.shape[1] + start, size)] = True
+  flat = np.flatnonzero(is_hidden)
   row = flat // ids.shape[1]
   slot = np.arange(len(flat)) - np.searchsorted(row, np.arange(batch))[row]
 

@@ -121,17 +121,20 @@ def lay_out(batch, chosen, vocabulary, length, whole_word=True):
 
   is_token = column <= end[:, None]
   is_second = column > middle[:, None]
-  shift = np.where(is_second, (chosen.second_start - middle - 1)[:, None], (chosen.first_start - 1)[:, None])
-  source = (column + shift).astype(np.int32)
-  np.clip(source, 0, (batch.tokens - 1)[:, None], out=source)  # special places read some token, and are overwritten
-  ids = batch.ids[batch.id_base[:, None] + source].astype(np.int32)
+  narrow = np.int32  # halves the time of what is done for every token
+  shift = np.where(
+    is_second, narrow(chosen.second_start - middle - 1)[:, None], narrow(chosen.first_start - 1)[:, None]
+  )
+  source = column + shift
+  np.clip(source, 0, narrow(batch.tokens - 1)[:, None], out=source)  # special places read a token that is overwritten
+  ids = batch.ids[source + narrow(batch.id_base)[:, None]].astype(np.int32)
   is_second &= is_token
 
   if whole_word:
     width = (int(batch.tokens.max()) + 7) // 8
     words = batch.data[np.minimum(batch.word_base[:, None] + np.arange(width), len(batch.data) - 1)]
     words = np.unpackbits(words, axis=1, bitorder="little")
-    starts_word = words.ravel()[rows[:, None] * words.shape[1] + source].astype(bool)
+    starts_word = words.ravel()[source + narrow(rows * words.shape[1])[:, None]].astype(bool)
   else:
     starts_word = np.ones_like(is_token)
   starts_word[rows, 1] = True  # a trimmed text may begin inside a word
