@@ -13,7 +13,7 @@ from albert_jax.data import draws, pretrain, source
 from albert_jax.data.pretrain import DataConfig
 from albert_jax.errors import UserError
 
-__all__ = ["DataConfig", "eval_batches", "train_batches"]
+__all__ = ["DataConfig", "batch_maker", "eval_batches", "train_batches"]
 
 _FOREVER = 1 << 40  # steps
 _BUFFERED = 2  # batches that wait ready for the loop
@@ -83,6 +83,18 @@ def _batches(maker, first, stop, workers):
   return iter(dataset)
 
 
+def batch_maker(cfg, *, batch_size, seed, host=0, hosts=1):
+  """What makes the training batches: a function of the step, for whoever wants one batch or to measure.
+
+  Args and errors: as for train_batches.
+
+  Returns:
+    function from int, the step, to a dict of arrays.
+  """
+  _check(cfg, cfg.split, batch_size, host, hosts)
+  return _Maker(cfg, cfg.split, batch_size, seed, host, hosts, is_training=True)
+
+
 def train_batches(cfg, *, batch_size, seed, start_step=0, host=0, hosts=1):
   """Endless training batches, shuffled anew each epoch.
 
@@ -99,8 +111,7 @@ def train_batches(cfg, *, batch_size, seed, start_step=0, host=0, hosts=1):
   Raises:
     UserError: the dataset, the vocabulary or the sizes do not fit.
   """
-  _check(cfg, cfg.split, batch_size, host, hosts)
-  maker = _Maker(cfg, cfg.split, batch_size, seed, host, hosts, is_training=True)
+  maker = batch_maker(cfg, batch_size=batch_size, seed=seed, host=host, hosts=hosts)
   return _batches(maker, start_step, _FOREVER, cfg.workers)
 
 

@@ -463,11 +463,12 @@ _READERS = {
 }
 
 
-def add_arguments(parser):
-  """Adds the options that every command with `--input` shares to an argparse parser."""
+def add_arguments(parser, default=None):
+  """Adds the options that every command with `--input` shares; without a default the input is required."""
   parser.add_argument(
     "--input",
-    required=True,
+    required=default is None,
+    default=default,
     help="files (.txt, .jsonl, .parquet, each also .gz, .xz or .zst), a folder, a quoted glob, or a TFDS name; several "
     "with commas between",
   )
