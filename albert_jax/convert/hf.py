@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import pickle
 import shutil
 
 import numpy as np
@@ -126,15 +127,54 @@ def extra_fields(found):
 
 
 def read_tensors(path):
-  """The tensors of a directory, {name: array}, in names that begin with `albert.` and without the tied copies."""
-  file = pathlib.Path(path) / "model.safetensors"
-  if not file.is_file():
-    raise UserError(f"no {file}: expected a Hugging Face directory, with config.json and model.safetensors")
+  """The tensors of a directory, {name: array}, in names that begin with `albert.` and without the tied copies.
+
+  Read is model.safetensors, whole or in the shards of model.safetensors.index.json; else, if torch is installed,
+  pytorch_model.bin or the one .pth file.
+  """
+  path = pathlib.Path(path)
+  index = path / "model.safetensors.index.json"
+  files = [path / "model.safetensors"]
+  if not files[0].is_file() and index.is_file():
+    files = [path / name for name in sorted(set(configs.read_json(index).get("weight_map", {}).values()))]
+  elif not files[0].is_file():
+    files = [path / "pytorch_model.bin"]
+    if not files[0].is_file() and len(others := sorted(path.glob("*.pth"))) == 1:
+      files = others
+  missing = [file for file in files if not file.is_file()]
+  if missing or not files:
+    raise UserError(
+      f"no {path / 'model.safetensors' if missing == [path / 'pytorch_model.bin'] else (missing or [index])[0]}: "
+      "expected a Hugging Face directory, with config.json and model.safetensors"
+    )
+  tensors = {}
+  for file in files:
+    tensors |= _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+  return _canonical(tensors, path)
+
+
+def _read_safetensors(file):
   try:
     views = safetensors.deserialize(file.read_bytes())
   except safetensors.SafetensorError as error:
     raise UserError(f"{file} is damaged or not a safetensors file: {error}") from None
-  return _canonical({name: _array(file, name, view) for name, view in views}, file)
+  return {name: _array(file, name, view) for name, view in views}
+
+
+def _read_torch(file):
+  """A file of torch.save; nothing but tensors is unpickled, so that no code in it runs."""
+  try:
+    import torch
+  except ImportError:
+    raise UserError(
+      f"{file} is a PyTorch file; pip install torch to read it, or save the model as model.safetensors"
+    ) from None
+  try:
+    found = torch.load(file, map_location="cpu", weights_only=True)
+    return {name: tensor.to(torch.float32).numpy() for name, tensor in found.items()}
+  except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError) as error:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    raise UserError(f"{file} is damaged, or holds more than tensors: {reason}") from None
 
 
 def _array(file, name, view):

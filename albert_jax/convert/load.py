@@ -2,20 +2,57 @@
 
 import json
 import pathlib
+import re
 
-from albert_jax.convert import hf
+import numpy as np
+
+from albert_jax import paths
+from albert_jax.convert import google_tf1, hf
+from albert_jax.convert.mapping import Rules
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
 
-def load(path):
+def load(path, *, allow_missing=(), allow_unused=(), keep_config=False):
   """Reads the weights at `path`.
 
-  Args: path: a Hugging Face directory, or the workdir of a complete run (its `export` is read).
-  Returns: (AlbertConfig, params), params a nested dict of float32 numpy arrays with the parts and heads that are there.
-  Raises: UserError if there is no checkpoint at `path`, or it does not fit its own config.
+  Args:
+    path: a Hugging Face directory, a checkpoint of google-research/albert (its folder or, if that holds more, its
+      prefix), or the workdir of a complete run (its `export` is read).
+    allow_missing: regular expressions of our parameter paths that may be absent; they are fresh then.
+    allow_unused: regular expressions of names in the file that may be left over.
+    keep_config: believe the config even where it is known to be wrong for the weights.
+
+  Returns:
+    (AlbertConfig, params), params a nested dict of float32 numpy arrays with the parts and heads that are there.
+
+  Raises:
+    UserError: there is no checkpoint at `path`, or it does not fit its own config.
   """
-  return hf.load(_folder(path))
+  format, place = find(path)
+  return format.load(place, Rules(tuple(allow_missing), tuple(allow_unused), keep_config))
+
+
+def find(path):
+  """Which format is at `path`, and where exactly: (the module `hf` or `google_tf1`, path for its `load`)."""
+  path = pathlib.Path(path)
+  for folder in (path, path / "export"):
+    if (folder / "config.json").is_file() and any(
+      any(folder.glob(pattern)) for pattern in ("model.safetensors*", "pytorch_model.bin", "*.pth")
+    ):
+      return hf, folder
+  prefix = path.with_name(f"{path.name}.index")
+  if any(path.glob("*.index")) or (path / "variables/variables.index").is_file() or prefix.is_file() or path.is_file():
+    return google_tf1, path
+  expected = (
+    "expected a Hugging Face directory (config.json, model.safetensors), such as RUN/export, or a checkpoint of "
+    "google-research/albert (albert_config.json, model.ckpt-*)"
+  )
+  if not path.exists():
+    raise UserError(f"nothing at {str(path)!r}; {expected}")
+  if (path / "checkpoints").is_dir():
+    raise UserError(f"the run in {str(path)!r} is not complete, so it has no export; finish it with albert-jax train")
+  raise UserError(f"{str(path)!r} holds no checkpoint; {expected}")
 
 
 def load_tokenizer(path) -> Tokenizer:
@@ -23,22 +60,49 @@ def load_tokenizer(path) -> Tokenizer:
 
   Raises: UserError if there is no vocabulary.
   """
-  folder = _folder(path)
-  for name in ("spiece.model", "vocab.txt"):
-    if (folder / name).is_file():
-      rules = folder / "tokenizer_config.json"
-      said = json.loads(rules.read_text("utf-8")) if rules.is_file() else {}
-      return Tokenizer(
-        folder / name, lower=said.get("do_lower_case", True), keep_accents=said.get("keep_accents", False)
-      )
-  raise UserError(f"{str(folder)!r} holds no spiece.model; copy the model's vocabulary there")
+  _, folder = find(path)
+  folder = pathlib.Path(folder)
+  folder = folder if folder.is_dir() else folder.parent
+  rules = folder / "tokenizer_config.json"
+  said = json.loads(rules.read_text("utf-8")) if rules.is_file() else {}
+  folder = folder / "assets" if (folder / "assets").is_dir() else folder
+  return Tokenizer(folder, lower=said.get("do_lower_case", True), keep_accents=said.get("keep_accents", False))
 
 
-def _folder(path):
-  path = pathlib.Path(path)
-  for folder in (path, path / "export"):
-    if (folder / "model.safetensors").is_file():
-      return folder
-  if not path.exists():
-    raise UserError(f"nothing at {str(path)!r}; give a folder with config.json and model.safetensors")
-  raise UserError(f"{str(path)!r} holds no model.safetensors; give a Hugging Face directory, such as RUN/export")
+def fit(params, loaded, *, new=(), unused=()):
+  """The parameters of a model with another model's weights in them, as fine-tuning wants.
+
+  Args:
+    params: fresh parameters of the model to train.
+    loaded: those of a checkpoint.
+    new: regular expressions of paths that the checkpoint need not have (a task's head).
+    unused: regular expressions of paths of the checkpoint that the model need not have (heads of pre-training).
+
+  Returns:
+    (params, one line for the user that says how many numbers were loaded and what is new).
+
+  Raises:
+    UserError: listing every parameter that is missing, left over or of another shape.
+  """
+  here, there = paths.flatten(params), paths.flatten(loaded)
+  fresh = [path for path in here if path not in there]
+  left = [path for path in there if path not in here]
+  problems = [f"missing: {path} {list(here[path].shape)}" for path in fresh if not _matches(new, path)]
+  problems += [
+    f"not part of this model: {path} {list(there[path].shape)}" for path in left if not _matches(unused, path)
+  ]
+  problems += [
+    f"other shape: {path} is {list(there[path].shape)} there, {list(here[path].shape)} here"
+    for path in here.keys() & there.keys()
+    if here[path].shape != there[path].shape
+  ]
+  if problems:
+    raise UserError("the checkpoint does not fit the model:\n  " + "\n  ".join(sorted(problems)))
+  count = sum(int(np.prod(here[path].shape)) for path in here if path in there)
+  line = f"loaded {count:,} parameters; new: {', '.join(fresh) or 'none'}"
+  line += f"; not used: {', '.join(left)}" if left else ""
+  return paths.unflatten({path: there.get(path, value) for path, value in here.items()}), line
+
+
+def _matches(patterns, path):
+  return any(re.search(pattern, path) for pattern in patterns)

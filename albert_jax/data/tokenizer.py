@@ -20,6 +20,8 @@ import sentencepiece
 from albert_jax.errors import UserError
 
 _SPACE = "▁"  # SentencePiece's mark for "a word starts here"
+# What a vocabulary is called in the folders of Hugging Face and of Google, English and Chinese.
+_VOCABULARIES = ("spiece.model", "30k-clean.model", "vocab.txt", "vocab_chinese.txt")
 _MAX_WORDPIECE_CHARS = 200  # a longer word is one unknown piece (tokenization.py, WordpieceTokenizer)
 
 
@@ -125,7 +127,7 @@ class Tokenizer:
     """
     path = pathlib.Path(path)
     if path.is_dir():
-      found = [path / name for name in ("spiece.model", "30k-clean.model", "vocab.txt") if (path / name).is_file()]
+      found = [path / name for name in _VOCABULARIES if (path / name).is_file()]
       if not found:
         raise UserError(
           f"the folder {path} holds no vocabulary: expected spiece.model (SentencePiece) or vocab.txt (WordPiece) in it"

@@ -1,0 +1,132 @@
+"""One door for every kind of checkpoint."""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from small_models import SMALL, assert_same, random_params
+
+import albert_jax
+from albert_jax import convert
+from albert_jax.convert import google_tf1, hf
+from albert_jax.convert.load import find, fit
+from albert_jax.errors import UserError
+
+PARAMS = random_params(SMALL)
+
+
+class TestFind:
+  def test_every_kind(self, tmp_path):
+    albert_jax.save(tmp_path / "hf", SMALL, PARAMS)
+    google_tf1.save(tmp_path / "google", SMALL, PARAMS)
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/config.json").write_text("{}")
+    with pytest.raises(UserError, match="not complete"):
+      albert_jax.load(tmp_path / "run")
+    hf.save(tmp_path / "run/export", SMALL, PARAMS)
+    for place in ("hf", "google", "google/model.ckpt-best", "google/model.ckpt-best.index", "run", "run/export"):
+      cfg, params = albert_jax.load(tmp_path / place)
+      assert cfg == SMALL, place
+      assert_same(params, PARAMS)
+
+  def test_nothing(self, tmp_path):
+    with pytest.raises(UserError, match=r"nothing at .*nowhere.*expected a Hugging Face directory"):
+      albert_jax.load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="holds no checkpoint"):
+      albert_jax.load(tmp_path)
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(UserError, match="no TensorFlow checkpoint at"):
+      albert_jax.load(tmp_path / "file")
+
+  def test_shards(self, tmp_path):
+    hf.save(tmp_path / "model", SMALL, PARAMS)
+    whole = tmp_path / "model/model.safetensors"
+    tensors = safetensors.numpy.load_file(whole)
+    whole.unlink()
+    names = sorted(tensors)
+    weight_map = {name: f"model-0000{1 + (i % 2)}-of-00002.safetensors" for i, name in enumerate(names)}
+    for file in set(weight_map.values()):
+      part = {name: tensors[name] for name in names if weight_map[name] == file}
+      safetensors.numpy.save_file(part, tmp_path / "model" / file)
+    (tmp_path / "model/model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert_same(albert_jax.load(tmp_path / "model")[1], PARAMS)
+    (tmp_path / "model/model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no .*model-00002-of-00002\.safetensors"):
+      albert_jax.load(tmp_path / "model")
+
+  def test_tokenizer(self, tmp_path, monkeypatch):
+    hf.save(tmp_path / "model", SMALL, PARAMS)
+    with pytest.raises(UserError, match="holds no vocabulary"):
+      convert.load_tokenizer(tmp_path / "model")
+    (tmp_path / "model/spiece.model").write_bytes(b"not read yet")
+    assert convert.load_tokenizer(tmp_path / "model").lower is True
+    (tmp_path / "model/tokenizer_config.json").write_text('{"do_lower_case": false, "keep_accents": true}')
+    tokenizer = convert.load_tokenizer(tmp_path / "model")
+    assert (tokenizer.lower, tokenizer.keep_accents) == (False, True)
+
+
+class TestTorch:
+  def test_without_torch(self, tmp_path, monkeypatch):
+    hf.save(tmp_path / "model", SMALL, PARAMS)
+    (tmp_path / "model/model.safetensors").rename(tmp_path / "model/pytorch_model.bin")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match="pip install torch to read it"):
+      albert_jax.load(tmp_path / "model")
+
+  def test_with_torch(self, tmp_path):
+    torch = pytest.importorskip("torch", reason="reads PyTorch files, for which torch is needed")
+    hf.save(tmp_path / "model", SMALL, PARAMS)
+    file = tmp_path / "model/model.safetensors"
+    tensors = {name: torch.tensor(array) for name, array in safetensors.numpy.load_file(file).items()}
+    file.unlink()
+    torch.save(tensors, tmp_path / "model/pytorch_model.bin")
+    assert_same(albert_jax.load(tmp_path / "model")[1], PARAMS)
+
+  def test_a_pickle_with_code_in_it(self, tmp_path):
+    torch = pytest.importorskip("torch", reason="reads PyTorch files, for which torch is needed")
+
+    class Attack:
+      def __reduce__(self):
+        return pathlib.Path.touch, (tmp_path / "attacked",)
+
+    hf.save(tmp_path / "model", SMALL, PARAMS)
+    (tmp_path / "model/model.safetensors").unlink()
+    torch.save({"x": Attack()}, tmp_path / "model/pytorch_model.bin")
+    with pytest.raises(UserError, match="damaged, or holds more than tensors"):
+      albert_jax.load(tmp_path / "model")
+    assert not (tmp_path / "attacked").exists()
+    for garbage in (b"", b"garbage", b"PK\x03\x04garbage"):
+      (tmp_path / "model/pytorch_model.bin").write_bytes(garbage)
+      with pytest.raises(UserError, match="damaged"):
+        albert_jax.load(tmp_path / "model")
+
+
+class TestFit:
+  def test_a_new_head_on_old_weights(self):
+    fresh = random_params(SMALL, ("pooler",), {"classifier": 3}, seed=1)
+    params, line = fit(fresh, PARAMS, new=["^classifier/"], unused=["^mlm/", "^sop/"])
+    assert params.keys() == fresh.keys()
+    assert_same(params["pooler"], PARAMS["pooler"])
+    assert_same(params["classifier"], fresh["classifier"])
+    count = albert_jax.param_count(fresh) - 12 * 3 - 3
+    assert line.startswith(f"loaded {count:,} parameters; new: classifier/bias, classifier/kernel; not used: mlm/bias,")
+
+  def test_what_does_not_fit_is_listed(self):
+    fresh = random_params(SMALL, ("pooler",), {"classifier": 3})
+    fresh["pooler"]["bias"] = np.zeros(13, np.float32)
+    with pytest.raises(UserError) as error:
+      fit(fresh, PARAMS)
+    for line in (
+      "missing: classifier/bias [3]",
+      "not part of this model: mlm/bias [40]",
+      "other shape: pooler/bias is [12] there, [13] here",
+    ):
+      assert line in str(error.value)
+
+
+def test_find_says_the_format(tmp_path):
+  google_tf1.save(tmp_path / "x", SMALL, PARAMS)
+  assert find(tmp_path / "x")[0] is google_tf1
