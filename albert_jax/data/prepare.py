@@ -136,41 +136,52 @@ class _Encoder:
 
     No piece reaches over a space and every space starts a piece, so the pieces are those of the sentences alone, and
     counting spaces finds where they begin. Where that does not work out (normalising a word made none of it, or two),
-    the sentences are encoded one by one.
+    the sentences of a run are encoded one by one.
     """
-    groups, size = [], 0
-    for sentence in sentences:
-      if not groups or size >= _GROUP_CHARS:
-        groups.append([])
-        size = 0
-      groups[-1].append(sentence)
-      size += len(sentence)
-    ids, lengths = [], []
-    for group, encoded in zip(groups, self.tokenizer.encode_batch(map(" ".join, groups)), strict=True):
-      own = self._expand(encoded)
-      begins = np.flatnonzero(self.has_space[own])
-      words = [sentence.count(" ") + 1 for sentence in group]
-      if len(begins) == sum(words):
-        begins = begins[list(itertools.accumulate(words[:-1], initial=0))].tolist()
-        lengths += [b - a for a, b in itertools.pairwise([*begins, len(own)])]
-        ids.append(own)
-      else:
-        apart = [self._expand(encoded) for encoded in self.tokenizer.encode_batch(group)]
-        lengths += map(len, apart)
-        ids += apart
-    return np.concatenate(ids), lengths
+    words = np.array([sentence.count(" ") + 1 for sentence in sentences])
+    size = np.cumsum([len(sentence) for sentence in sentences])
+    run = size // _GROUP_CHARS if self.has_space.any() else np.arange(len(sentences))
+    first = np.flatnonzero(np.diff(run, prepend=-1))  # the first sentence of each run
+    stops = [*first[1:].tolist(), len(sentences)]
+    encoded = self.tokenizer.encode_batch(
+      [" ".join(sentences[a:b]) for a, b in zip(first.tolist(), stops, strict=True)]
+    )
+    while True:
+      ids, begin = self._flatten(encoded)
+      spaces = np.flatnonzero(self.has_space[ids])
+      before = np.searchsorted(spaces, begin)  # spaces before each run
+      count = np.diff(first, append=len(sentences))  # sentences in each run
+      is_wrong = (np.diff(before, append=len(spaces)) != np.add.reduceat(words, first)) & (count > 1)
+      if not is_wrong.any():
+        break
+      apart = iter(self.tokenizer.encode_batch(list(itertools.compress(sentences, np.repeat(is_wrong, count)))))
+      encoded = [
+        part
+        for ids, n, wrong in zip(encoded, count.tolist(), is_wrong.tolist(), strict=True)
+        for part in (itertools.islice(apart, n) if wrong else [ids])
+      ]
+      first = np.flatnonzero(np.repeat(is_wrong, count) | np.isin(np.arange(len(sentences)), first))
+    words_before = np.cumsum(words) - words
+    nth = words_before - np.repeat(words_before[first] - before, count)
+    starts = np.append(spaces, 0)[np.minimum(nth, len(spaces))]
+    starts[first] = begin  # also where a run of one sentence has another number of spaces than words
+    return ids, np.diff(starts, append=len(ids)).tolist()
 
-  def _expand(self, encoded):
-    """A list of ids as an array, pieces that end in a digit and a comma taken apart (see tokenizer.py)."""
-    ids = np.array(encoded, self.dtype)
+  def _flatten(self, encoded):
+    """Lists of ids as one array, pieces that end in a digit and a comma taken apart; and where each list begins."""
+    sizes = np.array(list(map(len, encoded)))
+    ids = np.fromiter(itertools.chain.from_iterable(encoded), self.dtype, sizes.sum())
+    begin = np.cumsum(sizes) - sizes
     places = np.flatnonzero(self.expands[ids])
     if len(places):
       parts = [self.expansion[i] for i in ids[places].tolist()]
-      sizes = np.ones(len(ids), np.int64)
-      sizes[places] = list(map(len, parts))
-      ids = np.repeat(ids, sizes)
-      ids[records.ragged((np.cumsum(sizes) - sizes)[places], sizes[places])] = np.concatenate(parts)
-    return ids
+      widths = np.ones(len(ids) + 1, np.int64)
+      widths[places] = list(map(len, parts))
+      moved = np.cumsum(widths) - widths
+      ids = np.repeat(ids, widths[:-1])
+      ids[records.ragged(moved[places], widths[places])] = np.concatenate(parts)
+      begin = moved[begin]
+    return ids, begin
 
   def pack(self, document, ids, lengths):
     """Yields the packed segments of a document."""

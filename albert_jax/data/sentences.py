@@ -14,7 +14,7 @@ _END = re.compile(
   rf"[.!?…{_WIDE}]+[{_CLOSING}]*(?:\s+(?=[^\sa-z])|(?<=[{_WIDE}])|(?<=[{_WIDE}][{_CLOSING}])|(?<=[{_WIDE}][{_CLOSING}]{{2}}))"
 )
 _NOT_AFTER_WIDE = frozenset("，、；：,;:")
-_LOOK_AROUND = 40  # characters; a longer "word" is no abbreviation
+_LOOK_AHEAD = 40  # characters
 _NUMBER = re.compile(r"\d{1,2}\Z|[IVX]{1,5}\Z")
 _NEXT_WORD = re.compile(r"\w+")
 
@@ -31,38 +31,39 @@ januar februar märz april mai juni juli august september oktober november dezem
 kapitel auflage band teil klasse platz mal tag woche monat
 """
 _ABBREVIATIONS = frozenset(_NEVER_LAST.split())
-_LONGEST_ABBREVIATION = max(map(len, _ABBREVIATIONS))
+_LONGEST_WORD = max(map(len, _ABBREVIATIONS)) + 2  # an opening quotation mark or bracket included
 _AFTER_ORDINAL = frozenset(_COUNTED.split())
 
 
-def _cut(text, match):
-  """Where a sentence ends at this match of `_END` (index into `text`), or 0 where none does."""
-  found = match.group()
-  end = match.end()
+def _ends_after_period(text, start, end):
+  """Whether the period at `start`, with white space up to `end` behind it, ends a sentence."""
+  # The last word, if it is short enough to be an abbreviation or a number.
+  space = text.rfind(" ", max(0, start - _LONGEST_WORD - 1), start)
+  if space < 0 and start > _LONGEST_WORD:
+    return True
+  word = text[space + 1 : start].lstrip(_OPENING)
+  if word.lower() in _ABBREVIATIONS or (len(word) == 1 and word != "I" and word.isupper()):  # an initial: J. Smith
+    return False
+  if _NUMBER.match(word):
+    after = _NEXT_WORD.search(text, end, end + _LOOK_AHEAD)
+    is_list_item = not text[: space + 1].strip()
+    return not (is_list_item or (after and after.group().lower() in _AFTER_ORDINAL))
+  return True
+
+
+def _cut(text, start, end):
+  """Where a sentence ends at a match of `_END` from `start` to `end` (index into `text`), or 0 where none does."""
   following = text[end]
-  if not found[-1].isspace():
+  if not text[end - 1].isspace():
     if following in _NOT_AFTER_WIDE:
       return 0
-    opening = found.find("“")  # closes in German, opens in Chinese
-    return end if opening < 0 else match.start() + opening
+    opening = text.find("“", start, end)  # closes in German, opens in Chinese
+    return end if opening < 0 else opening
   if following in _OPENING:
-    following = text[end : end + _LOOK_AROUND].lstrip(_OPENING)[:1]
+    following = text[end : end + _LOOK_AHEAD].lstrip(_OPENING)[:1]
   if following.islower():
     return 0
-  if found[0] != "." or not found[1].isspace():
-    return end
-  start = match.start()
-  word = text[text.rfind(" ", max(0, start - _LOOK_AROUND), start) + 1 : start].lstrip(_OPENING)
-  if len(word) > _LONGEST_ABBREVIATION:
-    return end
-  if word.lower() in _ABBREVIATIONS or (len(word) == 1 and word != "I" and word.isupper()):  # an initial: J. Smith
-    return 0
-  if _NUMBER.match(word):
-    after = _NEXT_WORD.search(text, end, end + _LOOK_AROUND)
-    is_list_item = start < _LOOK_AROUND and not text[: start - len(word)].strip()
-    if is_list_item or (after and after.group().lower() in _AFTER_ORDINAL):
-      return 0
-  return end
+  return end if text[start] != "." or not text[start + 1].isspace() or _ends_after_period(text, start, end) else 0
 
 
 def split_sentences(text):
@@ -75,10 +76,11 @@ def split_sentences(text):
     list[str] of non-empty sentences without outer white space. Joined, they hold every visible character of `text`.
   """
   text = text.strip()
-  size, sentences, start = len(text), [], 0
+  size, sentences, begin = len(text), [], 0
   for match in _END.finditer(text):
-    if match.end() < size and (end := _cut(text, match)):
-      sentences.append(text[start:end].strip())
-      start = end
-  sentences.append(text[start:])
+    start, end = match.span()
+    if end < size and (end := _cut(text, start, end)):
+      sentences.append(text[begin:end].strip())
+      begin = end
+  sentences.append(text[begin:])
   return [sentence for sentence in sentences if sentence]
