@@ -34,7 +34,7 @@ def test_two_runs_of_one_record_in_order(all_lengths, max_tokens, short_seq_rate
     total = sum(lengths)
     assert first[1] >= 1 and first[1] + second[1] <= max_tokens
     assert chosen.is_pair[r] == (len(lengths) > 1) == (second[1] > 0)
-    a, b = (second, first) if chosen.is_swapped[r] else (first, second)
+    a, b = (second, first) if chosen.label[r] else (first, second)
     assert a[0] >= 0 and a[0] + a[1] <= total
     if chosen.is_pair[r]:
       assert a[0] + a[1] <= b[0] and b[0] + b[1] <= total
@@ -52,13 +52,13 @@ def test_swaps_and_short_sequences_have_their_rates():
   lengths = np.random.default_rng(0).integers(3, 40, (count, 25)).tolist()
   chosen = pairs.choose(batch_of(lengths), draws.keys(0, "pairs", np.arange(count)), max_tokens=253, short_seq_rate=0.1)
   assert chosen.is_pair.all()
-  assert abs(chosen.is_swapped.mean() - 0.5) < 0.01
+  assert abs(chosen.label.mean() - 0.5) < 0.01
   assert abs(chosen.is_short.mean() - 0.1) < 0.01
   full = chosen.first_size + chosen.second_size == 253
   assert full[~chosen.is_short].all() and full[chosen.is_short].mean() < 0.2
   # nothing about the sizes tells whether the texts were swapped
   for size in (chosen.first_size, chosen.second_size):
-    assert abs(size[chosen.is_swapped].mean() - size[~chosen.is_swapped].mean()) < 4
+    assert abs(size[chosen.label].mean() - size[~chosen.label].mean()) < 4
 
 
 def test_each_part_of_a_long_record_is_used():
@@ -80,7 +80,31 @@ def test_odd_records(lengths):
 
 def test_without_pairs_there_is_one_run():
   chosen = pairs.choose(
-    batch_of([[5, 6, 7]] * 9), draws.keys(1, "pairs", np.arange(9)), max_tokens=15, short_seq_rate=0.0, want_pairs=False
+    batch_of([[5, 6, 7]] * 9), draws.keys(1, "pairs", np.arange(9)), max_tokens=15, short_seq_rate=0.0, objective="none"
   )
   assert (chosen.first_size == 15).all() and not chosen.second_size.any()
-  assert not chosen.is_pair.any() and not chosen.is_swapped.any()
+  assert not chosen.is_pair.any() and not chosen.label.any()
+
+
+def test_nsp_takes_half_of_the_second_texts_from_other_documents():
+  count = 4000
+  random = np.random.default_rng(0)
+  batch = batch_of(random.integers(3, 40, (2 * count, 9)).tolist())
+  chosen = pairs.choose(
+    batch, draws.keys(0, "pairs", np.arange(count)), max_tokens=125, short_seq_rate=0.1, objective="nsp"
+  )
+  assert abs(chosen.label.mean() - 0.5) < 0.02 and chosen.is_pair.all()
+  rows = np.arange(count)
+  np.testing.assert_array_equal(chosen.second_record, np.where(chosen.label, count + rows, rows))
+  assert (chosen.first_size + chosen.second_size <= 125).all() and (chosen.second_size > 0).all()
+  assert (chosen.second_start + chosen.second_size <= batch.tokens[chosen.second_record]).all()
+  true_next = ~chosen.label
+  assert (chosen.first_start + chosen.first_size <= chosen.second_start)[true_next].all()
+
+
+def test_nsp_never_calls_the_same_document_another():
+  same = records.pack(np.arange(20, dtype=np.uint16), np.array([0, 10], np.uint16), np.ones(20, bool), 7)
+  chosen = pairs.choose(
+    records.unpack([same] * 20), draws.keys(0, "x", np.arange(10)), max_tokens=20, short_seq_rate=0, objective="nsp"
+  )
+  assert not chosen.label.any()

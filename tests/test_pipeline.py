@@ -52,6 +52,14 @@ def test_hosts_share_a_batch(cfg, hosts):
   assert_equal(joined(parts), whole)
 
 
+def test_hosts_share_a_batch_of_another_objective(cfg):
+  cfg = dataclasses.replace(cfg, objective="nsp")
+  whole = take(train_batches(cfg, batch_size=24, seed=1), 3)
+  parts = [take(train_batches(cfg, batch_size=24, seed=1, host=h, hosts=3), 3) for h in range(3)]
+  assert_equal(joined(parts), whole)
+  assert 0.2 < np.mean([batch["sop_label"] for batch in whole]) < 0.8
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_do_not_matter(cfg, workers):
   expected = take(train_batches(cfg, batch_size=8, seed=1, start_step=2, host=1, hosts=2), 7)

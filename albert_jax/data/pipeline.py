@@ -40,10 +40,14 @@ class _Maker:
     total = len(records)
     if self.is_training:
       indices = draws.permute(numbers % total, total, draws.keys(self.seed, "order", numbers // total))
-      return pretrain.make_batch(source.fetch(records, indices.tolist()), numbers, self.seed, cfg, vocabulary)
-    batch = pretrain.make_batch(
-      source.fetch(records, np.minimum(numbers, total - 1).tolist()), numbers, self.seed, cfg, vocabulary
-    )
+    else:
+      indices = np.minimum(numbers, total - 1)
+    if cfg.objective == "nsp":
+      others = draws.below(draws.bits(draws.keys(self.seed, "others", numbers), 1)[:, 0], total)
+      indices = np.concatenate([indices, others])
+    batch = pretrain.make_batch(source.fetch(records, indices.tolist()), numbers, self.seed, cfg, vocabulary)
+    if self.is_training:
+      return batch
     is_real = numbers < total
     batch["mlm_weights"] *= is_real[:, None]
     batch["sop_weight"] *= is_real

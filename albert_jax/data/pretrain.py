@@ -8,7 +8,7 @@ import numpy as np
 from albert_jax.data import draws, masking, pairs, records
 from albert_jax.errors import UserError
 
-OBJECTIVES = ("sop", "none")
+OBJECTIVES = ("sop", "nsp", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,8 @@ class DataConfig:
     whole_word: mask words, not pieces of words.
     mask_share, random_share: of the masked tokens, the share shown as [MASK] and as a random token.
     short_seq_rate: the share of short sequences, see pairs.choose.
-    objective: `sop` (are the two texts in order?) or `none` (one text a row).
+    objective: `sop` (are the two texts in order?), `nsp` (is the second from another document?; BERT's, for
+      comparison) or `none` (one text a row).
     workers: processes that make batches; 0 makes them in a thread of this one.
   """
 
@@ -113,30 +114,34 @@ def lay_out(batch, chosen, vocabulary, length, whole_word=True):
   Returns:
     Rows.
   """
-  rows = np.arange(len(batch.tokens))
+  rows = np.arange(len(chosen.first_size))
   has_second = chosen.second_size > 0
   middle = chosen.first_size + 1  # the first [SEP]
   end = middle + np.where(has_second, chosen.second_size + 1, 0)  # the last [SEP]
-  column = np.arange(length, dtype=np.int32)
+  column = np.arange(length)
 
   is_token = column <= end[:, None]
   is_second = column > middle[:, None]
-  narrow = np.int32  # halves the time of what is done for every token
-  shift = np.where(
-    is_second, narrow(chosen.second_start - middle - 1)[:, None], narrow(chosen.first_start - 1)[:, None]
-  )
-  source = column + shift
-  np.clip(source, 0, narrow(batch.tokens - 1)[:, None], out=source)  # special places read a token that is overwritten
-  ids = batch.ids[source + narrow(batch.id_base)[:, None]].astype(np.int32)
-  is_second &= is_token
 
+  def take(values, base):
+    """The rows' tokens from an array in which record r begins at base[r]; special places get something."""
+    shift = np.where(
+      is_second,
+      (base[chosen.second_record] + chosen.second_start - middle - 1)[:, None],
+      (base[rows] + chosen.first_start - 1)[:, None],
+    )
+    shift += column
+    return np.take(values, shift, mode="clip")
+
+  ids = take(batch.ids, batch.id_base).astype(np.int32)
   if whole_word:
     width = (int(batch.tokens.max()) + 7) // 8
-    words = batch.data[np.minimum(batch.word_base[:, None] + np.arange(width), len(batch.data) - 1)]
+    words = np.take(batch.data, batch.word_base[:, None] + np.arange(width), mode="clip")
     words = np.unpackbits(words, axis=1, bitorder="little")
-    starts_word = words.ravel()[source + narrow(rows * words.shape[1])[:, None]].astype(bool)
+    starts_word = take(words.ravel(), np.arange(len(words)) * words.shape[1]).astype(bool)
   else:
     starts_word = np.ones_like(is_token)
+  is_second &= is_token
   starts_word[rows, 1] = True  # a trimmed text may begin inside a word
   starts_word[rows, np.minimum(middle + 1, length - 1)] = True
 
@@ -155,7 +160,7 @@ def make_batch(packed, numbers, seed, cfg, vocabulary):
   """Makes examples of segments.
 
   Args:
-    packed: list of B bytes, see records.pack.
+    packed: list of B bytes, see records.pack; for `nsp` of 2 B, the second B for texts of other documents.
     numbers: int64 array [B], the global example numbers, which choose the random draws.
     seed: int.
     cfg: DataConfig.
@@ -163,7 +168,8 @@ def make_batch(packed, numbers, seed, cfg, vocabulary):
 
   Returns:
     dict of arrays: input_ids, attention_mask (1 = token), token_type_ids [B, L] int32; mlm_positions, mlm_labels
-    [B, M] int32, mlm_weights [B, M] float32; sop_label [B] int32 (1 = swapped), sop_weight [B] float32.
+    [B, M] int32, mlm_weights [B, M] float32; sop_label [B] int32 (1 = swapped; under `nsp` 1 = from another document),
+    sop_weight [B] float32 (0 = no pair).
   """
   batch = records.unpack(packed)
   chosen = pairs.choose(
@@ -171,7 +177,7 @@ def make_batch(packed, numbers, seed, cfg, vocabulary):
     draws.keys(seed, "pairs", numbers),
     max_tokens=cfg.seq_length - 3,
     short_seq_rate=cfg.short_seq_rate,
-    want_pairs=cfg.objective != "none",
+    objective=cfg.objective,
   )
   rows = lay_out(batch, chosen, vocabulary, cfg.seq_length, cfg.whole_word)
   tokens = chosen.first_size + chosen.second_size
@@ -201,6 +207,6 @@ def make_batch(packed, numbers, seed, cfg, vocabulary):
     "mlm_positions": masked.positions,
     "mlm_labels": masked.labels,
     "mlm_weights": masked.weights,
-    "sop_label": chosen.is_swapped.astype(np.int32),
+    "sop_label": chosen.label.astype(np.int32),
     "sop_weight": chosen.is_pair.astype(np.float32),
   }
