@@ -110,7 +110,7 @@ def make_train_step(task, tx, rate, base_key):
 
 def _finish(task, params, held_out, workdir):
   """What a complete run leaves: weights for others, the curves, and a table on stdout."""
-  convert.save(workdir / "export", task.model, jax.device_get(params), vocabulary=task.spm, overwrite=True)
+  convert.save(workdir / "export", task.model, jax.device_get(params), vocabulary=task.vocabulary, overwrite=True)
   curves.plot(workdir, task.baselines)
   print(table(held_out, task.baselines))
   print(f"Weights: {workdir / 'export'}\nCurves:  {workdir / 'curves.png'}")
@@ -165,7 +165,8 @@ def _announce(config, task, mesh, start, workdir):
     devices = f"{mesh.size} {mesh.devices.flat[0].device_kind}"
     size = model.param_count(jax.eval_shape(task.init, jax.random.key(0)))
     begin = f"going on from step {start}" if start else "from step 0"
-    print(f"{size:,} parameters on {devices}, {begin} to {config.steps}, in {workdir}", file=sys.stderr)
+    what = f"{begin} to {config.steps}" if start < config.steps else f"complete at step {start}; raise steps to go on"
+    print(f"{size:,} parameters on {devices}, {what}, in {workdir}", file=sys.stderr)
 
 
 def _last_evaluation(workdir, step):

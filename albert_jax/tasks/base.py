@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.model import AlbertConfig
 
 
@@ -16,7 +17,7 @@ class Task:
   train_batches(start_step, host, hosts) -> iterator over this host's rows of the global batches, from `start_step` on.
   eval_batches(host, hosts) -> one finite pass; padded rows weigh 0; as many batches on every host.
   baselines: {metric: (value, what it is)}: what the held-out metric would be without learning.
-  spm: the SentencePiece model whose ids the batches hold; exported with the weights.
+  vocabulary: the Tokenizer whose ids the batches hold; exported with the weights.
   """
 
   model: AlbertConfig
@@ -25,4 +26,4 @@ class Task:
   train_batches: Callable
   eval_batches: Callable
   baselines: dict
-  spm: str
+  vocabulary: Tokenizer

@@ -16,17 +16,18 @@ def make(config) -> Task:
   """The task of a pre-training config (an ml_collections.ConfigDict, see configs/pretrain.py)."""
   cfg = model.AlbertConfig(**config.model)
   data = DataConfig(**config.data)
-  dataset = source.describe(data)
-  if dataset.vocab_size != cfg.vocab_size:
+  vocabulary = source.tokenizer(data.dataset, data.spm)
+  if vocabulary.vocab_size != cfg.vocab_size:
     raise UserError(
-      f"{data.dataset} was prepared with a vocabulary of {dataset.vocab_size} pieces, the model has {cfg.vocab_size}; "
-      f"try --config.model.vocab_size={dataset.vocab_size}"
+      f"{data.dataset} was prepared with a vocabulary of {vocabulary.vocab_size} pieces, the model has "
+      f"{cfg.vocab_size}; try --config.model.vocab_size={vocabulary.vocab_size}"
     )
   if data.seq_length > cfg.max_position_embeddings:
     raise UserError(
       f"data.seq_length={data.seq_length} exceeds model.max_position_embeddings={cfg.max_position_embeddings}; "
       f"try --config.data.seq_length={cfg.max_position_embeddings}"
     )
+  found = source.describe(data.dataset)["baselines"]
   batches = functools.partial(pipeline.train_batches, data, batch_size=config.batch_size, seed=config.seed)
   eval_batches = functools.partial(
     pipeline.eval_batches, data, batch_size=config.batch_size, seed=config.seed, max_batches=config.eval_batches or None
@@ -38,11 +39,11 @@ def make(config) -> Task:
     train_batches=lambda start_step, host, hosts: batches(start_step=start_step, host=host, hosts=hosts),
     eval_batches=lambda host, hosts: eval_batches(host=host, hosts=hosts),
     baselines={
-      "mlm_loss": (dataset.unigram_loss, "token frequencies alone"),
-      "mlm_accuracy": (dataset.top_token_accuracy, "always the most frequent token"),
+      "mlm_loss": (found["unigram_loss"], "token frequencies alone"),
+      "mlm_accuracy": (found["top_token_accuracy"], "always the most frequent token"),
       **({"sop_accuracy": (0.5, "guessing")} if config.loss.sop_weight else {}),
     },
-    spm=dataset.spm,
+    vocabulary=vocabulary,
   )
 
 

@@ -22,7 +22,8 @@ class Checkpoints:
   def save(self, step: int, state):
     """Starts writing `state` and returns; nothing happens where this step is there already."""
     if self.latest() != step:
-      self._orbax.save_async(step, state)
+      # Without `force` Orbax leaves a save out, silently, while the one before is still being written.
+      self._orbax.save_async(step, state, force=True)
 
   def restore(self, abstract, shardings):
     """The newest state, placed by `shardings`, which may be those of another mesh than the one that saved it."""

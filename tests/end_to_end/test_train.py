@@ -1,0 +1,182 @@
+"""The promises of a run: it resumes bit for bit, on any number of devices, and its result opens elsewhere."""
+
+import json
+import random
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+from conftest import flags, run, start
+
+import albert_jax
+from albert_jax import paths
+from albert_jax.training.writer import read
+
+pytestmark = pytest.mark.slow
+
+
+def numbers(workdir):
+  """{(step, split): metrics} of a run, without how long it took."""
+  lines = read(workdir)
+  by_step = {
+    (line["step"], line["split"]): {k: v for k, v in line.items() if k not in ("step", "split", "tokens_per_s")}
+    for line in lines
+  }
+  assert len(by_step) == len(lines), "a step was written twice"
+  return by_step
+
+
+@pytest.fixture(scope="module")
+def whole(dataset, tmp_path_factory):
+  """A run that nobody disturbed: (workdir, its stdout)."""
+  workdir = tmp_path_factory.mktemp("whole") / "run"
+  code, out, err = run("train", *flags(dataset, workdir))
+  assert code == 0, err
+  return workdir, out
+
+
+def test_a_run_leaves_everything_it_promises(whole, dataset):
+  workdir, out = whole
+  lines = numbers(workdir)
+  assert set(lines) == {(step, "train") for step in range(1, 13)} | {(6, "eval"), (12, "eval")}
+  wanted = {"loss", "mlm_loss", "mlm_accuracy", "sop_loss", "sop_accuracy", "grad_norm", "learning_rate"}
+  assert wanted <= set(lines[12, "train"])
+  assert {"curves.png", "config.json", "metrics.jsonl", "checkpoints", "export"} <= {p.name for p in workdir.iterdir()}
+  assert list(workdir.glob("events.out.tfevents.*"))
+  assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["10", "12", "5"]
+  assert json.loads((workdir / "config.json").read_text())["data"]["dataset"] == str(dataset)
+  assert "mlm_loss" in out
+  assert f"{lines[12, 'eval']['mlm_loss']:.4f}" in out
+
+  cfg, params = albert_jax.load(workdir / "export")
+  assert cfg.vocab_size == 1000
+  assert cfg.hidden_dropout_prob == 0.1
+  assert set(params) == {"embeddings", "projection", "attention", "ffn", "pooler", "mlm", "sop"}
+
+
+def test_run_again_a_finished_run_says_so(whole, dataset):
+  workdir, out = whole
+  before = numbers(workdir)
+  code, again, err = run("train", *flags(dataset, workdir))
+  assert code == 0, err
+  assert again == out
+  assert numbers(workdir) == before
+
+
+def test_killed_at_any_moment_a_run_goes_on_bit_for_bit(whole, dataset, tmp_path):
+  expected = numbers(whole[0])
+  workdir, kills = tmp_path / "run", 0
+  while kills < 2:
+    process = start("train", *flags(dataset, workdir))
+    at = random.randint(1, 11)  # A kill that comes too late, or before the first checkpoint, is a case too.
+    while process.poll() is None and max([line["step"] for line in read_while_written(workdir)], default=0) < at:
+      time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    kills += 1
+  code, _, err = run("train", *flags(dataset, workdir))
+  assert code == 0, err
+  assert numbers(workdir) == expected
+  same_weights(workdir, whole[0])
+
+
+def test_asked_to_stop_a_run_saves_and_goes_on(whole, dataset, tmp_path):
+  workdir = tmp_path / "run"
+  process = start("train", *flags(dataset, workdir))
+  while process.poll() is None and not read_while_written(workdir):
+    time.sleep(0.01)
+  process.send_signal(signal.SIGTERM)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 0
+  assert "Stopped at step" in err or "SIGTERM" not in err  # It may have been done already.
+  code, _, err = run("train", *flags(dataset, workdir))
+  assert code == 0, err
+  assert numbers(workdir) == numbers(whole[0])
+
+
+def test_on_four_devices_it_is_the_same_run(whole, dataset, tmp_path):
+  """Going on from a checkpoint that one device wrote: the first five steps are the same bits, the rest is close."""
+  workdir = tmp_path / "run"
+  shutil.copytree(whole[0], workdir)
+  shutil.rmtree(workdir / "checkpoints" / "12")
+  shutil.rmtree(workdir / "checkpoints" / "10")
+  code, _, err = run("train", *flags(dataset, workdir), devices=4)
+  assert code == 0, err
+  assert "4 cpu, going on from step 5" in err
+  expected, found = numbers(whole[0]), numbers(workdir)
+  assert expected.keys() == found.keys()
+  for step, split in expected:
+    tolerance = 0 if step <= 5 else 1e-5
+    assert found[step, split] == pytest.approx(expected[step, split], rel=tolerance, abs=0), (step, split)
+
+
+def read_while_written(workdir):
+  try:
+    return read(workdir)
+  except ValueError:  # The last line is only half there yet.
+    return []
+
+
+def same_weights(a, b):
+  a, b = (paths.flatten(albert_jax.load(x / "export")[1]) for x in (a, b))
+  for path in a:
+    np.testing.assert_array_equal(a[path], b[path], err_msg=path)
+
+
+def test_another_config_in_the_same_folder_is_refused(whole, dataset):
+  code, _, err = run("train", *flags(dataset, whole[0], optimizer__learning_rate=0.5))
+  assert code == 2
+  assert "optimizer.learning_rate: 0.0005 there, 0.5 here" in err
+  assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+  ("overrides", "words"),
+  [
+    ({"data__dataset": "nowhere"}, "nowhere"),
+    ({"model__vocab_size": 999}, "--config.model.vocab_size=1000"),
+    ({"data__seq_length": 512}, "max_position_embeddings=128"),
+    ({"optimizer__warmup_steps": 12}, "optimizer.warmup_steps=12 must be below steps=12"),
+    ({"optimizer__name": "adam"}, "optimizer.name='adam' is unknown"),
+    ({"mesh__data": 3}, "--config.mesh.data=-1"),
+    ({"optimizr__name": "adam"}, 'Did you mean "optimizer"'),
+    ({"batch_size": "many"}, "batch_size"),
+    ({"init_from": "nowhere"}, "nothing at 'nowhere'"),
+  ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(overrides, words, dataset, tmp_path, capsys):
+  from albert_jax.__main__ import main
+
+  assert main(["train", *flags(dataset, tmp_path / "run", **overrides)]) == 2
+  assert words in capsys.readouterr().err
+  assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_evaluate_gives_the_numbers_of_the_run(whole, dataset, tmp_path):
+  code, out, err = run(
+    "evaluate", *(f for f in flags(dataset, "") if "workdir" not in f), f"--checkpoint={whole[0] / 'export'}",
+    f"--json={tmp_path / 'x.json'}",
+  )  # fmt: skip
+  assert code == 0, err
+  expected = numbers(whole[0])[12, "eval"]
+  assert json.loads(out) == pytest.approx(expected, rel=1e-6)
+  assert json.loads((tmp_path / "x.json").read_text()) == json.loads(out)
+
+
+def test_predict_fills_masks(whole, tmp_path):
+  (tmp_path / "texts").write_text('the [MASK] of [MASK]\n\n{"text": "a [MASK]"}\n')
+  code, out, err = run(
+    "predict", f"--checkpoint={whole[0]}", "--task=fill-mask", f"--input={tmp_path / 'texts'}", "--top_k=2"
+  )
+  assert code == 0, err
+  first, second = map(json.loads, out.splitlines())
+  assert [len(mask) for mask in first["masks"]] == [2, 2]
+  assert "[MASK]" not in first["filled"]
+  assert second["text"] == "a [MASK]"
+  scores = [answer["score"] for answer in second["masks"][0]]
+  assert scores == sorted(scores, reverse=True)
+  code, _, err = run("predict", f"--checkpoint={whole[0]}", "--task=fill-mask", "no mask here")
+  assert code == 2
+  assert "no [MASK]" in err

@@ -1,0 +1,62 @@
+"""The house keeps its shape: imports point one way, and making batches needs no JAX."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "albert_jax"
+# Each room may use those after it. Commands are the files at the top that have a `main`.
+MAY_USE = {
+  "commands": {"training", "tasks", "convert", "model", "data", "paths", "errors", "cli", "curves"},
+  "cli": {"errors"},
+  "curves": {"training"},
+  "tasks": {"model", "data", "errors"},
+  "training": {"paths", "errors"},
+  "convert": {"model", "data", "paths", "errors", "cli"},
+  "model": {"errors"},
+  "data": {"errors", "cli"},
+  "paths": {"errors"},
+  "errors": set(),
+}
+COMMANDS = {"train", "evaluate", "predict"}
+
+
+def room(module):
+  name = module.split(".")[1]
+  return "commands" if name in COMMANDS else name
+
+
+def imports(file):
+  """The modules of this package that a file imports anywhere."""
+  for node in ast.walk(ast.parse(file.read_text())):
+    if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "albert_jax":
+      for alias in node.names:
+        yield f"{node.module}.{alias.name}"
+    elif isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names if alias.name.startswith("albert_jax."))
+
+
+def test_imports_point_one_way():
+  wrong = []
+  for file in PACKAGE.rglob("*.py"):
+    relative = file.relative_to(PACKAGE)
+    if str(relative) in ("__init__.py", "__main__.py"):
+      continue
+    own = room(f"albert_jax.{relative.with_suffix('').parts[0]}")
+    for module in imports(file):
+      if room(module) not in {own, *MAY_USE[own]}:
+        wrong.append(f"{relative} imports {module}")
+  assert not wrong
+
+
+def test_optimizer_and_state_do_not_know_the_loop():
+  inside = {"optimizer": set(), "state": {"sharding", "optimizer"}, "sharding": set(), "checkpoint": set()}
+  for name, allowed in inside.items():
+    used = {module.split(".")[2] for module in imports(PACKAGE / "training" / f"{name}.py") if "training" in module}
+    assert used <= allowed, name
+
+
+def test_making_batches_needs_no_jax():
+  code = "import sys, albert_jax.data.pretrain, albert_jax.data.pipeline; sys.exit('jax' in sys.modules)"
+  assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
