@@ -32,6 +32,11 @@ class _Maker:
   is_training: bool
 
   def __call__(self, step):
+    """The batch's dict of arrays."""
+    return self.explain(step)[0]
+
+  def explain(self, step):
+    """The batch, and the pretrain.Details of how it came about."""
     cfg = self.cfg
     records = source.open_split(cfg.dataset, self.split)
     vocabulary = _vocabulary(cfg.dataset, cfg.spm)
@@ -45,13 +50,14 @@ class _Maker:
     if cfg.objective == "nsp":
       others = draws.below(draws.bits(draws.keys(self.seed, "others", numbers), 1)[:, 0], total)
       indices = np.concatenate([indices, others])
-    batch = pretrain.make_batch(source.fetch(records, indices.tolist()), numbers, self.seed, cfg, vocabulary)
-    if self.is_training:
-      return batch
-    is_real = numbers < total
-    batch["mlm_weights"] *= is_real[:, None]
-    batch["sop_weight"] *= is_real
-    return batch
+    batch, details = pretrain.explain_batch(
+      source.fetch(records, indices.tolist()), numbers, self.seed, cfg, vocabulary
+    )
+    if not self.is_training:
+      is_real = numbers < total
+      batch["mlm_weights"] *= is_real[:, None]
+      batch["sop_weight"] *= is_real
+    return batch, details
 
 
 @functools.lru_cache(maxsize=64)
@@ -93,7 +99,7 @@ def batch_maker(cfg, *, batch_size, seed, host=0, hosts=1):
   Args and errors: as for train_batches.
 
   Returns:
-    function from int, the step, to a dict of arrays.
+    function from int, the step, to a dict of arrays; its method `explain` also returns the pretrain.Details.
   """
   _check(cfg, cfg.split, batch_size, host, hosts)
   return _Maker(cfg, cfg.split, batch_size, seed, host, hosts, is_training=True)

@@ -156,6 +156,15 @@ def lay_out(batch, chosen, vocabulary, length, whole_word=True):
   return Rows(ids=ids, is_token=is_token, is_second=is_second, is_special=is_special, starts_word=starts_word)
 
 
+class Details(typing.NamedTuple):
+  """How a batch came about, for whoever wants to look: audit.py and tests."""
+
+  records: records.Records
+  pairs: pairs.Pairs
+  rows: Rows
+  spans: masking.Spans
+
+
 def make_batch(packed, numbers, seed, cfg, vocabulary):
   """Makes examples of segments.
 
@@ -171,6 +180,11 @@ def make_batch(packed, numbers, seed, cfg, vocabulary):
     [B, M] int32, mlm_weights [B, M] float32; sop_label [B] int32 (1 = swapped; under `nsp` 1 = from another document),
     sop_weight [B] float32 (0 = no pair).
   """
+  return explain_batch(packed, numbers, seed, cfg, vocabulary)[0]
+
+
+def explain_batch(packed, numbers, seed, cfg, vocabulary):
+  """`make_batch`, and the Details of how it was made."""
   batch = records.unpack(packed)
   chosen = pairs.choose(
     batch,
@@ -200,7 +214,7 @@ def make_batch(packed, numbers, seed, cfg, vocabulary):
     mask_share=cfg.mask_share,
     random_share=cfg.random_share,
   )
-  return {
+  examples = {
     "input_ids": masked.ids,
     "attention_mask": rows.is_token.astype(np.int32),
     "token_type_ids": rows.is_second.astype(np.int32),
@@ -210,3 +224,4 @@ def make_batch(packed, numbers, seed, cfg, vocabulary):
     "sop_label": chosen.label.astype(np.int32),
     "sop_weight": chosen.is_pair.astype(np.float32),
   }
+  return examples, Details(batch, chosen, rows, spans)

@@ -1,0 +1,86 @@
+"""What the audit counts, and when it complains."""
+
+import dataclasses
+import json
+
+import made_up
+import numpy as np
+import pytest
+
+from albert_jax.data import audit, source
+from albert_jax.data.pretrain import DataConfig
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+  docs = made_up.documents(120, sentences=(5, 40))
+  return made_up.dataset(tmp_path_factory.mktemp("data"), docs, segment_tokens=128, validation_fraction=0.1)
+
+
+def test_a_sound_dataset_passes(dataset, tmp_path, capsys):
+  config = tmp_path / "configs" / "c.py"
+  config.parent.mkdir()
+  config.write_text(
+    "from ml_collections import ConfigDict\nimport dataclasses\nfrom albert_jax.data.pretrain import DataConfig\n"
+    "def get_config():\n  return ConfigDict({'seed': 0, 'data': dataclasses.asdict(DataConfig('', seq_length=128))})\n"
+  )
+  args = [str(dataset), f"--config={config}", "--examples=3000", f"--json={tmp_path / 'a.json'}", "--show=3"]
+  assert audit.main(args) == 0
+  numbers = json.loads((tmp_path / "a.json").read_text())
+  assert numbers["problems"] == [] and numbers["cross_document_pairs"] == 0
+  assert numbers["mask_rate"] == pytest.approx(0.15, abs=0.002)
+  assert numbers["swap_rate"] == pytest.approx(0.5, abs=0.04)
+  assert sum(numbers["length_histogram"]) == numbers["examples"] == 3072
+  assert sum(numbers["mask_run_shares"].values()) == pytest.approx(1)
+  assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+  assert capsys.readouterr().out.count("[CLS]") == 3
+  # too few slots, the trap of the original's defaults
+  assert audit.main([*args, "--config.data.max_predictions=5"]) == 1
+  assert "mask_rate" in capsys.readouterr().err
+
+
+def test_without_a_config_it_takes_the_papers(dataset, capsys):
+  assert audit.main([str(dataset), "--examples=300", "--show=0"]) == 1
+  assert "padding_share" in capsys.readouterr().err  # these documents are too short for length 512
+  assert (dataset / "audit.png").exists()
+
+
+def test_documents_in_both_splits_and_repeated_text_are_found(tmp_path, monkeypatch):
+  docs = made_up.documents(30, sentences=(5, 9))
+  folder = made_up.dataset(tmp_path, [*docs, *[[*lines, "Another end."] for lines in docs]], segment_tokens=64)
+  cfg = DataConfig(str(folder), seq_length=64)
+  clean = audit.look_for_duplicates(cfg)
+  assert clean["documents_in_both_splits"] == 0 and 0 < clean["duplicate_segments"] < 0.5
+  opened = source.open_split
+  monkeypatch.setattr(source, "open_split", lambda dataset, split: opened(dataset, "train"))
+  assert audit.look_for_duplicates(cfg)["documents_in_both_splits"] > 10
+
+
+def test_runs_are_counted_by_words():
+  is_start = np.array([[1, 1, 1, 0, 1, 1, 1, 1, 1, 1]], bool)
+  is_special = np.array([[1, 0, 0, 0, 0, 0, 1, 0, 0, 1]], bool)
+  is_masked = np.array([[0, 0, 1, 1, 1, 1, 0, 1, 0, 0]], bool)  # three words, [SEP], one word
+  assert audit.mask_runs(is_masked, is_start, is_special) == {1: 1, 3: 1}
+  assert audit.mask_runs(np.zeros_like(is_masked), is_start, is_special) == {}
+
+
+@pytest.mark.realdata
+def test_masked_runs_are_those_of_the_original(real_data, tmp_path):
+  """The same 200 articles as the original was given, split into sentences in the same way."""
+  import re
+
+  articles = (real_data / "pretrain/wiki_en/wiki_en_00.txt").read_text("utf-8").split("\n\n")[:200]
+  ends = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(\[])")
+  docs = [
+    [s for line in article.strip().split("\n")[1:] for s in ends.split(line) if s.strip()] for article in articles
+  ]
+  spm = real_data / "vocab/albert_en_30k/spiece.model"
+  folder = made_up.dataset(tmp_path, docs, spm=spm, validation_fraction=0.0)
+  cfg = dataclasses.replace(DataConfig(str(folder)), validation_split="train")
+  numbers, _ = audit.measure(cfg, 8000)
+  original = json.loads((real_data / "google_pretraining_data/stats.json").read_text())
+  for words, share in original["runs_of_masked_words"].items():
+    assert numbers["mask_run_shares"][words] == pytest.approx(share, abs=0.02)
+  assert numbers["mask_rate"] == pytest.approx(0.15, abs=0.002)
+  for name, kind in (("mask_share", "mask"), ("kept_share", "same"), ("random_share", "random")):
+    assert numbers[name] == pytest.approx(original["kinds"][kind], abs=0.01)
