@@ -187,6 +187,11 @@ def _is_optimizer(name):
 
 def params_of(cfg, tensors, where, rules):
   """Our parameters out of a checkpoint's tensors. `where` begins the error that lists what does not fit."""
+  return mapping.to_here(where, cfg, table_of(cfg, tensors), tensors, rules)
+
+
+def table_of(cfg, tensors):
+  """The entries of the parts and heads that {name as in NAMES: array} has something of."""
   starts = {"pooler": "bert/pooler/", "mlm": "cls/predictions/", "sop": "cls/seq_relationship/"}
   parts = tuple(part for part, start in starts.items() if any(name.startswith(start) for name in tensors))
   starts = {"classifier": "output_", "span": "cls/squad/", "squad_v2": "start_logits/"}
@@ -199,7 +204,23 @@ def params_of(cfg, tensors, where, rules):
     if name.startswith("albert_jax/"):
       head, _, path = name.removeprefix("albert_jax/").partition("/")
       heads.setdefault(head, {})[path] = tensor.shape
-  return mapping.to_here(where, cfg, _table(cfg, parts, heads), tensors, rules)
+  return _table(cfg, parts, heads)
+
+
+def survey(path):
+  """What `albert-jax convert --inspect` shows; see `hf.survey`."""
+  prefix = find(path)
+  cfg = configs.from_fields(read_fields(prefix), _ACTIVATIONS)
+  tensors = tf_checkpoint.read(prefix)
+  names = {name: canonical(name.removeprefix("module/")) for name in tensors}
+  notes = {name: "optimizer" for name, short in names.items() if _is_optimizer(short)}
+  return (
+    cfg,
+    tensors,
+    names,
+    table_of(cfg, {names[name]: tensors[name] for name in tensors if name not in notes}),
+    notes,
+  )
 
 
 # Writing.

@@ -47,6 +47,8 @@ _ACTIVATIONS = {
 }
 # Keys of a config.json that describe the file itself, not the model: written anew, never carried over.
 _ABOUT_THE_FILE = ("architectures", "dtype", "model_type", "torch_dtype", "transformers_version", configs.OURS)
+# A config.json's names for special ids, and a tokenizer's.
+_TOKENS = {"pad": "pad", "bos": "cls", "eos": "sep"}
 # Task heads that transformers does not have keep our own names behind this.
 _FREE = "albert_jax."
 
@@ -92,7 +94,7 @@ def load(path, rules=None):
   rules = rules or mapping.Rules()
   found = read_fields(path)
   cfg = from_fields(found, path)
-  tensors = read_tensors(path)
+  tensors = _canonical(read_tensors(path), path)
   if not any(name.startswith((NAMES["classifier"], NAMES["span"], _FREE)) for name in tensors):
     cfg = configs.corrected(cfg, found, path, rules)
   return cfg, params_of(cfg, tensors, path, rules)
@@ -127,7 +129,7 @@ def extra_fields(found):
 
 
 def read_tensors(path):
-  """The tensors of a directory, {name: array}, in names that begin with `albert.` and without the tied copies.
+  """The tensors of a directory, {name: array}, as they are.
 
   Read is model.safetensors, whole or in the shards of model.safetensors.index.json; else, if torch is installed,
   pytorch_model.bin or the one .pth file.
@@ -150,7 +152,7 @@ def read_tensors(path):
   tensors = {}
   for file in files:
     tensors |= _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
-  return _canonical(tensors, path)
+  return tensors
 
 
 def _read_safetensors(file):
@@ -186,28 +188,47 @@ def _array(file, name, view):
   return (array.astype(np.uint32) << 16).view(np.float32) if view["dtype"] == "BF16" else array
 
 
+_BUFFERS = ("position_ids", "token_type_ids")  # of old versions: counted positions and zeros
+_TIED = {
+  "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",
+  "predictions.decoder.bias": "predictions.bias",
+}
+
+
 def _canonical(tensors, where):
   """Names as in NAMES: the model's own begin with `albert.`, buffers and tied copies are gone."""
-  if not any(name.startswith("albert.") for name in tensors):
-    bare = ("embeddings.", "encoder.", "pooler.")
-    tensors = {f"albert.{name}" if name.startswith(bare) else name: value for name, value in tensors.items()}
-  # Buffers of old versions: counted positions and zeros.
-  tensors = {name: value for name, value in tensors.items() if not name.endswith(("position_ids", "token_type_ids"))}
-  tied = {
-    "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",
-    "predictions.decoder.bias": "predictions.bias",
-  }
-  for copy, original in tied.items():
-    value = tensors.pop(copy, None)
-    if value is not None and not np.array_equal(value, tensors.setdefault(original, value)):
+  names = canonical_names(tensors)
+  result = {short: tensors[name] for name, short in names.items() if not short.endswith(_BUFFERS)}
+  for copy, original in _TIED.items():
+    value = result.pop(copy, None)
+    if value is not None and not np.array_equal(value, result.setdefault(original, value)):
       raise UserError(
         f"{where}: {copy} differs from {original}; ALBERT ties the two, and a model that does not cannot be read"
       )
-  return tensors
+  return result
+
+
+def canonical_names(names):
+  """{name in a file: name as in NAMES}; a bare AlbertModel's names lack `albert.`."""
+  bare = () if any(name.startswith("albert.") for name in names) else ("embeddings.", "encoder.", "pooler.")
+  return {name: f"albert.{name}" if name.startswith(bare) else name for name in names}
 
 
 def params_of(cfg, tensors, where, rules):
-  """Our parameters out of the tensors of a directory. `where` begins the error that lists what does not fit."""
+  """Our parameters out of a directory's tensors. `where` begins the error that lists what does not fit."""
+  if cfg.embedding_size == cfg.hidden_size:
+    tensors = dict(tensors)
+    kernel, bias = (tensors.pop(f"{NAMES['projection']}.{name}", None) for name in ("weight", "bias"))
+    if kernel is None or bias is None or not np.array_equal(kernel, np.eye(len(bias))) or bias.any():
+      raise UserError(
+        f"{where}: embedding_size equals hidden_size ({cfg.hidden_size}); the original has no projection between the "
+        f"two then, so {NAMES['projection']} must be the identity, and it is not"
+      )
+  return mapping.to_here(where, cfg, table_of(cfg, tensors), tensors, rules)
+
+
+def table_of(cfg, tensors):
+  """The entries of the parts and heads that {name as in NAMES: array} has something of."""
   starts = {"pooler": "albert.pooler.", "mlm": "predictions.", "sop": "sop_classifier."}
   parts = tuple(part for part, start in starts.items() if any(name.startswith(start) for name in tensors))
   heads = {}
@@ -218,15 +239,26 @@ def params_of(cfg, tensors, where, rules):
     if name.startswith(_FREE):
       head, _, path = name.removeprefix(_FREE).replace(".", "/").partition("/")
       heads.setdefault(head, {})[path] = tensor.shape
-  if cfg.embedding_size == cfg.hidden_size:
-    tensors = dict(tensors)
-    kernel, bias = (tensors.pop(f"{NAMES['projection']}.{name}", None) for name in ("weight", "bias"))
-    if kernel is None or bias is None or not np.array_equal(kernel, np.eye(len(bias))) or bias.any():
-      raise UserError(
-        f"{where}: embedding_size equals hidden_size ({cfg.hidden_size}); the original has no projection between the "
-        f"two then, so {NAMES['projection']} must be the identity, and it is not"
-      )
-  return mapping.to_here(where, cfg, _table(cfg, parts, heads), tensors, rules)
+  return _table(cfg, parts, heads)
+
+
+def survey(path):
+  """What `albert-jax convert --inspect` shows.
+
+  Returns: AlbertConfig, {name: array}, {name: name as in NAMES}, entries, {name: why it is no parameter of ours}.
+  """
+  cfg = from_fields(read_fields(path), path)
+  tensors = dict(sorted(read_tensors(path).items()))
+  names = canonical_names(tensors)
+  notes = {name: "buffer" for name, short in names.items() if short.endswith(_BUFFERS)}
+  for name, short in list(names.items()):
+    if _TIED.get(short) in names.values():
+      notes[name] = f"tied to {_TIED[short]}"
+    elif short in _TIED:
+      names[name] = _TIED[short]
+    elif cfg.embedding_size == cfg.hidden_size and short.startswith(NAMES["projection"]):
+      notes[name] = "the identity, as embeddings are as wide as layers"
+  return cfg, tensors, names, table_of(cfg, {short: tensors[name] for name, short in names.items()}), notes
 
 
 # Writing.
@@ -247,6 +279,9 @@ def save(path, cfg, params, *, vocabulary=None, architecture=None, extra=None, o
     UserError: `path` is taken, a parameter has no name there, or one is not finite.
   """
   fields = to_fields(cfg, params, architecture=architecture, extra=extra)
+  if vocabulary is not None:
+    vocabulary = vocabulary if isinstance(vocabulary, Tokenizer) else Tokenizer(vocabulary)
+    fields |= {f"{name}_token_id": getattr(vocabulary, f"{id}_id") for name, id in _TOKENS.items()}
   tensors = tensors_of(cfg, params, architecture=fields["architectures"][0])
   with new_folder(path, overwrite=overwrite) as folder:
     (folder / "config.json").write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -289,9 +324,8 @@ def tensors_of(cfg, params, *, architecture):
   return tensors
 
 
-def write_vocabulary(folder, cfg, vocabulary):
+def write_vocabulary(folder, cfg, tokenizer):
   """Copies the vocabulary into `folder`, with a tokenizer_config.json that says by which rules texts are cut."""
-  tokenizer = vocabulary if isinstance(vocabulary, Tokenizer) else Tokenizer(vocabulary)
   if tokenizer.vocab_size > cfg.vocab_size:
     raise UserError(
       f"the vocabulary {tokenizer.path} has {tokenizer.vocab_size} pieces, the model only {cfg.vocab_size} rows"

@@ -1,0 +1,157 @@
+"""A model turned into another that starts where the first one stopped: other vocabulary, length, depth, width.
+
+Every function takes and returns (AlbertConfig, params) with params a nested dict of float32 numpy arrays.
+"""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+
+from albert_jax import model, paths
+from albert_jax.convert.mapping import copy_of, shapes_of
+from albert_jax.errors import UserError
+
+
+def new_vocabulary(cfg, params, old, new):
+  """The rows of pieces that both vocabularies have stay; those of new pieces are fresh.
+
+  Special pieces are matched by what they do, since WordPiece and SentencePiece spell them differently.
+
+  Args: old, new: `Tokenizer`s. Returns: (cfg, params, how many rows were kept).
+  Raises: UserError: `old` is not the vocabulary of these weights.
+  """
+  if old.vocab_size > cfg.vocab_size:
+    raise UserError(
+      f"the vocabulary {old.path} has {old.vocab_size} pieces, the model only {cfg.vocab_size} rows: it belongs to "
+      "another model"
+    )
+  specials = ("pad_id", "unk_id", "cls_id", "sep_id", "mask_id")
+  theirs, ours = ([getattr(tokenizer, name) for name in specials] for tokenizer in (old, new))
+  rows = {piece: i for i, piece in enumerate(old.pieces) if i not in theirs}
+  source = np.array([-1 if i in ours else rows.get(piece, -1) for i, piece in enumerate(new.pieces)])
+  source[ours] = theirs
+  cfg = dataclasses.replace(cfg, vocab_size=new.vocab_size)
+  fresh = paths.flatten(model.init(cfg, jax.random.key(0)))
+  flat = dict(paths.flatten(params))
+  for path in ("embeddings/word/embedding", "mlm/bias"):
+    if path in flat:
+      value = np.array(fresh[path])
+      value[source >= 0] = flat[path][source[source >= 0]]
+      flat[path] = value
+  return cfg, paths.unflatten(flat), int((source >= 0).sum())
+
+
+def longer(cfg, params, length, how="tile"):
+  """Another number of positions.
+
+  Args: how: "tile": position n is position n mod the old number, which keeps what near neighbours know of each other;
+    "interpolate": the old positions are stretched over the new length.
+  """
+  old = params["embeddings"]["position"]["embedding"]
+  if how == "tile":
+    table = old[np.arange(length) % len(old)]
+  elif how == "interpolate":
+    at = np.linspace(0, len(old) - 1, length)
+    low = np.floor(at).astype(int)
+    share = (at - low)[:, None].astype(np.float32)
+    table = old[low] * (1 - share) + old[np.minimum(low + 1, len(old) - 1)] * share
+  else:
+    raise UserError(f"positions={how!r} is unknown; use tile or interpolate")
+  cfg = dataclasses.replace(cfg, max_position_embeddings=length)
+  embeddings = {**params["embeddings"], "position": {"embedding": table.astype(np.float32)}}
+  return cfg, {**params, "embeddings": embeddings}
+
+
+def restructured(cfg, params, *, from_group0=False, **fields):
+  """Other numbers of layers or groups, or less sharing; each layer starts from the one at its relative depth.
+
+  With everything shared, depth changes no weight: that is how the paper trains its deeper models, each from the depth
+  before (appendix, "effect of network depth and width"). From one group, all groups are equal.
+
+  Args:
+    fields: num_hidden_layers, num_hidden_groups, share: of the new config.
+    from_group0: every group starts from group 0 (init_from_group0 of the original) even if there were several.
+  """
+  new = dataclasses.replace(cfg, **fields)
+  flat = dict(paths.flatten(params))
+  for part in ("attention", "ffn"):
+    if new.copies(part) < cfg.copies(part) and new.num_hidden_layers >= cfg.num_hidden_layers and not from_group0:
+      raise UserError(
+        f"{cfg.copies(part)} sets of {part} weights cannot become {new.copies(part)}; sharing can only be loosened"
+      )
+    users = {}
+    for n in range(new.num_hidden_layers):
+      users.setdefault(copy_of(new, part, n), n)
+    olds = [n * cfg.num_hidden_layers // new.num_hidden_layers for _, n in sorted(users.items())]
+    source = [0 if from_group0 else copy_of(cfg, part, n) for n in olds]
+    for path in [path for path in flat if path.startswith(f"{part}/")]:
+      value = flat[path] if cfg.copies(part) > 1 else flat[path][None]
+      flat[path] = value[source] if new.copies(part) > 1 else value[source[0]]
+  return new, paths.unflatten(flat)
+
+
+def wider(cfg, params, hidden_size, intermediate_size=None, *, noise=0.01, seed=0):
+  """A wider model whose units are copies of the old ones, with as much less weight on each input as it has copies.
+
+  Where the new sizes are multiples of the old it computes the same as before (but for the noise); in between only
+  nearly, as the layer norms see some units more often than others.
+
+  Args:
+    hidden_size: must divide by the size of the heads, which stays; there are more of them.
+    intermediate_size: None: as much wider as hidden_size.
+    noise: how far each copied weight is moved, relative to the deviation of its matrix. Without any, copies would get
+      equal gradients and stay equal for ever.
+  """
+  K = cfg.head_size
+  if hidden_size % K or hidden_size < cfg.hidden_size:
+    raise UserError(f"hidden_size={hidden_size}: expected a multiple of the head size {K}, at least {cfg.hidden_size}")
+  intermediate_size = intermediate_size or cfg.intermediate_size * hidden_size // cfg.hidden_size
+  if intermediate_size < cfg.intermediate_size:
+    raise UserError(f"intermediate_size={intermediate_size}: expected at least {cfg.intermediate_size}")
+  if cfg.embedding_size == cfg.hidden_size != hidden_size:
+    raise UserError("a model whose embeddings are as wide as its layers has no projection, so it cannot become wider")
+  new = dataclasses.replace(
+    cfg, hidden_size=hidden_size, num_attention_heads=hidden_size // K, intermediate_size=intermediate_size
+  )
+  rng = np.random.default_rng(seed)
+  _, heads = shapes_of(params)
+  left = sorted(heads.keys() - {"classifier", "span"})
+  if left:
+    raise UserError(f"do not know how to widen the head {left[0]}; leave it out (--allow_unused)")
+
+  # For each parameter, which of its trailing axes are units of what kind: D hidden, H heads, F feed-forward; lower case
+  # where they are inputs, whose weights are shared among the copies; . for an axis that stays.
+  rules = [
+    (r"attention/(query|key|value)/kernel", "dH."), (r"attention/(query|key|value)/bias", "H."),
+    ("attention/output/kernel", "h.D"), ("attention/output/bias", "D"), ("(attention|ffn)/norm/.*", "D"),
+    ("ffn/up/kernel", "dF"), ("ffn/up/bias", "F"), ("ffn/down/kernel", "fD"), ("ffn/down/bias", "D"),
+    ("projection/kernel", ".D"), ("projection/bias", "D"), ("pooler/kernel", "dD"), ("pooler/bias", "D"),
+    ("(mlm/dense|sop/dense|classifier|span)/kernel", "d."), (".*", ""),
+  ]  # fmt: skip
+  sizes = {
+    "D": (cfg.hidden_size, hidden_size),
+    "H": (cfg.num_attention_heads, new.num_attention_heads),
+    "F": (cfg.intermediate_size, intermediate_size),
+  }
+
+  def widen(axes, value):
+    for axis, kind in enumerate(axes, value.ndim - len(axes)):
+      if kind == ".":
+        continue
+      old_size, new_size = sizes[kind.upper()]
+      source = np.arange(new_size) % old_size
+      value = np.take(value, source, axis)
+      if kind.islower():
+        copies = np.bincount(source)[source]
+        value = value / copies.reshape([-1 if i == axis else 1 for i in range(value.ndim)])
+    if len(axes) > 1:
+      value = value + noise * value.std() * rng.standard_normal(value.shape)
+    return value.astype(np.float32)
+
+  flat = {}
+  for path, value in paths.flatten(params).items():
+    axes = next(axes for pattern, axes in rules if re.fullmatch(pattern, path))
+    flat[path] = widen(axes, value)
+  return new, paths.unflatten(flat)
