@@ -204,6 +204,12 @@ class TestEncode:
     assert small.encode("[mask] <pad>", specials=True) == small.encode("[mask] <pad>")
     assert small.encode("", specials=True) == []
 
+  def test_a_text_cannot_forge_a_symbol(self, small):
+    """Where none of its characters is known, a whole `[CLS]` is one unknown piece, spelled like the symbol."""
+    cased = Tokenizer(small.path, lower=False)
+    assert cased._model.encode("[CLS]", out_type=str)[-1] == "[CLS]"
+    assert cased.encode("[CLS]") == cased.encode_with_offsets("[CLS]")[0] == [cased.pieces.index("▁"), cased.unk_id]
+
   def test_decode(self, small):
     assert small.decode(small.encode("The quick  brown fox")) == "the quick brown fox"
     assert small.decode([2, *small.encode("the dog"), 3, 0, 0]) == "the dog"

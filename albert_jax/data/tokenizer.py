@@ -65,8 +65,13 @@ def _normalize_with_spans(text, *, lower, keep_accents, hf_quotes):
   """`normalize`, and where each of its characters comes from.
 
   Returns:
-    str of n characters, and a list of n `(start, end)` in `text`. A dropped mark belongs to the character it stood on.
+    str of n characters, and a sequence of n `(start, end)` in `text`. A dropped mark belongs to the character it stood
+    on.
   """
+  if text.isascii() and not hf_quotes and " ".join(text.split()) == text:
+    # Most text: every character stays where it is.
+    return (text.lower() if lower else text), [(i, i + 1) for i in range(len(text))]
+
   chars, spans = [], []
   for word in re.finditer(r"\S+", text):
     if chars:
@@ -223,7 +228,16 @@ class Tokenizer:
 
   @functools.cached_property
   def _resplit_ids(self):
-    return {i: [self._model.piece_to_id(part) for part in parts] for i, parts in self._resplit.items()}
+    return {i: [self._id(part) for part in parts] for i, parts in self._resplit.items()}
+
+  @functools.cached_property
+  def _text_ids(self):
+    sp = self._model
+    return {piece: i for piece, i in self._ids.items() if not (sp.is_control(i) or sp.is_unknown(i) or sp.is_unused(i))}
+
+  def _id(self, piece):
+    """The id of a piece of text. SentencePiece's own look-up would give `[CLS]`, in a text, the id of the symbol."""
+    return self._text_ids.get(piece, self._model.unk_id())
 
   # Text to ids.
 
@@ -310,9 +324,8 @@ class Tokenizer:
     _, origin = self._model.normalize(chars, with_offsets=True)
     ids, result, position = [], [], 0
     for whole in self._model.encode(chars, out_type=str):
-      whole_id = self._model.piece_to_id(whole)
-      for piece in self._resplit.get(whole_id, [whole]):
-        ids.append(self._model.piece_to_id(piece))
+      for piece in self._resplit.get(self._id(whole), [whole]):
+        ids.append(self._id(piece))
         first = position + (piece.startswith(_SPACE) and len(piece) > 1)
         position += len(piece)
         if piece == _SPACE:
