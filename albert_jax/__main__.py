@@ -8,9 +8,11 @@ from albert_jax.errors import UserError
 COMMANDS = {
   "vocab": ("albert_jax.data.vocab", "train a SentencePiece vocabulary on a corpus"),
   "prepare": ("albert_jax.data.prepare", "turn a corpus into a dataset of token segments"),
+  "audit": ("albert_jax.data.audit", "what a model will see of a dataset, and what is wrong with it"),
   "train": ("albert_jax.train", "pre-train a model; resumes by itself"),
   "evaluate": ("albert_jax.evaluate", "the numbers of a checkpoint on held-out data, as JSON"),
   "predict": ("albert_jax.predict", "fill masks with a trained model"),
+  "convert": ("albert_jax.convert.command", "weights from any format to another, or looked into"),
 }
 
 
