@@ -128,17 +128,17 @@ def measure(cfg, examples, seed=0):
 
 def look_for_duplicates(cfg):
   """Compares all records of both splits: dict of `documents_in_both_splits`, `duplicate_segments` (a share)."""
-  documents, segments, repeated = {}, set(), 0
-  for split in source.describe(cfg.dataset)["splits"]:
-    data = source.open_split(cfg.dataset, split)
-    documents[split] = set()
-    size = min(len(data), _READ)
-    for i in range(0, size, 1024):
-      packed = source.fetch(data, list(range(i, min(i + 1024, size))))
-      documents[split].update(records.unpack(packed).document.tolist())
-      hashes = [hash(record[8:]) for record in packed]  # without the document
-      repeated += len(hashes) - len(set(hashes) - segments)
-      segments.update(hashes)
+  documents, segments, repeated = collections.defaultdict(set), set(), 0
+  for folder in source.folders(cfg.dataset):
+    for split in source.describe(folder)["splits"]:
+      data = source.open_split(folder, split)
+      size = min(len(data), _READ)
+      for i in range(0, size, 1024):
+        packed = source.fetch(data, list(range(i, min(i + 1024, size))))
+        documents[split].update(records.unpack(packed).document.tolist())
+        hashes = [hash(record[8:]) for record in packed]  # without the document
+        repeated += len(hashes) - len(set(hashes) - segments)
+        segments.update(hashes)
   shared = set.intersection(*documents.values()) if len(documents) > 1 else set()
   return {
     "documents_in_both_splits": len(shared),
@@ -238,7 +238,7 @@ def main(argv):
     "Makes examples as training would, counts what is in them, and says what is out of range.",
     "albert-jax audit data/corpus --config=configs/pretrain.py:base --json=audit.json",
   )
-  parser.add_argument("dataset", help="a folder made by albert-jax prepare")
+  parser.add_argument("dataset", help="a folder made by albert-jax prepare, or several with commas")
   parser.add_argument("--examples", type=int, default=20_000, help="how many to make (default: 20000)")
   parser.add_argument("--show", type=int, default=10, help="how many to print (default: 10)")
   parser.add_argument("--json", default="", help="write the numbers to this file, the picture beside it")
@@ -262,7 +262,11 @@ def main(argv):
   for check in found:
     state = "ok" if check.is_fine else f"OUT OF RANGE: {check.advice}"
     print(f"{check.name:26} {check.value:10.4f}   expected {check.low:.4f} to {check.high:.4f}   {state}")
-  picture = pathlib.Path(args.json).with_suffix(".png") if args.json else pathlib.Path(cfg.dataset) / "audit.png"
+  picture = (
+    pathlib.Path(args.json).with_suffix(".png")
+    if args.json
+    else pathlib.Path(source.folders(cfg.dataset)[0]) / "audit.png"
+  )
   draw(numbers, picture)
   if args.json:
     pathlib.Path(args.json).write_text(json.dumps(numbers, indent=2) + "\n")

@@ -9,7 +9,7 @@ import functools
 
 import numpy as np
 
-from albert_jax.data import draws, pretrain, source
+from albert_jax.data import draws, mixture, pretrain, source
 from albert_jax.data.pretrain import DataConfig
 from albert_jax.errors import UserError
 
@@ -38,21 +38,21 @@ class _Maker:
   def explain(self, step):
     """The batch, and the pretrain.Details of how it came about."""
     cfg = self.cfg
-    records = source.open_split(cfg.dataset, self.split)
-    vocabulary = _vocabulary(cfg.dataset, cfg.spm)
+    sources = [source.open_split(folder, self.split) for folder in source.folders(cfg.dataset)]
+    sizes = [len(records) for records in sources]
+    total = sum(sizes)
     rows = self.batch_size // self.hosts
     numbers = int(step) * self.batch_size + self.host * rows + np.arange(rows)
-    total = len(records)
     if self.is_training:
-      indices = draws.permute(numbers % total, total, draws.keys(self.seed, "order", numbers // total))
+      which, indices = mixture.locate(numbers, mixture.places(cfg.weights, sizes), sizes, self.seed)
     else:
-      indices = np.minimum(numbers, total - 1)
+      which, indices = mixture.locate_in_order(np.minimum(numbers, total - 1), sizes)
     if cfg.objective == "nsp":
       others = draws.below(draws.bits(draws.keys(self.seed, "others", numbers), 1)[:, 0], total)
-      indices = np.concatenate([indices, others])
-    batch, details = pretrain.explain_batch(
-      source.fetch(records, indices.tolist()), numbers, self.seed, cfg, vocabulary
-    )
+      others = mixture.locate_in_order(others, sizes)
+      which, indices = np.append(which, others[0]), np.append(indices, others[1])
+    packed = source.fetch_from(sources, which, indices)
+    batch, details = pretrain.explain_batch(packed, numbers, self.seed, cfg, _vocabulary(cfg.dataset, cfg.spm))
     if not self.is_training:
       is_real = numbers < total
       batch["mlm_weights"] *= is_real[:, None]
@@ -76,7 +76,9 @@ def _check(cfg, split, batch_size, host, hosts):
   if not 0 <= host < hosts:
     raise UserError(f"host={host} is not one of {hosts} hosts; expected 0 to {hosts - 1}")
   _vocabulary(cfg.dataset, cfg.spm)
-  return len(source.open_split(cfg.dataset, split))
+  sizes = [len(source.open_split(folder, split)) for folder in source.folders(cfg.dataset)]
+  mixture.places(cfg.weights, sizes)
+  return sum(sizes)
 
 
 def _batches(maker, first, stop, workers):

@@ -16,7 +16,8 @@ class DataConfig:
   """What pre-training reads and what it makes of it.
 
   Attributes:
-    dataset: a folder made by `albert-jax prepare`.
+    dataset: a folder made by `albert-jax prepare`; or several to mix, with commas between.
+    weights: the shares of several datasets, with commas between; '' goes by their sizes.
     split, validation_split: names of its splits.
     spm: the vocabulary; '' is the one inside the folder. Another file must be equal to it.
     seq_length: L.
@@ -32,6 +33,7 @@ class DataConfig:
   """
 
   dataset: str
+  weights: str = ""
   split: str = "train"
   validation_split: str = "validation"
   spm: str = ""

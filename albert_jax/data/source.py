@@ -9,6 +9,7 @@ from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
 DESCRIPTION_FILE = "prepare.json"
+_RULES = ("lower", "keep_accents")  # settings that belong to the vocabulary
 
 
 def sha256(path):
@@ -16,19 +17,49 @@ def sha256(path):
   return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
 
 
-@functools.lru_cache(maxsize=64)
+def folders(dataset):
+  """The folders that `data.dataset` names, with commas between: list of str."""
+  return [folder.strip() for folder in dataset.split(",") if folder.strip()] or [dataset]
+
+
 def describe(dataset):
-  """What `albert-jax prepare` wrote about a dataset.
+  """What `albert-jax prepare` wrote about a dataset, or about several that are to be mixed.
 
   Args:
-    dataset: str, its folder.
+    dataset: str, its folder; or several with commas between.
 
   Returns:
-    dict: `settings`, `vocabulary`, `input`, `splits`, `baselines`, `files` (see prepare.py).
+    dict: `settings`, `vocabulary`, `splits`, `baselines` and, for a single folder, all else that prepare.json holds.
+    For several, the splits are added up and the baselines are averaged over their validation tokens.
 
   Raises:
-    UserError: this is no such folder, or its files are not those that were written.
+    UserError: this is no such folder, its files are not those that were written, or the vocabularies differ.
   """
+  every = {folder: _describe_folder(folder) for folder in folders(dataset)}
+  first, *others = every.values()
+  if not others:
+    return first
+  for folder, other in every.items():
+    if other["vocabulary"] != first["vocabulary"] or any(other["settings"][k] != first["settings"][k] for k in _RULES):
+      raise UserError(
+        f"{folder} was prepared with another vocabulary than {next(iter(every))}, so they cannot be mixed; make them "
+        "with the same --spm, --lower and --keep_accents of albert-jax prepare"
+      )
+  splits = {}
+  for name in first["splits"]:
+    parts = [other["splits"][name] for other in every.values() if name in other["splits"]]
+    splits[name] = {key: sum(part[key] for part in parts) for key in ("documents", "segments", "sentences", "tokens")}
+  held = [
+    (other["splits"]["validation"]["tokens"], other["baselines"]) for other in every.values() if other["baselines"]
+  ]
+  total = sum(tokens for tokens, _ in held)
+  baselines = {key: sum(n * found[key] for n, found in held) / total for key in (held[0][1] if held else ())}
+  return {key: first[key] for key in ("settings", "vocabulary")} | {"splits": splits, "baselines": baselines}
+
+
+@functools.lru_cache(maxsize=64)
+def _describe_folder(dataset):
+  """`describe` for one folder."""
   folder = pathlib.Path(dataset).expanduser()
   path = folder / DESCRIPTION_FILE
   if not path.is_file():
@@ -50,7 +81,7 @@ def tokenizer(dataset, spm=""):
   """The tokenizer a dataset was made with.
 
   Args:
-    dataset: str, its folder.
+    dataset: str, its folder, or several.
     spm: path of a vocabulary that must be the same one; '' takes the dataset's own.
 
   Raises:
@@ -58,7 +89,7 @@ def tokenizer(dataset, spm=""):
   """
   description = describe(dataset)
   vocabulary, settings = description["vocabulary"], description["settings"]
-  own = pathlib.Path(dataset).expanduser() / vocabulary["file"]
+  own = pathlib.Path(folders(dataset)[0]).expanduser() / vocabulary["file"]
   result = Tokenizer(spm or own, lower=settings["lower"], keep_accents=settings["keep_accents"])
   if spm and sha256(result.path) != vocabulary["sha256"]:
     raise UserError(
@@ -73,7 +104,7 @@ def open_split(dataset, split):
   """The records of a split, by index.
 
   Args:
-    dataset: str, the folder.
+    dataset: str, one folder.
     split: str.
 
   Returns:
@@ -109,3 +140,15 @@ def fetch(source, indices):
       f"a shard of the dataset cannot be read ({str(error).splitlines()[0]}); copy the dataset again, or make it again "
       "with: albert-jax prepare"
     ) from error
+
+
+def fetch_from(sources, which, indices):
+  """Reads records of several sources: record `indices[i]` of `sources[which[i]]`, as a list of bytes."""
+  if len(sources) == 1:
+    return fetch(sources[0], indices.tolist())
+  packed = [b""] * len(which)
+  for k, source in enumerate(sources):
+    rows = (which == k).nonzero()[0]
+    for row, record in zip(rows.tolist(), fetch(source, indices[rows].tolist()), strict=True):
+      packed[row] = record
+  return packed
