@@ -15,6 +15,7 @@ from small_models import HEADS, SMALL, assert_same, configs, random_params
 import albert_jax
 from albert_jax.convert import hf, mapping
 from albert_jax.convert.files import new_folder
+from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
 
@@ -227,6 +228,10 @@ class TestWriting:
     hf.save(tmp_path / "model", cfg, random_params(cfg), vocabulary=vocabulary)
     assert (tmp_path / "model/spiece.model").read_bytes() == vocabulary.read_bytes()
     assert json.loads((tmp_path / "model/tokenizer_config.json").read_text())["do_lower_case"] is True
+    written = json.loads((tmp_path / "model/tokenizer.json").read_text())
+    scores = dict(written["model"]["vocab"])
+    assert list(scores) == Tokenizer(vocabulary).pieces
+    assert scores["\u25812010,"] < scores["\u25812010"] - 100
     with pytest.raises(UserError, match="30000 pieces, the model only 40 rows"):
       hf.save(tmp_path / "other", SMALL, random_params(SMALL), vocabulary=vocabulary)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -13,6 +13,7 @@ from small_models import assert_same, random_params
 
 import albert_jax
 from albert_jax.convert import hf
+from albert_jax.data.tokenizer import Tokenizer
 
 torch = pytest.importorskip("torch", reason="parity with transformers: pip install albert-jax[parity]")
 transformers = pytest.importorskip("transformers", reason="parity with transformers: pip install albert-jax[parity]")
@@ -215,3 +216,37 @@ def test_a_model_somebody_trained(real_data):
   np.testing.assert_allclose(logits[:, :, :18][real], arrays["logits_first18"][real], atol=5e-4, rtol=0)
   np.testing.assert_allclose(logits[:4][real[:4]], arrays["logits_full_first4"][real[:4]], atol=5e-4, rtol=0)
   np.testing.assert_array_equal(logits.argmax(-1)[real], arrays["pred"][real])
+
+
+@pytest.mark.realdata
+def test_their_tokenizer_cuts_as_ours(tmp_path, real_data):
+  """Opened from what we export; a bare spiece.model they would read differently in most sentences."""
+  vocabulary = Tokenizer(real_data / "vocab/albert_en_30k")
+  cfg = albert_jax.AlbertConfig(
+    vocab_size=30000, embedding_size=2, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4
+  )
+  hf.save(tmp_path / "model", cfg, random_params(cfg, ()), vocabulary=vocabulary)
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+  lines = (real_data / "pretrain/wiki_en/wiki_en_00.txt").read_text("utf-8").splitlines()[:2000]
+  lines += [
+    "``quoted'' (x)-y",
+    "In 2010, Paris",
+    "\u0130stanbul fals\u00e9 \u00bd \ufb01",
+    "\u0928\u092e\u0938\u094d\u0924\u0947",
+  ]
+  lines += ["x\x1cy \x85 \u2028z", "", "  "]
+  same = [
+    a == b
+    for a, b in zip(theirs(lines, add_special_tokens=False)["input_ids"], vocabulary.encode_batch(lines), strict=True)
+  ]
+  assert sum(same) >= len(lines) - 1 and all(same[2000:])
+  pair = theirs("the [MASK] is", "new")
+  cls, sep = vocabulary.cls_id, vocabulary.sep_id
+  assert pair["input_ids"] == [
+    cls,
+    *vocabulary.encode("the [MASK] is", specials=True),
+    sep,
+    *vocabulary.encode("new"),
+    sep,
+  ]
+  assert pair["token_type_ids"] == [0, 0, 0, 0, 0, 1, 1]

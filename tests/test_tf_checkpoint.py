@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from albert_jax.convert import tf_checkpoint
 from albert_jax.convert.crc32c import crc32c, masked
+from albert_jax.convert.protobuf import field, parse
 from albert_jax.errors import UserError
 
 ARRAYS = {
@@ -209,22 +210,21 @@ class TestDamage:
     (folder / "x.index").write_bytes(garbage + tf_checkpoint._MAGIC)
     with pytest.raises(UserError, match=r"x\.index"):
       tf_checkpoint.Checkpoint(folder)
-    for parse in (lambda: tf_checkpoint._message(garbage), lambda: tf_checkpoint._entry(b"x", garbage, 1)):
+    for read in (lambda: parse(garbage), lambda: tf_checkpoint._entry(b"x", garbage, 1)):
       try:
         with tf_checkpoint._damage("file"):
-          parse()
+          read()
       except UserError as error:
         assert str(error).startswith("file ")
 
   def entry(self, tmp_path, *fields):
     """A checkpoint whose index claims what it is told to."""
-    entries = [(b"", tf_checkpoint._field(1, 1)), (b"weight", b"".join(fields))]
+    entries = [(b"", field(1, 1)), (b"weight", b"".join(fields))]
     (tmp_path / "y.index").write_bytes(tf_checkpoint._index(entries))
     (tmp_path / "y.data-00000-of-00001").write_bytes(bytes(8))
     return tf_checkpoint.Checkpoint(tmp_path / "y")
 
   def test_an_index_that_lies(self, tmp_path):
-    field = tf_checkpoint._field
     shape = field(2, field(2, field(1, 2)))
     with pytest.raises(UserError, match="weight ends at byte 1008, the file has 8"):
       self.entry(tmp_path, field(1, 1), shape, field(4, 1000), field(5, 8)).read("weight")
@@ -237,7 +237,6 @@ class TestDamage:
       self.entry(tmp_path, field(1, 1), shape, field(3, 3))
 
   def test_what_is_not_supported(self, tmp_path):
-    field = tf_checkpoint._field
     strings = self.entry(tmp_path, field(1, 7), field(2, b""), field(5, 8))
     assert isinstance(strings.variables["weight"][0], str)
     with pytest.raises(UserError, match="cannot read weight: its type"):

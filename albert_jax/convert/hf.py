@@ -11,6 +11,7 @@ import safetensors.numpy
 
 from albert_jax.convert import configs, mapping
 from albert_jax.convert.files import new_folder
+from albert_jax.convert.tokenizer_json import tokenizer_json
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
@@ -325,17 +326,24 @@ def tensors_of(cfg, params, *, architecture):
 
 
 def write_vocabulary(folder, cfg, tokenizer):
-  """Copies the vocabulary into `folder`, with a tokenizer_config.json that says by which rules texts are cut."""
+  """Copies the vocabulary into `folder`, with files from which transformers knows by which rules texts are cut."""
   if tokenizer.vocab_size > cfg.vocab_size:
     raise UserError(
       f"the vocabulary {tokenizer.path} has {tokenizer.vocab_size} pieces, the model only {cfg.vocab_size} rows"
     )
   wordpiece = tokenizer.path.endswith(".txt")
   shutil.copyfile(tokenizer.path, folder / ("vocab.txt" if wordpiece else "spiece.model"))
+  rules = None if wordpiece else tokenizer_json(tokenizer)
+  if rules is not None:
+    (folder / "tokenizer.json").write_text(json.dumps(rules, ensure_ascii=False), "utf-8")
+  names = {key: tokenizer.pieces[getattr(tokenizer, f"{key}_id")] for key in ("pad", "unk", "cls", "sep", "mask")}
   fields = {
-    "tokenizer_class": "BertTokenizer" if wordpiece else "AlbertTokenizer",
+    # With a tokenizer.json the plain class, which takes it as it is; AlbertTokenizer would change quotes, for one.
+    "tokenizer_class": "BertTokenizer" if wordpiece else "PreTrainedTokenizerFast" if rules else "AlbertTokenizer",
     "do_lower_case": tokenizer.lower,
     "keep_accents": tokenizer.keep_accents,
     "model_max_length": cfg.max_position_embeddings,
+    "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+    **{f"{key}_token": name for key, name in names.items()},
   }
   (folder / "tokenizer_config.json").write_text(json.dumps(fields, indent=2) + "\n", "utf-8")

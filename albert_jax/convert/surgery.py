@@ -6,10 +6,9 @@ Every function takes and returns (AlbertConfig, params) with params a nested dic
 import dataclasses
 import re
 
-import jax
 import numpy as np
 
-from albert_jax import model, paths
+from albert_jax import paths
 from albert_jax.convert.mapping import copy_of, shapes_of
 from albert_jax.errors import UserError
 
@@ -33,14 +32,24 @@ def new_vocabulary(cfg, params, old, new):
   source = np.array([-1 if i in ours else rows.get(piece, -1) for i, piece in enumerate(new.pieces)])
   source[ours] = theirs
   cfg = dataclasses.replace(cfg, vocab_size=new.vocab_size)
-  fresh = paths.flatten(model.init(cfg, jax.random.key(0)))
   flat = dict(paths.flatten(params))
-  for path in ("embeddings/word/embedding", "mlm/bias"):
-    if path in flat:
-      value = np.array(fresh[path])
-      value[source >= 0] = flat[path][source[source >= 0]]
-      flat[path] = value
+  fresh = {
+    "embeddings/word/embedding": _truncated_normal((new.vocab_size, cfg.embedding_size), cfg.initializer_range),
+    "mlm/bias": np.zeros(new.vocab_size, np.float32),
+  }
+  for path in fresh.keys() & flat.keys():
+    fresh[path][source >= 0] = flat[path][source[source >= 0]]
+    flat[path] = fresh[path]
   return cfg, paths.unflatten(flat), int((source >= 0).sum())
+
+
+def _truncated_normal(shape, deviation):
+  """The original's initialiser: normal, drawn again beyond two deviations."""
+  rng = np.random.default_rng(0)
+  values = rng.standard_normal(shape)
+  while (far := np.abs(values) > 2).any():
+    values[far] = rng.standard_normal(far.sum())
+  return (deviation * values).astype(np.float32)
 
 
 def longer(cfg, params, length, how="tile"):

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from albert_jax.convert.crc32c import crc32c, masked
+from albert_jax.convert.protobuf import field, parse, to_varint, varint
 from albert_jax.errors import UserError
 
 # tensorflow/core/framework/types.proto. Other types (strings above all) have no array of fixed-size numbers.
@@ -152,7 +153,7 @@ def _read_index(data):
   for _, value in _block(data, start, size):
     (start, size), _ = _handle(value, 0)
     table.update(_block(data, start, size))
-  header = _message(table.pop(b"", b""))
+  header = parse(table.pop(b"", b""))
   if header.get(2, [0]) != [0]:
     raise UserError("was written on a big-endian machine, which is not supported")
   shards = header.get(1, [0])[-1]
@@ -164,10 +165,10 @@ def _read_index(data):
 
 
 def _entry(key, value, shards):
-  fields = _message(value)
+  fields = parse(value)
   shape = []
-  for part in _message(fields.get(2, [b""])[-1]).get(2, []):
-    size = _message(part).get(1, [0])[-1]
+  for part in parse(fields.get(2, [b""])[-1]).get(2, []):
+    size = parse(part).get(1, [0])[-1]
     if size >> 62:
       raise ValueError(f"{key!r} has a negative size")
     shape.append(size)
@@ -188,22 +189,10 @@ def _entry(key, value, shards):
   }
 
 
-def _varint(data, at):
-  """A number in groups of seven bits, the lowest first. Returns: (number, position after it)."""
-  value = 0
-  for shift in range(0, 70, 7):
-    byte = data[at]
-    at += 1
-    value |= (byte & 0x7F) << shift
-    if byte < 0x80:
-      return value, at
-  raise ValueError("a number has no end")
-
-
 def _handle(data, at):
   """Where a block is: ((start, size), position after it)."""
-  start, at = _varint(data, at)
-  size, at = _varint(data, at)
+  start, at = varint(data, at)
+  size, at = varint(data, at)
   return (start, size), at
 
 
@@ -224,33 +213,15 @@ def _block(data, start, size):
     raise ValueError("a block has more restarts than bytes")
   pairs, key, at = [], b"", 0
   while at < end:
-    shared, at = _varint(block, at)
-    rest, at = _varint(block, at)
-    length, at = _varint(block, at)
+    shared, at = varint(block, at)
+    rest, at = varint(block, at)
+    length, at = varint(block, at)
     if shared > len(key) or at + rest + length > end:
       raise ValueError("a key does not fit its block")
     key = key[:shared] + block[at : at + rest]
     pairs.append((key, block[at + rest : at + rest + length]))
     at += rest + length
   return pairs
-
-
-def _message(data):
-  """A protocol buffer without its schema: {field number: [values]}, ints or bytes."""
-  fields, at = {}, 0
-  while at < len(data):
-    tag, at = _varint(data, at)
-    kind = tag & 7
-    if kind == 0:
-      value, at = _varint(data, at)
-    else:
-      size, at = _varint(data, at) if kind == 2 else ({1: 8, 5: 4}.get(kind), at)
-      if size is None or at + size > len(data):
-        raise ValueError("a record is not a protocol buffer")
-      value = data[at : at + size]
-      value, at = value if kind == 2 else int.from_bytes(value, "little"), at + size
-    fields.setdefault(tag >> 3, []).append(value)
-  return fields
 
 
 # Writing.
@@ -273,7 +244,7 @@ def write(prefix, arrays, *, shards=1):
   if pathlib.Path(f"{prefix}.index").exists():
     raise UserError(f"{prefix}.index exists already; choose another place")
   names = sorted(arrays, key=lambda name: name.encode())
-  entries = [(b"", _field(1, shards) + _field(3, _field(1, 1)))]  # the header: shards, little-endian, version 1
+  entries = [(b"", field(1, shards) + field(3, field(1, 1)))]  # the header: shards, little-endian, version 1
   for shard in range(shards):
     offset = 0
     with _renamed(f"{prefix}.data-{shard:05d}-of-{shards:05d}") as file:
@@ -284,15 +255,15 @@ def write(prefix, arrays, *, shards=1):
           raise UserError(f"{name} has type {value.dtype}, which has no place in a TensorFlow checkpoint")
         data = np.ascontiguousarray(value, dtype).tobytes()
         file.write(data)
-        shape = b"".join(_field(2, _field(1, size)) for size in value.shape)
+        shape = b"".join(field(2, field(1, size)) for size in value.shape)
         entries.append(
           (
             name.encode(),
-            _field(1, _NUMBERS[dtype])
-            + _field(2, shape)
-            + _field(3, shard)
-            + _field(4, offset)
-            + _field(5, len(data))
+            field(1, _NUMBERS[dtype])
+            + field(2, shape)
+            + field(3, shard)
+            + field(4, offset)
+            + field(5, len(data))
             + bytes([6 << 3 | 5])
             + masked(crc32c(data)).to_bytes(4, "little"),
           )
@@ -322,21 +293,6 @@ def _renamed(path):
       os.unlink(temporary)
 
 
-def _to_varint(value):
-  result = b""
-  while value >= 0x80:
-    result += bytes([value & 0x7F | 0x80])
-    value >>= 7
-  return result + bytes([value])
-
-
-def _field(number, value):
-  """A field of a protocol buffer: an int or a message (bytes). A zero is left out, as protocol buffers do."""
-  if isinstance(value, int):
-    return _to_varint(number << 3) + _to_varint(value) if value else b""
-  return _to_varint(number << 3 | 2) + _to_varint(len(value)) + value
-
-
 def _index(entries):
   """The bytes of a table of (key, value), sorted by key."""
   data, blocks, pending, size = b"", [], [], 0
@@ -350,12 +306,12 @@ def _index(entries):
         shared = next((n for n in range(min(len(key), len(previous))) if key[n] != previous[n]), len(previous))
       else:
         restarts.append(len(content))
-      content += _to_varint(shared) + _to_varint(len(key) - shared) + _to_varint(len(value)) + key[shared:] + value
+      content += to_varint(shared) + to_varint(len(key) - shared) + to_varint(len(value)) + key[shared:] + value
       previous = key
     for restart in restarts or [0]:
       content += restart.to_bytes(4, "little")
     content += max(1, len(restarts)).to_bytes(4, "little")
-    handle = _to_varint(len(data)) + _to_varint(len(content))
+    handle = to_varint(len(data)) + to_varint(len(content))
     content += b"\0"  # not compressed
     data += content + masked(crc32c(content)).to_bytes(4, "little")
     return handle
