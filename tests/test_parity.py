@@ -250,3 +250,29 @@ def test_their_tokenizer_cuts_as_ours(tmp_path, real_data):
     sep,
   ]
   assert pair["token_type_ids"] == [0, 0, 0, 0, 0, 1, 1]
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+  ("text", "ours", "sentencepiece", "theirs"),
+  [
+    ("fals\u00e9", "▁false", "▁fal s <unk>", "▁false"),
+    ("In 2010, Paris", "▁in ▁2010 , ▁paris", "▁ <unk> n ▁2010, ▁ <unk> aris", "▁in ▁2010, ▁paris"),
+    ("he said ``yes''", "▁he ▁said ▁ <unk> yes ' '", "▁he ▁said ▁ <unk> yes ' '", '▁he ▁said ▁ " yes "'),
+    ("(a)-b", "▁ ( a ) - b", "▁ ( a ) - b", "( ▁a ) - ▁b"),
+    ("the [MASK]", "▁the ▁[ mask ]", "▁the ▁[ <unk> ]", "▁the [MASK]"),
+    ("a <pad>", "▁a ▁ <unk> pad <unk>", "▁a ▁ <unk> pad <unk>", "▁a <pad>"),
+    ("x\x1cy", "▁x ▁ y", "▁ xy", "▁ xy"),
+  ],
+)
+def test_the_table_of_differences_is_true(real_data, text, ours, sentencepiece, theirs):
+  """docs/tokenizer.md, for transformers' tokenizer made from a bare spiece.model."""
+  folder = real_data / "vocab/albert_en_30k"
+  tokenizer = Tokenizer(folder)
+  hugging_face = transformers.AlbertTokenizer.from_pretrained(folder)
+  results = [
+    tokenizer.encode(text),
+    tokenizer._model.encode(text),
+    hugging_face(text, add_special_tokens=False)["input_ids"],
+  ]
+  assert [" ".join(tokenizer.pieces[i] for i in ids) for ids in results] == [ours, sentencepiece, theirs]
