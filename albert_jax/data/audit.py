@@ -65,11 +65,13 @@ def measure(cfg, examples, seed=0):
   make = pipeline.batch_maker(cfg, batch_size=_BATCH, seed=seed)
   tokenizer = source.tokenizer(cfg.dataset, cfg.spm)
   total, drawn, words, runs = (collections.Counter() for _ in range(4))
-  lengths, pieces = [], np.zeros(tokenizer.vocab_size, np.int64)
+  lengths, filled, pieces = [], [], np.zeros(tokenizer.vocab_size, np.int64)
   first = None
   for step in range(max(1, math.ceil(examples / _BATCH))):
-    batch, details = make.explain(step)
+    rows, details = make.explain(step)
+    batch = details.examples
     first = first or (batch, details)
+    filled.append(rows["attention_mask"].mean(axis=1))
     used = batch["mlm_weights"] == 1
     at = np.nonzero(used)[0], batch["mlm_positions"][used]
     label, shown = batch["mlm_labels"][used], batch["input_ids"][at]
@@ -117,7 +119,8 @@ def measure(cfg, examples, seed=0):
     "swap_rate": total["labelled"] / max(1, total["pairs"]),
     "short_rate": total["short"] / total["examples"],
     "cross_document_pairs": total["across"],
-    "padding_share": 1 - float(lengths.mean()) / cfg.seq_length,
+    "padding_share": 1 - float(np.concatenate(filled).mean()),
+    "examples_per_row": total["examples"] / sum(map(len, filled)),
     "tokens_mean": float(lengths.mean()),
     "length_histogram": np.histogram(lengths, bins=16, range=(0, cfg.seq_length))[0].tolist(),
     "unknown_rate": total["unknown"] / total["text"],
@@ -252,11 +255,12 @@ def main(argv):
     raise UserError(f"--examples={args.examples}: expected at least 1")
   numbers, (batch, details) = measure(cfg, args.examples, seed)
   numbers |= look_for_duplicates(cfg)
+  rows = len(batch["input_ids"])
   found = checks(numbers, cfg)
   numbers["problems"] = [check.name for check in found if not check.is_fine]
 
   tokenizer = source.tokenizer(cfg.dataset, cfg.spm)
-  for row in range(min(args.show, _BATCH)):
+  for row in range(min(args.show, rows)):
     print(show_example(batch, details, row, tokenizer), end="\n\n")
   print(f"{numbers['examples']} examples of {cfg.seq_length} tokens, {numbers['tokens_mean']:.1f} of them used")
   for check in found:

@@ -57,25 +57,26 @@ def permute(positions, size, keys_B):
 
   Args:
     positions: int array [B] in [0, size).
-    size: int ≥ 1.
-    keys_B: uint64 array [B]; rows with the same key follow the same permutation.
+    size: int ≥ 1, or int array [B].
+    keys_B: uint64 array [B]; rows with the same key and size follow the same permutation.
 
   Returns:
     int64 array [B] in [0, size).
   """
-  width = max(2, int(size - 1).bit_length())
-  mask = np.uint64((1 << width) - 1)
-  shift = np.uint64((width + 1) // 2)
+  size = np.broadcast_to(np.asarray(size, np.uint64), len(keys_B))
+  width = np.maximum(2, np.frexp((size - np.uint64(1)).astype(np.float64))[1]).astype(np.uint64)  # bits of size - 1
+  mask = (np.uint64(1) << width) - np.uint64(1)
+  shift = (width + np.uint64(1)) // np.uint64(2)
   rounds = bits(keys_B, 8)
   x = np.array(positions, np.uint64)
   outside = np.arange(len(x))
   # Adding, multiplying by an odd number and xor-shifting are bijections of `width` bits; values that fall outside the
   # range go round again, which keeps the whole one.
   while len(outside):
-    y, r = x[outside], rounds[outside]
+    y, r, m, s = x[outside], rounds[outside], mask[outside], shift[outside]
     for i in range(0, 8, 2):
-      y = ((y + r[:, i]) * (r[:, i + 1] | np.uint64(1))) & mask
-      y ^= y >> shift
+      y = ((y + r[:, i]) * (r[:, i + 1] | np.uint64(1))) & m
+      y ^= y >> s
     x[outside] = y
-    outside = outside[y >= size]
+    outside = outside[y >= size[outside]]
   return x.astype(np.int64)

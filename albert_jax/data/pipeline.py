@@ -9,7 +9,7 @@ import functools
 
 import numpy as np
 
-from albert_jax.data import draws, mixture, pretrain, source
+from albert_jax.data import draws, mixture, packing, pretrain, source
 from albert_jax.data.pretrain import DataConfig
 from albert_jax.errors import UserError
 
@@ -40,24 +40,46 @@ class _Maker:
     cfg = self.cfg
     sources = [source.open_split(folder, self.split) for folder in source.folders(cfg.dataset)]
     sizes = [len(records) for records in sources]
-    total = sum(sizes)
+    total = _rows(cfg, self.split)
     rows = self.batch_size // self.hosts
     numbers = int(step) * self.batch_size + self.host * rows + np.arange(rows)
-    if self.is_training:
+    is_real = self.is_training | (numbers < total)
+    numbers_or_last = numbers if self.is_training else np.minimum(numbers, total - 1)
+    is_used = None
+    if cfg.packing > 1:
+      plan = _plan(cfg.dataset, self.split, cfg.seq_length, cfg.packing)
+      members, is_used = packing.rows_to_records(plan, numbers_or_last, self.seed if self.is_training else None)
+      which, indices = mixture.locate_in_order(members[is_used], sizes)
+      numbers = (numbers[:, None] * cfg.packing + np.arange(cfg.packing))[is_used]
+    elif self.is_training:
       which, indices = mixture.locate(numbers, mixture.places(cfg.weights, sizes), sizes, self.seed)
     else:
-      which, indices = mixture.locate_in_order(np.minimum(numbers, total - 1), sizes)
+      which, indices = mixture.locate_in_order(numbers_or_last, sizes)
     if cfg.objective == "nsp":
-      others = draws.below(draws.bits(draws.keys(self.seed, "others", numbers), 1)[:, 0], total)
+      others = draws.below(draws.bits(draws.keys(self.seed, "others", numbers), 1)[:, 0], sum(sizes))
       others = mixture.locate_in_order(others, sizes)
       which, indices = np.append(which, others[0]), np.append(indices, others[1])
     packed = source.fetch_from(sources, which, indices)
-    batch, details = pretrain.explain_batch(packed, numbers, self.seed, cfg, _vocabulary(cfg.dataset, cfg.spm))
-    if not self.is_training:
-      is_real = numbers < total
-      batch["mlm_weights"] *= is_real[:, None]
-      batch["sop_weight"] *= is_real
+    vocabulary = _vocabulary(cfg.dataset, cfg.spm)
+    batch, details = pretrain.explain_batch(packed, numbers, self.seed, cfg, vocabulary, is_used)
+    if not is_real.all():
+      for name in ("mlm_weights", "sop_weight"):
+        batch[name][~is_real] = 0
     return batch, details
+
+
+@functools.lru_cache(maxsize=16)
+def _plan(dataset, split, length, most):
+  """The packing plan of a split, made once a process."""
+  sizes = packing.example_sizes(source.lengths(dataset, split), length)
+  return packing.make_plan(sizes, length, most)
+
+
+def _rows(cfg, split):
+  """How many rows one epoch of a split has."""
+  if cfg.packing > 1:
+    return _plan(cfg.dataset, split, cfg.seq_length, cfg.packing).rows
+  return sum(len(source.open_split(folder, split)) for folder in source.folders(cfg.dataset))
 
 
 @functools.lru_cache(maxsize=64)
@@ -67,7 +89,7 @@ def _vocabulary(dataset, spm):
 
 
 def _check(cfg, split, batch_size, host, hosts):
-  """Finds the user's mistakes before a worker does, whose errors are hard to read; returns the number of records."""
+  """Finds the user's mistakes before a worker does, whose errors are hard to read; returns the rows of an epoch."""
   if batch_size < 1 or batch_size % hosts:
     raise UserError(
       f"batch_size={batch_size} must divide by the number of hosts ({hosts}); try "
@@ -78,7 +100,12 @@ def _check(cfg, split, batch_size, host, hosts):
   _vocabulary(cfg.dataset, cfg.spm)
   sizes = [len(source.open_split(folder, split)) for folder in source.folders(cfg.dataset)]
   mixture.places(cfg.weights, sizes)
-  return sum(sizes)
+  if cfg.packing > 1 and cfg.weights:
+    raise UserError(
+      f"data.weights={cfg.weights} and data.packing={cfg.packing} do not go together: packed datasets are mixed by "
+      "size; leave data.weights empty, or add --config.data.packing=1"
+    )
+  return _rows(cfg, split)
 
 
 def _batches(maker, first, stop, workers):

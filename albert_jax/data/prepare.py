@@ -21,7 +21,7 @@ import tqdm
 
 from albert_jax.data import readers, records
 from albert_jax.data.sentences import split_sentences
-from albert_jax.data.source import DESCRIPTION_FILE, sha256
+from albert_jax.data.source import DESCRIPTION_FILE, lengths_file, sha256
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
@@ -264,7 +264,7 @@ def _copy_unit(number, folder, is_kept, is_validation, shards, vocab_size):
     shards: {split: path}, without the splits that get nothing.
 
   Returns:
-    {split: (records, bytes, token counts [V])}.
+    {split: (records, bytes, token counts [V], list of uint16 [n, 2]: tokens and sentences of each record)}.
   """
   from array_record.python.array_record_module import ArrayRecordWriter
   from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
@@ -276,7 +276,7 @@ def _copy_unit(number, folder, is_kept, is_validation, shards, vocab_size):
   # Records are read one by one at random, so nothing is gained by compressing groups of them, and little by compressing
   # ids; reading is a third faster without.
   writers = {split: ArrayRecordWriter(str(shard), "group_size:1,uncompressed") for split, shard in shards.items()}
-  result = {split: [0, 0, np.zeros(vocab_size, np.int64)] for split in shards}
+  result = {split: [0, 0, np.zeros(vocab_size, np.int64), []] for split in shards}
   with path.with_suffix(".records").open("rb") as file:
     for i in range(0, len(sizes), _COPY_RECORDS):
       batch = {split: [] for split in shards}
@@ -296,6 +296,7 @@ def _copy_unit(number, folder, is_kept, is_validation, shards, vocab_size):
           ids = many.ids[records.ragged(many.id_base, many.tokens)]
           result[split][2] += np.bincount(ids, minlength=vocab_size)
           result[split][0] += len(packed)
+          result[split][3].append(np.stack([many.tokens, many.sentences], axis=1).astype("<u2"))
   for writer in writers.values():
     writer.close()
   return {split: tuple(values) for split, values in result.items()}
@@ -428,6 +429,9 @@ def prepare(spec, spm, out, settings, reading, *, workers=1, overwrite=False, ml
 
   counts = {split: sum(part[split][2] for part in parts.values() if split in part) for split in members}
   _write_metadata(dataset, templates, [parts[i] for i in range(len(units))], members)
+  for split in members:  # what packing needs to know without reading all records
+    lengths = [array for i in range(len(units)) if split in parts[i] for array in parts[i][split][3]]
+    np.save(dataset / lengths_file(split), np.concatenate(lengths))
   shutil.copy(spm, dataset / pathlib.Path(spm).name)
   tally = sum((collections.Counter(json.loads(str(t["tally"]))) for t in tables), collections.Counter())
   special = [tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]

@@ -5,7 +5,7 @@ import typing
 
 import numpy as np
 
-from albert_jax.data import draws, masking, pairs, records
+from albert_jax.data import draws, masking, packing, pairs, records
 from albert_jax.errors import UserError
 
 OBJECTIVES = ("sop", "nsp", "none")
@@ -27,6 +27,8 @@ class DataConfig:
     whole_word: mask words, not pieces of words.
     mask_share, random_share: of the masked tokens, the share shown as [MASK] and as a random token.
     short_seq_rate: the share of short sequences, see pairs.choose.
+    packing: the most examples that share a row; 1 gives each its own. More than 1 fills rows that short documents would
+      leave half empty, and needs short_seq_rate=0.
     objective: `sop` (are the two texts in order?), `nsp` (is the second from another document?; BERT's, for
       comparison) or `none` (one text a row).
     workers: processes that make batches; 0 makes them in a thread of this one.
@@ -46,12 +48,14 @@ class DataConfig:
   mask_share: float = 0.8
   random_share: float = 0.1
   short_seq_rate: float = 0.1
+  packing: int = 1
   objective: str = "sop"
   workers: int = 0
 
   def __post_init__(self):
     shares = ("mask_rate", "mask_share", "random_share", "short_seq_rate")
-    ranges = dict.fromkeys(shares, (0, 1)) | {"seq_length": (8, 65535), "ngram": (1, 100), "workers": (0, 1024)}
+    ranges = dict.fromkeys(shares, (0, 1))
+    ranges |= {"seq_length": (8, 65535), "ngram": (1, 100), "packing": (1, 256), "workers": (0, 1024)}
     for name, (low, high) in ranges.items():
       if not low <= getattr(self, name) <= high:
         raise UserError(
@@ -61,6 +65,11 @@ class DataConfig:
       raise UserError(
         f"data.mask_share={self.mask_share} and data.random_share={self.random_share} add up to more than 1; expected, "
         "as in the paper, 0.8 and 0.1"
+      )
+    if self.packing > 1 and self.short_seq_rate:
+      raise UserError(
+        f"data.packing={self.packing} fills rows and data.short_seq_rate={self.short_seq_rate} leaves them empty; "
+        "expected one of them: add --config.data.short_seq_rate=0.0"
       )
     if self.objective not in OBJECTIVES:
       raise UserError(f"data.objective={self.objective!r} is unknown; expected one of {', '.join(OBJECTIVES)}")
@@ -159,8 +168,15 @@ def lay_out(batch, chosen, vocabulary, length, whole_word=True):
 
 
 class Details(typing.NamedTuple):
-  """How a batch came about, for whoever wants to look: audit.py and tests."""
+  """How a batch came about, for whoever wants to look: audit.py and tests.
 
+  Attributes:
+    examples: dict, the examples as make_batch returns them, before any packing; E of them, and so of all below.
+    records: what they are made of.
+    pairs, rows, spans: see there.
+  """
+
+  examples: dict
   records: records.Records
   pairs: pairs.Pairs
   rows: Rows
@@ -185,8 +201,16 @@ def make_batch(packed, numbers, seed, cfg, vocabulary):
   return explain_batch(packed, numbers, seed, cfg, vocabulary)[0]
 
 
-def explain_batch(packed, numbers, seed, cfg, vocabulary):
-  """`make_batch`, and the Details of how it was made."""
+def explain_batch(packed, numbers, seed, cfg, vocabulary, is_used=None):
+  """`make_batch`, and the Details of how it was made.
+
+  Args:
+    packed, numbers, seed, cfg, vocabulary: as for make_batch.
+    is_used: bool array [B, S], the places of the examples in rows, if they are to be packed (see packing.py).
+
+  Returns:
+    (dict as from make_batch or packing.pack_examples, Details).
+  """
   batch = records.unpack(packed)
   chosen = pairs.choose(
     batch,
@@ -198,6 +222,8 @@ def explain_batch(packed, numbers, seed, cfg, vocabulary):
   rows = lay_out(batch, chosen, vocabulary, cfg.seq_length, cfg.whole_word)
   tokens = chosen.first_size + chosen.second_size
   budget = np.clip(np.rint(cfg.mask_rate * tokens).astype(np.int64), 1, cfg.slots)
+  if is_used is not None:
+    budget = packing.share_budget(budget, is_used, cfg.slots)
   spans = masking.choose_spans(
     rows.starts_word,
     rows.is_special,
@@ -226,4 +252,7 @@ def explain_batch(packed, numbers, seed, cfg, vocabulary):
     "sop_label": chosen.label.astype(np.int32),
     "sop_weight": chosen.is_pair.astype(np.float32),
   }
-  return examples, Details(batch, chosen, rows, spans)
+  details = Details(examples, batch, chosen, rows, spans)
+  if is_used is None:
+    return examples, details
+  return packing.pack_examples(examples, is_used, cfg.seq_length, cfg.slots, vocabulary.pad_id), details

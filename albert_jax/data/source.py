@@ -5,6 +5,8 @@ import hashlib
 import json
 import pathlib
 
+import numpy as np
+
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
@@ -15,6 +17,11 @@ _RULES = ("lower", "keep_accents")  # settings that belong to the vocabulary
 def sha256(path):
   """The SHA-256 of a file, as hexadecimal digits."""
   return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+
+
+def lengths_file(split):
+  """The name of the file with the tokens and sentences of each record of a split, a uint16 array [n, 2]."""
+  return f"lengths-{split}.npy"
 
 
 def folders(dataset):
@@ -121,6 +128,16 @@ def open_split(dataset, split):
   return tfds.builder_from_directory(str(pathlib.Path(dataset).expanduser())).as_data_source(
     split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
   )
+
+
+@functools.lru_cache(maxsize=64)
+def lengths(dataset, split):
+  """The tokens and sentences of each record of a split, of all folders one after the other: uint16 array [n, 2]."""
+  found = []
+  for folder in folders(dataset):
+    open_split(folder, split)  # says so if there is none
+    found.append(np.load(pathlib.Path(folder).expanduser() / lengths_file(split)))
+  return np.concatenate(found)
 
 
 def fetch(source, indices):
