@@ -208,6 +208,13 @@ class TestRefusals:
     del expected["embeddings"]["token_type"]
     assert_same(params, expected)
 
+  def test_configs_of_other_names(self, saved):
+    (saved / "albert_config.json").rename(saved / "albert_config_base.json")
+    assert google_tf1.load(saved)[0] == SMALL
+    (saved / "albert_config_large.json").write_text("{}")
+    with pytest.raises(UserError, match=r"several configs beside .*base\.json, albert_config_large\.json"):
+      google_tf1.load(saved)
+
   def test_no_config(self, saved):
     (saved / "albert_config.json").unlink()
     with pytest.raises(UserError, match=r"no albert_config\.json beside"):

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001 (letters that look like others are what these tests are about)
 """The tokenizer against the rules of the original, on the genuine vocabulary and on any Unicode."""
 
 import io
@@ -309,14 +308,50 @@ class TestGenuine:
         assert inside[0][0] <= start and inside[-1][1] >= end
 
 
-class TestWordPiece:
-  @pytest.fixture
-  def chinese(self, tmp_path):
-    pytest.importorskip("tokenizers")
-    pieces = ["[PAD]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "我", "爱", "中", "run", "##ning", ",", "cafe"]
-    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n", "utf-8")
-    return Tokenizer(tmp_path / "vocab.txt")
+def original_wordpiece(vocabulary, text):
+  """tokenization.py, `BasicTokenizer` (lower-casing) and `WordpieceTokenizer`; the ids of the pieces."""
 
+  def is_chinese(c):
+    ranges = [(0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F)]
+    return any(a <= ord(c) <= b for a, b in [*ranges, (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F)])
+
+  def is_punctuation(c):
+    return (c.isascii() and c.isprintable() and not c.isalnum() and c != " ") or unicodedata.category(c)[0] == "P"
+
+  cleaned = ""
+  for c in text:
+    category = unicodedata.category(c)
+    if c in "\t\n\r " or category == "Zs":
+      cleaned += " "
+    elif c not in "\0\ufffd" and category not in ("Cc", "Cf"):
+      cleaned += f" {c} " if is_chinese(c) else c
+  words = []
+  for word in cleaned.split():
+    word = "".join(c for c in unicodedata.normalize("NFD", word.lower()) if unicodedata.category(c) != "Mn")
+    words += "".join(f" {c} " if is_punctuation(c) else c for c in word).split()
+  ids = []
+  for word in words:
+    start, found = 0, []
+    while start < len(word) <= 200:
+      ends = [end for end in range(len(word), start, -1) if "##" * (start > 0) + word[start:end] in vocabulary]
+      if not ends:
+        break
+      found.append(vocabulary["##" * (start > 0) + word[start : ends[0]]])
+      start = ends[0]
+    ids += found if start == len(word) else [vocabulary["[UNK]"]]
+  return ids
+
+
+@pytest.fixture(scope="module")
+def chinese(tmp_path_factory):
+  pytest.importorskip("tokenizers", reason="WordPiece vocabularies need the library `tokenizers`")
+  tmp_path = tmp_path_factory.mktemp("wordpiece")
+  pieces = ["[PAD]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "我", "爱", "中", "run", "##ning", ",", "cafe"]
+  (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n", "utf-8")
+  return Tokenizer(tmp_path / "vocab.txt")
+
+
+class TestWordPiece:
   def test_encode(self, chinese):
     text = "我爱 Running, Café"
     ids, spans = chinese.encode_with_offsets(text)
@@ -327,6 +362,18 @@ class TestWordPiece:
     assert chinese.encode("我[MASK]中", specials=True) == [6, chinese.mask_id, 8]
     assert chinese.mask_id not in chinese.encode("[MASK]")
     assert chinese.encode("我\ud800") == [6, chinese.unk_id] or chinese.encode("我\ud800") == [6]
+
+  @settings(max_examples=300)
+  @given(
+    st.text(st.sampled_from("我爱中run igcafé\u0301İΣ,.!?$^`\t\n\r \xa0\u3000\0\ufffd\u200b、。「ⅷﬁ🙂\x7f\U00020000ก้"))
+    | st.text(st.characters(max_codepoint=0x24F))  # the library's tables of what is punctuation are of an older Unicode
+  )
+  def test_equals_the_original(self, chinese, text):
+    vocabulary = {piece: i for i, piece in enumerate(chinese.pieces)}
+    assert chinese.encode(text) == original_wordpiece(vocabulary, text)
+    ids, spans = chinese.encode_with_offsets(text)
+    assert ids == chinese.encode(text)
+    assert all(0 <= start < end <= len(text) for start, end in spans)
 
   def test_vocabulary(self, chinese):
     assert (chinese.pad_id, chinese.unk_id, chinese.cls_id, chinese.sep_id, chinese.mask_id) == (0, 2, 3, 4, 5)

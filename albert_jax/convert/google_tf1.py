@@ -125,11 +125,13 @@ def find(path):
 def read_fields(prefix):
   """The object in the albert_config.json that belongs to a checkpoint."""
   folder = pathlib.Path(prefix).parent
-  places = [folder / "albert_config.json", folder.parent / "assets" / "albert_config.json"]
-  for place in places:
-    if place.is_file():
-      return configs.read_json(place)
-  raise UserError(f"no albert_config.json beside {prefix}: copy the one that came with the checkpoint to {places[0]}")
+  for place in (folder, folder.parent / "assets"):
+    found = sorted(place.glob("albert_config*.json"))  # albert_config_base.json and the like, too
+    if len(found) == 1:
+      return configs.read_json(found[0])
+    if found:
+      raise UserError(f"several configs beside {prefix}: {', '.join(x.name for x in found)}; leave the right one there")
+  raise UserError(f"no albert_config.json beside {prefix}: copy the one that came with the checkpoint to {folder}")
 
 
 def _read(prefix, rules, wanted):
