@@ -44,7 +44,7 @@ def measure_prepare(spec, spm, reading, folder):
   """Prepares the corpus in one process: {name: MB/s of raw text}; the dataset is `folder/dataset`."""
   size = corpus_bytes(spec, reading)
   clock = Clock()
-  prepare.prepare(spec, spm, folder / "dataset", prepare.Settings(), reading, workers=1)
+  prepare.prepare(spec, spm, folder / "dataset", prepare.Settings(), reading)
   cpu, wall = clock.seconds()
   return {
     "prepare_mb_per_second_per_core": size / cpu / 1e6,

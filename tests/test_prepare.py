@@ -3,16 +3,13 @@
 import collections
 import dataclasses
 import hashlib
-import itertools
 import json
 
 import made_up
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from albert_jax.data import prepare, readers, records, source
+from albert_jax.data import prepare, readers, records, runners, shards, source, tokenise
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
@@ -37,17 +34,6 @@ def read(folder, split):
     starts = many.sentence_starts[many.sentence_base[r] :][: many.sentences[r]].tolist()
     documents[int(many.document[r])].append((ids, starts))
   return documents
-
-
-@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 40))
-def test_segments_are_whole_sentences(lengths, limit):
-  segments = prepare.segment_bounds(lengths, limit)
-  assert all(0 < sum(segment) <= limit and all(segment) for segment in segments)
-  cut = [part for n in lengths for part in [limit] * ((n - 1) // limit) + [(n - 1) % limit + 1]]
-  assert [n for segment in segments for n in segment] == cut
-  # no sentence that would have fitted was put off
-  for segment, following in itertools.pairwise(segments):
-    assert sum(segment) + following[0] > limit
 
 
 def test_a_dataset_holds_its_corpus(tmp_path, spm):
@@ -92,7 +78,7 @@ def test_tfds_reads_it(tmp_path, spm):
 def make(corpus, spm, out, *, workers=1, reading=None, **kwargs):
   settings = prepare.Settings(**{"sentences": "line", "segment_tokens": 64} | kwargs)
   reading = reading or readers.Reading(layout="blank")
-  return prepare.prepare(str(corpus), spm, out, settings, reading, workers=workers)
+  return prepare.prepare(str(corpus), spm, out, settings, reading, run=runners.local(workers))
 
 
 def test_any_number_of_workers_makes_the_same(tmp_path, spm, monkeypatch):
@@ -110,7 +96,7 @@ def test_a_killed_run_continues(tmp_path, spm, monkeypatch):
   corpus = made_up.write(tmp_path / "a.txt", made_up.documents(100))
   make(corpus, spm, tmp_path / "whole")
   done = []
-  original = prepare._tokenise_unit
+  original = tokenise.tokenise_unit
 
   def dies_at_the_third(number, *args):
     if len(done) == 2:
@@ -119,21 +105,21 @@ def test_a_killed_run_continues(tmp_path, spm, monkeypatch):
     return original(number, *args)
 
   with monkeypatch.context() as m:
-    m.setattr(prepare, "_tokenise_unit", dies_at_the_third)
+    m.setattr(tokenise, "tokenise_unit", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
       make(corpus, spm, tmp_path / "dataset")
   assert not (tmp_path / "dataset").exists()
   kept = {path: path.stat().st_mtime_ns for path in (tmp_path / ".dataset.partial" / "units").glob("*.npz")}
   assert len(kept) == 2
   seen = []
-  original_copy = prepare._copy_unit
+  original_copy = shards.copy_unit
 
   def notes_the_units(*args):
     seen.append({path: path.stat().st_mtime_ns for path in kept})
     return original_copy(*args)
 
   with monkeypatch.context() as m:
-    m.setattr(prepare, "_copy_unit", notes_the_units)
+    m.setattr(shards, "copy_unit", notes_the_units)
     make(corpus, spm, tmp_path / "dataset")
   assert seen[0] == kept  # what was done was not done again
   assert contents(tmp_path / "dataset") == contents(tmp_path / "whole")
@@ -146,18 +132,6 @@ def test_duplicates_are_dropped_and_counted(tmp_path, spm):
   description = make(corpus, spm, tmp_path / "dataset")
   assert description["input"]["duplicate_documents"] == 7
   assert sum(split["documents"] for split in description["splits"].values()) == 30
-
-
-def test_documents_are_split_by_their_own_text():
-  documents = np.array([records.document_id([str(i)]) for i in range(5000)], np.uint64)
-  is_kept, is_validation = prepare.split_documents(documents, 0.05)
-  assert is_kept.all() and abs(is_validation.mean() - 0.05) < 0.01
-  # more documents do not move those that were there
-  np.testing.assert_array_equal(prepare.split_documents(documents[:3000], 0.05)[1], is_validation[:3000])
-  for fraction in (1e-9, 1 - 1e-9):  # no split is left empty
-    few = prepare.split_documents(documents[:3], fraction)[1]
-    assert 1 <= few.sum() <= 2
-  assert not prepare.split_documents(documents, 0.0)[1].any()
 
 
 def test_mistakes_leave_nothing_behind(tmp_path, spm):
@@ -197,28 +171,35 @@ def test_a_long_document_is_tokenised_in_parts(tmp_path, spm, monkeypatch):
   docs = made_up.documents(4, sentences=(200, 300))
   corpus = made_up.write(tmp_path / "a.txt", docs)
   make(corpus, spm, tmp_path / "one")
-  monkeypatch.setattr(prepare, "_BATCH_CHARS", 500)
+  monkeypatch.setattr(tokenise, "_BATCH_CHARS", 500)
   make(corpus, spm, tmp_path / "other")
   assert contents(tmp_path / "one") == contents(tmp_path / "other")
 
 
-@pytest.mark.realdata
-def test_encoding_many_sentences_equals_the_tokenizer(real_data):
-  spm = real_data / "vocab/albert_en_30k/spiece.model"
-  tokenizer = Tokenizer(spm)
-  encoder = prepare._Encoder(tokenizer, prepare.Settings())
-  text = (real_data / "pretrain/wiki_en/wiki_en_03.txt").read_text("utf-8")[:600_000]
-  odd = [
-    "In 2010, and 92000, or 3,000, it was.",
-    "a \u0301 b",
-    "\u00a8 x",
-    "\u2581 y\u2581z",
-    "\u0301",
-    "☃☃ ☃",
-    "(2010,)",
-  ]
-  sentences = encoder.sentences([*text.split("\n"), *odd])
-  ids, lengths = encoder.encode(sentences)
-  expected = tokenizer.encode_batch(sentences)
-  assert lengths == list(map(len, expected))
-  assert ids.tolist() == [i for one in expected for i in one]
+def test_a_store_that_is_not_this_machine(tmp_path, spm):
+  import fsspec
+
+  corpus = made_up.write(tmp_path / "a.txt", made_up.documents(20))
+  make(corpus, spm, "memory://bucket/made")
+  make(corpus, spm, tmp_path / "local")
+  store = fsspec.filesystem("memory")
+  found = {name.rsplit("/", 1)[-1]: hashlib.sha256(store.cat(name)).hexdigest() for name in store.find("/bucket/made")}
+  assert found == contents(tmp_path / "local")
+  assert not store.exists("/bucket/.made.partial")
+
+
+def test_beam_makes_the_same(tmp_path, spm, monkeypatch):
+  pytest.importorskip("apache_beam")
+  monkeypatch.setattr(readers.plan, "__defaults__", (20_000,))
+  corpus = made_up.write(tmp_path / "a.txt", made_up.documents(100))
+  make(corpus, spm, tmp_path / "local")
+  options = "--runner=FnApiRunner --direct_num_workers=2 --direct_running_mode=multi_processing"
+  prepare.prepare(
+    str(corpus),
+    spm,
+    tmp_path / "beam",
+    prepare.Settings(sentences="line", segment_tokens=64),
+    readers.Reading(layout="blank"),
+    run=runners.beam(options),
+  )
+  assert contents(tmp_path / "beam") == contents(tmp_path / "local")

@@ -16,12 +16,10 @@ import io
 import itertools
 import json
 import lzma
-import os
 import pathlib
 import re
 
-import fsspec.core
-
+from albert_jax.data import files
 from albert_jax.errors import UserError
 
 UNIT_BYTES = 16 << 20  # a unit of work: small enough to spread, large enough to make a decent shard
@@ -69,11 +67,6 @@ class Unit:
 # Opening files.
 
 
-def _filesystem(path):
-  """The file system of a path (local, gs://, s3://, …) and the path in it."""
-  return fsspec.core.url_to_fs(os.path.expanduser(path))
-
-
 def _zstd(file):
   try:
     from compression import zstd  # Python 3.14
@@ -100,7 +93,7 @@ def _suffixes(path):
 @contextlib.contextmanager
 def _open(path):
   """A file's plain bytes, decompressed where its name says so."""
-  fs, name = _filesystem(path)
+  fs, name = files.filesystem(path)
   with fs.open(name, "rb") as raw:
     compression = _suffixes(path)[1]
     if not compression:
@@ -122,15 +115,15 @@ def _is_pattern(item):
 
 def _files(item):
   """The files that one item of `--input` names: list of str, sorted; empty where it names none."""
-  fs, path = _filesystem(item)
+  fs, path = files.filesystem(item)
   if _is_pattern(item):
-    files = [name for name in fs.glob(path) if fs.isfile(name)]
+    names = [name for name in fs.glob(path) if fs.isfile(name)]
   elif fs.isdir(path):
-    files = [name for name in fs.find(path) if not name.rsplit("/", 1)[-1].startswith((".", "_"))]
-    files = [name for name in files if _suffixes(name)[0] in KINDS]
+    names = [name for name in fs.find(path) if not re.search(r"/[._]", name[len(path.rstrip("/")) :])]  # no hidden ones
+    names = [name for name in names if _suffixes(name)[0] in KINDS]
   else:
-    files = [path] if fs.isfile(path) else []
-  return sorted(fs.unstrip_protocol(name) if "://" in item else name for name in files)
+    names = [path] if fs.isfile(path) else []
+  return sorted(fs.unstrip_protocol(name) if "://" in item else name for name in names)
 
 
 def plan(spec, reading, unit_bytes=UNIT_BYTES):
@@ -149,10 +142,10 @@ def plan(spec, reading, unit_bytes=UNIT_BYTES):
   """
   spans = []
   for item in [item.strip() for item in spec.split(",") if item.strip()]:
-    files = _files(item)
-    for path in files:
+    paths = _files(item)
+    for path in paths:
       spans += _plan_file(path, reading, unit_bytes)
-    if not files:
+    if not paths:
       if _is_pattern(item) or ("/" not in item.strip("./") and "." in item) or item.startswith((".", "/", "~", "gs:")):
         raise UserError(
           f"--input={item} matches no file; expected a text, .jsonl or .parquet file (or .gz, .xz, .zst of one), a "
@@ -176,7 +169,7 @@ def _plan_file(path, reading, unit_bytes):
   """One file as a list of (Span, bytes)."""
   suffix, compression = _suffixes(path)
   kind = KINDS.get(suffix, "text")
-  fs, name = _filesystem(path)
+  fs, name = files.filesystem(path)
   size = fs.size(name)
   if kind == "parquet":
     return _plan_parquet(path, size, unit_bytes)

@@ -1,0 +1,221 @@
+"""The first step of `prepare`: a unit of work (see readers.py) to packed records and a table of its documents."""
+
+import collections
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+
+from albert_jax.data import files, readers, records
+from albert_jax.data.sentences import split_sentences
+from albert_jax.data.tokenizer import Tokenizer
+
+_BATCH_CHARS = 1 << 19  # how much text is tokenised at a time: enough to be fast, little enough to be small
+_GROUP_CHARS = 2000  # how much is given to SentencePiece as one text; more or less is slower
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What the records depend on, beside the corpus itself.
+
+  Attributes:
+    segment_tokens: the model length that segments should fill, its three special tokens included.
+    sentences: `split` prose lines into sentences, or take each `line` as one.
+    lower, keep_accents: see tokenizer.normalize.
+    validation_fraction: the share of the documents that is held out.
+  """
+
+  segment_tokens: int = 512
+  sentences: str = "split"
+  lower: bool = True
+  keep_accents: bool = False
+  validation_fraction: float = 0.05
+
+
+def segment_bounds(lengths, limit):
+  """Cuts a document into segments of whole sentences.
+
+  Args:
+    lengths: list of n ints ≥ 1, tokens in each sentence.
+    limit: the most tokens in a segment; a longer sentence is cut.
+
+  Returns:
+    list of list[int]: for each segment the lengths of its sentences. All their sums are at most `limit`, and together
+    they are `lengths` but for the cuts.
+  """
+  segments, current, size = [], [], 0
+  for length in lengths:
+    while length > limit:
+      segments += [current] if current else []
+      segments.append([limit])
+      current, size, length = [], 0, length - limit
+    if size + length > limit:
+      segments.append(current)
+      current, size = [], 0
+    current.append(length)
+    size += length
+  return [*segments, current] if current else segments
+
+
+class Encoder:
+  """Tokenises documents in batches that span documents; the order is kept."""
+
+  def __init__(self, tokenizer, settings):
+    self.settings = settings
+    # The original's second look at pieces such as `2010,` is done here for whole arrays: `_expand`.
+    self.tokenizer = Tokenizer(tokenizer.path, tokenizer.lower, tokenizer.keep_accents, digit_comma=False)
+    self.expansion = {i: np.array(parts) for i, parts in tokenizer._resplit_ids.items()}
+    self.expands = np.isin(np.arange(tokenizer.vocab_size), list(self.expansion))
+    self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    self.starts_word = records.word_starts(tokenizer.pieces)
+    self.has_space = np.array([piece.startswith("▁") for piece in tokenizer.pieces])
+
+  def sentences(self, lines):
+    """The sentences of a document, with single spaces between words."""
+    # Printable text has no white space but the space, so most lines need no look at each word.
+    lines = [line if "  " not in line and line.isprintable() else " ".join(line.split()) for line in lines]
+    return [s for line in lines for s in split_sentences(line)] if self.settings.sentences == "split" else lines
+
+  def documents(self, documents):
+    """Yields (document id, ids [T], sentence lengths) of an iterable of documents."""
+    waiting, size = [], 0
+    for lines in documents:
+      sentences = self.sentences(lines)
+      waiting.append((records.document_id(lines), sentences))
+      size += sum(map(len, sentences))
+      if size > _BATCH_CHARS:
+        yield from self._flush(waiting)
+        waiting, size = [], 0
+    yield from self._flush(waiting)
+
+  def _flush(self, waiting):
+    ids, lengths = self.encode([s for _, document in waiting for s in document])
+    token, sentence = 0, 0
+    for document, sentences in waiting:
+      own = lengths[sentence : sentence + len(sentences)]
+      size = sum(own)
+      yield document, ids[token : token + size], [n for n in own if n]
+      token += size
+      sentence += len(sentences)
+
+  def encode(self, sentences):
+    """The ids of sentences, joined, and the list of how many each has."""
+    parts, lengths, first, size = [np.zeros(0, self.dtype)], [], 0, 0
+    for i, sentence in enumerate(sentences):
+      size += len(sentence)
+      # Lists of Python ints are large, so even a single document is tokenised a part at a time.
+      if size > _BATCH_CHARS or i == len(sentences) - 1:
+        part, part_lengths = self._encode_together(sentences[first : i + 1])
+        parts.append(part)
+        lengths += part_lengths
+        first, size = i + 1, 0
+    return np.concatenate(parts), lengths
+
+  def _encode_together(self, sentences):
+    """`encode`, faster: SentencePiece is given runs of sentences as one text.
+
+    No piece reaches over a space and every space starts a piece, so the pieces are those of the sentences alone, and
+    counting spaces finds where they begin. Where that does not work out (normalising a word made none of it, or two),
+    the sentences of a run are encoded one by one.
+    """
+    words = np.array([sentence.count(" ") + 1 for sentence in sentences])
+    size = np.cumsum([len(sentence) for sentence in sentences])
+    run = size // _GROUP_CHARS if self.has_space.any() else np.arange(len(sentences))
+    first = np.flatnonzero(np.diff(run, prepend=-1))  # the first sentence of each run
+    stops = [*first[1:].tolist(), len(sentences)]
+    encoded = self.tokenizer.encode_batch(
+      [" ".join(sentences[a:b]) for a, b in zip(first.tolist(), stops, strict=True)]
+    )
+    while True:
+      ids, begin = self._flatten(encoded)
+      spaces = np.flatnonzero(self.has_space[ids])
+      before = np.searchsorted(spaces, begin)  # spaces before each run
+      count = np.diff(first, append=len(sentences))  # sentences in each run
+      is_wrong = (np.diff(before, append=len(spaces)) != np.add.reduceat(words, first)) & (count > 1)
+      if not is_wrong.any():
+        break
+      apart = iter(self.tokenizer.encode_batch(list(itertools.compress(sentences, np.repeat(is_wrong, count)))))
+      encoded = [
+        part
+        for ids, n, wrong in zip(encoded, count.tolist(), is_wrong.tolist(), strict=True)
+        for part in (itertools.islice(apart, n) if wrong else [ids])
+      ]
+      first = np.flatnonzero(np.repeat(is_wrong, count) | np.isin(np.arange(len(sentences)), first))
+    words_before = np.cumsum(words) - words
+    nth = words_before - np.repeat(words_before[first] - before, count)
+    starts = np.append(spaces, 0)[np.minimum(nth, len(spaces))]
+    starts[first] = begin  # also where a run of one sentence has another number of spaces than words
+    return ids, np.diff(starts, append=len(ids)).tolist()
+
+  def _flatten(self, encoded):
+    """Lists of ids as one array, pieces that end in a digit and a comma taken apart; and where each list begins."""
+    sizes = np.array(list(map(len, encoded)))
+    ids = np.fromiter(itertools.chain.from_iterable(encoded), self.dtype, sizes.sum())
+    begin = np.cumsum(sizes) - sizes
+    places = np.flatnonzero(self.expands[ids])
+    if len(places):
+      parts = [self.expansion[i] for i in ids[places].tolist()]
+      widths = np.ones(len(ids) + 1, np.int64)
+      widths[places] = list(map(len, parts))
+      moved = np.cumsum(widths) - widths
+      ids = np.repeat(ids, widths[:-1])
+      ids[records.ragged(moved[places], widths[places])] = np.concatenate(parts)
+      begin = moved[begin]
+    return ids, begin
+
+  def pack(self, document, ids, lengths):
+    """Yields the packed segments of a document."""
+    token = 0
+    for segment in segment_bounds(lengths, self.settings.segment_tokens - 3):
+      size = sum(segment)
+      own = ids[token : token + size]
+      starts = np.cumsum([0, *segment[:-1]]).astype("<u2")
+      yield records.pack(own, starts, self.starts_word[own], document), len(segment)
+      token += size
+
+
+def tokenise_unit(number, unit, reading, settings, spm, folder):
+  """Makes `folder/NUMBER.records`, packed records one after the other, and then the table `folder/NUMBER.npz`.
+
+  A unit whose table is there is done. The table's columns: for each document `document` (its id), `segments`,
+  `tokens`, `sentences`, `unknown` (tokens); for each record its `sizes` in bytes; and `pairs`, how many records have
+  two sentences, and `tally`, what was wrong with the input, as JSON.
+
+  Args:
+    number: int, the unit's place in the corpus.
+    unit: readers.Unit.
+    reading: readers.Reading.
+    settings: Settings.
+    spm: path of the vocabulary.
+    folder: where the files go.
+  """
+  path = f"{folder}/{number:06d}"
+  if files.exists(f"{path}.npz"):
+    return
+  tokenizer = Tokenizer(spm, lower=settings.lower, keep_accents=settings.keep_accents)
+  encoder, unknown = Encoder(tokenizer, settings), tokenizer.unk_id
+  tally = collections.Counter()
+  documents, sizes, pairs = [], [], 0
+  with files.writing(f"{path}.records") as local, open(local, "wb") as file:
+    for document, ids, lengths in encoder.documents(readers.documents(unit, reading, tally)):
+      first = len(sizes)
+      for packed, sentences in encoder.pack(document, ids, lengths):
+        file.write(packed)
+        sizes.append(len(packed))
+        pairs += sentences > 1
+      tally["documents without tokens"] += not lengths
+      tally["documents of one sentence"] += len(lengths) == 1
+      tally["sentences longer than a segment"] += sum(n > settings.segment_tokens - 3 for n in lengths)
+      documents.append((document, len(sizes) - first, len(ids), len(lengths), int((ids == unknown).sum())))
+  columns = np.array(documents, np.uint64).reshape(-1, 5).T
+  names = ("segments", "tokens", "sentences", "unknown")
+  with files.writing(f"{path}.npz") as local:
+    np.savez(
+      local,
+      document=columns[0],
+      sizes=np.array(sizes, np.int64),
+      pairs=pairs,
+      tally=json.dumps(tally),
+      **{name: column.astype(np.int64) for name, column in zip(names, columns[1:], strict=True)},
+    )
