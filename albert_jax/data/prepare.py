@@ -16,7 +16,7 @@ import pathlib
 
 import numpy as np
 
-from albert_jax.data import files, readers, records, runners, shards, source, tokenise
+from albert_jax.data import files, near_duplicates, readers, records, runners, shards, source, tokenise
 from albert_jax.data.tokenise import Settings
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
@@ -27,6 +27,10 @@ def _check(settings, out, overwrite):
     raise UserError(
       f"--validation_fraction={settings.validation_fraction} leaves nothing to train on or is no fraction; expected a "
       "number from 0 to below 1, such as 0.05"
+    )
+  if not 0 <= settings.near_duplicates <= 1:
+    raise UserError(
+      f"--near_duplicates={settings.near_duplicates:g}: expected 0 (keep all) to 1 (drop equal ones), such as 0.8"
     )
   if not 8 <= settings.segment_tokens <= records.MAX_TOKENS:
     raise UserError(
@@ -82,6 +86,11 @@ def prepare(spec, spm, out, settings, reading, *, run=None, overwrite=False, mlm
 
   is_kept, is_validation = shards.split_documents(corpus["document"], settings.validation_fraction)
   is_kept &= corpus["tokens"] > 0
+  is_near = np.zeros(len(is_kept), bool)
+  if settings.near_duplicates:
+    sketches = np.concatenate([t["sketch"] for t in tables])
+    is_near = near_duplicates.find(sketches, is_kept, settings.near_duplicates)
+    is_kept &= ~is_near
   is_validation &= is_kept
   ends = np.cumsum([len(t["document"]) for t in tables])[:-1]
   members = {"train": is_kept & ~is_validation, "validation": is_validation}
@@ -98,7 +107,12 @@ def prepare(spec, spm, out, settings, reading, *, run=None, overwrite=False, mlm
   counts = {s: sum(part[f"{s}.counts"] for part in parts if f"{s}.bytes" in part) for s in members}
   special = [tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
   description = identity | {
-    "input": {"documents": len(is_kept), "duplicate_documents": _duplicates(corpus), **dict(sorted(tally.items()))},
+    "input": {
+      "documents": len(is_kept),
+      "duplicate_documents": _duplicates(corpus),
+      "near_duplicate_documents": int(is_near.sum()),
+      **dict(sorted(tally.items())),
+    },
     "splits": {split: _split_counts(corpus, mask, len(lengths[split])) for split, mask in members.items()},
     "baselines": shards.baselines(counts["train"], counts["validation"], special) if "validation" in counts else {},
   }
@@ -182,6 +196,9 @@ def main(argv):
   parser.add_argument("--keep_accents", action=argparse.BooleanOptionalAction, default=False, help="keep accents")
   parser.add_argument(
     "--validation_fraction", type=float, default=0.05, help="the share of documents to hold out (default: 0.05)"
+  )
+  parser.add_argument(
+    "--near_duplicates", type=float, default=0.0, help="drop documents this similar to an earlier one (default: 0, off)"
   )
   parser.add_argument(
     "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: all cores)"

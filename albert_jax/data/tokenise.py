@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 
-from albert_jax.data import files, readers, records
+from albert_jax.data import files, near_duplicates, readers, records
 from albert_jax.data.sentences import split_sentences
 from albert_jax.data.tokenizer import Tokenizer
 
@@ -24,6 +24,7 @@ class Settings:
     sentences: `split` prose lines into sentences, or take each `line` as one.
     lower, keep_accents: see tokenizer.normalize.
     validation_fraction: the share of the documents that is held out.
+    near_duplicates: documents that are at least this similar to an earlier one are dropped; 0 keeps them.
   """
 
   segment_tokens: int = 512
@@ -31,6 +32,7 @@ class Settings:
   lower: bool = True
   keep_accents: bool = False
   validation_fraction: float = 0.05
+  near_duplicates: float = 0.0
 
 
 def segment_bounds(lengths, limit):
@@ -180,7 +182,7 @@ def tokenise_unit(number, unit, reading, settings, spm, folder):
 
   A unit whose table is there is done. The table's columns: for each document `document` (its id), `segments`,
   `tokens`, `sentences`, `unknown` (tokens); for each record its `sizes` in bytes; and `pairs`, how many records have
-  two sentences, and `tally`, what was wrong with the input, as JSON.
+  two sentences, and `tally`, what was wrong with the input, as JSON; on request `sketch`, see near_duplicates.py.
 
   Args:
     number: int, the unit's place in the corpus.
@@ -196,7 +198,7 @@ def tokenise_unit(number, unit, reading, settings, spm, folder):
   tokenizer = Tokenizer(spm, lower=settings.lower, keep_accents=settings.keep_accents)
   encoder, unknown = Encoder(tokenizer, settings), tokenizer.unk_id
   tally = collections.Counter()
-  documents, sizes, pairs = [], [], 0
+  documents, sizes, sketches, pairs = [], [], [], 0
   with files.writing(f"{path}.records") as local, open(local, "wb") as file:
     for document, ids, lengths in encoder.documents(readers.documents(unit, reading, tally)):
       first = len(sizes)
@@ -207,6 +209,8 @@ def tokenise_unit(number, unit, reading, settings, spm, folder):
       tally["documents without tokens"] += not lengths
       tally["documents of one sentence"] += len(lengths) == 1
       tally["sentences longer than a segment"] += sum(n > settings.segment_tokens - 3 for n in lengths)
+      if settings.near_duplicates:
+        sketches.append(near_duplicates.sketch(ids))
       documents.append((document, len(sizes) - first, len(ids), len(lengths), int((ids == unknown).sum())))
   columns = np.array(documents, np.uint64).reshape(-1, 5).T
   names = ("segments", "tokens", "sentences", "unknown")
@@ -215,6 +219,7 @@ def tokenise_unit(number, unit, reading, settings, spm, folder):
       local,
       document=columns[0],
       sizes=np.array(sizes, np.int64),
+      sketch=np.array(sketches, np.uint32).reshape(-1, near_duplicates.SKETCH),
       pairs=pairs,
       tally=json.dumps(tally),
       **{name: column.astype(np.int64) for name, column in zip(names, columns[1:], strict=True)},
