@@ -153,3 +153,20 @@ def test_mistakes_are_explained(tmp_path):
   (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"text " * 1000)[:-20])
   with pytest.raises(UserError, match=r"not a whole \.gz file"):
     read(tmp_path / "a.txt.gz")
+
+
+def test_an_endless_document_is_cut_between_lines(tmp_path, monkeypatch):
+  monkeypatch.setattr(readers, "MAX_DOCUMENT_CHARS", 50)
+  lines = [f"Line number {i}." for i in range(30)]
+  (tmp_path / "a.txt").write_text("\n".join(lines))
+  (tmp_path / "b.jsonl").write_text(json.dumps({"text": "\n".join(lines)}))
+  for name in ("a.txt", "b.jsonl"):
+    found, tally = read(tmp_path / name)
+    assert [line for document in found for line in document] == lines
+    assert len(found) > 5 and tally["overlong documents cut"] >= 5
+
+
+def test_a_long_json_line_is_one_document(tmp_path):
+  text = "word " * 400_000
+  (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}))
+  assert read(tmp_path / "a.jsonl")[0] == [[text.strip()]]

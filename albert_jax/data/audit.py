@@ -172,7 +172,10 @@ def checks(numbers, cfg):
     share("mask_share", numbers["mask_share"], cfg.mask_share, masked, "a bug: please report it"),
     share("random_share", numbers["random_share"], random, masked, "a bug: please report it"),
     share("short_rate", numbers["short_rate"], cfg.short_seq_rate, numbers["examples"], "a bug: please report it"),
-    Check("padding_share", numbers["padding_share"], 0, 0.5, "documents are short: a smaller --config.data.seq_length"),
+    Check(
+      "padding_share", numbers["padding_share"], 0, 0.5,
+      "documents are short: was --layout right? If so, a smaller --config.data.seq_length, or --config.data.packing",
+    ),
     Check("unknown_rate", numbers["unknown_rate"], 0, 0.05, "another vocabulary: albert-jax vocab on this corpus"),
     Check("duplicate_segments", numbers["duplicate_segments"], 0, 0.02, "clean the corpus: text repeats in it"),
     Check("documents_in_both_splits", numbers["documents_in_both_splits"], 0, 0, "make the dataset again"),

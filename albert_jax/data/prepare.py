@@ -222,5 +222,11 @@ def main(argv):
     mlm_only=args.mlm_only,
   )
   print(json.dumps({key: description[key] for key in ("input", "splits", "baselines")}, indent=2))
+  lone = description["input"].get("documents of one sentence", 0) / description["input"]["documents"]
+  if lone > 0.2:
+    print(
+      f"note: {lone:.0%} of the documents are one sentence, which has no pair; where blank lines separate paragraphs "
+      "instead of documents, use --layout=book"
+    )
   print(f"made {args.out}")
   return 0

@@ -23,7 +23,10 @@ from albert_jax.data import files
 from albert_jax.errors import UserError
 
 UNIT_BYTES = 16 << 20  # a unit of work: small enough to spread, large enough to make a decent shard
-MAX_LINE_BYTES = 1 << 20  # longer lines are cut, so that memory stays bounded
+# What is longer is cut, so that memory stays bounded.
+MAX_LINE_BYTES = 1 << 20
+MAX_JSON_BYTES = 1 << 26
+MAX_DOCUMENT_CHARS = 1 << 23
 _LOOK_BYTES = 1 << 16  # how much of a file is looked at to see what it is
 
 
@@ -304,20 +307,21 @@ def documents(unit, reading, tally):
         yield lines
 
 
-def _lines(span, tally):
+def _lines(span, tally, limit=None):
   """The lines of a part of a file: stripped str, '' for a blank line."""
+  limit = limit or MAX_LINE_BYTES
   with _open(span.source) as file:
     if span.start:
       file.seek(span.start)
     left = span.stop - span.start if span.stop >= 0 else float("inf")
     first, rest = span.start == 0, b""
-    while left > 0 and (line := file.readline(MAX_LINE_BYTES)):
+    while left > 0 and (line := file.readline(limit)):
       left -= len(line)
       tally["bytes"] += len(line)
       if first:
         line, first = line.removeprefix(b"\xef\xbb\xbf"), False
       line, rest = rest + line, b""
-      if not line.endswith(b"\n") and len(line) >= MAX_LINE_BYTES:
+      if not line.endswith(b"\n") and len(line) >= limit:
         # Cut an endless line after white space if it has some, otherwise between two characters.
         tally["overlong lines cut"] += 1
         cut = max(line.rfind(b" "), line.rfind(b"\t")) + 1 or len(line)
@@ -346,45 +350,53 @@ def _decode(line, tally):
   return text.strip()
 
 
+def _gather(lines, is_end, tally):
+  """Groups lines into documents, which end at a line of which `is_end` is true."""
+  document, size = [], 0
+  for line in lines:
+    if is_end(line):
+      yield document
+      document, size = [], 0
+      continue
+    document.append(line)
+    size += len(line)
+    if size > MAX_DOCUMENT_CHARS:
+      tally["overlong documents cut"] += 1
+      yield document
+      document, size = [], 0
+  yield document
+
+
 def _read_blank(span, reading, tally):
   del reading
-  lines = []
-  for line in _lines(span, tally):
-    if line:
-      lines.append(line)
-    elif lines:
-      yield lines
-      lines = []
-  yield lines
+  return _gather(_lines(span, tally), lambda line: not line, tally)
 
 
 def _read_book(span, reading, tally):
   del reading
-  paragraphs, wrapped = [], []
-  for line in _lines(span, tally):
+  return _gather(_unwrap(_lines(span, tally)), lambda line: False, tally)
+
+
+def _unwrap(lines):
+  """Joins the lines between blank ones."""
+  wrapped = []
+  for line in lines:
     if line:
       wrapped.append(line)
-    else:
-      paragraphs.append(" ".join(wrapped))
+    elif wrapped:
+      yield " ".join(wrapped)
       wrapped = []
-  yield [*paragraphs, " ".join(wrapped)]
+  yield " ".join(wrapped)
 
 
 def _read_doc(span, reading, tally):
   del reading
-  lines = []
-  for line in _lines(span, tally):
-    if line.startswith("<doc ") or line == "</doc>":
-      yield lines
-      lines = []
-    else:
-      lines.append(line)
-  yield lines
+  return _gather(_lines(span, tally), lambda line: line == "</doc>" or line.startswith("<doc "), tally)
 
 
 def _read_json(span, reading, tally):
   good = False
-  for number, line in enumerate(_lines(span, tally)):
+  for number, line in enumerate(_lines(span, tally, MAX_JSON_BYTES)):
     if not line:
       continue
     try:
@@ -395,7 +407,7 @@ def _read_json(span, reading, tally):
     text = record.get(reading.text_field) if isinstance(record, dict) else None
     if isinstance(text, str):
       good = True
-      yield _text_lines(text, tally)
+      yield from _gather(_text_lines(text, tally), lambda line: False, tally)
     elif not good and number == 0 and isinstance(record, dict):
       raise UserError(
         f"{span.source}: the first record has no text in the field {reading.text_field!r}; its fields are "
@@ -419,7 +431,7 @@ def _read_parquet(span, reading, tally):
       for text in batch.column(0).to_pylist():
         if isinstance(text, str):
           tally["bytes"] += len(text.encode())
-          yield _text_lines(text, tally)
+          yield from _gather(_text_lines(text, tally), lambda line: False, tally)
         else:
           tally["records without text"] += 1
 
@@ -435,7 +447,7 @@ def _read_tfds(span, reading, tally):
       text = record[reading.text_field]
       text = text.encode() if isinstance(text, str) else bytes(text)
       tally["bytes"] += len(text)
-      yield _text_lines(_decode(text, tally), tally)
+      yield from _gather(_text_lines(_decode(text, tally), tally), lambda line: False, tally)
 
 
 def _text_lines(text, tally):

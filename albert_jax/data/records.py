@@ -48,8 +48,10 @@ def word_starts(pieces):
 
 def document_id(lines):
   """A stable 64-bit name of a document's text: equal texts have equal names, on every machine."""
-  text = "\n".join(lines).encode("utf-8", "surrogatepass")
-  return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+  digest = hashlib.blake2b(digest_size=8)
+  for i, line in enumerate(lines):
+    digest.update(("\n" + line if i else line).encode("utf-8", "surrogatepass"))
+  return int.from_bytes(digest.digest(), "little")
 
 
 def pack(ids, sentence_starts, starts_word, document):
