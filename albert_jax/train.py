@@ -7,7 +7,6 @@ import signal
 import sys
 
 import jax
-import optax
 
 from albert_jax import cli, convert, curves, model, paths, tasks
 from albert_jax.errors import UserError
@@ -16,11 +15,12 @@ from albert_jax.training import optimizer, sharding, state
 from albert_jax.training.checkpoint import Checkpoints
 from albert_jax.training.optimizer import OptimizerConfig
 from albert_jax.training.sharding import MeshConfig
+from albert_jax.training.step import make_train_step
 from albert_jax.training.writer import Writer, read
 
 # What may differ between a run and its continuation: how it is watched and computed, not what is computed.
 FREE = ("steps", "log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_checkpoints", "init_from",
-        "data.workers", "model.remat", "mesh.")  # fmt: skip
+        "accumulate", "data.workers", "model.remat", "mesh.")  # fmt: skip
 
 
 def train(config, workdir) -> dict:
@@ -40,13 +40,15 @@ def train(config, workdir) -> dict:
   rate = optimizer.schedule(opt, config.steps)
   key_init, key_step = jax.random.split(jax.random.key(config.seed))
   tx = optimizer.make(opt, model.layer_axes(task.model, jax.eval_shape(task.init, key_init)))
-  train_step, eval_step = make_train_step(task, tx, rate, key_step), make_eval_step(task)
+  abstract = state.abstract(task.init, tx, key_init)
+  places = sharding.shardings(mesh, abstract, config.mesh.zero1)
+  micro = _micro_batches(config, mesh)
+  train_step = make_train_step(task.sums, task.terms, tx, rate, key_step, mesh, places, micro)
+  eval_step = make_eval_step(task)
   _same_run(config, workdir)
 
   with jax.set_mesh(mesh), contextlib.closing(Checkpoints(workdir / "checkpoints", config.keep_checkpoints)) as saved:
-    # State: shapes first, then the newest checkpoint, given weights, or fresh arrays made in their place.
-    abstract = state.abstract(task.init, tx, key_init)
-    places = sharding.shardings(mesh, abstract)
+    # State: the newest checkpoint, given weights, or fresh arrays made in their place.
     if saved.latest() is not None:
       now = saved.restore(abstract, places)
     elif config.init_from:
@@ -92,20 +94,12 @@ def train(config, workdir) -> dict:
   return held_out
 
 
-def make_train_step(task, tx, rate, base_key):
-  """(state, batch) -> (state, (sums, scalars)), compiled once; the old state's memory is reused for the new one."""
-
-  def train_step(now, batch):
-    step, params = now["step"], now["params"]
-    key = jax.random.fold_in(base_key, step)
-    (loss, sums), grads = jax.value_and_grad(task.loss, has_aux=True)(params, batch, key)
-    updates, opt = tx.update(grads, now["opt"], params)
-    learning_rate = rate(step)
-    params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
-    scalars = {"grad_norm": optax.tree.norm(grads), "learning_rate": learning_rate}
-    return {"step": step + 1, "params": params, "opt": opt}, ({"loss": (loss, 1.0), **sums}, scalars)
-
-  return jax.jit(train_step, donate_argnums=0)
+def _micro_batches(config, mesh) -> int:
+  rows = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
+  if config.accumulate < 1 or rows % config.accumulate:
+    fit = [n for n in range(1, rows + 1) if rows % n == 0]
+    raise UserError(f"accumulate={config.accumulate} must divide the {rows} rows a device has; use one of {fit}")
+  return config.accumulate
 
 
 def _finish(task, params, held_out, workdir):

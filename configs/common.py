@@ -17,6 +17,7 @@ def get_config(variant: str) -> ConfigDict:
   config.seed = 0
   config.steps = 125_000
   config.batch_size = 4096  # rows over all devices
+  config.accumulate = 1  # micro-batches a step: more need less memory; the result is the same
   config.log_every = 100  # steps between lines of metrics.jsonl
   config.eval_every = 5_000
   config.eval_batches = 100  # of held-out data; 0 is all there are

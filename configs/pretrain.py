@@ -9,9 +9,9 @@ the unigram plateau.
 
 import dataclasses
 
-from albert_jax.data.pipeline import DataConfig
 from ml_collections import ConfigDict
 
+from albert_jax.data.pipeline import DataConfig
 from configs import common
 
 

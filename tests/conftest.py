@@ -7,6 +7,7 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 8)  # So that meshes can be tested on any machine.
 
 
 @pytest.fixture(scope="session")

@@ -40,9 +40,14 @@ def make_batch(cfg, rows=3, length=10, tokens=(10, 7, 4), seed=0):
   }
 
 
+def loss_of(cfg, params, batch, key=None):
+  sums = pretrain.sums(cfg, params, batch, key)
+  return sum(c * sums[name][0] for name, c in pretrain.terms(1.0, 1.0, batch).items())
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def grads_of(cfg, params, batch, key=None):
-  return jax.grad(lambda params: pretrain.loss(cfg, 1.0, 1.0, params, batch, key)[0])(params)
+  return jax.grad(lambda params: loss_of(cfg, params, batch, key))(params)
 
 
 def assert_trees_close(a, b, **tolerance):
@@ -81,17 +86,17 @@ def by_hand(cfg, params, batch, key=None):
   module = Albert(cfg, layers.nnx.Rngs(0))
   graphdef, _ = layers.nnx.split(module)
   module = layers.nnx.merge(graphdef, params)
-  key_embed, key_layers = layers.split_key(key, 2)
+  key_embed, key_layers = layers.split_keys(key, 2)
   x = module.embeddings(batch["input_ids"], batch["token_type_ids"], key_embed)
   x = module.projection(x) if module.projection is not None else x
-  for n, key_n in enumerate(layers.split_key(key_layers, cfg.num_hidden_layers)):
-    for i, key_i in enumerate(layers.split_key(key_n, cfg.inner_group_num)):
+  for n, key_n in enumerate(layers.split_keys(key_layers, cfg.num_hidden_layers)):
+    for i, key_i in enumerate(layers.split_keys(key_n, cfg.inner_group_num)):
       parts = []
       for name, part in (("attention", module.attention), ("ffn", module.ffn)):
         if cfg.copies(name) > 1:
           part = layers.at(part, n if cfg.copies(name) == cfg.num_hidden_layers else cfg.group_of(n))
         parts.append(layers.at(part, i) if cfg.inner_group_num > 1 else part)
-      key_attention, key_ffn = layers.split_key(key_i, 2)
+      key_attention, key_ffn = layers.split_keys(key_i, 2)
       x = parts[1](parts[0](x, batch["attention_mask"][:, None, None, :] > 0, key_attention), key_ffn)
   return x
 
@@ -113,7 +118,7 @@ def by_hand(cfg, params, batch, key=None):
 def test_scan_equals_a_loop(fields):
   cfg = small(**{"num_hidden_layers": 3, **fields})
   params, batch = init(cfg, jax.random.key(0)), make_batch(cfg)
-  key = jax.random.key(1) if cfg.hidden_dropout_prob else None
+  key = jax.random.split(jax.random.key(1), 3) if cfg.hidden_dropout_prob else None
   np.testing.assert_allclose(
     apply(cfg, params, batch, key)["sequence_output"], by_hand(cfg, params, batch, key), atol=2e-6
   )
@@ -175,8 +180,7 @@ def test_bfloat16_gradients_of_shared_weights_accumulate_in_float32(remat):
   """
   cfg = small(num_hidden_layers=64, dtype="bfloat16", remat=remat)
   params, batch = init(cfg, jax.random.key(0)), make_batch(cfg)
-  loss = lambda params: pretrain.loss(cfg, 1.0, 1.0, params, batch, None)[0]  # noqa: E731
-  jaxpr = jax.make_jaxpr(jax.grad(loss))(params)
+  jaxpr = jax.make_jaxpr(jax.grad(lambda params: loss_of(cfg, params, batch)))(params)
   kernel = params["ffn"]["up"]["kernel"].shape
   carried = [
     var.aval.dtype
@@ -208,8 +212,17 @@ def test_without_a_key_nothing_is_dropped_and_with_one_something_is():
   assert (a != b).mean() > 0.9
 
 
+def test_a_row_loses_the_same_whatever_the_rows_beside_it():
+  cfg = small(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2)
+  params, batch, key = init(cfg, jax.random.key(0)), make_batch(cfg), jax.random.key(1)
+  whole = apply(cfg, params, batch, key)["sequence_output"]
+  keys = jnp.stack([jax.random.fold_in(key, 2)])
+  alone = apply(cfg, params, {name: x[2:] for name, x in batch.items()}, keys)["sequence_output"]
+  np.testing.assert_allclose(alone[0], whole[2], atol=1e-6)
+
+
 def test_dropout_rate_and_mean():
-  x = layers.dropout(jnp.ones(100_000), 0.3, jax.random.key(0))
+  x = layers.dropout(jnp.ones((10, 10_000)), 0.3, jax.random.split(jax.random.key(0), 10))
   assert abs(float((x == 0).mean()) - 0.3) < 0.01
   assert abs(float(x.mean()) - 1) < 0.01
 

@@ -38,7 +38,7 @@ def apply(cfg: AlbertConfig, params: dict, batch: dict, key=None) -> dict:
       are not the model's (a task's head) are left alone.
     batch: input_ids [B, L] int32; attention_mask [B, L] (1 = token) and token_type_ids [B, L], by default all ones
       and all zeros; mlm_positions [B, M] int32, optional.
-    key: jax.random key for dropout.
+    key: jax.random key for dropout, or [B] of them, one a row. One key becomes `fold_in(key, row)` for each row.
   Returns: sequence_output [B, L, D] and, where the parameters exist, pooled_output [B, D], mlm_logits [B, M, V] in
     float32 (at all L positions without mlm_positions), sop_logits [B, 2] in float32.
   Raises: UserError for a length over max_position_embeddings, ids that are not whole numbers, or, outside jit, ids
@@ -49,13 +49,20 @@ def apply(cfg: AlbertConfig, params: dict, batch: dict, key=None) -> dict:
   needed = {*shapes(cfg, parts), *(("pooler",) if "sop" in parts else ())}
   if missing := sorted(needed - params.keys()):
     raise UserError(f"these parameters are missing: {missing}; there are {sorted(params)}")
-  return _apply(cfg, parts, {name: params[name] for name in needed}, batch, key)
+  return _apply(cfg, parts, {name: params[name] for name in needed}, batch, _row_keys(cfg, batch, key))
 
 
 # Compiled also when nobody asked for it: run op by op, the scan would be compiled anew at every call.
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
-def _apply(cfg, parts, params, batch, key):
-  return nnx.merge(structure(cfg, parts)[0], params)(batch, key)
+def _apply(cfg, parts, params, batch, keys_B):
+  return nnx.merge(structure(cfg, parts)[0], params)(batch, keys_B)
+
+
+def _row_keys(cfg, batch, key):
+  if key is None or cfg.hidden_dropout_prob == cfg.attention_probs_dropout_prob == 0:
+    return None  # Then no random number is drawn at all.
+  rows = batch["input_ids"].shape[0]
+  return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
 
 
 def param_count(params: dict) -> int:

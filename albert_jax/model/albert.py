@@ -7,6 +7,7 @@ the original is modeling.py and run_pretraining.py of google-research/albert.
 import functools
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from albert_jax.model.heads import MlmHead, SopHead, at_positions, pool
@@ -19,7 +20,7 @@ from albert_jax.model.layers import (
   initializer,
   layer_norm,
   lead_axes,
-  split_key,
+  split_keys,
   stacked,
 )
 
@@ -42,10 +43,10 @@ class Embeddings(nnx.Module):
     self.token_type = table(cfg.type_vocab_size)
     self.norm = layer_norm(cfg, cfg.embedding_size, rngs)
 
-  def __call__(self, ids_BL, types_BL, key):
+  def __call__(self, ids_BL, types_BL, keys_B):
     x_BLE = self.word(ids_BL) + self.token_type(types_BL)
     x_BLE = x_BLE + self.position.embedding[None, : ids_BL.shape[1], :]
-    return dropout(self.norm(x_BLE), self.cfg.hidden_dropout_prob, key)
+    return dropout(self.norm(x_BLE), self.cfg.hidden_dropout_prob, keys_B)
 
 
 class Albert(nnx.Module):
@@ -62,8 +63,8 @@ class Albert(nnx.Module):
     self.mlm = MlmHead(cfg, rngs) if "mlm" in parts else None
     self.sop = SopHead(cfg, rngs) if "sop" in parts else None
 
-  def __call__(self, batch, key=None):
-    key_embed, key_layers = split_key(key, 2)
+  def __call__(self, batch, keys_B=None):
+    key_embed, key_layers = split_keys(keys_B, 2)
     ids_BL = batch["input_ids"]
     x_BLD = self.embeddings(ids_BL, batch["token_type_ids"], key_embed)
     if self.projection is not None:
@@ -80,11 +81,11 @@ class Albert(nnx.Module):
       out["sop_logits"] = self.sop(out["pooled_output"])
     return out
 
-  def layers(self, x_BLD, mask_B11l, key):
+  def layers(self, x_BLD, mask_B11l, keys_B):
     """All N layers. Groups follow each other; within one, what is shared is closed over and the rest is scanned."""
     cfg = self.cfg
     N = cfg.num_hidden_layers
-    keys_N = None if key is None else jax.random.split(key, N)
+    keys_NB = None if keys_B is None else jnp.stack(split_keys(keys_B, N))
     # A part with a copy for every layer is scanned whole; then there is nothing that changes from group to group.
     parts = {"attention": self.attention, "ffn": self.ffn}
     per_layer = {name: cfg.copies(name) == N > 1 for name in parts}
@@ -96,23 +97,23 @@ class Albert(nnx.Module):
       own = {name: nnx.split(at(m, span)) for name, m in parts.items() if per_layer[name]}
 
       def layer(x_BLD, scanned, shared=shared, own=own):
-        states, key = scanned
+        states, keys_B = scanned
         mine = {name: nnx.merge(own[name][0], states[name]) for name in own}
-        return self.layer({**shared, **mine}, x_BLD, mask_B11l, key), None
+        return self.layer({**shared, **mine}, x_BLD, mask_B11l, keys_B), None
 
       if cfg.remat != "none":
         # Inside a scan nothing can be merged across the loop, so guarding against it (prevent_cse) only costs.
         layer = jax.checkpoint(layer, policy=REMAT_POLICIES[cfg.remat], prevent_cse=False)
-      xs = ({name: state for name, (_, state) in own.items()}, None if keys_N is None else keys_N[span])
+      xs = ({name: state for name, (_, state) in own.items()}, None if keys_NB is None else keys_NB[span])
       x_BLD, _ = jax.lax.scan(layer, x_BLD, xs, length=len(layers))
     return x_BLD
 
-  def layer(self, parts, x_BLD, mask_B11l, key):
+  def layer(self, parts, x_BLD, mask_B11l, keys_B):
     """One layer: `inner_group_num` blocks of attention and feed-forward, one after the other."""
     inner = self.cfg.inner_group_num
-    for i, key_i in enumerate(split_key(key, inner)):
+    for i, key_i in enumerate(split_keys(keys_B, inner)):
       attention, ffn = (parts[name] if inner == 1 else at(parts[name], i) for name in ("attention", "ffn"))
-      key_attention, key_ffn = split_key(key_i, 2)
+      key_attention, key_ffn = split_keys(key_i, 2)
       x_BLD = ffn(attention(x_BLD, mask_B11l, key_attention), key_ffn)
     return x_BLD
 

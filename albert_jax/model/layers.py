@@ -41,17 +41,20 @@ def initializer(cfg):
   return truncated_normal
 
 
-def dropout(x, rate, key):
-  """Zeroes a share `rate` of `x` and scales up the rest. Without a key, or at rate 0, draws nothing."""
-  if key is None or rate == 0.0:
+def dropout(x, rate, keys_B):
+  """Zeroes a share `rate` of `x` and scales up the rest. Without keys, or at rate 0, draws nothing.
+
+  Each row has a key of its own, so that what it loses does not depend on which rows share its device.
+  """
+  if keys_B is None or rate == 0.0:
     return x
-  keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+  keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys_B)
   return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
-def split_key(key, count):
-  """`count` keys, or `count` times None without a key."""
-  return [None] * count if key is None else list(jax.random.split(key, count))
+def split_keys(keys_B, count):
+  """`count` times [B] keys, or `count` times None without keys."""
+  return [None] * count if keys_B is None else list(jax.vmap(lambda k: jax.random.split(k, count), out_axes=1)(keys_B))
 
 
 class Attention(nnx.Module):
@@ -66,9 +69,9 @@ class Attention(nnx.Module):
     self.output = dense(cfg, (H, K), D, rngs)
     self.norm = layer_norm(cfg, D, rngs)
 
-  def __call__(self, x_BLD, mask_B11l, key):
-    """Args: x_BLD; mask_B11l bool, True where attention may look; key or None. Returns: [B, L, D]."""
-    key_probs, key_output = split_key(key, 2)
+  def __call__(self, x_BLD, mask_B11l, keys_B):
+    """Args: x_BLD; mask_B11l bool, True where attention may look; keys_B or None. Returns: [B, L, D]."""
+    key_probs, key_output = split_keys(keys_B, 2)
     q_BLHK, k_BLHK, v_BLHK = self.query(x_BLD), self.key(x_BLD), self.value(x_BLD)
     scores_BHLl = jnp.einsum("BLHK,BlHK->BHLl", q_BLHK, k_BLHK, preferred_element_type=jnp.float32)
     scores_BHLl = scores_BHLl * self.cfg.head_size**-0.5
@@ -89,9 +92,9 @@ class FeedForward(nnx.Module):
     self.down = dense(cfg, cfg.intermediate_size, cfg.hidden_size, rngs)
     self.norm = layer_norm(cfg, cfg.hidden_size, rngs)
 
-  def __call__(self, x_BLD, key):
+  def __call__(self, x_BLD, keys_B):
     h_BLF = ACTIVATIONS[self.cfg.hidden_act](self.up(x_BLD))
-    return self.norm(x_BLD + dropout(self.down(h_BLF), self.cfg.hidden_dropout_prob, key))
+    return self.norm(x_BLD + dropout(self.down(h_BLF), self.cfg.hidden_dropout_prob, keys_B))
 
 
 def lead_axes(cfg, part):

@@ -35,7 +35,8 @@ def make(config) -> Task:
   return Task(
     model=cfg,
     init=functools.partial(model.init, cfg),
-    loss=functools.partial(loss, cfg, config.loss.mlm_weight, config.loss.sop_weight),
+    sums=functools.partial(sums, cfg),
+    terms=functools.partial(terms, config.loss.mlm_weight, config.loss.sop_weight),
     train_batches=lambda start_step, host, hosts: batches(start_step=start_step, host=host, hosts=hosts),
     eval_batches=lambda host, hosts: eval_batches(host=host, hosts=hosts),
     baselines={
@@ -47,27 +48,34 @@ def make(config) -> Task:
   )
 
 
-def loss(cfg, mlm_weight, sop_weight, params, batch, key):
-  """MLM mean over the masked slots + SOP mean over the pairs (get_masked_lm_output, get_sentence_order_output).
+def sums(cfg, params, batch, key) -> dict:
+  """{"mlm_loss", "mlm_accuracy", "sop_loss", "sop_accuracy": (total, weight)}: sums over masked slots, and over pairs.
 
-  Args: batch: see data/pretrain.py. key: for dropout, or None.
-  Returns: (loss, {"mlm_loss", "mlm_accuracy", "sop_loss", "sop_accuracy": (total, weight)}).
+  Args: batch: see data/pretrain.py. key: for dropout (one, or one a row), or None.
   """
   out = model.apply(cfg, params, batch, key)
-  mlm, mlm_loss, mlm_hits = cross_entropy(out["mlm_logits"], batch["mlm_labels"], batch["mlm_weights"])
-  sop, sop_loss, sop_hits = cross_entropy(out["sop_logits"], batch["sop_label"], batch["sop_weight"])
-  sums = {"mlm_loss": mlm_loss, "mlm_accuracy": mlm_hits, "sop_loss": sop_loss, "sop_accuracy": sop_hits}
-  return mlm_weight * mlm + sop_weight * sop, sums
+  mlm_loss, mlm_hits = cross_entropy(out["mlm_logits"], batch["mlm_labels"], batch["mlm_weights"])
+  sop_loss, sop_hits = cross_entropy(out["sop_logits"], batch["sop_label"], batch["sop_weight"])
+  return {"mlm_loss": mlm_loss, "mlm_accuracy": mlm_hits, "sop_loss": sop_loss, "sop_accuracy": sop_hits}
+
+
+def terms(mlm_weight, sop_weight, batch) -> dict:
+  """The loss as coefficients of the totals: MLM mean over masked slots + SOP mean over pairs, each with its weight.
+
+  get_masked_lm_output and get_sentence_order_output of run_pretraining.py. The small constant is the original's; it
+  also makes a batch without any label cost nothing.
+  """
+  weights = {"mlm_loss": (mlm_weight, batch["mlm_weights"]), "sop_loss": (sop_weight, batch["sop_weight"])}
+  return {name: weight / (jnp.sum(counts) + 1e-5) for name, (weight, counts) in weights.items()}
 
 
 def cross_entropy(logits, labels, weights):
   """Args: logits [..., C] float32, labels [...] int, weights [...] float32.
 
-  Returns: (weighted mean, (sum of losses, sum of weights), (sum of correct answers, sum of weights)).
+  Returns: ((sum of losses, sum of weights), (sum of correct answers, sum of weights)).
   """
   log_probs = jax.nn.log_softmax(logits, axis=-1)
   losses = -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
-  total, weight = jnp.sum(weights * losses), jnp.sum(weights)
-  correct = jnp.sum(weights * (jnp.argmax(logits, axis=-1) == labels))
-  # The small constant is the original's: it also makes a batch without any label cost nothing.
-  return total / (weight + 1e-5), (total, weight), (correct, weight)
+  weight = jnp.sum(weights)
+  hits = jnp.sum(weights * (jnp.argmax(logits, axis=-1) == labels))
+  return (jnp.sum(weights * losses), weight), (hits, weight)

@@ -10,27 +10,39 @@ from jax.sharding import PartitionSpec as P
 from albert_jax import paths
 from albert_jax.errors import UserError
 
-# First match wins; the paths of optimizer slots end with the parameter's path, so one table serves the whole state.
-# Weights are copied to every device: sharing makes them small (base: 47 MB), so one all-reduce a step is the cost.
-DATA_PARALLEL = ((".*", P()),)
-BATCH = P(("data", "fsdp"))
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")  # the axes over which the rows of a batch are split
+BATCH = P(ROWS)
+
+# How the last axes of a weight are split; an axis of size 1 splits nothing, so one table serves every strategy. First
+# match wins, and optimizer slots end with their parameter's path. Under `fsdp` each device stores a part and the step
+# gathers the weights once; under `tensor` heads and feed-forward units stay where they are.
+RULES = (
+  (r"attention/(query|key|value)/kernel$", P("fsdp", "tensor", None)),  # D H K
+  (r"attention/(query|key|value)/bias$", P("tensor", None)),
+  (r"attention/output/kernel$", P("tensor", None, "fsdp")),  # H K D
+  (r"ffn/up/kernel$", P("fsdp", "tensor")),  # D F
+  (r"ffn/up/bias$", P("tensor")),
+  (r"ffn/down/kernel$", P("tensor", "fsdp")),  # F D
+  (r"/(kernel|embedding)$", P(None, "fsdp")),
+  (".*", P()),
+)
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-  """How many devices each axis has; -1 is all that the others leave."""
+  """How many devices each axis has (-1: all that the others leave), and whether optimizer slots are split too."""
 
-  data: int = -1
-  fsdp: int = 1
-  tensor: int = 1
+  data: int = -1  # copies of the weights
+  fsdp: int = 1  # each device stores a part of weights and slots, and computes with all of them
+  tensor: int = 1  # each device computes a part of every layer
+  zero1: bool = False  # optimizer slots are split over `data`; each device updates its part
 
 
 def make_mesh(cfg: MeshConfig, batch_size: int, devices=None):
-  """The mesh over all devices. Raises: UserError if the axes do not fit the devices, or the batch the data axes."""
+  """The mesh over all devices. Raises: UserError if the axes do not fit the devices, or the batch the rows' axes."""
   devices = jax.devices() if devices is None else devices
   sizes = [cfg.data, cfg.fsdp, cfg.tensor]
-  if cfg.fsdp != 1 or cfg.tensor != 1:
-    raise UserError(f"mesh.fsdp={cfg.fsdp} and mesh.tensor={cfg.tensor}: only 1 is supported so far; use mesh.data=-1")
   if any(size == 0 or size < -1 for size in sizes):
     raise UserError(f"the axes of the mesh must be 1 or more, or -1 for the rest; got {cfg}")
   known = int(np.prod([size for size in sizes if size != -1]))
@@ -44,20 +56,43 @@ def make_mesh(cfg: MeshConfig, batch_size: int, devices=None):
   rows = sizes[0] * sizes[1]
   if batch_size % rows:
     raise UserError(
-      f"batch_size={batch_size} must divide by the data axes ({rows}); "
+      f"batch_size={batch_size} must divide by the axes that split rows, data x fsdp = {rows}; "
       f"try --config.batch_size={max(1, round(batch_size / rows)) * rows}"
     )
-  return jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def shardings(mesh, abstract, rules=DATA_PARALLEL):
-  """The tree with the NamedSharding of each leaf, by the first rule that matches its path."""
+def shardings(mesh, abstract, zero1=False):
+  """The tree with the NamedSharding of each leaf. Args: abstract: a state or parameters, arrays or their shapes.
+
+  Raises: UserError for heads or feed-forward units that `tensor` does not divide.
+  """
+  specs = paths.first_match(RULES, abstract)
   return jax.tree.map(
-    lambda spec: NamedSharding(mesh, spec), paths.first_match(rules, abstract), is_leaf=lambda x: isinstance(x, P)
-  )
+    lambda path, leaf, spec: NamedSharding(mesh, _spec(mesh, path, leaf.shape, spec, zero1)),
+    paths.names(abstract), abstract, specs,
+  )  # fmt: skip
+
+
+def _spec(mesh, path, shape, spec, zero1):
+  """The spec of one leaf: the rule's, for the last axes, without mesh axes of size 1; ZeRO-1 splits one more."""
+  axes = [None] * (len(shape) - len(spec)) + [axis if axis and mesh.shape[axis] > 1 else None for axis in spec]
+  for i, (size, axis) in enumerate(zip(shape, axes, strict=True)):
+    if axis and size % mesh.shape[axis]:
+      if axis == "tensor":
+        raise UserError(
+          f"mesh.tensor={mesh.shape[axis]} must divide heads and feed-forward units; {path} has shape {list(shape)}. "
+          f"Try a number that divides {size}, or mesh.tensor=1"
+        )
+      axes[i] = None  # `fsdp` only decides where a weight is stored; what does not divide is stored whole.
+  if zero1 and path.startswith("opt/"):
+    free = [i for i, size in enumerate(shape) if axes[i] is None and size % mesh.shape["data"] == 0]
+    if free:  # What does not divide is a bias or a norm: small.
+      axes[max(free, key=lambda i: shape[i])] = "data"
+  return P(*axes)
 
 
 def global_batch(mesh, batch):
-  """Host rows {"name": numpy [B / P, ...]} as arrays [B, ...], rows split over the data axes."""
+  """Host rows {"name": numpy [B / P, ...]} as arrays [B, ...], rows split over `data` and `fsdp`."""
   sharding = NamedSharding(mesh, BATCH)
   return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}

@@ -1,0 +1,60 @@
+"""One optimizer step: gradients where the rows are, one all-reduce, one update."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec as P
+
+from albert_jax.training.sharding import BATCH, ROWS
+
+
+def make_train_step(sums, terms, tx, rate, base_key, mesh, places, accumulate=1):
+  """The compiled step: (state, batch) -> (state, (sums, scalars)). The old state's memory is reused for the new one.
+
+  The loss is the sum of terms[name] * sums[name][0]. Every device computes it on its own rows, with gradients summed in
+  float32 over layers, micro-batches and then devices: one all-reduce a step, whatever the backend's compiler does.
+
+  Args:
+    sums: (params, batch, keys) -> {name: (total, weight)}, totals being sums over rows. keys: [B], one a row.
+    terms: batch -> {name: coefficient}, those of the totals that are minimised; sees the whole batch.
+    tx, rate: from training/optimizer.py. base_key: dropout keys derive from it and the step.
+    places: the shardings of the state, which it keeps.
+    accumulate: into how many micro-batches a device cuts its rows, one after the other, to need less memory.
+  """
+
+  def gradients(params, batch, keys, coefficients):
+    """Of this device's rows; `params` are whole, and the result is the same on every device."""
+    # Marked as differing between devices, or each layer's gradient would be summed over devices by itself.
+    params = jax.lax.pcast(params, ROWS, to="varying")
+
+    def loss(params, batch, keys):
+      found = sums(params, batch, keys)
+      return sum(coefficients[name] * found[name][0] for name in coefficients), found
+
+    def add(so_far, rows):
+      (value, found), grads = jax.value_and_grad(loss, has_aux=True)(params, *rows)
+      return jax.tree.map(jnp.add, so_far, (grads, value, found)), None
+
+    # Rows are dealt out in turns, so that each micro-batch is like the whole.
+    micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), (batch, keys))
+    first, rest = jax.tree.map(lambda x: x[0], micro), jax.tree.map(lambda x: x[1:], micro)
+    (value, found), grads = jax.value_and_grad(loss, has_aux=True)(params, *first)
+    total = (grads, value, found)
+    if accumulate > 1:
+      total, _ = jax.lax.scan(add, total, rest)
+    return jax.lax.psum(total, ROWS)
+
+  def train_step(state, batch):
+    step, params = state["step"], state["params"]
+    rows = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(base_key, step), rows)
+    grads, loss, found = jax.shard_map(
+      gradients, mesh=mesh, in_specs=(P(), BATCH, BATCH, P()), out_specs=P(), axis_names=set(ROWS)
+    )(params, batch, keys, terms(batch))
+    updates, opt = tx.update(grads, state["opt"], params)
+    learning_rate = rate(step)
+    params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
+    scalars = {"grad_norm": optax.tree.norm(grads), "learning_rate": learning_rate}
+    return {"step": step + 1, "params": params, "opt": opt}, ({"loss": (loss, 1.0), **found}, scalars)
+
+  return jax.jit(train_step, donate_argnums=0, out_shardings=(places, None))

@@ -1,0 +1,159 @@
+"""The step on many devices: the same numbers on every mesh, and what the compiled code sends between them."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from albert_jax import AlbertConfig, UserError, model, paths
+from albert_jax.tasks import pretrain
+from albert_jax.training import optimizer, sharding, state
+from albert_jax.training.optimizer import OptimizerConfig
+from albert_jax.training.sharding import MeshConfig
+from albert_jax.training.step import make_train_step
+
+CFG = AlbertConfig(
+  vocab_size=64, embedding_size=8, hidden_size=16, num_hidden_layers=3, num_attention_heads=4, intermediate_size=32,
+  max_position_embeddings=16, initializer_range=0.1,
+)  # fmt: skip
+MESHES = {
+  "data": MeshConfig(),
+  "zero1": MeshConfig(zero1=True),
+  "fsdp": MeshConfig(data=4, fsdp=2),
+  "tensor": MeshConfig(data=4, tensor=2),
+  "all three": MeshConfig(data=2, fsdp=2, tensor=2),
+}
+
+
+def batches(count, rows=16, length=12, slots=3):
+  rng = np.random.default_rng(0)
+  for _ in range(count):
+    yield {
+      "input_ids": rng.integers(5, CFG.vocab_size, (rows, length)).astype(np.int32),
+      "attention_mask": (np.arange(length)[None] < rng.integers(4, length + 1, (rows, 1))).astype(np.int32),
+      "token_type_ids": rng.integers(0, 2, (rows, length)).astype(np.int32),
+      "mlm_positions": rng.integers(0, 4, (rows, slots)).astype(np.int32),
+      "mlm_labels": rng.integers(5, CFG.vocab_size, (rows, slots)).astype(np.int32),
+      # Rows differ in how much they count, so that means over parts are not the mean over the whole.
+      "mlm_weights": (rng.random((rows, slots)) < rng.random((rows, 1))).astype(np.float32),
+      "sop_label": rng.integers(0, 2, rows).astype(np.int32),
+      "sop_weight": (rng.random(rows) < 0.7).astype(np.float32),
+    }
+
+
+def make(cfg, mesh_config, devices=None, accumulate=1):
+  """Returns: mesh, step, abstract state, its shardings, function that creates the state."""
+  mesh = sharding.make_mesh(mesh_config, 16, devices)
+  opt = OptimizerConfig(learning_rate=0.01, warmup_steps=2)
+  key = jax.random.key(0)
+  init = functools.partial(model.init, cfg)
+  tx = optimizer.make(opt, model.layer_axes(cfg, jax.eval_shape(init, key)))
+  sums, terms = functools.partial(pretrain.sums, cfg), functools.partial(pretrain.terms, 1.0, 1.0)
+  rate = optimizer.schedule(opt, 30)
+  abstract = state.abstract(init, tx, key)
+  places = sharding.shardings(mesh, abstract, mesh_config.zero1)
+  step = make_train_step(sums, terms, tx, rate, jax.random.key(1), mesh, places, accumulate)
+  return mesh, step, abstract, places, lambda: state.create(init, tx, key, places)
+
+
+def losses(cfg, mesh_config, devices=None, accumulate=1, count=20):
+  mesh, step, _, places, create = make(cfg, mesh_config, devices, accumulate)
+  with jax.set_mesh(mesh):
+    now, found = create(), []
+    for batch in batches(count):
+      now, (sums, scalars) = step(now, sharding.global_batch(mesh, batch))
+      found.append([float(sums["loss"][0]), float(scalars["grad_norm"])])
+    assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), now, places))
+  assert step._cache_size() == 1, "the step was compiled more than once"
+  return np.array(found)
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+  return losses(CFG, MeshConfig(), jax.devices()[:1])
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_every_mesh_gives_the_same_losses(mesh, on_one_device):
+  np.testing.assert_allclose(losses(CFG, MESHES[mesh]), on_one_device, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("devices", "accumulate"), [(1, 4), (8, 2)])
+def test_micro_batches_give_the_same_losses(devices, accumulate, on_one_device):
+  np.testing.assert_allclose(
+    losses(CFG, MeshConfig(), jax.devices()[:devices], accumulate), on_one_device, rtol=1e-5
+  )  # fmt: skip
+
+
+def test_dropout_does_not_depend_on_the_mesh():
+  cfg = dataclasses.replace(CFG, num_hidden_layers=1, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+  np.testing.assert_allclose(
+    losses(cfg, MeshConfig(), count=3), losses(cfg, MeshConfig(), jax.devices()[:1], count=3), rtol=1e-5
+  )
+
+
+def compiled(cfg, mesh_config, accumulate=1):
+  mesh, step, abstract, places, _ = make(cfg, mesh_config, accumulate=accumulate)
+  abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places)
+  rows = jax.sharding.NamedSharding(mesh, sharding.BATCH)
+  batch = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for k, x in next(batches(1)).items()}
+  with jax.set_mesh(mesh):
+    return step.lower(abstract, batch).compile().as_text()
+
+
+def collectives(hlo):
+  """[(computation, kind, bytes)] of every operation that sends something between devices."""
+  found, computation = [], ""
+  for line in hlo.splitlines():
+    if line and not line.startswith((" ", "}")):
+      computation = line.split(" (")[0]
+    if m := re.search(
+      r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", line
+    ):
+      shapes = re.findall(r"(pred|bf16|f16|[fsu]32|[su]8)\[([\d,]*)\]", m[1])
+      size = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2}
+      found.append(
+        (computation, m[2], sum(size.get(d, 4) * int(np.prod([int(n) for n in s.split(",") if n])) for d, s in shapes))
+      )
+  return found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_one_all_reduce_of_float32_gradients_a_step(dtype, accumulate):
+  cfg = dataclasses.replace(CFG, dtype=dtype)
+  found = collectives(compiled(cfg, MeshConfig(), accumulate))
+  parameters = 4 * model.param_count(model.shapes(cfg))
+  large = [(where, kind, size) for where, kind, size in found if size > 100]
+  assert [kind for _, kind, _ in large] == ["all-reduce"], found
+  assert large[0][0].startswith("ENTRY"), "the gradient is summed over devices inside a loop"
+  assert parameters <= large[0][2] <= parameters + 100
+
+
+def test_weights_are_gathered_once_a_step_under_fsdp():
+  found = collectives(compiled(CFG, MeshConfig(data=1, fsdp=8)))
+  gathered = [size for where, kind, size in found if kind == "all-gather" and where.startswith("ENTRY")]
+  assert sum(gathered) <= 4 * model.param_count(model.shapes(CFG)) * 2  # Weights in, and norms' helpers; not per layer.
+  assert not [where for where, _, size in found if size > 100 and not where.startswith("ENTRY")]
+
+
+def test_state_is_split_where_it_should_be():
+  *_, places, _ = make(CFG, MeshConfig(data=2, fsdp=2, tensor=2))
+  attention, ffn = places["params"]["attention"], places["params"]["ffn"]
+  assert tuple(attention["query"]["kernel"].spec) == ("fsdp", "tensor", None)
+  assert tuple(ffn["down"]["kernel"].spec) == ("tensor", "fsdp")
+  assert places["params"]["sop"]["dense"]["bias"].is_fully_replicated
+
+  *_, places, _ = make(CFG, MeshConfig(zero1=True))
+  slots = paths.flatten(places["opt"])
+  assert tuple(slots["1/m/ffn/up/kernel"].spec) == (None, "data")
+  assert places["params"]["ffn"]["up"]["kernel"].is_fully_replicated
+
+
+def test_what_does_not_divide_is_an_error():
+  cfg = dataclasses.replace(CFG, hidden_size=12, num_attention_heads=3)
+  with pytest.raises(UserError, match=r"mesh\.tensor=2 must divide heads.*attention/.*has shape"):
+    make(cfg, MeshConfig(tensor=2))
