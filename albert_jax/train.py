@@ -8,7 +8,7 @@ import sys
 
 import jax
 
-from albert_jax import cli, convert, curves, model, paths, tasks
+from albert_jax import cli, convert, curves, model, tasks
 from albert_jax.errors import UserError
 from albert_jax.evaluate import evaluate, make_eval_step
 from albert_jax.training import optimizer, sharding, state
@@ -19,7 +19,7 @@ from albert_jax.training.step import make_train_step
 from albert_jax.training.writer import Writer, read
 
 # What may differ between a run and its continuation: how it is watched and computed, not what is computed.
-FREE = ("steps", "log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_checkpoints", "init_from",
+FREE = ("steps", "log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_checkpoints", "init_",
         "accumulate", "data.workers", "model.remat", "mesh.")  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def train(config, workdir) -> dict:
     if saved.latest() is not None:
       now = saved.restore(abstract, places)
     elif config.init_from:
-      now = state.from_params(_given(config.init_from, task, abstract["params"]), tx, places)
+      now = state.from_params(_given(config, task, key_init), tx, places)
     else:
       now = state.create(task.init, tx, key_init, places)
     start = int(now["step"])
@@ -142,14 +142,16 @@ def _flat(tree, prefix=""):
   }
 
 
-def _given(path, task, abstract):
-  """The parameters at `path`, which must fit the task's one by one."""
-  _, params = convert.load(path)
-  wanted, found = ({name: x.shape for name, x in paths.flatten(tree).items()} for tree in (abstract, params))
-  names = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
-  if wrong := [f"{name}: {found.get(name)} there, {wanted.get(name)} here" for name in names]:
-    raise UserError(f"init_from={path!r} does not fit the model:\n  " + "\n  ".join(wrong))
-  print(f"Loaded {model.param_count(params):,} parameters from {path}; none are new.", file=sys.stderr)
+def _given(config, task, key):
+  """The parameters to begin with: those of `init_from`, and fresh ones where it may lack them."""
+  cfg, loaded = convert.load(config.init_from)
+  for name in ("hidden_act", "num_hidden_layers", "num_attention_heads", "layer_norm_eps", "share"):
+    here, there = getattr(task.model, name), getattr(cfg, name)
+    if here != there:  # Shapes do not show it, and the result would be another function of the same weights.
+      print(f"Note: model.{name} is {there!r} in {config.init_from}, {here!r} in this config.", file=sys.stderr)
+  new = [config.init_missing] if config.init_missing else []
+  params, line = convert.fit(jax.device_get(jax.jit(task.init)(key)), loaded, new=new)
+  print(f"From {config.init_from}: {line}.", file=sys.stderr)
   return params
 
 

@@ -1,7 +1,6 @@
 """The original's own numbers: forward pass and ten LAMB steps of google-research/albert on TensorFlow 1.15."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -11,69 +10,19 @@ import pytest
 
 import albert_jax
 from albert_jax import paths
+from albert_jax.convert import google_tf1
+from albert_jax.convert.mapping import Rules
 from albert_jax.model import layer_axes
 from albert_jax.tasks import pretrain
 from albert_jax.training import optimizer
 
 pytestmark = pytest.mark.realdata
 
-LAYER = "bert/encoder/transformer/group_0/inner_group_0"
-NAMES = {
-  "embeddings/word/embedding": "bert/embeddings/word_embeddings",
-  "embeddings/position/embedding": "bert/embeddings/position_embeddings",
-  "embeddings/token_type/embedding": "bert/embeddings/token_type_embeddings",
-  "embeddings/norm": "bert/embeddings/LayerNorm",
-  "projection": "bert/encoder/embedding_hidden_mapping_in",
-  "attention/query": f"{LAYER}/attention_1/self/query",
-  "attention/key": f"{LAYER}/attention_1/self/key",
-  "attention/value": f"{LAYER}/attention_1/self/value",
-  "attention/output": f"{LAYER}/attention_1/output/dense",
-  "attention/norm": f"{LAYER}/LayerNorm",
-  "ffn/up": f"{LAYER}/ffn_1/intermediate/dense",
-  "ffn/down": f"{LAYER}/ffn_1/intermediate/output/dense",
-  "ffn/norm": f"{LAYER}/LayerNorm_1",
-  "pooler": "bert/pooler/dense",
-  "mlm/dense": "cls/predictions/transform/dense",
-  "mlm/norm": "cls/predictions/transform/LayerNorm",
-  "mlm/bias": "cls/predictions/output_bias",
-  "sop/dense/kernel": "cls/seq_relationship/output_weights",
-  "sop/dense/bias": "cls/seq_relationship/output_bias",
-}
-
-
-def google_name(path):
-  for ours, theirs in NAMES.items():
-    if path.startswith(ours):
-      name = theirs + path[len(ours) :]
-      return name.replace("scale", "gamma").replace("bias", "beta") if "norm" in path else name
-  raise KeyError(path)
-
 
 @pytest.fixture(scope="module")
 def golden(real_data):
-  folder = real_data / "google_tf1"
-  fields = json.loads((folder / "albert_config.json").read_text())
-  del fields["down_scale_factor"]
-  cfg = albert_jax.AlbertConfig(**{**fields, "hidden_act": "gelu_new"})  # Google's gelu is the tanh form.
-  return cfg, np.load(folder / "variables.npz"), np.load(folder / "golden.npz")
-
-
-def to_google(path, value):
-  """One of our arrays in Google's layout: heads flattened, SOP weights transposed."""
-  if "attention/" in path and path.endswith("kernel"):
-    return value.reshape((-1, value.shape[-1]) if "output" in path else (value.shape[0], -1))
-  if "attention/" in path and value.ndim == 2:
-    return value.reshape(-1)
-  return value.T if path == "sop/dense/kernel" else value
-
-
-def params_of(cfg, variables):
-  shapes = paths.flatten(albert_jax.model.shapes(cfg))
-  flat = {}
-  for path, shape in shapes.items():
-    value = variables[google_name(path)]
-    flat[path] = jnp.asarray((value.T if path == "sop/dense/kernel" else value).reshape(shape.shape))
-  return paths.unflatten(flat)
+  """(config, parameters, what the original computed with them)."""
+  return *albert_jax.load(real_data / "google_tf1"), np.load(real_data / "google_tf1" / "golden.npz")
 
 
 def batch_of(golden):
@@ -95,8 +44,8 @@ def loss_of(cfg, params, batch):
 
 
 def test_forward_pass_is_the_originals(golden):
-  cfg, variables, expected = golden
-  params, batch = params_of(cfg, variables), batch_of(expected)
+  cfg, params, expected = golden
+  batch = batch_of(expected)
   out = albert_jax.apply(cfg, params, batch)
   real = expected["input_mask"] > 0
   np.testing.assert_allclose(out["sequence_output"][real], expected["sequence_output"][real], atol=1e-5, rtol=0)
@@ -110,9 +59,8 @@ def test_forward_pass_is_the_originals(golden):
     np.testing.assert_allclose(total / weight, expected[name], atol=1e-5, rtol=0)
 
 
-def ten_steps(cfg, variables, expected, gradients):
-  """Ten LAMB steps from the checkpoint. gradients(params) -> (loss, grads). Returns: losses, flat final parameters."""
-  params = params_of(cfg, variables)
+def ten_steps(cfg, params, expected, gradients):
+  """Ten LAMB steps from the checkpoint. gradients(params) -> (loss, grads). Returns: losses, final parameters."""
   opt = optimizer.OptimizerConfig(
     name="lamb", learning_rate=float(expected["lamb_lr"]), warmup_steps=int(expected["lamb_warmup"])
   )
@@ -129,13 +77,14 @@ def ten_steps(cfg, variables, expected, gradients):
     # That run read its step counter after the increment, so its first update has the rate of step 1.
     params, state, loss = step(params, state, n + 1)
     losses.append(float(loss))
-  return losses, paths.flatten(params)
+  return losses, params
 
 
-def assert_final(flat, expected, atol):
-  for path, value in flat.items():
-    theirs = expected[f"final|{google_name(path)}:0"]
-    np.testing.assert_allclose(to_google(path, value), theirs, atol=atol, rtol=0, err_msg=path)
+def assert_final(cfg, params, expected, atol):
+  theirs = {name[len("final|") : -len(":0")]: expected[name] for name in expected.files if name.startswith("final|")}
+  theirs = paths.flatten(google_tf1.params_of(cfg, theirs, "golden.npz", Rules()))
+  for path, value in paths.flatten(params).items():
+    np.testing.assert_allclose(value, theirs[path], atol=atol, rtol=0, err_msg=path)
 
 
 def test_ten_steps_of_lamb_are_the_originals(golden):
@@ -146,7 +95,7 @@ def test_ten_steps_of_lamb_are_the_originals(golden):
   original looks up by matrix product and has the ordinary norm, which is ours.) A model with one segment row per
   token has exactly that list as its gradient.
   """
-  cfg, variables, expected = golden
+  cfg, params, expected = golden
   batch = batch_of(expected)
   types_BL = batch["token_type_ids"]
   wide = dataclasses.replace(cfg, type_vocab_size=types_BL.size)
@@ -163,18 +112,18 @@ def test_ten_steps_of_lamb_are_the_originals(golden):
     grads["embeddings"]["token_type"]["embedding"] = jnp.zeros_like(table).at[types_BL.reshape(-1)].add(rows)
     return loss, optax.tree.scale(scale, grads)
 
-  losses, final = ten_steps(cfg, variables, expected, gradients)
+  losses, final = ten_steps(cfg, params, expected, gradients)
   np.testing.assert_allclose(losses, expected["lamb_losses"], rtol=1e-6)
-  assert_final(final, expected, atol=1e-5)
+  assert_final(cfg, final, expected, atol=1e-5)
 
 
 def test_ten_steps_of_lamb_with_the_ordinary_norm(golden):
-  cfg, variables, expected = golden
+  cfg, params, expected = golden
   batch = batch_of(expected)
 
   def gradients(params):
     return jax.value_and_grad(lambda params: loss_of(cfg, params, batch))(params)
 
-  losses, final = ten_steps(cfg, variables, expected, gradients)
+  losses, final = ten_steps(cfg, params, expected, gradients)
   np.testing.assert_allclose(losses, expected["lamb_losses"], rtol=1e-4)
-  assert_final(final, expected, atol=3e-4)  # 1e-4 is out of reach here: see the test above.
+  assert_final(cfg, final, expected, atol=3e-4)  # 1e-4 is out of reach here: see the test above.
