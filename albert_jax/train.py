@@ -52,7 +52,8 @@ def train(config, workdir) -> dict:
     if saved.latest() is not None:
       now = saved.restore(abstract, places)
     elif config.init_from:
-      now = state.from_params(_given(config, task, key_init), tx, places)
+      moments = convert.load_optimizer(config.init_from) if config.init_optimizer else None
+      now = state.from_params(_given(config, task, key_init), tx, places, moments)
     else:
       now = state.create(task.init, tx, key_init, places)
     start = int(now["step"])

@@ -24,6 +24,7 @@ def get_config(variant: str) -> ConfigDict:
   config.checkpoint_every = 5_000
   config.keep_checkpoints = 5
   config.init_from = ""  # weights to begin with: a checkpoint of any kind, or '' for fresh ones
+  config.init_optimizer = False  # also its moments and step, to go on with a run of google-research/albert
   config.init_missing = ""  # regular expression: which parameters `init_from` need not have, such as "sop/"
   config.model = ConfigDict(dataclasses.asdict(VARIANTS[variant]))
   config.optimizer = ConfigDict(dataclasses.asdict(OptimizerConfig()))

@@ -153,6 +153,19 @@ def test_state_is_split_where_it_should_be():
   assert places["params"]["ffn"]["up"]["kernel"].is_fully_replicated
 
 
+def test_a_state_goes_on_with_the_moments_of_another_run():
+  params = model.init(CFG, jax.random.key(0))
+  tx = optimizer.make(OptimizerConfig(), model.layer_axes(CFG, params))
+  m, v = (jax.tree.map(lambda p, k=k: np.full(p.shape, k, np.float32), params) for k in (0.5, 0.25))
+  mesh = sharding.make_mesh(MeshConfig(), 16)
+  places = sharding.shardings(mesh, jax.eval_shape(lambda: state.from_params(params, tx, None)))
+  now = state.from_params(params, tx, places, {"step": 7, "m": m, "v": v})
+  slots = paths.flatten(now["opt"])
+  assert int(now["step"]) == 7
+  assert float(slots["1/m/pooler/bias"][0]) == 0.5
+  assert float(slots["1/v/pooler/bias"][0]) == 0.25
+
+
 def test_what_does_not_divide_is_an_error():
   cfg = dataclasses.replace(CFG, hidden_size=12, num_attention_heads=3)
   with pytest.raises(UserError, match=r"mesh\.tensor=2 must divide heads.*attention/.*has shape"):

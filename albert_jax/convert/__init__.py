@@ -1,6 +1,7 @@
 """Weights in and out. A Hugging Face directory is the one format that is written for others."""
 
+from albert_jax.convert.google_tf1 import load_optimizer
 from albert_jax.convert.hf import save
 from albert_jax.convert.load import fit, load, load_tokenizer
 
-__all__ = ["fit", "load", "load_tokenizer", "save"]
+__all__ = ["fit", "load", "load_optimizer", "load_tokenizer", "save"]

@@ -108,6 +108,15 @@ def adam_direction(cfg: OptimizerConfig):
   return optax.GradientTransformation(init, update)
 
 
+def with_moments(opt_state, m, v):
+  """The optimizer state with moments from elsewhere: trees like the parameters."""
+  return jax.tree.map(
+    lambda s: AdamState(s.count, m, v) if isinstance(s, AdamState) else s,
+    opt_state,
+    is_leaf=lambda s: isinstance(s, AdamState),
+  )
+
+
 def trust_ratio(adapted, layer_axes):
   """LAMB's scaling by |parameter| / |update| of each weight matrix; 1 where either norm is 0.
 

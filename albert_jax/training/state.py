@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from albert_jax.training import optimizer
+
 
 def abstract(init, tx, key):
   """Shapes and dtypes of the state, without any array. Args: init: key -> params. tx: gradient transformation."""
@@ -14,9 +16,20 @@ def create(init, tx, key, shardings):
   return jax.jit(_new(init, tx), out_shardings=shardings)(key)
 
 
-def from_params(params, tx, shardings):
-  """The state at step 0 with parameters from elsewhere (host arrays)."""
-  return jax.jit(lambda params: _state(params, tx), out_shardings=shardings)(params)
+def from_params(params, tx, shardings, moments=None):
+  """The state with parameters from elsewhere (host arrays), at step 0.
+
+  Args: moments: {"step", "m", "v"} of a run to go on with, or None.
+  """
+
+  def new(params, moments):
+    state = _state(params, tx)
+    if moments is None:
+      return state
+    opt = optimizer.with_moments(state["opt"], moments["m"], moments["v"])
+    return {"step": jnp.asarray(moments["step"], jnp.int32), "params": params, "opt": opt}
+
+  return jax.jit(new, out_shardings=shardings)(params, moments)
 
 
 def _new(init, tx):

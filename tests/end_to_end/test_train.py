@@ -128,7 +128,7 @@ def same_weights(a, b):
 def test_another_config_in_the_same_folder_is_refused(whole, dataset):
   code, _, err = run("train", *flags(dataset, whole[0], optimizer__learning_rate=0.5))
   assert code == 2
-  assert "optimizer.learning_rate: 0.0005 there, 0.5 here" in err
+  assert "optimizer.learning_rate: 0.001 there, 0.5 here" in err
   assert "Traceback" not in err
 
 
@@ -152,6 +152,22 @@ def test_a_mistake_is_one_line_and_leaves_nothing(overrides, words, dataset, tmp
   assert main(["train", *flags(dataset, tmp_path / "run", **overrides)]) == 2
   assert words in capsys.readouterr().err
   assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_run_begins_from_given_weights_and_says_what_is_new(whole, dataset, tmp_path):
+  cfg, params = albert_jax.load(whole[0])
+  del params["sop"]
+  albert_jax.save(tmp_path / "weights", cfg, params)
+  given = {"init_from": tmp_path / "weights", "steps": 2, "optimizer__warmup_steps": 1, "eval_every": 1}
+  code, _, err = run("train", *flags(dataset, tmp_path / "run", **given))
+  assert code == 2
+  assert "missing: sop/dense/bias [2]" in err
+  code, _, err = run("train", *flags(dataset, tmp_path / "run", **given, init_missing="sop/"))
+  assert code == 0, err
+  assert "new: sop/dense/bias, sop/dense/kernel" in err
+  # The first step's rate is 0, so these are the numbers of the weights that were given.
+  expected = numbers(whole[0])[12, "eval"]["mlm_loss"]
+  assert numbers(tmp_path / "run")[1, "eval"]["mlm_loss"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_evaluate_gives_the_numbers_of_the_run(whole, dataset, tmp_path):
