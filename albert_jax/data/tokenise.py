@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
 import json
 
@@ -177,6 +178,12 @@ class Encoder:
       token += size
 
 
+@functools.lru_cache(maxsize=1)
+def _encoder(spm, settings):
+  """This process' encoder: making its tables takes as long as some megabytes of text."""
+  return Encoder(Tokenizer(spm, lower=settings.lower, keep_accents=settings.keep_accents), settings)
+
+
 def tokenise_unit(number, unit, reading, settings, spm, folder):
   """Makes `folder/NUMBER.records`, packed records one after the other, and then the table `folder/NUMBER.npz`.
 
@@ -195,8 +202,8 @@ def tokenise_unit(number, unit, reading, settings, spm, folder):
   path = f"{folder}/{number:06d}"
   if files.exists(f"{path}.npz"):
     return
-  tokenizer = Tokenizer(spm, lower=settings.lower, keep_accents=settings.keep_accents)
-  encoder, unknown = Encoder(tokenizer, settings), tokenizer.unk_id
+  encoder = _encoder(spm, settings)
+  unknown = encoder.tokenizer.unk_id
   tally = collections.Counter()
   documents, sizes, sketches, pairs = [], [], [], 0
   with files.writing(f"{path}.records") as local, open(local, "wb") as file:
