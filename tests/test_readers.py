@@ -134,7 +134,7 @@ def test_an_endless_line_is_cut_between_characters(tmp_path, monkeypatch, piece)
   (tmp_path / "a.txt").write_text(piece * 100, "utf-8")
   found, tally = read(tmp_path / "a.txt")
   assert "".join(found[0]).replace(" ", "") == (piece * 100).replace(" ", "")
-  assert tally["overlong lines cut"] > 1 and not tally["lines with invalid UTF-8"]
+  assert tally["overlong lines cut"] and not tally["lines with invalid UTF-8"]
 
 
 def test_mistakes_are_explained(tmp_path):

@@ -18,6 +18,7 @@ import json
 import lzma
 import pathlib
 import re
+import sys
 
 from albert_jax.data import files
 from albert_jax.errors import UserError
@@ -27,6 +28,7 @@ UNIT_BYTES = 16 << 20  # a unit of work: small enough to spread, large enough to
 MAX_LINE_BYTES = 1 << 20
 MAX_JSON_BYTES = 1 << 26
 MAX_DOCUMENT_CHARS = 1 << 23
+_READ_BYTES = 1 << 18
 _LOOK_BYTES = 1 << 16  # how much of a file is looked at to see what it is
 
 
@@ -308,33 +310,43 @@ def documents(unit, reading, tally):
 
 
 def _lines(span, tally, limit=None):
-  """The lines of a part of a file: stripped str, '' for a blank line."""
+  """The lines of a part of a file: stripped str, '' for a blank line. Endless lines are cut at about `limit` bytes."""
   limit = limit or MAX_LINE_BYTES
   with _open(span.source) as file:
     if span.start:
       file.seek(span.start)
-    left = span.stop - span.start if span.stop >= 0 else float("inf")
+    left = span.stop - span.start if span.stop >= 0 else sys.maxsize
     first, rest = span.start == 0, b""
-    while left > 0 and (line := file.readline(limit)):
-      left -= len(line)
-      tally["bytes"] += len(line)
+    while data := file.read(min(_READ_BYTES, limit, left)):
+      end = file.readline(min(limit, left - len(data)))  # the rest of the last line
+      left -= len(data) + len(end)
+      tally["bytes"] += len(data) + len(end)
       if first:
-        line, first = line.removeprefix(b"\xef\xbb\xbf"), False
-      line, rest = rest + line, b""
-      if not line.endswith(b"\n") and len(line) >= limit:
+        data, first = data.removeprefix(b"\xef\xbb\xbf"), False
+      data, rest = rest + data + end, b""
+      if len(end) == limit and not end.endswith(b"\n"):
         # Cut an endless line after white space if it has some, otherwise between two characters.
         tally["overlong lines cut"] += 1
-        cut = max(line.rfind(b" "), line.rfind(b"\t")) + 1 or len(line)
-        while 0 < cut < len(line) + 1 and len(line) - cut < 4 and line[cut - 1] & 0xC0 == 0x80:
+        cut = max(data.rfind(b" "), data.rfind(b"\t")) + 1 or len(data)
+        while len(data) - cut < 4 and data[cut - 1] & 0xC0 == 0x80:
           cut -= 1
-        if line[cut - 1] >= 0xC0:
+        if data[cut - 1] >= 0xC0:
           cut -= 1
-        line, rest = line[:cut], line[cut:]
-      yield _decode(line, tally)
+        data, rest = data[:cut], data[cut:]
+      yield from _decode_lines(data, tally)
     if rest:
       yield _decode(rest, tally)
     if first:
       tally["empty files"] += 1
+
+
+def _decode_lines(data, tally):
+  """Lines of bytes as stripped str: all at once, or one by one where something is wrong with one of them."""
+  with contextlib.suppress(UnicodeDecodeError):
+    text = data.decode()
+    if "\0" not in text:
+      return map(str.strip, text.removesuffix("\n").split("\n"))
+  return [_decode(line, tally) for line in data.removesuffix(b"\n").split(b"\n")]
 
 
 def _decode(line, tally):
