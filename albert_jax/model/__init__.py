@@ -37,7 +37,9 @@ def apply(cfg: AlbertConfig, params: dict, batch: dict, key=None) -> dict:
     params: as `init` gives them; without "mlm", "sop" or "pooler" the outputs that need them are absent. Keys that
       are not the model's (a task's head) are left alone.
     batch: input_ids [B, L] int32; attention_mask [B, L] (1 = token) and token_type_ids [B, L], by default all ones
-      and all zeros; mlm_positions [B, M] int32, optional.
+      and all zeros; mlm_positions [B, M] int32, optional. Rows that hold several examples (data.packing) also have
+      segment_ids [B, L] (which example, from 1; 0 is padding), position_ids [B, L] and cls_positions [B, S]; their
+      pooled_output is [B, S, D] and sop_logits [B, S, 2].
     key: jax.random key for dropout, or [B] of them, one a row. One key becomes `fold_in(key, row)` for each row.
   Returns: sequence_output [B, L, D] and, where the parameters exist, pooled_output [B, D], mlm_logits [B, M, V] in
     float32 (at all L positions without mlm_positions), sop_logits [B, 2] in float32.

@@ -43,9 +43,12 @@ class Embeddings(nnx.Module):
     self.token_type = table(cfg.type_vocab_size)
     self.norm = layer_norm(cfg, cfg.embedding_size, rngs)
 
-  def __call__(self, ids_BL, types_BL, keys_B):
+  def __call__(self, ids_BL, types_BL, positions_BL, keys_B):
     x_BLE = self.word(ids_BL) + self.token_type(types_BL)
-    x_BLE = x_BLE + self.position.embedding[None, : ids_BL.shape[1], :]
+    if positions_BL is None:
+      x_BLE = x_BLE + self.position.embedding[None, : ids_BL.shape[1], :]
+    else:
+      x_BLE = x_BLE + self.position(positions_BL)
     return dropout(self.norm(x_BLE), self.cfg.hidden_dropout_prob, keys_B)
 
 
@@ -66,22 +69,22 @@ class Albert(nnx.Module):
   def __call__(self, batch, keys_B=None):
     key_embed, key_layers = split_keys(keys_B, 2)
     ids_BL = batch["input_ids"]
-    x_BLD = self.embeddings(ids_BL, batch["token_type_ids"], key_embed)
+    x_BLD = self.embeddings(ids_BL, batch["token_type_ids"], batch.get("position_ids"), key_embed)
     if self.projection is not None:
       x_BLD = self.projection(x_BLD)
-    x_BLD = self.layers(x_BLD, batch["attention_mask"][:, None, None, :] > 0, key_layers)
+    x_BLD = self.layers(x_BLD, attention_mask(batch), key_layers)
 
     out = {"sequence_output": x_BLD}
     if self.mlm is not None:
       x_BMD = at_positions(x_BLD, batch["mlm_positions"]) if "mlm_positions" in batch else x_BLD
       out["mlm_logits"] = self.mlm(x_BMD, self.embeddings.word.embedding[...])
     if self.pooler is not None:
-      out["pooled_output"] = pool(self.pooler, x_BLD)
+      out["pooled_output"] = pool(self.pooler, x_BLD, batch.get("cls_positions"))
     if self.sop is not None:
       out["sop_logits"] = self.sop(out["pooled_output"])
     return out
 
-  def layers(self, x_BLD, mask_B11l, keys_B):
+  def layers(self, x_BLD, mask_B1Ll, keys_B):
     """All N layers. Groups follow each other; within one, what is shared is closed over and the rest is scanned."""
     cfg = self.cfg
     N = cfg.num_hidden_layers
@@ -99,7 +102,7 @@ class Albert(nnx.Module):
       def layer(x_BLD, scanned, shared=shared, own=own):
         states, keys_B = scanned
         mine = {name: nnx.merge(own[name][0], states[name]) for name in own}
-        return self.layer({**shared, **mine}, x_BLD, mask_B11l, keys_B), None
+        return self.layer({**shared, **mine}, x_BLD, mask_B1Ll, keys_B), None
 
       if cfg.remat != "none":
         # Inside a scan nothing can be merged across the loop, so guarding against it (prevent_cse) only costs.
@@ -108,14 +111,23 @@ class Albert(nnx.Module):
       x_BLD, _ = jax.lax.scan(layer, x_BLD, xs, length=len(layers))
     return x_BLD
 
-  def layer(self, parts, x_BLD, mask_B11l, keys_B):
+  def layer(self, parts, x_BLD, mask_B1Ll, keys_B):
     """One layer: `inner_group_num` blocks of attention and feed-forward, one after the other."""
     inner = self.cfg.inner_group_num
     for i, key_i in enumerate(split_keys(keys_B, inner)):
       attention, ffn = (parts[name] if inner == 1 else at(parts[name], i) for name in ("attention", "ffn"))
       key_attention, key_ffn = split_keys(key_i, 2)
-      x_BLD = ffn(attention(x_BLD, mask_B11l, key_attention), key_ffn)
+      x_BLD = ffn(attention(x_BLD, mask_B1Ll, key_attention), key_ffn)
     return x_BLD
+
+
+def attention_mask(batch):
+  """bool [B, 1, 1 or L, l]: which positions l may be attended to; in packed rows only those of the same segment."""
+  if "segment_ids" in batch:
+    segments_BL = batch["segment_ids"]
+    same_BLl = segments_BL[:, :, None] == segments_BL[:, None, :]
+    return (same_BLl & (segments_BL > 0)[:, None, :])[:, None]
+  return batch["attention_mask"][:, None, None, :] > 0
 
 
 @functools.lru_cache(maxsize=64)

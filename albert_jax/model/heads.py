@@ -44,6 +44,6 @@ def at_positions(x_BLD, positions_BM):
   return jnp.take_along_axis(x_BLD, positions_BM[:, :, None], axis=1)
 
 
-def pool(dense_layer, x_BLD):
-  """tanh of a dense layer on the first position ([CLS]): [B, D]."""
-  return jax.nn.tanh(dense_layer(x_BLD[:, 0]))
+def pool(dense_layer, x_BLD, cls_positions_BS=None):
+  """tanh of a dense layer on the first position ([CLS]): [B, D]; in packed rows on each of theirs: [B, S, D]."""
+  return jax.nn.tanh(dense_layer(x_BLD[:, 0] if cls_positions_BS is None else at_positions(x_BLD, cls_positions_BS)))

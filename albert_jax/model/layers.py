@@ -69,15 +69,15 @@ class Attention(nnx.Module):
     self.output = dense(cfg, (H, K), D, rngs)
     self.norm = layer_norm(cfg, D, rngs)
 
-  def __call__(self, x_BLD, mask_B11l, keys_B):
-    """Args: x_BLD; mask_B11l bool, True where attention may look; keys_B or None. Returns: [B, L, D]."""
+  def __call__(self, x_BLD, mask_B1Ll, keys_B):
+    """Args: x_BLD; mask_B1Ll bool [B, 1, 1 or L, l], True where it may look; keys_B or None. Returns: [B, L, D]."""
     key_probs, key_output = split_keys(keys_B, 2)
     q_BLHK, k_BLHK, v_BLHK = self.query(x_BLD), self.key(x_BLD), self.value(x_BLD)
     scores_BHLl = jnp.einsum("BLHK,BlHK->BHLl", q_BLHK, k_BLHK, preferred_element_type=jnp.float32)
     scores_BHLl = scores_BHLl * self.cfg.head_size**-0.5
     # The lowest float, not the original's -10000: the same result at every position that is a token, and no row
     # without any token turns into NaN.
-    probs_BHLl = jax.nn.softmax(jnp.where(mask_B11l, scores_BHLl, jnp.finfo(jnp.float32).min), axis=-1)
+    probs_BHLl = jax.nn.softmax(jnp.where(mask_B1Ll, scores_BHLl, jnp.finfo(jnp.float32).min), axis=-1)
     probs_BHLl = dropout(probs_BHLl.astype(v_BLHK.dtype), self.cfg.attention_probs_dropout_prob, key_probs)
     context_BLHK = jnp.einsum("BHLl,BlHK->BLHK", probs_BHLl, v_BLHK)
     return self.norm(x_BLD + dropout(self.output(context_BLHK), self.cfg.hidden_dropout_prob, key_output))
