@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001 (full-width marks are the subject)
 """Sentence splitting."""
 
 import pytest
