@@ -1,6 +1,7 @@
 """Batches for the loop: the same bits however the work is shared."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 
@@ -116,8 +117,6 @@ def test_mistakes_are_explained(cfg, folder, tmp_path):
 
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_a_damaged_shard_is_explained(folder, damage, tmp_path):
-  import shutil
-
   shutil.copytree(folder / "dataset", tmp_path / "copy")
   shard = next((tmp_path / "copy").glob("*train*"))
   if damage == "missing":
@@ -128,14 +127,23 @@ def test_a_damaged_shard_is_explained(folder, damage, tmp_path):
     train_batches(DataConfig(str(tmp_path / "copy")), batch_size=8, seed=0)
 
 
+def test_a_corrupted_shard_is_explained_while_reading(folder, tmp_path):
+  shutil.copytree(folder / "dataset", tmp_path / "copy")
+  shard = next((tmp_path / "copy").glob("*train*"))
+  data = bytearray(shard.read_bytes())
+  for i in range(2000, len(data), 97):
+    data[i] ^= 0x55 if data[i] else 0
+  shard.write_bytes(data)
+  with pytest.raises(UserError, match=r"cannot be read .* albert-jax prepare"):
+    take(train_batches(DataConfig(str(tmp_path / "copy"), seq_length=64), batch_size=64, seed=0), 10)
+
+
 def test_the_package_does_not_import_jax():
   # Worker processes import it, and must never touch an accelerator.
-  modules = "audit draws masking pairs pipeline prepare pretrain python_docs readers records sentences source vocab"
-  code = f"""
-import sys, importlib, importlib.util
-for name in {modules.split()}:
-  if importlib.util.find_spec(f"albert_jax.data.{{name}}"):
-    importlib.import_module(f"albert_jax.data.{{name}}")
+  code = """
+import sys, importlib, pkgutil, albert_jax.data
+for module in pkgutil.iter_modules(albert_jax.data.__path__):
+  importlib.import_module(f"albert_jax.data.{module.name}")
 assert "jax" not in sys.modules, "jax"
 """
   subprocess.run([sys.executable, "-c", code], check=True)

@@ -55,7 +55,8 @@ class DataConfig:
   def __post_init__(self):
     shares = ("mask_rate", "mask_share", "random_share", "short_seq_rate")
     ranges = dict.fromkeys(shares, (0, 1))
-    ranges |= {"seq_length": (8, 65535), "ngram": (1, 100), "packing": (1, 256), "workers": (0, 1024)}
+    ranges |= {"seq_length": (8, 65535), "max_predictions": (0, 65535), "ngram": (1, 100)}
+    ranges |= {"packing": (1, 256), "workers": (0, 1024)}
     for name, (low, high) in ranges.items():
       if not low <= getattr(self, name) <= high:
         raise UserError(
