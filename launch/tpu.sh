@@ -360,8 +360,11 @@ worker_setup() { # $1 URL and $2 commit, or '' and the checksum of ~/albert_jax_
   echo "worker $(hostname): ready"
 }
 
-worker_start() { # the training's arguments
+worker_start() { # $1 number of workers, then the training's arguments
   local run=$HOME/albert_jax/run i
+  # The machines do not say by themselves, in their environment, that they are parts of one.
+  export ALBERT_JAX_PROCESSES=$1
+  shift
   if [[ ! -f $HOME/albert_jax/ready ]]; then
     echo "worker $(hostname): not set up; run launch/tpu.sh setup first" >&2
     return 64
@@ -516,7 +519,7 @@ start_training() {
     )
     retry "copy" to_workers "$TEMP/env" albert_jax_env || return
   fi
-  retry "start" on_workers all worker_start "${ARGUMENTS[@]}"
+  retry "start" on_workers all worker_start "$WORKERS" "${ARGUMENTS[@]}"
 }
 
 # Fills STATES, a line "HOST STATE" for each of WORKERS workers; fails where one does not answer.
@@ -539,7 +542,7 @@ summary() {
 
 # --- Watching ---
 
-FAILURES=0 LOSSES=0
+FAILURES=0 LOSSES=0 WORKERS=1
 
 # Notes a failure and waits, twice as long each time; ends the script when there were too many.
 failed() {

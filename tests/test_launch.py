@@ -33,6 +33,7 @@ trap 'echo "Stopped at step $step by SIGTERM; saved."; exit 0' TERM
 echo "$HOST $step $(cat version)" >>"$workdir/starts"
 printf '%s\0' "$@" >"$workdir/argv"
 echo "${WANDB_API_KEY:-}" >"$workdir/key"
+echo "$ALBERT_JAX_PROCESSES" >"$workdir/processes"
 if [[ -f $workdir/fail_$HOST ]]; then
   read -r code times <"$workdir/fail_$HOST"
   if ((times > 1)); then echo "$code $((times - 1))" >"$workdir/fail_$HOST"; else rm "$workdir/fail_$HOST"; fi
@@ -352,6 +353,7 @@ def test_the_training_gets_its_arguments_letter_by_letter_and_starts_once(ready)
   ready.wait_until(lambda: (ready.run_folder / "argv").exists() and len(ready.starts()) == 2)
   given = (ready.run_folder / "argv").read_text().split("\0")[:-1]
   assert given == ["train", *TRAINING, f"--workdir={ready.run_folder}", *odd]
+  assert (ready.run_folder / "processes").read_text() == "2\n"
   assert ready.tpu("status").splitlines() == [
     "request   ACTIVE", "TPU       READY, 2 workers", "training  2 running", "  t1v-n-abc-w-0 running",
     "  t1v-n-abc-w-1 running",
