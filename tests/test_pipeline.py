@@ -118,7 +118,7 @@ def test_mistakes_are_explained(cfg, folder, tmp_path):
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_a_damaged_shard_is_explained(folder, damage, tmp_path):
   shutil.copytree(folder / "dataset", tmp_path / "copy")
-  shard = next((tmp_path / "copy").glob("*train*"))
+  shard = next((tmp_path / "copy").glob("*train.array*"))
   if damage == "missing":
     shard.unlink()
   else:
@@ -129,7 +129,7 @@ def test_a_damaged_shard_is_explained(folder, damage, tmp_path):
 
 def test_a_corrupted_shard_is_explained_while_reading(folder, tmp_path):
   shutil.copytree(folder / "dataset", tmp_path / "copy")
-  shard = next((tmp_path / "copy").glob("*train*"))
+  shard = next((tmp_path / "copy").glob("*train.array*"))
   data = bytearray(shard.read_bytes())
   for i in range(2000, len(data), 97):
     data[i] ^= 0x55 if data[i] else 0
