@@ -580,10 +580,12 @@ look() {
   SILENT=0
   local running finished stopped
   running=$(workers_in running) finished=$(workers_in finished) stopped=$(workers_in stopped)
-  if (($(workers_in exited_2))); then
-    VERDICT=mistake
-  elif ((running == WORKERS)); then
+  if ((running == WORKERS)); then
     VERDICT=running
+  elif ((running == 0 && OURS == 0)); then
+    VERDICT=start # How an earlier training ended says nothing about this one.
+  elif (($(workers_in exited_2))); then
+    VERDICT=mistake
   elif ((finished == WORKERS)); then
     VERDICT=finished
   elif (($(workers_in idle) == WORKERS)); then
@@ -608,7 +610,7 @@ show_log() {
 
 babysit() {
   local started=$SECONDS said=''
-  SILENT=0 ENDING=0 STATES=''
+  SILENT=0 ENDING=0 OURS=0 STATES=''
   if ((DRY_RUN)); then
     await_once
     set_up
@@ -651,12 +653,14 @@ babysit() {
         # Where it fails, the next look finds out whether the TPU is still there.
         if TRIES=2 set_up && TRIES=2 start_training; then
           say "Training on $WORKERS workers"
+          OURS=1
         else
           failed "the training could not be started"
         fi
         started=$SECONDS
         ;;
       running)
+        OURS=1
         if ((SECONDS - started > HEALTHY_SECONDS)); then FAILURES=0; fi
         sleep "$POLL"
         ;;

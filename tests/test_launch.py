@@ -487,6 +487,8 @@ def test_babysit_does_not_repeat_a_mistake(ready):
   assert "it went wrong" in text
   assert len(ready.starts()) == 2
   assert "running" not in ready.tpu("status")
+  (ready.run_folder / "fail_t1v-n-abc-w-1").unlink()  # Put right, it is another training.
+  assert "The training is done" in ready.tpu("train", "--babysit", training=[])
 
 
 def test_babysit_replaces_a_tpu_whose_worker_never_answers(world):
@@ -509,6 +511,7 @@ def test_babysit_ends_when_the_training_was_asked_to_stop(ready):
   assert process.returncode == 0
   assert "asked to stop, and has saved" in err
   assert len(ready.starts()) == 2
+  assert "The training is done" in ready.tpu("train", "--babysit", training=["--steps=1"])
 
 
 def test_babysit_does_not_take_a_machine_that_shut_down_for_the_end(ready):
