@@ -12,6 +12,7 @@ COMMANDS = {
   "train": ("albert_jax.train", "pre-train a model; resumes by itself"),
   "evaluate": ("albert_jax.evaluate", "the numbers of a checkpoint on held-out data, as JSON"),
   "predict": ("albert_jax.predict", "fill masks with a trained model"),
+  "plan": ("albert_jax.plan", "will it fit a TPU that is not there, and how long will it take"),
   "convert": ("albert_jax.convert.command", "weights from any format to another, or looked into"),
 }
 

@@ -2,11 +2,15 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import signal
 import sys
 
 import jax
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from albert_jax import cli, convert, curves, model, tasks
 from albert_jax.errors import UserError
@@ -63,7 +67,7 @@ def train(config, workdir) -> dict:
     batches = task.train_batches(start, host, hosts)
     tokens = config.batch_size * config.data.seq_length
     writer = Writer(workdir, start, config.steps, config.log_every, tokens)
-    with contextlib.closing(writer), _asked_to_stop() as stop:
+    with contextlib.closing(writer), _asked_to_stop(hosts) as asked_to_stop:
       held_out, before = _last_evaluation(workdir, start), None
       for step in range(start + 1, config.steps + 1):
         batch = sharding.global_batch(mesh, next(batches))
@@ -73,6 +77,7 @@ def train(config, workdir) -> dict:
           writer.train(*before)
         before = (step, *numbers)
 
+        stop = asked_to_stop(step)
         last = step == config.steps or bool(stop)
         saving = step % config.checkpoint_every == 0 or last
         evaluating = step % config.eval_every == 0 or step == config.steps
@@ -88,10 +93,12 @@ def train(config, workdir) -> dict:
         if last:
           break
 
-    if stop:
-      print(f"Stopped at step {step} by {stop[0]}; saved. The same command goes on from there.", file=sys.stderr)
-    elif host == 0:
-      _finish(task, now["params"], held_out, workdir)
+    if start < config.steps and step < config.steps:
+      print(f"Stopped at step {step} by {stop}; saved. The same command goes on from there.", file=sys.stderr)
+      return held_out
+    params = jax.jit(lambda params: params, out_shardings=NamedSharding(mesh, P()))(now["params"])
+    if host == 0:
+      _finish(task, params, held_out, workdir)
   return held_out
 
 
@@ -173,21 +180,35 @@ def _last_evaluation(workdir, step):
 
 
 @contextlib.contextmanager
-def _asked_to_stop():
-  """Yields a list that is empty until SIGTERM or Ctrl-C arrives; a second Ctrl-C interrupts at once."""
+def _asked_to_stop(hosts):
+  """Yields a function of the step that says why to stop after it, if SIGTERM or Ctrl-C has come; else ''.
+
+  Of several hosts only some may be told. JAX then finds a step at which all of them stop.
+  """
+  if hosts > 1:
+    yield lambda step: "a notice of preemption" if multihost_utils.reached_preemption_sync_point(step) else ""
+    return
   asked = []
 
   def note(number, _):
     if asked and number == signal.SIGINT:
-      raise KeyboardInterrupt
+      raise KeyboardInterrupt  # The second Ctrl-C means now.
     asked.append(signal.Signals(number).name)
 
   before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
   try:
-    yield asked
+    yield lambda step: asked[0] if asked else ""
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
+
+
+def join(coordinator: str, processes: int, process: int):
+  """Makes this process one of several, if it is: by the arguments, or by what a TPU pod or SLURM says."""
+  if coordinator:
+    jax.distributed.initialize(coordinator, processes, process)
+  elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+    jax.distributed.initialize()
 
 
 def table(metrics, baselines) -> str:
@@ -207,5 +228,12 @@ def main(argv):
     "albert-jax train --config=configs/pretrain.py:tiny --config.data.dataset=DIR --workdir=RUN",
   )
   parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder of this run")
+  several = parser.add_argument_group("several processes (found by themselves on TPU pods and SLURM)")
+  several.add_argument("--coordinator", default="", metavar="HOST:PORT", help="where process 0 listens")
+  several.add_argument("--processes", type=int, metavar="N", help="how many there are")
+  several.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
   args, config = cli.parse_with_config(parser, argv)
+  if args.coordinator and (args.processes is None or args.process is None):
+    raise UserError("--coordinator needs --processes=N and --process=I")
+  join(args.coordinator, args.processes, args.process)
   train(config, args.workdir)

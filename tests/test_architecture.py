@@ -19,7 +19,7 @@ MAY_USE = {
   "paths": {"errors"},
   "errors": set(),
 }
-COMMANDS = {"train", "evaluate", "predict"}
+COMMANDS = {"train", "evaluate", "predict", "plan"}
 
 
 def room(module):

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-import re
 
 import jax
 import numpy as np
 import pytest
 
 from albert_jax import AlbertConfig, UserError, model, paths
+from albert_jax.plan import collectives
 from albert_jax.tasks import pretrain
 from albert_jax.training import optimizer, sharding, state
 from albert_jax.training.optimizer import OptimizerConfig
@@ -102,23 +102,6 @@ def compiled(cfg, mesh_config, accumulate=1):
   batch = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for k, x in next(batches(1)).items()}
   with jax.set_mesh(mesh):
     return step.lower(abstract, batch).compile().as_text()
-
-
-def collectives(hlo):
-  """[(computation, kind, bytes)] of every operation that sends something between devices."""
-  found, computation = [], ""
-  for line in hlo.splitlines():
-    if line and not line.startswith((" ", "}")):
-      computation = line.split(" (")[0]
-    if m := re.search(
-      r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", line
-    ):
-      shapes = re.findall(r"(pred|bf16|f16|[fsu]32|[su]8)\[([\d,]*)\]", m[1])
-      size = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2}
-      found.append(
-        (computation, m[2], sum(size.get(d, 4) * int(np.prod([int(n) for n in s.split(",") if n])) for d, s in shapes))
-      )
-  return found
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

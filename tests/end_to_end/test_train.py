@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import signal
+import socket
 import time
 
 import numpy as np
@@ -110,6 +111,21 @@ def test_on_four_devices_it_is_the_same_run(whole, dataset, tmp_path):
   for step, split in expected:
     tolerance = 0 if step <= 5 else 1e-5
     assert found[step, split] == pytest.approx(expected[step, split], rel=tolerance, abs=0), (step, split)
+
+
+def test_two_processes_of_four_devices_are_one_run(whole, dataset, tmp_path):
+  workdir = tmp_path / "run"
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    several = [f"--coordinator=127.0.0.1:{s.getsockname()[1]}", "--processes=2"]
+  processes = [start("train", *flags(dataset, workdir), *several, f"--process={i}", devices=4) for i in (0, 1)]
+  for process in processes:
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+  expected, found = numbers(whole[0]), numbers(workdir)
+  assert expected.keys() == found.keys()
+  for key in expected:
+    assert found[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-6), key
 
 
 def read_while_written(workdir):

@@ -1,0 +1,229 @@
+"""Will it fit, and how long will it take: the real train step, compiled for a machine that is not there."""
+
+import json
+import math
+import os
+import pathlib
+import re
+import time
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from albert_jax import cli, model
+from albert_jax.data.pretrain import DataConfig
+from albert_jax.errors import UserError
+from albert_jax.tasks import pretrain
+from albert_jax.training import optimizer, sharding, state
+from albert_jax.training.optimizer import OptimizerConfig
+from albert_jax.training.sharding import MeshConfig
+from albert_jax.training.step import make_train_step
+
+
+@dataclass(frozen=True)
+class Chip:
+  """Datasheet values of one chip, from the vendor's system-architecture pages."""
+
+  teraflops: float  # dense bfloat16
+  gib: float  # memory
+  link_gb_per_s: float  # to its neighbours, one way
+
+
+CHIPS = {
+  "v4": Chip(275, 32, 150),
+  "v5e": Chip(197, 16, 200),
+  "v5p": Chip(459, 95, 300),
+  "v6e": Chip(918, 32, 400),
+}
+GIB = 1 << 30
+
+
+def flops_per_step(cfg, batch_size, length, slots) -> float:
+  """Matmul operations of a training step, a multiply-add being two; recomputation is not counted.
+
+  3 × (2·S·E·H + N·(24·S·H² + 4·S²·H) + P·(2·H·E + 2·E·V) + 2·H²) a sequence, with F = 4 H; here for any F.
+  """
+  S, E, H, F, V = length, cfg.embedding_size, cfg.hidden_size, cfg.intermediate_size, cfg.vocab_size
+  layers = cfg.num_hidden_layers * cfg.inner_group_num
+  projection = 2 * S * E * H if E != H else 0
+  layer = 8 * S * H * H + 4 * S * H * F + 4 * S * S * H
+  return 3.0 * batch_size * (projection + layers * layer + slots * (2 * H * E + 2 * E * V) + 2 * H * H)
+
+
+def plan(config, topology: str, mfu: float = 0.5) -> dict:
+  """Compiles the train step of a pre-training config for `topology`, such as "v5e:4x4", and reads the result.
+
+  Returns: plain numbers, see `describe` for their meaning; "fits" is False where the compiler ran out of memory.
+  Raises: UserError for a machine it does not know, or a config that cannot be.
+  """
+  cfg, data = model.AlbertConfig(**config.model), DataConfig(**{**config.data.to_dict(), "dataset": "-"})
+  kind = topology.split(":")[0]
+  if kind not in CHIPS or not re.fullmatch(r"\w+:\d+(x\d+)+", topology):
+    raise UserError(f"--topology={topology} is unknown; use KIND:SHAPE with a kind of {', '.join(CHIPS)}, as v5e:4x4")
+  chip, devices = CHIPS[kind], _devices(topology)
+  chips = math.prod(int(n) for n in topology.split(":")[1].split("x"))
+  gib = chip.gib * chips / len(devices)  # A v4 chip is two devices.
+  mesh = sharding.make_mesh(MeshConfig(**config.mesh), config.batch_size, devices)
+  rows = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
+  if rows % config.accumulate:
+    raise UserError(f"accumulate={config.accumulate} must divide the {rows} rows a device has")
+
+  step, arguments = _abstract_step(config, cfg, data, mesh)
+  start = time.perf_counter()
+  numbers = {
+    "topology": topology, "chips": chips,
+    "devices": len(devices), "batch_size": config.batch_size, "rows_per_device": rows,
+    "accumulate": config.accumulate, "remat": cfg.remat, "dtype": cfg.dtype, "memory_gib": gib,
+    "parameters": model.param_count(arguments[0]["params"]),
+  }  # fmt: skip
+  try:
+    with jax.set_mesh(mesh):
+      compiled = step.lower(*arguments).compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    wanted = re.search(r"Used ([\d.]+)G of ([\d.]+)G", str(error))
+    return {**numbers, "fits": False, **({"needed_gib": float(wanted[1])} if wanted else {})}
+  memory = compiled.memory_analysis()
+  sent = [(kind, size) for _, kind, size in collectives(compiled.as_text())]
+  needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.generated_code_size_in_bytes
+  flops = flops_per_step(cfg, config.batch_size, data.seq_length, data.slots)
+  reduced = sum(size for kind, size in sent if kind == "all-reduce")
+  compute = flops / (chips * chip.teraflops * 1e12)
+  # A ring sends each byte about twice.
+  communicate = 2 * sum(size for _, size in sent) / (chip.link_gb_per_s * 1e9) if len(devices) > 1 else 0.0
+  seconds = compute / mfu + communicate
+  return {
+    **numbers,
+    "fits": needed <= gib * GIB,
+    "needed_gib": needed / GIB,
+    "temp_gib": memory.temp_size_in_bytes / GIB,
+    "argument_gib": memory.argument_size_in_bytes / GIB,
+    "flops_per_step": flops,
+    "all_reduce_count": sum(kind == "all-reduce" and size > 1000 for kind, size in sent),
+    "all_reduce_bytes": reduced,
+    "collective_bytes": sum(size for _, size in sent),
+    "compile_s": time.perf_counter() - start,
+    "assumed_mfu": mfu,
+    "step_s_at_least": compute,
+    "step_s_estimate": seconds,
+    "run_hours_estimate": seconds * config.steps / 3600,
+  }
+
+
+def collectives(hlo: str) -> list:
+  """[(computation, kind, bytes)] of every operation in compiled code that sends something between devices."""
+  found, computation = [], ""
+  pattern = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
+  width = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2}
+  for line in hlo.splitlines():
+    if line and not line.startswith((" ", "}")):
+      computation = line.split(" (")[0]
+    if match := pattern.search(line):
+      shapes = re.findall(r"(pred|bf16|f16|[fsu]32|[su]8)\[([\d,]*)\]", match[1])
+      sizes = [width.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n) for kind, shape in shapes]
+      found.append((computation, match[2], sum(sizes)))
+  return found
+
+
+def advice(numbers) -> list[str]:
+  """What to change where it does not fit, cheapest first."""
+  if numbers["fits"]:
+    return []
+  lines = []
+  if numbers["rows_per_device"] > numbers["accumulate"]:
+    lines.append(f"--config.accumulate={numbers['accumulate'] * 2}: half the rows at a time, the same result")
+  if numbers["dtype"] == "float32":
+    lines.append("--config.model.dtype=bfloat16: half the activations")
+  if numbers["remat"] != "full":
+    lines.append("--config.model.remat=full: about a third more computing, far less memory")
+  return [*lines, "--config.mesh.zero1=True or --config.mesh.fsdp=N: split the state over devices"]
+
+
+def describe(numbers, price: float | None) -> str:
+  """The numbers as text."""
+  n = numbers
+  lines = [f"{n['topology']}: {n['devices']} devices, batch {n['batch_size']}, {n['rows_per_device']} rows a device"]
+  needed = f"{n['needed_gib']:.2f} of {n['memory_gib']:g} GiB a device" if "needed_gib" in n else "too much memory"
+  lines.append(f"fits:             {'yes' if n['fits'] else 'NO'}, {needed}")
+  if "temp_gib" in n:
+    lines += [
+      f"                  temporaries {n['temp_gib']:.2f}, state and batch {n['argument_gib']:.2f} GiB",
+      f"a step:           {n['flops_per_step'] / 1e12:,.1f} TFLOP, no recomputation counted",
+      f"between devices:  {n['collective_bytes'] / 1e6:,.1f} MB a step, {n['all_reduce_count']} large all-reduce",
+      f"a step takes:     at least {n['step_s_at_least'] * 1e3:,.1f} ms at the datasheet's peak;",
+      f"                  {n['step_s_estimate'] * 1e3:,.1f} ms is an ESTIMATE, for an MFU of {n['assumed_mfu']}",
+      f"the run takes:    {n['run_hours_estimate']:,.1f} hours by that estimate",
+    ]
+    if price is not None:
+      cost = n["run_hours_estimate"] * n["chips"] * price
+      lines.append(f"and costs:        {cost:,.0f} at {price} a chip and hour")
+    lines.append(f"compiled in:      {n['compile_s']:.0f} s")
+  return "\n".join([*lines, *(f"  try {line}" for line in advice(n))])
+
+
+def _devices(topology):
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # Or it asks the cloud what machine this is, and waits.
+  from jax.experimental import topologies
+
+  try:
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+  except Exception as error:
+    text = str(error).splitlines()[0]
+    raise UserError(
+      f"cannot compile for {topology}: {text}. It needs libtpu: pip install 'albert-jax[plan]'; "
+      "shapes are as v5e:4x4, v5p:2x2x1"
+    ) from error
+
+
+def _abstract_step(config, cfg, data, mesh):
+  """The train step and its arguments as shapes, placed on `mesh`."""
+  key = jax.random.key(0)
+  opt = OptimizerConfig(**config.optimizer)
+
+  def init(key):
+    return model.init(cfg, key)
+
+  def sums(params, batch, key):
+    return pretrain.sums(cfg, params, batch, key)
+
+  def terms(batch):
+    return pretrain.terms(config.loss.mlm_weight, config.loss.sop_weight, batch)
+
+  tx = optimizer.make(opt, model.layer_axes(cfg, jax.eval_shape(init, key)))
+  abstract = state.abstract(init, tx, key)
+  places = sharding.shardings(mesh, abstract, config.mesh.zero1)
+  rate = optimizer.schedule(opt, config.steps)
+  step = make_train_step(sums, terms, tx, rate, key, mesh, places, config.accumulate)
+  abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places)
+  B, L, M = config.batch_size, data.seq_length, data.slots
+  shapes = {
+    "input_ids": (B, L), "attention_mask": (B, L), "token_type_ids": (B, L), "mlm_positions": (B, M),
+    "mlm_labels": (B, M), "mlm_weights": (B, M), "sop_label": (B,), "sop_weight": (B,),
+  }  # fmt: skip
+  rows = NamedSharding(mesh, sharding.BATCH)
+  batch = {
+    name: jax.ShapeDtypeStruct(shape, np.float32 if "weight" in name else np.int32, sharding=rows)
+    for name, shape in shapes.items()
+  }
+  return step, (abstract, batch)
+
+
+def main(argv):
+  parser = cli.parser(
+    "plan",
+    "Compiles the train step of a config for a TPU that is not there, and says whether it fits, how much it sends\n"
+    "between devices, and about how long the run takes.",
+    "albert-jax plan --config=configs/pretrain.py:xxlarge --config.model.dtype=bfloat16 --topology=v5e:16x16",
+  )
+  parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help="as v4:2x2x4, v5e:4x4 or v6e:2x4")
+  parser.add_argument("--mfu", type=float, default=0.5, help="share of the peak the estimate assumes (default 0.5)")
+  parser.add_argument("--price_per_chip_hour", type=float, metavar="PRICE", help="to print the run's cost")
+  parser.add_argument("--json", metavar="FILE", help="write the numbers there")
+  args, config = cli.parse_with_config(parser, argv)
+  numbers = plan(config, args.topology, args.mfu)
+  print(describe(numbers, args.price_per_chip_hour))
+  if args.json:
+    pathlib.Path(args.json).write_text(json.dumps(numbers, indent=2) + "\n")
