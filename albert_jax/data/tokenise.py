@@ -68,7 +68,7 @@ class Encoder:
     self.settings = settings
     # The original's second look at pieces such as `2010,` is done here for whole arrays: `_expand`.
     self.tokenizer = Tokenizer(tokenizer.path, tokenizer.lower, tokenizer.keep_accents, digit_comma=False)
-    self.expansion = {i: np.array(parts) for i, parts in tokenizer._resplit_ids.items()}
+    self.expansion = {i: np.array(parts) for i, parts in tokenizer.resplit_ids.items()}
     self.expands = np.isin(np.arange(tokenizer.vocab_size), list(self.expansion))
     self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     self.starts_word = records.word_starts(tokenizer.pieces)

@@ -52,7 +52,8 @@ def normalize(text, *, lower=True, keep_accents=False, hf_quotes=False):
     str: outer and repeated white space removed, NFKD, without combining marks, lower-cased. Idempotent but for
     characters that NFKD turns into a space and a mark.
   """
-  text = " ".join(text.split())
+  # Most texts have single spaces and nothing else that counts as white space, which is quicker to see than to mend.
+  text = text.strip() if "  " not in text and text.isprintable() else " ".join(text.split())
   if hf_quotes:
     text = text.replace("``", '"').replace("''", '"')
   if not text.isascii():
@@ -227,7 +228,8 @@ class Tokenizer:
     return table
 
   @functools.cached_property
-  def _resplit_ids(self):
+  def resplit_ids(self):
+    """{id of a piece such as `▁2010,`: the ids that take its place}, the original's second look (see `encode`)."""
     return {i: [self._id(part) for part in parts] for i, parts in self._resplit.items()}
 
   @functools.cached_property
@@ -261,7 +263,7 @@ class Tokenizer:
     return [self._split_commas(ids) for ids in batch]
 
   def _split_commas(self, ids):
-    table = self._resplit_ids
+    table = self.resplit_ids
     # One look in C at the whole list; most have nothing to split.
     return ids if table.keys().isdisjoint(ids) else [j for i in ids for j in table.get(i, (i,))]
 

@@ -28,6 +28,10 @@ def make(config) -> Task:
       f"try --config.data.seq_length={cfg.max_position_embeddings}"
     )
   found = source.describe(data.dataset)["baselines"]
+  if not found:
+    raise UserError(
+      f"{data.dataset} has no held-out documents; make it again with albert-jax prepare --validation_fraction=0.05"
+    )
   batches = functools.partial(pipeline.train_batches, data, batch_size=config.batch_size, seed=config.seed)
   eval_batches = functools.partial(
     pipeline.eval_batches, data, batch_size=config.batch_size, seed=config.seed, max_batches=config.eval_batches or None
