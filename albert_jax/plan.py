@@ -84,8 +84,8 @@ def plan(config, topology: str, mfu: float = 0.5) -> dict:
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    wanted = re.search(r"Used ([\d.]+)G of ([\d.]+)G", str(error))
-    return {**numbers, "fits": False, **({"needed_gib": float(wanted[1])} if wanted else {})}
+    wanted = re.search(r"\(([\d.]+)G\) exceeds|Used ([\d.]+)G of", str(error))
+    return {**numbers, "fits": False, **({"needed_gib": float(wanted[1] or wanted[2])} if wanted else {})}
   memory = compiled.memory_analysis()
   sent = [(kind, size) for _, kind, size in collectives(compiled.as_text())]
   needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.generated_code_size_in_bytes

@@ -34,6 +34,8 @@ def train(config, workdir) -> dict:
   Raises: UserError for a config that contradicts itself, the data or the checkpoint; FloatingPointError when the loss
     is no longer a number.
   """
+  if "://" in str(workdir):
+    raise UserError(f"--workdir={workdir}: only folders are supported so far; mount the bucket and give its path")
   workdir = pathlib.Path(workdir).absolute()
   host, hosts = jax.process_index(), jax.process_count()
 
@@ -204,11 +206,15 @@ def _asked_to_stop(hosts):
 
 
 def join(coordinator: str, processes: int, process: int):
-  """Makes this process one of several, if it is: by the arguments, or by what a TPU pod or SLURM says."""
+  """Makes this process one of several, if it is: by the arguments, or by what launch/tpu.sh, a pod or SLURM says."""
+  said = os.environ.get
   if coordinator:
     jax.distributed.initialize(coordinator, processes, process)
-  elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-    jax.distributed.initialize()
+  elif (
+    "," in said("TPU_WORKER_HOSTNAMES", "")
+    or max(int(said("ALBERT_JAX_PROCESSES", "1")), int(said("SLURM_NTASKS", "1"))) > 1
+  ):
+    jax.distributed.initialize()  # Which asks the cluster who it is.
 
 
 def table(metrics, baselines) -> str:

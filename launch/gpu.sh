@@ -32,7 +32,7 @@
 #   --requeues=N            ALBERT_GPU_REQUEUES    times the job queues again because its time was up; default 100
 #   --dry_run                                      print the commands and run nothing
 #
-# The checkout, --workdir and the data have to be in folders that all machines share, or on gs://.
+# The checkout, --workdir and the data have to be in folders that all machines share.
 # Exit codes: 0 done, 1 it failed, 2 something to put right in the command or the training's arguments.
 set -euo pipefail
 

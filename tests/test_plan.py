@@ -50,8 +50,9 @@ def test_the_step_fits_and_sends_its_gradients_once(size, topology, rows, gib):
   numbers = plan(config(size, batch_size=8 * rows), topology)
   assert numbers["fits"]
   assert numbers["temp_gib"] <= gib
-  assert numbers["all_reduce_count"] == 1
+  # Each gradient once, in float32. The compiler sends no more than about 128 MB at a time.
   assert numbers["all_reduce_bytes"] == pytest.approx(4 * numbers["parameters"], abs=1000)
+  assert numbers["all_reduce_count"] <= 1 + numbers["all_reduce_bytes"] // 128e6
 
 
 @needs_libtpu
