@@ -1,7 +1,17 @@
 """Checkpoints of the state. The only file that knows Orbax."""
 
+import concurrent.futures
+import json
+import pathlib
+import sys
+import zlib
+
 import jax
 from orbax.checkpoint import v1 as ocp
+
+from albert_jax.errors import UserError
+
+CHECKSUMS = "checksums.json"
 
 
 class Checkpoints:
@@ -14,24 +24,90 @@ class Checkpoints:
       preservation_policy=ocp.training.preservation_policies.LatestN(keep),
       cleanup_tmp_directories=True,  # What a killed run left half-written.
     )
+    self._directory = pathlib.Path(directory)
+    self._background = concurrent.futures.ThreadPoolExecutor(1)
+    self._sealed = None
 
   def latest(self) -> int | None:
     """The newest step that is complete, or None."""
     return None if self._orbax.latest is None else self._orbax.latest.step
 
   def save(self, step: int, state):
-    """Starts writing `state` and returns; nothing happens where this step is there already."""
+    """Starts writing `state` and returns; nothing happens where this step is there already.
+
+    Raises: what went wrong with the save before, such as a full disk.
+    """
+    self._wait()
     if self.latest() != step:
       # Without `force` Orbax leaves a save out, silently, while the one before is still being written.
-      self._orbax.save_async(step, state, force=True)
+      written = self._orbax.save_async(step, state, force=True)
+      if jax.process_index() == 0:
+        self._sealed = self._background.submit(_seal, written, self._directory / str(step))
 
   def restore(self, abstract, shardings):
-    """The newest state, placed by `shardings`, which may be those of another mesh than the one that saved it."""
+    """The newest state that can be read, placed by `shardings`, which may be those of another mesh than it came from.
+
+    A checkpoint that is damaged is passed over, with a word, and removed, so that its step can be saved again.
+    Raises: UserError if none can be read.
+    """
     target = jax.tree.map(
       lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract, shardings
     )
-    return self._orbax.load(None, target)
+    broken = {}
+    for step in sorted((found.step for found in self._orbax.checkpoints), reverse=True):
+      try:
+        _verify(self._directory / str(step))
+        state = self._orbax.load(step, target)
+      except Exception as error:  # Orbax and TensorStore raise many kinds for files that are cut or gone.
+        broken[step] = str(error).strip().splitlines()[0][:200]
+        print(f"The checkpoint of step {step} cannot be used: {broken[step]}", file=sys.stderr)
+        continue
+      for bad in broken:
+        print(f"Going on from step {step}; removing the damaged checkpoint of step {bad}.", file=sys.stderr)
+        self._orbax.delete(bad)
+      return state
+    raise UserError(f"no checkpoint in {self._directory} can be used: {broken}; start in a new --workdir")
 
   def close(self):
-    """Waits for what is being written."""
-    self._orbax.close()
+    """Waits for what is being written. Raises: what went wrong with it."""
+    try:
+      self._wait()
+    finally:
+      self._background.shutdown()
+      self._orbax.close()
+
+  def _wait(self):
+    if self._sealed is not None:
+      sealed, self._sealed = self._sealed, None
+      sealed.result()
+
+
+def _seal(written, folder):
+  """Once a checkpoint is complete, notes the checksum of each file: what it is made of has none that is looked at."""
+  if written is not None:
+    written.result()
+  temporary = folder / f".{CHECKSUMS}"
+  temporary.write_text(json.dumps(_checksums(folder)))
+  temporary.rename(folder / CHECKSUMS)
+
+
+def _verify(folder):
+  """Raises: OSError if a file is not the one that was written. A checkpoint that was never sealed is believed."""
+  path = folder / CHECKSUMS
+  if path.exists():
+    expected, found = json.loads(path.read_text()), _checksums(folder)
+    if bad := sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name)):
+      raise OSError(f"damaged or missing: {', '.join(bad)}")
+
+
+def _checksums(folder):
+  """{file: CRC-32 of its bytes} of everything in a checkpoint's folder."""
+  found = {}
+  for path in sorted(folder.rglob("*")):
+    if path.is_file() and not path.name.endswith(CHECKSUMS):
+      crc = 0
+      with path.open("rb") as file:
+        while block := file.read(1 << 22):
+          crc = zlib.crc32(block, crc)
+      found[str(path.relative_to(folder))] = crc
+  return found

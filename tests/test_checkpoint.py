@@ -1,0 +1,83 @@
+"""Checkpoints that were damaged, cut, or never finished: the run goes on from the one before, and says so."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import SingleDeviceSharding
+
+from albert_jax.errors import UserError
+from albert_jax.training.checkpoint import Checkpoints
+
+
+def state(step):
+  return {"step": jnp.int32(step), "params": {"w": jax.random.normal(jax.random.key(step), (300, 300))}}
+
+
+def restore(folder):
+  saved = Checkpoints(folder, 5)
+  abstract = jax.eval_shape(lambda: state(0))
+  try:
+    return saved.restore(abstract, jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), abstract))
+  finally:
+    saved.close()
+
+
+@pytest.fixture
+def folder(tmp_path):
+  saved = Checkpoints(tmp_path / "checkpoints", 3)
+  for step in (1, 2, 3, 4):
+    saved.save(step, state(step))
+  saved.save(4, state(5))  # There already.
+  saved.close()
+  return tmp_path / "checkpoints"
+
+
+def largest_file(folder):
+  return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def test_the_newest_few_are_kept_and_the_newest_is_read(folder):
+  assert sorted(path.name for path in folder.iterdir()) == ["2", "3", "4"]
+  now = restore(folder)
+  assert int(now["step"]) == 4
+  np.testing.assert_array_equal(now["params"]["w"], state(4)["params"]["w"])
+
+
+def flip_a_bit(folder):
+  path = largest_file(folder)
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+def cut(folder):
+  path = largest_file(folder)
+  path.write_bytes(path.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut, lambda folder: largest_file(folder).unlink()])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder, damage, capsys):
+  damage(folder / "4")
+  now = restore(folder)
+  assert int(now["step"]) == 3
+  np.testing.assert_array_equal(now["params"]["w"], state(3)["params"]["w"])
+  assert "Going on from step 3; removing the damaged checkpoint of step 4" in capsys.readouterr().err
+  assert not (folder / "4").exists()
+
+
+def test_one_that_was_killed_before_it_was_sealed_is_believed(folder):
+  (folder / "4" / "checksums.json").unlink()
+  assert int(restore(folder)["step"]) == 4
+
+
+def test_what_a_killed_run_left_half_written_is_not_there(folder):
+  (folder / "5.orbax-checkpoint-tmp-1").mkdir()
+  assert int(restore(folder)["step"]) == 4
+
+
+def test_when_none_can_be_used_it_says_why(folder):
+  for step in (2, 3, 4):
+    flip_a_bit(folder / str(step))
+  with pytest.raises(UserError, match=r"no checkpoint in .* can be used.*damaged or missing"):
+    restore(folder)
