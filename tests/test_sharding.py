@@ -13,16 +13,21 @@ def test_the_mesh_takes_all_devices():
   assert mesh.shape == {"data": len(jax.devices()), "fsdp": 1, "tensor": 1}
 
 
-@pytest.mark.parametrize("cfg", [MeshConfig(data=7), MeshConfig(data=0), MeshConfig(data=-2), MeshConfig(fsdp=2)])
+@pytest.mark.parametrize(
+  "cfg", [MeshConfig(data=7), MeshConfig(data=0), MeshConfig(data=-2), MeshConfig(data=4, fsdp=4)]
+)
 def test_a_mesh_that_does_not_fit_is_an_error(cfg):
   with pytest.raises(UserError, match="mesh"):
     sharding.make_mesh(cfg, 8)
 
 
-def test_batches_and_state_go_where_the_rules_say():
+def test_rows_are_split_over_the_devices():
   mesh = sharding.make_mesh(MeshConfig(), 8)
   placed = sharding.global_batch(mesh, {"x": np.arange(16).reshape(8, 2)})["x"]
   assert placed.sharding.spec == P(("data", "fsdp"))
   np.testing.assert_array_equal(placed, np.arange(16).reshape(8, 2))
-  tree = sharding.shardings(mesh, {"step": 0, "params": {"w": 1}})
-  assert tree["params"]["w"].spec == P()
+
+
+def test_a_batch_that_does_not_divide_is_an_error():
+  with pytest.raises(UserError, match="try --config"):
+    sharding.make_mesh(MeshConfig(), 9)
