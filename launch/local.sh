@@ -22,10 +22,11 @@ RUN=runs/quickstart
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} # The run is small; on an accelerator set JAX_PLATFORMS='' yourself.
 
 if [[ ! -f $RUN/vocab/spiece.model ]]; then
-  albert-jax vocab --input=python_docs --out=$RUN/vocab --vocab_size=4096
+  albert-jax vocab --input=python_docs --tfds_dir=$RUN/tfds --out=$RUN/vocab --vocab_size=4096
 fi
 if [[ ! -f $RUN/data/prepare.json ]]; then
-  albert-jax prepare --input=python_docs --spm=$RUN/vocab/spiece.model --out=$RUN/data --segment_tokens=64
+  albert-jax prepare --input=python_docs --tfds_dir=$RUN/tfds --spm=$RUN/vocab/spiece.model --out=$RUN/data \
+    --segment_tokens=64
 fi
 albert-jax train --config=configs/pretrain.py:quickstart --config.data.dataset=$RUN/data --workdir=$RUN/run
 

@@ -16,9 +16,9 @@ def test_the_mesh_takes_all_devices():
 @pytest.mark.parametrize(
   "cfg", [MeshConfig(data=7), MeshConfig(data=0), MeshConfig(data=-2), MeshConfig(data=4, fsdp=4)]
 )
-def test_a_mesh_that_does_not_fit_is_an_error(cfg):
+def test_a_mesh_that_does_not_fit_is_an_error(axes):
   with pytest.raises(UserError, match="mesh"):
-    sharding.make_mesh(cfg, 8)
+    sharding.make_mesh(MeshConfig(**axes), 8)
 
 
 def test_rows_are_split_over_the_devices():
