@@ -37,3 +37,10 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
 
 def test_nothing_to_count_gives_no_number():
   assert ratios({"a": (1.0, 2.0), "b": (0.0, 0.0)}) == {"a": 0.5}
+
+
+def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path):
+  writer = Writer(tmp_path, 0, 4, 2, 10)
+  with pytest.raises(FloatingPointError, match="grad_norm is not a finite number at step 1"):
+    writer.train(1, {"loss": (jnp.float32(1), 1.0)}, {"grad_norm": jnp.float32("inf")})
+  writer.close()

@@ -41,8 +41,8 @@ class Writer:
     for name, (total, weight) in sums.items():
       so_far = self.sums.get(name, (0.0, 0.0))
       self.sums[name] = (so_far[0] + float(total), so_far[1] + float(weight))
-    if not all(math.isfinite(total) for total, _ in self.sums.values()):
-      broken = [name for name, (total, _) in self.sums.items() if not math.isfinite(total)]
+    values = {**{name: total for name, (total, _) in sums.items()}, **scalars}
+    if broken := [name for name, value in values.items() if not math.isfinite(value)]:
       raise FloatingPointError(
         f"{', '.join(broken)} is not a finite number at step {step}; the last checkpoint is sound. "
         "Usually the learning rate is too high for the batch: lower optimizer.learning_rate or lengthen the warm-up."
