@@ -81,3 +81,17 @@ def test_when_none_can_be_used_it_says_why(folder):
     flip_a_bit(folder / str(step))
   with pytest.raises(UserError, match=r"no checkpoint in .* can be used.*damaged or missing"):
     restore(folder)
+
+
+def test_a_save_that_fails_is_one_plain_error(tmp_path, monkeypatch):
+  saved = Checkpoints(tmp_path, 3)
+  saved.save(1, state(1))
+
+  def full(*args, **kwargs):
+    raise ValueError("RESOURCE_EXHAUSTED: many\nlines: No space left on device")
+
+  monkeypatch.setattr(saved._orbax, "save_async", full)
+  with pytest.raises(OSError, match="could not be written: lines: No space left on device"):
+    saved.save(2, state(2))
+  saved.close()
+  assert int(restore(tmp_path)["step"]) == 1

@@ -1,6 +1,7 @@
 """Checkpoints of the state. The only file that knows Orbax."""
 
 import concurrent.futures
+import contextlib
 import json
 import pathlib
 import sys
@@ -35,14 +36,14 @@ class Checkpoints:
   def save(self, step: int, state):
     """Starts writing `state` and returns; nothing happens where this step is there already.
 
-    Raises: what went wrong with the save before, such as a full disk.
+    Raises: OSError if the save before failed, for want of space say.
     """
     self._wait()
     if self.latest() != step:
-      # Without `force` Orbax leaves a save out, silently, while the one before is still being written.
-      written = self._orbax.save_async(step, state, force=True)
-      if jax.process_index() == 0:
-        self._sealed = self._background.submit(_seal, written, self._directory / str(step))
+      with self._plainly():
+        # Without `force` Orbax leaves a save out, silently, while the one before is still being written.
+        written = self._orbax.save_async(step, state, force=True)
+      self._sealed = self._background.submit(_seal, written, self._directory / str(step))
 
   def restore(self, abstract, shardings):
     """The newest state that can be read, placed by `shardings`, which may be those of another mesh than it came from.
@@ -69,23 +70,36 @@ class Checkpoints:
     raise UserError(f"no checkpoint in {self._directory} can be used: {broken}; start in a new --workdir")
 
   def close(self):
-    """Waits for what is being written. Raises: what went wrong with it."""
+    """Waits for what is being written. Raises: OSError if that failed."""
     try:
       self._wait()
     finally:
       self._background.shutdown()
-      self._orbax.close()
+      with contextlib.suppress(Exception):  # Said already, by the line above.
+        self._orbax.close()
 
   def _wait(self):
     if self._sealed is not None:
       sealed, self._sealed = self._sealed, None
-      sealed.result()
+      with self._plainly():
+        sealed.result()
+
+  @contextlib.contextmanager
+  def _plainly(self):
+    """Turns the many kinds of errors a failed save can raise into one of one line."""
+    try:
+      yield
+    except Exception as error:
+      reason = str(error).strip().splitlines()[-1][:300]
+      raise OSError(f"a checkpoint in {self._directory} could not be written: {reason}") from error
 
 
 def _seal(written, folder):
   """Once a checkpoint is complete, notes the checksum of each file: what it is made of has none that is looked at."""
   if written is not None:
     written.result()
+  if jax.process_index() > 0:
+    return
   temporary = folder / f".{CHECKSUMS}"
   temporary.write_text(json.dumps(_checksums(folder)))
   temporary.rename(folder / CHECKSUMS)
