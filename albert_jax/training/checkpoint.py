@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import json
+import logging
 import pathlib
 import sys
 import zlib
@@ -20,6 +21,8 @@ class Checkpoints:
 
   def __init__(self, directory, keep: int):
     """Args: directory: path, made if absent. keep: how many of the newest are kept."""
+    # Orbax's threads log a failed save with all their frames; here it is raised, in one line.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     self._orbax = ocp.training.Checkpointer(
       directory,
       preservation_policy=ocp.training.preservation_policies.LatestN(keep),
