@@ -71,6 +71,7 @@ def _describe_folder(dataset):
   path = folder / DESCRIPTION_FILE
   if not path.is_file():
     what = "is a folder without prepare.json" if folder.is_dir() else "is no folder"
+    what = what if str(dataset) else "is not set"
     raise UserError(
       f"data.dataset={dataset} {what}; expected one made by: albert-jax prepare --input={dataset or 'GLOB'} "
       "--spm=FILE --out=DIR, and then --config.data.dataset=DIR"
