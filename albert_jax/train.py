@@ -1,6 +1,7 @@
 """THE training loop. Read it from top to bottom: task, mesh, state, data, step, log, evaluate, save."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -51,9 +52,12 @@ def train(config, workdir) -> dict:
   micro = _micro_batches(config, mesh)
   train_step = make_train_step(task.sums, task.terms, tx, rate, key_step, mesh, places, micro)
   eval_step = make_eval_step(task)
-  _same_run(config, workdir)
 
-  with jax.set_mesh(mesh), contextlib.closing(Checkpoints(workdir / "checkpoints", config.keep_checkpoints)) as saved:
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(_alone(workdir))
+    _same_run(config, workdir)
+    stack.enter_context(jax.set_mesh(mesh))
+    saved = stack.enter_context(contextlib.closing(Checkpoints(workdir / "checkpoints", config.keep_checkpoints)))
     # State: the newest checkpoint, given weights, or fresh arrays made in their place.
     if saved.latest() is not None:
       now = saved.restore(abstract, places)
@@ -118,6 +122,19 @@ def _finish(task, params, held_out, workdir):
   curves.plot(workdir, task.baselines)
   print(table(held_out, task.baselines))
   print(f"Weights: {workdir / 'export'}\nCurves:  {workdir / 'curves.png'}")
+
+
+@contextlib.contextmanager
+def _alone(workdir):
+  """Holds the folder of a run, so that no second one writes there; the system lets go of it when this process ends."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  with open(workdir / ".lock", "w") as lock:
+    if jax.process_index() == 0:
+      try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        raise UserError(f"{workdir} is in use by another run; wait for its end, or give another --workdir") from None
+    yield
 
 
 def _same_run(config, workdir):

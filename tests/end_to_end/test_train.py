@@ -1,5 +1,6 @@
 """The promises of a run: it resumes bit for bit, on any number of devices, and its result opens elsewhere."""
 
+import fcntl
 import json
 import random
 import shutil
@@ -184,6 +185,16 @@ def test_a_run_begins_from_given_weights_and_says_what_is_new(whole, dataset, tm
   # The first step's rate is 0, so these are the numbers of the weights that were given.
   expected = numbers(whole[0])[12, "eval"]["mlm_loss"]
   assert numbers(tmp_path / "run")[1, "eval"]["mlm_loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_folder_in_use_is_refused(dataset, tmp_path, capsys):
+  from albert_jax.__main__ import main
+
+  with open(tmp_path / ".lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert main(["train", *flags(dataset, tmp_path)]) == 2
+  assert "in use by another run" in capsys.readouterr().err
+  assert not (tmp_path / "config.json").exists()
 
 
 def test_evaluate_gives_the_numbers_of_the_run(whole, dataset, tmp_path):
