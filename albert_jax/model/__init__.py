@@ -12,10 +12,10 @@ from flax import nnx
 
 from albert_jax.errors import UserError
 from albert_jax.model.albert import Albert, structure
-from albert_jax.model.config import VARIANTS, AlbertConfig
+from albert_jax.model.config import STRUCTURE, VARIANTS, AlbertConfig
 from albert_jax.model.layers import lead_axes
 
-__all__ = ["VARIANTS", "AlbertConfig", "apply", "init", "layer_axes", "param_count", "shapes"]
+__all__ = ["STRUCTURE", "VARIANTS", "AlbertConfig", "apply", "init", "layer_axes", "param_count", "shapes"]
 
 OPTIONAL = ("pooler", "mlm", "sop")  # Parts a checkpoint may lack.
 

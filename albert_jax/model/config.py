@@ -10,6 +10,12 @@ ACTIVATIONS = ("gelu", "gelu_new", "relu")
 SHARE = ("all", "attention", "ffn", "none")
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "full")
+# What the weights of a checkpoint are made for; the other fields are how to compute and what to drop out.
+STRUCTURE = (
+  "vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_hidden_groups", "inner_group_num",
+  "num_attention_heads", "intermediate_size", "hidden_act", "max_position_embeddings", "type_vocab_size",
+  "layer_norm_eps", "share",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
