@@ -4,6 +4,8 @@ import json
 import pathlib
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from albert_jax import cli, convert, tasks
 from albert_jax.training import sharding
@@ -11,22 +13,58 @@ from albert_jax.training.writer import ratios
 
 
 def make_eval_step(task):
-  """(params, batch) -> {"name": (total, weight)}, compiled."""
-  return jax.jit(lambda params, batch: task.sums(params, batch, None))
+  """(params, batch) -> ({"name": (total, weight)}, outputs of the rows, {} for most), compiled."""
+
+  def eval_step(params, batch):
+    outputs = {} if task.outputs is None else {"row": batch["row"], **task.outputs(params, batch)}
+    return task.sums(params, batch, None), outputs
+
+  return jax.jit(eval_step)
 
 
-def evaluate(task, eval_step, params, mesh) -> dict:
-  """One pass over the task's held-out split: {"name": value}. Padded rows weigh nothing, no row counts twice."""
-  sums = None
+def evaluate(task, eval_step, params, mesh):
+  """One pass over the task's held-out split; padded rows weigh nothing, no row counts twice.
+
+  Returns: ({"name": value}, {file name: bytes of the answers as the task's community writes them}).
+  """
+  sums, collected = None, []
   for batch in task.eval_batches(jax.process_index(), jax.process_count()):
-    new = eval_step(params, sharding.global_batch(mesh, batch))
+    new, outputs = eval_step(params, sharding.global_batch(mesh, batch))
     sums = new if sums is None else _add(sums, new)
-  return ratios(jax.device_get(sums))
+    collected.append(outputs)
+  numbers, files = ratios(jax.device_get(sums)), {}
+  if task.score is not None:
+    # Taken from the device at the end: until then it never waits for the host.
+    scores, files = task.score(_by_row([_on_host(outputs) for outputs in collected]))
+    numbers |= scores
+  return numbers, files
 
 
 @jax.jit
 def _add(a, b):
   return jax.tree.map(lambda x, y: x + y, a, b)
+
+
+def _on_host(outputs):
+  """All rows of a batch, wherever they are."""
+  return multihost_utils.process_allgather(outputs, tiled=True) if jax.process_count() > 1 else jax.device_get(outputs)
+
+
+def _by_row(collected) -> dict:
+  """Outputs of batches as {name: list of one array a row}, in the split's order, without the rows that fill up."""
+  rows = np.concatenate([outputs["row"] for outputs in collected])
+  order = [i for i in np.argsort(rows, kind="stable") if rows[i] >= 0]
+  lists = {name: [x for outputs in collected for x in outputs[name]] for name in collected[0] if name != "row"}
+  return {name: [values[i] for i in order] for name, values in lists.items()}
+
+
+def with_structure(config, path):
+  """Sets the model's shape in a config to that of the checkpoint at `path`; how to compute stays the config's."""
+  cfg, params = convert.load(path)
+  with config.unlocked():
+    for name in tasks.STRUCTURE:
+      config.model[name] = getattr(cfg, name)
+  return params
 
 
 def main(argv):
@@ -37,17 +75,26 @@ def main(argv):
   )
   parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a Hugging Face directory, as RUN/export")
   parser.add_argument("--json", metavar="FILE", help="write the JSON there too")
+  parser.add_argument("--out", metavar="DIR", help="write the answers there, in the files the task's community uses")
   args, config = cli.parse_with_config(parser, argv)
-  cfg, params = convert.load(args.checkpoint)
-  config.unlock()
-  for name in config.model:  # The checkpoint says what the model is; the config says how to compute.
-    if name not in ("dtype", "remat"):
-      config.model[name] = getattr(cfg, name)
+  params = with_structure(config, args.checkpoint)
   task = tasks.make(config)
   mesh = sharding.make_mesh(sharding.MeshConfig(**config.mesh), config.batch_size)
   with jax.set_mesh(mesh):
     params = jax.device_put(params, sharding.shardings(mesh, params))
-    text = json.dumps(evaluate(task, make_eval_step(task), params, mesh))
+    numbers, files = evaluate(task, make_eval_step(task), params, mesh)
+  text = json.dumps(numbers)
   print(text)
   if args.json:
     pathlib.Path(args.json).write_text(text + "\n")
+  if args.out:
+    write_files(pathlib.Path(args.out), files)
+
+
+def write_files(folder, files):
+  """Writes {file name: bytes} into a folder, each file whole or not at all."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, content in files.items():
+    temporary = folder / f".{name}"
+    temporary.write_bytes(content)
+    temporary.replace(folder / name)

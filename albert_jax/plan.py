@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from albert_jax import cli, model
 from albert_jax.data.pretrain import DataConfig
@@ -195,8 +196,7 @@ def _abstract_step(config, cfg, data, mesh):
   tx = optimizer.make(opt, model.layer_axes(cfg, jax.eval_shape(init, key)))
   abstract = state.abstract(init, tx, key)
   places = sharding.shardings(mesh, abstract, config.mesh.zero1)
-  rate = optimizer.schedule(opt, config.steps)
-  step = make_train_step(sums, terms, tx, rate, key, mesh, places, config.accumulate)
+  step = make_train_step(sums, terms, tx, key, mesh, places, config.accumulate)
   abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places)
   B, L, M = config.batch_size, data.seq_length, data.slots
   shapes = {
@@ -208,7 +208,8 @@ def _abstract_step(config, cfg, data, mesh):
     name: jax.ShapeDtypeStruct(shape, np.float32 if "weight" in name else np.int32, sharding=rows)
     for name, shape in shapes.items()
   }
-  return step, (abstract, batch)
+  rate = jax.ShapeDtypeStruct((), np.float32, sharding=NamedSharding(mesh, P()))
+  return step, (abstract, batch, rate)
 
 
 def main(argv):

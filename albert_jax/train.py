@@ -1,12 +1,15 @@
 """THE training loop. Read it from top to bottom: task, mesh, state, data, step, log, evaluate, save."""
 
 import contextlib
+import copy
 import fcntl
 import json
 import os
 import pathlib
 import signal
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 from jax.experimental import multihost_utils
@@ -15,23 +18,24 @@ from jax.sharding import PartitionSpec as P
 
 from albert_jax import cli, convert, curves, model, tasks
 from albert_jax.errors import UserError
-from albert_jax.evaluate import evaluate, make_eval_step
-from albert_jax.training import optimizer, sharding, state
+from albert_jax.evaluate import evaluate, make_eval_step, with_structure, write_files
+from albert_jax.training import duration, optimizer, sharding, state
 from albert_jax.training.checkpoint import Checkpoints
 from albert_jax.training.optimizer import OptimizerConfig
+from albert_jax.training.schedule import schedule
 from albert_jax.training.sharding import MeshConfig
 from albert_jax.training.step import make_train_step
 from albert_jax.training.writer import Writer, read
 
 # What may differ between a run and its continuation: how it is watched and computed, not what is computed.
-FREE = ("steps", "log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_checkpoints", "init_",
-        "accumulate", "data.workers", "model.remat", "mesh.")  # fmt: skip
+FREE = ("steps", "epochs", "tokens", "log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_",
+        "early_stop", "init_", "accumulate", "data.workers", "model.remat", "mesh.")  # fmt: skip
 
 
 def train(config, workdir) -> dict:
   """Trains by `config` (see configs/) in the folder `workdir`, going on from its newest checkpoint if there is one.
 
-  Returns: the newest held-out metrics, {"name": value}.
+  Returns: the newest held-out metrics, {"name": value}; with config.best, those of the best checkpoint.
   Raises: UserError for a config that contradicts itself, the data or the checkpoint; FloatingPointError when the loss
     is no longer a number.
   """
@@ -40,24 +44,27 @@ def train(config, workdir) -> dict:
   workdir = pathlib.Path(workdir).absolute()
   host, hosts = jax.process_index(), jax.process_count()
 
-  # Task, mesh, optimizer: everything that can be wrong is found before the first array exists.
-  task = tasks.make(config)
+  # Tasks, mesh, optimizer: everything that can be wrong is found before the first array exists.
+  config, stages = _stages(config)
+  task, last_stage = stages[-1].task, stages[-1]
   mesh = sharding.make_mesh(MeshConfig(**config.mesh), config.batch_size)
   opt = OptimizerConfig(**config.optimizer)
-  rate = optimizer.schedule(opt, config.steps)
   key_init, key_step = jax.random.split(jax.random.key(config.seed))
   tx = optimizer.make(opt, model.layer_axes(task.model, jax.eval_shape(task.init, key_init)))
   abstract = state.abstract(task.init, tx, key_init)
   places = sharding.shardings(mesh, abstract, config.mesh.zero1)
-  micro = _micro_batches(config, mesh)
-  train_step = make_train_step(task.sums, task.terms, tx, rate, key_step, mesh, places, micro)
-  eval_step = make_eval_step(task)
+  for stage in stages:
+    micro = _micro_batches(stage.batch_size, config.accumulate, mesh)
+    stage.train_step = make_train_step(stage.task.sums, stage.task.terms, tx, key_step, mesh, places, micro)
+    stage.eval_step = make_eval_step(stage.task)
+    stage.rate = schedule(opt, config.steps, stage.batch_size)
 
   with contextlib.ExitStack() as stack:
     stack.enter_context(_alone(workdir))
     _same_run(config, workdir)
     stack.enter_context(jax.set_mesh(mesh))
-    saved = stack.enter_context(contextlib.closing(Checkpoints(workdir / "checkpoints", config.keep_checkpoints)))
+    saved = Checkpoints(workdir / "checkpoints", config.keep_checkpoints, config.keep_every, bool(config.best))
+    stack.enter_context(contextlib.closing(saved))
     # State: the newest checkpoint, given weights, or fresh arrays made in their place.
     if saved.latest() is not None:
       now = saved.restore(abstract, places)
@@ -70,55 +77,159 @@ def train(config, workdir) -> dict:
     _announce(config, task, mesh, start, workdir)
 
     # The loop: dispatch step t, then look at step t - 1, so that the device never waits for the host.
-    batches = task.train_batches(start, host, hosts)
-    tokens = config.batch_size * config.data.seq_length
-    writer = Writer(workdir, start, config.steps, config.log_every, tokens)
+    writer = Writer(workdir, start, config.steps, config.log_every)
     with contextlib.closing(writer), _asked_to_stop(hosts) as asked_to_stop:
-      held_out, before = _last_evaluation(workdir, start), None
-      for step in range(start + 1, config.steps + 1):
-        batch = sharding.global_batch(mesh, next(batches))
+      held_out, files, before, stop = _last_evaluation(workdir, start), {}, None, ""
+      best = _Best(config.best, config.early_stop, workdir, start)
+      for step, stage, batch in () if best.enough() else _batches(stages, start, host, hosts):
+        batch = sharding.global_batch(mesh, batch)
+        learning_rate = sharding.everywhere(mesh, stage.rate(step - 1))
         with jax.transfer_guard("disallow"):
-          now, numbers = train_step(now, batch)
+          now, numbers = stage.train_step(now, batch, learning_rate)
         if before is not None:
           writer.train(*before)
-        before = (step, *numbers)
+        before = (step, stage.batch_size * stage.seq_length, *numbers)
 
         stop = asked_to_stop(step)
-        last = step == config.steps or bool(stop)
-        saving = step % config.checkpoint_every == 0 or last
         evaluating = step % config.eval_every == 0 or step == config.steps
+        saving = step % config.checkpoint_every == 0 or step == config.steps or bool(stop)
         if saving or evaluating:
           writer.train(*before)  # Raises where the loss is not a number: such a state is never saved.
           before = None
-        if saving:
-          saved.save(step, now)
         if evaluating:
-          held_out = evaluate(task, eval_step, now["params"], mesh)
+          held_out, files = evaluate(stage.task, stage.eval_step, now["params"], mesh)
           writer.write(step, "eval", held_out)
           writer.pause()
-        if last:
+          saving |= best.improved(step, held_out) or best.enough()
+        if saving:
+          saved.save(step, now, best.scores.get(step))
+        if stop or best.enough():
           break
 
-    if start < config.steps and step < config.steps:
+    if stop and step < config.steps:
       print(f"Stopped at step {step} by {stop}; saved. The same command goes on from there.", file=sys.stderr)
       return held_out
+    if config.best and best.step != int(now["step"]):
+      now = saved.restore(abstract, places, best.step)
+      held_out, files = _last_evaluation(workdir, best.step), {}
+      print(f"The best {config.best} was at step {best.step}; that one is exported.", file=sys.stderr)
+    if task.score is not None and not files:
+      held_out, files = evaluate(task, last_stage.eval_step, now["params"], mesh)
     params = jax.jit(lambda params: params, out_shardings=NamedSharding(mesh, P()))(now["params"])
     if host == 0:
-      _finish(task, params, held_out, workdir)
+      _finish(task, params, held_out, files, workdir)
   return held_out
 
 
-def _micro_batches(config, mesh) -> int:
-  rows = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
-  if config.accumulate < 1 or rows % config.accumulate:
+@dataclass
+class _Stage:
+  """Steps [first, last) of the run, with what they train and how."""
+
+  first: int
+  last: int
+  batch_size: int
+  seq_length: int
+  task: tasks.Task
+  train_step: Callable | None = None
+  eval_step: Callable | None = None
+  rate: Callable | None = None
+
+
+def _stages(config):
+  """The config with everything in it settled, and the stages of the run: one, unless there is a curriculum."""
+  config, vocabulary = copy.deepcopy(config).unlock(), None
+  if config.init_structure and config.init_from:
+    with_structure(config, config.init_from)
+    vocabulary = convert.load_tokenizer(config.init_from)
+  final = {"batch_size": config.batch_size, "seq_length": config.data.seq_length,
+           "num_hidden_layers": config.model.num_hidden_layers}  # fmt: skip
+  parts = duration.shares(config.curriculum.to_dict(), final)
+  shared = config.model.share == "all" and config.model.num_hidden_groups == 1
+  if config.curriculum.num_hidden_layers and not shared:
+    raise UserError("curriculum.num_hidden_layers needs layers that share all their weights; set model.share=all")
+  found = {}
+
+  def task_of(values, first_row):
+    """Stages that differ in their rows only are the same task."""
+    stage = copy.deepcopy(config)
+    stage.batch_size, stage.data.seq_length = values["batch_size"], values["seq_length"]
+    stage.model.num_hidden_layers = values["num_hidden_layers"]
+    key = (*values.values(), first_row)
+    found[key] = found.get(key) or tasks.make(stage, vocabulary, first_row)
+    return found[key]
+
+  train_rows = task_of(final, 0).train_rows if config.epochs else 0
+  config.steps = duration.total_steps(
+    steps=config.steps, epochs=config.epochs, tokens=config.tokens, train_rows=train_rows, parts=parts
+  )
+  stages = [
+    _Stage(s.first, s.last, s.batch_size, s.seq_length,
+           task_of({name: getattr(s, name) for name in final}, s.rows_before - s.first * s.batch_size))
+    for s in duration.stages(parts, config.steps)
+  ]  # fmt: skip
+  return config.lock(), stages
+
+
+def _batches(stages, start, host, hosts):
+  """(step counted from 1, its stage, this host's rows of its batch), from `start` to the end of the run."""
+  for stage in stages:
+    if start < stage.last:
+      first = max(start, stage.first)
+      steps = range(first + 1, stage.last + 1)
+      for step, batch in zip(steps, stage.task.train_batches(first, host, hosts), strict=False):
+        yield step, stage, batch
+
+
+class _Best:
+  """Which evaluation was the best by one metric; losses are better when lower."""
+
+  def __init__(self, metric: str, patience: int, workdir, start: int):
+    """Args: metric: '' for none. patience: evaluations without a new best that are `enough`; 0: never."""
+    self.metric, self.patience, self.step, self.value = metric, patience, 0, None
+    self.scores, self.evaluations = {}, []
+    if patience and not metric:
+      raise UserError(f"early_stop={patience} needs a metric to go by; give one such as --config.best=mlm_loss")
+    for line in read(workdir):  # What a run that was cut off had found.
+      if line["split"] == "eval" and line["step"] <= start:
+        self.improved(line["step"], line)
+
+  def improved(self, step, numbers) -> bool:
+    """Takes the numbers of an evaluation, and says whether they are the best so far."""
+    self.evaluations.append(step)
+    if not self.metric:
+      return False
+    if self.metric not in numbers:
+      raise UserError(f"best={self.metric!r} is not among the held-out numbers: {', '.join(sorted(numbers))}")
+    value = numbers[self.metric]
+    self.scores[step] = -value if self.metric.endswith("loss") else value
+    better = self.value is None or self.scores[step] > self.value
+    if better:
+      self.step, self.value = step, self.scores[step]
+    return better
+
+  def enough(self) -> bool:
+    """Whether so many evaluations brought nothing better that the run may end."""
+    return bool(self.patience) and sum(at > self.step for at in self.evaluations) >= self.patience
+
+
+def _micro_batches(batch_size, accumulate, mesh) -> int:
+  rows, rest = divmod(batch_size, mesh.shape["data"] * mesh.shape["fsdp"])
+  if rest:
+    raise UserError(f"curriculum.batch_size: {batch_size} must divide by the {mesh.size} devices that split rows")
+  if accumulate < 1 or rows % accumulate:
     fit = [n for n in range(1, rows + 1) if rows % n == 0]
-    raise UserError(f"accumulate={config.accumulate} must divide the {rows} rows a device has; use one of {fit}")
-  return config.accumulate
+    raise UserError(f"accumulate={accumulate} must divide the {rows} rows a device has; use one of {fit}")
+  return accumulate
 
 
-def _finish(task, params, held_out, workdir):
-  """What a complete run leaves: weights for others, the curves, and a table on stdout."""
-  convert.save(workdir / "export", task.model, jax.device_get(params), vocabulary=task.vocabulary, overwrite=True)
+def _finish(task, params, held_out, files, workdir):
+  """What a complete run leaves: weights for others, answers, the curves, and a table on stdout."""
+  convert.save(
+    workdir / "export", task.model, jax.device_get(params), vocabulary=task.vocabulary, overwrite=True,
+    architecture=task.architecture or None, extra=task.about,
+  )  # fmt: skip
+  if files:
+    write_files(workdir / "predictions", files)
   curves.plot(workdir, task.baselines)
   print(table(held_out, task.baselines))
   print(f"Weights: {workdir / 'export'}\nCurves:  {workdir / 'curves.png'}")
@@ -176,8 +287,8 @@ def _given(config, task, key):
     here, there = getattr(task.model, name), getattr(cfg, name)
     if here != there:  # Shapes do not show it, and the result would be another function of the same weights.
       print(f"Note: model.{name} is {there!r} in {config.init_from}, {here!r} in this config.", file=sys.stderr)
-  new = [config.init_missing] if config.init_missing else []
-  params, line = convert.fit(jax.device_get(jax.jit(task.init)(key)), loaded, new=new)
+  new = [*task.new, config.init_missing] if config.init_missing else task.new
+  params, line = convert.fit(jax.device_get(jax.jit(task.init)(key)), loaded, new=new, unused=task.unused)
   print(f"From {config.init_from}: {line}.", file=sys.stderr)
   return params
 

@@ -16,17 +16,50 @@ def get_config(variant: str) -> ConfigDict:
   config = ConfigDict()
   config.seed = 0
   config.steps = 125_000
+  config.epochs = 0.0  # instead of steps: how often the training data is read
+  config.tokens = 0.0  # instead of steps: how many tokens are read, padding included
   config.batch_size = 4096  # rows over all devices
   config.accumulate = 1  # micro-batches a step: more need less memory; the result is the same
   config.log_every = 100  # steps between lines of metrics.jsonl
   config.eval_every = 5_000
   config.eval_batches = 100  # of held-out data; 0 is all there are
   config.checkpoint_every = 5_000
-  config.keep_checkpoints = 5
+  config.keep_checkpoints = 5  # the newest
+  config.keep_every = 0  # and those of every so many steps, for good; 0: none
+  config.best = ""  # and the best by this held-out metric, which is then the one that is exported; '' for the last
+  config.early_stop = 0  # evaluations without a new best after which to end; 0: never
   config.init_from = ""  # weights to begin with: a checkpoint of any kind, or '' for fresh ones
   config.init_optimizer = False  # also its moments and step, to go on with a run of google-research/albert
+  config.init_structure = False  # the model's shape and its vocabulary are those of `init_from`
   config.init_missing = ""  # regular expression: which parameters `init_from` need not have, such as "sop/"
+  # Values that hold until a share of the run, as "128:0.9"; after the last the config's own one holds.
+  config.curriculum = ConfigDict({"seq_length": "", "batch_size": "", "num_hidden_layers": ""})
   config.model = ConfigDict(dataclasses.asdict(VARIANTS[variant]))
   config.optimizer = ConfigDict(dataclasses.asdict(OptimizerConfig()))
   config.mesh = ConfigDict(dataclasses.asdict(MeshConfig()))
+  return config
+
+
+def finetune(variant: str, task: str) -> ConfigDict:
+  """The fields of any fine-tuning run: from `init_from`, whose shape and vocabulary it takes, for a few epochs."""
+  config = get_config(variant)
+  config.task = ConfigDict({"name": task})
+  config.init_structure = True
+  config.epochs = 3.0
+  config.batch_size = 32
+  config.log_every = 20
+  config.eval_every = 500
+  config.checkpoint_every = 500
+  config.keep_checkpoints = 1
+  config.data = ConfigDict({
+    "dataset": "",  # a TFDS name, an official folder, or files
+    "split": "train",
+    "validation_split": "validation",
+    "spm": "",  # the vocabulary; '' for that of `init_from`
+    "seq_length": 512,
+    "group_by_length": False,  # batches of rows of about one length: less padding, another order
+  })  # fmt: skip
+  config.optimizer.name = "adamw"
+  config.optimizer.learning_rate = 2e-5
+  config.optimizer.warmup_steps = 200
   return config

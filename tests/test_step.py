@@ -12,6 +12,7 @@ from albert_jax.plan import collectives
 from albert_jax.tasks import pretrain
 from albert_jax.training import optimizer, sharding, state
 from albert_jax.training.optimizer import OptimizerConfig
+from albert_jax.training.schedule import schedule
 from albert_jax.training.sharding import MeshConfig
 from albert_jax.training.step import make_train_step
 
@@ -52,10 +53,9 @@ def make(cfg, mesh_config, devices=None, accumulate=1):
   init = functools.partial(model.init, cfg)
   tx = optimizer.make(opt, model.layer_axes(cfg, jax.eval_shape(init, key)))
   sums, terms = functools.partial(pretrain.sums, cfg), functools.partial(pretrain.terms, 1.0, 1.0)
-  rate = optimizer.schedule(opt, 30)
   abstract = state.abstract(init, tx, key)
   places = sharding.shardings(mesh, abstract, mesh_config.zero1)
-  step = make_train_step(sums, terms, tx, rate, jax.random.key(1), mesh, places, accumulate)
+  step = make_train_step(sums, terms, tx, jax.random.key(1), mesh, places, accumulate)
   return mesh, step, abstract, places, lambda: state.create(init, tx, key, places)
 
 
@@ -63,8 +63,10 @@ def losses(cfg, mesh_config, devices=None, accumulate=1, count=20):
   mesh, step, _, places, create = make(cfg, mesh_config, devices, accumulate)
   with jax.set_mesh(mesh):
     now, found = create(), []
-    for batch in batches(count):
-      now, (sums, scalars) = step(now, sharding.global_batch(mesh, batch))
+    rate = schedule(OptimizerConfig(learning_rate=0.01, warmup_steps=2), 30)
+    for number, batch in enumerate(batches(count)):
+      learning_rate = sharding.everywhere(mesh, float(rate(number)))
+      now, (sums, scalars) = step(now, sharding.global_batch(mesh, batch), learning_rate)
       found.append([float(sums["loss"][0]), float(scalars["grad_norm"])])
     assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), now, places))
   assert step._cache_size() == 1, "the step was compiled more than once"
@@ -101,7 +103,7 @@ def compiled(cfg, mesh_config, accumulate=1):
   rows = jax.sharding.NamedSharding(mesh, sharding.BATCH)
   batch = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for k, x in next(batches(1)).items()}
   with jax.set_mesh(mesh):
-    return step.lower(abstract, batch).compile().as_text()
+    return step.lower(abstract, batch, sharding.everywhere(mesh, 0.1)).compile().as_text()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -7,9 +7,9 @@ from albert_jax.training.writer import Writer, ratios, read
 
 
 def test_lines_are_means_over_their_window(tmp_path, capsys):
-  writer = Writer(tmp_path, 0, 4, 2, 10)
+  writer = Writer(tmp_path, 0, 4, 2)
   for step in range(1, 5):
-    writer.train(step, {"loss": (jnp.float32(step), jnp.float32(2))}, {"learning_rate": jnp.float32(step)})
+    writer.train(step, 10, {"loss": (jnp.float32(step), jnp.float32(2))}, {"learning_rate": jnp.float32(step)})
   writer.write(4, "eval", {"loss": 1.0})
   writer.close()
   lines = read(tmp_path)
@@ -24,14 +24,14 @@ def test_lines_are_means_over_their_window(tmp_path, capsys):
 def test_going_on_drops_what_came_after_and_a_line_cut_short(tmp_path):
   lines = [json.dumps({"step": step, "split": "train"}) for step in (1, 2, 3)]
   (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 2, "sp')
-  Writer(tmp_path, 2, 4, 2, 10).close()
+  Writer(tmp_path, 2, 4, 2).close()
   assert [line["step"] for line in read(tmp_path)] == [1, 2]
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
-  writer = Writer(tmp_path, 0, 4, 2, 10)
+  writer = Writer(tmp_path, 0, 4, 2)
   with pytest.raises(FloatingPointError, match="mlm_loss is not a finite number at step 1"):
-    writer.train(1, {"mlm_loss": (jnp.float32("nan"), 1.0)}, {})
+    writer.train(1, 10, {"mlm_loss": (jnp.float32("nan"), 1.0)}, {})
   writer.close()
 
 
@@ -40,7 +40,7 @@ def test_nothing_to_count_gives_no_number():
 
 
 def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path):
-  writer = Writer(tmp_path, 0, 4, 2, 10)
+  writer = Writer(tmp_path, 0, 4, 2)
   with pytest.raises(FloatingPointError, match="grad_norm is not a finite number at step 1"):
-    writer.train(1, {"loss": (jnp.float32(1), 1.0)}, {"grad_norm": jnp.float32("inf")})
+    writer.train(1, 10, {"loss": (jnp.float32(1), 1.0)}, {"grad_norm": jnp.float32("inf")})
   writer.close()

@@ -30,6 +30,7 @@ class _Maker:
   host: int
   hosts: int
   is_training: bool
+  first_row: int = 0
 
   def __call__(self, step):
     """The batch's dict of arrays."""
@@ -42,7 +43,7 @@ class _Maker:
     sizes = [len(records) for records in sources]
     total = _rows(cfg, self.split)
     rows = self.batch_size // self.hosts
-    numbers = int(step) * self.batch_size + self.host * rows + np.arange(rows)
+    numbers = self.first_row + int(step) * self.batch_size + self.host * rows + np.arange(rows)
     is_real = self.is_training | (numbers < total)
     numbers_or_last = numbers if self.is_training else np.minimum(numbers, total - 1)
     is_used = None
@@ -122,7 +123,7 @@ def _batches(maker, first, stop, workers):
   return iter(dataset)
 
 
-def batch_maker(cfg, *, batch_size, seed, host=0, hosts=1):
+def batch_maker(cfg, *, batch_size, seed, host=0, hosts=1, first_row=0):
   """What makes the training batches: a function of the step, for whoever wants one batch or to measure.
 
   Args and errors: as for train_batches.
@@ -131,10 +132,10 @@ def batch_maker(cfg, *, batch_size, seed, host=0, hosts=1):
     function from int, the step, to a dict of arrays; its method `explain` also returns the pretrain.Details.
   """
   _check(cfg, cfg.split, batch_size, host, hosts)
-  return _Maker(cfg, cfg.split, batch_size, seed, host, hosts, is_training=True)
+  return _Maker(cfg, cfg.split, batch_size, seed, host, hosts, is_training=True, first_row=first_row)
 
 
-def train_batches(cfg, *, batch_size, seed, start_step=0, host=0, hosts=1):
+def train_batches(cfg, *, batch_size, seed, start_step=0, host=0, hosts=1, first_row=0):
   """Endless training batches, shuffled anew each epoch.
 
   Args:
@@ -143,6 +144,7 @@ def train_batches(cfg, *, batch_size, seed, start_step=0, host=0, hosts=1):
     seed: int ≥ 0.
     start_step: the number of the first batch.
     host, hosts: this host makes rows [host * B / hosts, (host + 1) * B / hosts) of every batch.
+    first_row: the number of the first row of batch 0, for a run whose batch was of another size before.
 
   Returns:
     iterator of dicts as pretrain.make_batch describes, B / hosts rows each.
@@ -150,7 +152,7 @@ def train_batches(cfg, *, batch_size, seed, start_step=0, host=0, hosts=1):
   Raises:
     UserError: the dataset, the vocabulary or the sizes do not fit.
   """
-  maker = batch_maker(cfg, batch_size=batch_size, seed=seed, host=host, hosts=hosts)
+  maker = batch_maker(cfg, batch_size=batch_size, seed=seed, host=host, hosts=hosts, first_row=first_row)
   return _batches(maker, start_step, _FOREVER, cfg.workers)
 
 

@@ -1,14 +1,22 @@
 """Tasks by name. A new one is a file here and a row in this table."""
 
+import importlib
+
 from albert_jax.errors import UserError
-from albert_jax.tasks import pretrain
+from albert_jax.model import STRUCTURE
 from albert_jax.tasks.base import Task
 
-TASKS = {"pretrain": pretrain.make}
+__all__ = ["STRUCTURE", "TASKS", "Task", "make"]
+
+TASKS = {"pretrain": "pretrain"}  # name: the file whose `make` builds it
 
 
-def make(config) -> Task:
-  """The task a config names in `config.task.name`."""
+def make(config, vocabulary=None, first_row=0) -> Task:
+  """The task a config names in `config.task.name`.
+
+  Args: vocabulary: the Tokenizer of the checkpoint to begin with, where the config names none itself. first_row: how
+    many rows of the training data to pass over, see data/pipeline.py.
+  """
   if config.task.name not in TASKS:
     raise UserError(f"task.name={config.task.name!r} is unknown; use one of {sorted(TASKS)}")
-  return TASKS[config.task.name](config)
+  return importlib.import_module(f"albert_jax.tasks.{TASKS[config.task.name]}").make(config, vocabulary, first_row)

@@ -1,5 +1,6 @@
 """What the training loop knows of a task, and nothing else."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,14 +13,24 @@ class Task:
   """A model with a purpose.
 
   init(key) -> params: fresh parameters, heads included.
-  sums(params, batch, key) -> {name: (total, weight)}: float32 sums over rows; total / weight is the metric. With key
-    None nothing is dropped out: evaluation uses the same function.
+  sums(params, batch, key) -> {name: (total, weight)}: float32 sums over rows; total / weight is the metric. `key` is
+    [B] keys, one a row, or None: then nothing is dropped out, and evaluation uses the same function.
   terms(batch) -> {name: coefficient}: the loss is the sum of coefficient * total, so that it can be summed over
     micro-batches and devices and still be the mean over the whole batch.
   train_batches(start_step, host, hosts) -> iterator over this host's rows of the global batches, from `start_step` on.
   eval_batches(host, hosts) -> one finite pass; padded rows weigh 0; as many batches on every host.
   baselines: {metric: (value, what it is)}: what the held-out metric would be without learning.
   vocabulary: the Tokenizer whose ids the batches hold; exported with the weights.
+
+  Where held-out numbers are not ratios of sums (F1, correlations, exact match), or answers are files:
+  outputs(params, batch) -> {name: array [B, ...]}, on the device.
+  score({name: list of arrays, one a row of the split}) -> ({metric: number}, {file name: bytes}), on the host.
+
+  For fine-tuning:
+  train_rows: examples of an epoch; 0 where nobody counts epochs.
+  new, unused: regular expressions of parameters that `init_from` need not have, and of those it may have in vain.
+  about: what an export says of the task, in the words of albert_jax.pipeline: {"task": "classify", "labels": […], …}.
+  architecture: the class of transformers that opens the export; '' for the one that its parameters imply.
   """
 
   model: AlbertConfig
@@ -30,3 +41,10 @@ class Task:
   eval_batches: Callable
   baselines: dict
   vocabulary: Tokenizer
+  outputs: Callable | None = None
+  score: Callable | None = None
+  train_rows: int = 0
+  new: tuple[str, ...] = ()
+  unused: tuple[str, ...] = ()
+  about: dict = dataclasses.field(default_factory=dict)
+  architecture: str = ""

@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 
 from albert_jax import model
@@ -10,10 +9,14 @@ from albert_jax.data import pipeline, source
 from albert_jax.data.pipeline import DataConfig
 from albert_jax.errors import UserError
 from albert_jax.tasks.base import Task
+from albert_jax.tasks.heads import cross_entropy
 
 
-def make(config) -> Task:
-  """The task of a pre-training config (an ml_collections.ConfigDict, see configs/pretrain.py)."""
+def make(config, vocabulary=None, first_row=0) -> Task:
+  """The task of a pre-training config (an ml_collections.ConfigDict, see configs/pretrain.py).
+
+  The vocabulary is the dataset's, whatever is given.
+  """
   cfg = model.AlbertConfig(**config.model)
   data = DataConfig(**config.data)
   vocabulary = source.tokenizer(data.dataset, data.spm)
@@ -32,7 +35,9 @@ def make(config) -> Task:
     raise UserError(
       f"{data.dataset} has no held-out documents; make it again with albert-jax prepare --validation_fraction=0.05"
     )
-  batches = functools.partial(pipeline.train_batches, data, batch_size=config.batch_size, seed=config.seed)
+  batches = functools.partial(
+    pipeline.train_batches, data, batch_size=config.batch_size, seed=config.seed, first_row=first_row
+  )
   eval_batches = functools.partial(
     pipeline.eval_batches, data, batch_size=config.batch_size, seed=config.seed, max_batches=config.eval_batches or None
   )
@@ -71,15 +76,3 @@ def terms(mlm_weight, sop_weight, batch) -> dict:
   """
   weights = {"mlm_loss": (mlm_weight, batch["mlm_weights"]), "sop_loss": (sop_weight, batch["sop_weight"])}
   return {name: weight / (jnp.sum(counts) + 1e-5) for name, (weight, counts) in weights.items()}
-
-
-def cross_entropy(logits, labels, weights):
-  """Args: logits [..., C] float32, labels [...] int, weights [...] float32.
-
-  Returns: ((sum of losses, sum of weights), (sum of correct answers, sum of weights)).
-  """
-  log_probs = jax.nn.log_softmax(logits, axis=-1)
-  losses = -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
-  weight = jnp.sum(weights)
-  hits = jnp.sum(weights * (jnp.argmax(logits, axis=-1) == labels))
-  return (jnp.sum(weights * losses), weight), (hits, weight)

@@ -19,13 +19,14 @@ CHECKSUMS = "checksums.json"
 class Checkpoints:
   """The checkpoints of one run: one folder a step, written in the background, each visible only when complete."""
 
-  def __init__(self, directory, keep: int):
-    """Args: directory: path, made if absent. keep: how many of the newest are kept."""
+  def __init__(self, directory, keep: int, keep_every: int = 0, keep_best: bool = False):
+    """Args: directory: path, made if absent. keep: how many of the newest are kept; beside them those of every
+    `keep_every` steps (0: none), and the one with the highest score."""
     # Orbax's threads log a failed save with all their frames; here it is raised, in one line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     self._orbax = ocp.training.Checkpointer(
       directory,
-      preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+      preservation_policy=_kept(keep, keep_every, keep_best),
       cleanup_tmp_directories=True,  # What a killed run left half-written.
     )
     self._directory = pathlib.Path(directory)
@@ -36,29 +37,34 @@ class Checkpoints:
     """The newest step that is complete, or None."""
     return None if self._orbax.latest is None else self._orbax.latest.step
 
-  def save(self, step: int, state):
+  def save(self, step: int, state, score: float | None = None):
     """Starts writing `state` and returns; nothing happens where this step is there already.
 
+    Args: score: how good it is, if that is known; the best is kept.
     Raises: OSError if the save before failed, for want of space say.
     """
     self._wait()
     if self.latest() != step:
       with self._plainly():
         # Without `force` Orbax leaves a save out, silently, while the one before is still being written.
-        written = self._orbax.save_async(step, state, force=True)
+        metrics = None if score is None else {"score": score}
+        written = self._orbax.save_async(step, state, force=True, metrics=metrics)
       self._sealed = self._background.submit(_seal, written, self._directory / str(step))
 
-  def restore(self, abstract, shardings):
+  def restore(self, abstract, shardings, step: int | None = None):
     """The newest state that can be read, placed by `shardings`, which may be those of another mesh than it came from.
 
+    Args: step: that of the state to read, and no other.
     A checkpoint that is damaged is passed over, with a word, and removed, so that its step can be saved again.
     Raises: UserError if none can be read.
     """
     target = jax.tree.map(
       lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract, shardings
     )
-    broken = {}
-    for step in sorted((found.step for found in self._orbax.checkpoints), reverse=True):
+    self._wait()
+    broken, there = {}, {found.step for found in self._orbax.checkpoints}
+    candidates = there if step is None else there & {step}
+    for step in sorted(candidates, reverse=True):
       try:
         _verify(self._directory / str(step))
         state = self._orbax.load(step, target)
@@ -95,6 +101,18 @@ class Checkpoints:
     except Exception as error:
       reason = str(error).strip().splitlines()[-1][:300]
       raise OSError(f"a checkpoint in {self._directory} could not be written: {reason}") from error
+
+
+def _kept(keep, keep_every, keep_best):
+  """Orbax's policy of what stays: the newest, and maybe milestones, and maybe the best."""
+  policies = ocp.training.preservation_policies
+  wanted = [policies.LatestN(keep)]
+  if keep_every:
+    wanted.append(policies.EveryNSteps(keep_every))
+  if keep_best:
+    best = policies.BestN(get_metric_fn=lambda m: m["score"], n=1, keep_checkpoints_without_metrics=False)
+    wanted.append(best)
+  return policies.AnyPreservationPolicy(wanted)
 
 
 def _seal(written, folder):

@@ -68,10 +68,21 @@ def shardings(mesh, abstract, zero1=False):
   Raises: UserError for heads or feed-forward units that `tensor` does not divide.
   """
   specs = paths.first_match(RULES, abstract)
-  return jax.tree.map(
-    lambda path, leaf, spec: NamedSharding(mesh, _spec(mesh, path, leaf.shape, spec, zero1)),
-    paths.names(abstract), abstract, specs,
-  )  # fmt: skip
+  weights = paths.flatten(abstract["params"]) if "opt" in abstract else {}
+
+  def place(path, leaf, spec):
+    if path.startswith("opt/") and not _is_like_its_weight(path, leaf, weights):
+      return NamedSharding(mesh, P())
+    return NamedSharding(mesh, _spec(mesh, path, leaf.shape, spec, zero1))
+
+  return jax.tree.map(place, paths.names(abstract), abstract, specs)
+
+
+def _is_like_its_weight(path, slot, weights):
+  """Whether an optimizer slot has the shape of its parameter; Adafactor's rows and columns, and counters, do not."""
+  names = path.split("/")
+  weight = next((w for i in range(len(names)) if (w := weights.get("/".join(names[i:]))) is not None), None)
+  return weight is not None and weight.shape == slot.shape
 
 
 def _spec(mesh, path, shape, spec, zero1):
@@ -96,3 +107,8 @@ def global_batch(mesh, batch):
   """Host rows {"name": numpy [B / P, ...]} as arrays [B, ...], rows split over `data` and `fsdp`."""
   sharding = NamedSharding(mesh, BATCH)
   return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+
+def everywhere(mesh, value):
+  """A number as a float32 scalar that every device holds."""
+  return jax.make_array_from_process_local_data(NamedSharding(mesh, P()), np.float32(value))

@@ -8,8 +8,8 @@ from jax.sharding import PartitionSpec as P
 from albert_jax.training.sharding import BATCH, ROWS
 
 
-def make_train_step(sums, terms, tx, rate, base_key, mesh, places, accumulate=1):
-  """The compiled step: (state, batch) -> (state, (sums, scalars)). The old state's memory is reused for the new one.
+def make_train_step(sums, terms, tx, base_key, mesh, places, accumulate=1):
+  """The compiled step: (state, batch, learning_rate) -> (state, (sums, scalars)); the old state's memory is reused.
 
   The loss is the sum of terms[name] * sums[name][0]. Every device computes it on its own rows, with gradients summed in
   float32 over layers, micro-batches and then devices: one all-reduce a step, whatever the backend's compiler does.
@@ -17,7 +17,7 @@ def make_train_step(sums, terms, tx, rate, base_key, mesh, places, accumulate=1)
   Args:
     sums: (params, batch, keys) -> {name: (total, weight)}, totals being sums over rows. keys: [B], one a row.
     terms: batch -> {name: coefficient}, those of the totals that are minimised; sees the whole batch.
-    tx, rate: from training/optimizer.py. base_key: dropout keys derive from it and the step.
+    tx: from training/optimizer.py. base_key: dropout keys derive from it and the step.
     places: the shardings of the state, which it keeps.
     accumulate: into how many micro-batches a device cuts its rows, one after the other, to need less memory.
   """
@@ -44,7 +44,7 @@ def make_train_step(sums, terms, tx, rate, base_key, mesh, places, accumulate=1)
       total, _ = jax.lax.scan(add, total, rest)
     return jax.lax.psum(total, ROWS)
 
-  def train_step(state, batch):
+  def train_step(state, batch, learning_rate):
     step, params = state["step"], state["params"]
     rows = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(base_key, step), rows)
@@ -52,7 +52,6 @@ def make_train_step(sums, terms, tx, rate, base_key, mesh, places, accumulate=1)
       gradients, mesh=mesh, in_specs=(P(), BATCH, BATCH, P()), out_specs=P(), axis_names=set(ROWS)
     )(params, batch, keys, terms(batch))
     updates, opt = tx.update(grads, state["opt"], params)
-    learning_rate = rate(step)
     params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
     scalars = {"grad_norm": optax.tree.norm(grads), "learning_rate": learning_rate}
     return {"step": step + 1, "params": params, "opt": opt}, ({"loss": (loss, 1.0), **found}, scalars)

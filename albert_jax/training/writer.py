@@ -19,11 +19,11 @@ class Writer:
   Only the first host writes. On a terminal progress is one moving bar, in a log file one line every `log_every` steps.
   """
 
-  def __init__(self, workdir, start: int, steps: int, log_every: int, tokens_per_step: int):
+  def __init__(self, workdir, start: int, steps: int, log_every: int):
     """Args: start: the step the run goes on from; lines of later steps, written before it was killed, are dropped."""
     self.active = jax.process_index() == 0
-    self.steps, self.log_every, self.tokens_per_step = steps, log_every, tokens_per_step
-    self.sums, self.clock, self.clock_step = {}, None, start
+    self.steps, self.log_every = steps, log_every
+    self.sums, self.clock, self.tokens = {}, None, 0
     self.begin, self.begin_step = time.perf_counter(), start
     if self.active:
       self.path = pathlib.Path(workdir) / "metrics.jsonl"
@@ -32,10 +32,11 @@ class Writer:
       self.board = tensorboardX.SummaryWriter(str(workdir), purge_step=start + 1)
       self.bar = tqdm(initial=start, total=steps, bar_format=BAR, disable=not sys.stderr.isatty())
 
-  def train(self, step: int, sums, scalars):
+  def train(self, step: int, tokens: int, sums, scalars):
     """Takes what step `step` (counted from 1) computed; waits for it, so give it one step behind the device.
 
-    Args: sums: {"name": (total, weight)}, averaged since the last line. scalars: {"name": value}, the newest counts.
+    Args: tokens: how many it read. sums: {"name": (total, weight)}, averaged since the last line. scalars:
+      {"name": value}, the newest counts.
     """
     sums, scalars = jax.device_get((sums, scalars))
     for name, (total, weight) in sums.items():
@@ -49,13 +50,13 @@ class Writer:
       )
     if self.active:
       self.bar.update()
+    self.tokens += tokens
     if self.clock is None:  # The first step's time is mostly the compiler's.
-      self.clock, self.clock_step = time.perf_counter(), step
+      self.clock, self.tokens = time.perf_counter(), 0
     if step % self.log_every == 0 or step == self.steps:
       now = time.perf_counter()
-      done = (step - self.clock_step) * self.tokens_per_step
-      speed = {"tokens_per_s": done / (now - self.clock)} if done else {}
-      self.clock, self.clock_step = now, step
+      speed = {"tokens_per_s": self.tokens / (now - self.clock)} if self.tokens else {}
+      self.clock, self.tokens = now, 0
       scalars = {name: float(value) for name, value in scalars.items()}
       self.write(step, "train", {**ratios(self.sums), **scalars, **speed})
       self.sums = {}

@@ -1,0 +1,47 @@
+"""What fine-tuning tasks put on top of the encoder, and what they minimise."""
+
+import jax
+import jax.numpy as jnp
+
+from albert_jax import model
+from albert_jax.model.layers import initializer
+
+
+def encoder(cfg, key, pooler: bool) -> dict:
+  """Fresh parameters without the heads of pre-training. pooler: whether the task looks at [CLS] through it."""
+  unwanted = ("mlm", "sop") if pooler else ("mlm", "sop", "pooler")
+  return {name: part for name, part in model.init(cfg, key).items() if name not in unwanted}
+
+
+def dense(cfg, key, size_in: int, size_out: int) -> dict:
+  """A fresh dense layer {"kernel" [in, out], "bias" [out]}; the kernel is drawn as the encoder's are."""
+  return {"kernel": initializer(cfg)(key, (size_in, size_out)), "bias": jnp.zeros(size_out)}
+
+
+def affine(layer, x):
+  """x [..., in] -> [..., out], in float32."""
+  return jnp.dot(x.astype(jnp.float32), layer["kernel"]) + layer["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def head_keys(keys_B, name_number: int):
+  """Keys for a head's own dropout: those of the rows, so that rows may lie on any device. None stays None."""
+  return None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, 1_000_000 + name_number)
+
+
+def cross_entropy(logits, labels, weights, smoothing: float = 0.0):
+  """Args: logits [..., C] float32, labels [...] int, weights [...] float32, smoothing: label smoothing.
+
+  Returns: ((sum of losses, sum of weights), (sum of correct answers, sum of weights)).
+  """
+  log_probs = jax.nn.log_softmax(logits, axis=-1)
+  losses = -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
+  if smoothing:
+    losses = (1 - smoothing) * losses - smoothing * jnp.mean(log_probs, axis=-1)
+  weight = jnp.sum(weights)
+  hits = jnp.sum(weights * (jnp.argmax(logits, axis=-1) == labels))
+  return (jnp.sum(weights * losses), weight), (hits, weight)
+
+
+def mean_loss(batch) -> dict:
+  """The `terms` of most tasks: the mean of "loss" over the rows that count."""
+  return {"loss": 1 / jnp.maximum(jnp.sum(batch["weight"]), 1)}
