@@ -29,7 +29,7 @@ class Task:
   For fine-tuning:
   train_rows: examples of an epoch; 0 where nobody counts epochs.
   new, unused: regular expressions of parameters that `init_from` need not have, and of those it may have in vain.
-  about: what an export says of the task, in the words of albert_jax.pipeline: {"task": "classify", "labels": […], …}.
+  about: what an export says of the task, see the function `about`.
   architecture: the class of transformers that opens the export; '' for the one that its parameters imply.
   """
 
@@ -48,3 +48,16 @@ class Task:
   unused: tuple[str, ...] = ()
   about: dict = dataclasses.field(default_factory=dict)
   architecture: str = ""
+
+
+def about(name: str, labels=(), **options) -> dict:
+  """What an export says of its task: keys of config.json, of which `albert_jax.pipeline` reads "albert_jax_task".
+
+  Args: name: the pipeline's task (classify, answer, tag, choose, embed, summarize). labels: names, in the order of the
+    head's outputs. options: what the pipeline has to know besides, such as seq_length; plain JSON values.
+  """
+  fields = {"albert_jax_task": {"name": name, "labels": list(labels), **options}}
+  if labels:  # transformers' own names for the same.
+    fields["id2label"] = {str(i): str(label) for i, label in enumerate(labels)}
+    fields["label2id"] = {str(label): i for i, label in enumerate(labels)}
+  return fields
