@@ -9,9 +9,12 @@ import re
 _WIDE = "。！？｡"  # end a sentence without white space after them
 _CLOSING = "\"'”’»«“‘)\\]}」』）】》〉"
 _OPENING = "\"'“”‘’„‚«»([{¿¡—–-"
+_MARK = f"[.!?…{_WIDE}]"
 # A mark, what closes after it, and white space that no lower-case letter follows; none is needed after a wide mark.
+# `{_MARK}{_MARK}*` is `{_MARK}+`, but only a pattern that begins with a single character is searched for quickly.
 _END = re.compile(
-  rf"[.!?…{_WIDE}]+[{_CLOSING}]*(?:\s+(?=[^\sa-z])|(?<=[{_WIDE}])|(?<=[{_WIDE}][{_CLOSING}])|(?<=[{_WIDE}][{_CLOSING}]{{2}}))"
+  rf"{_MARK}{_MARK}*[{_CLOSING}]*"
+  rf"(?:\s+(?=[^\sa-z])|(?<=[{_WIDE}])|(?<=[{_WIDE}][{_CLOSING}])|(?<=[{_WIDE}][{_CLOSING}]{{2}}))"
 )
 _NOT_AFTER_WIDE = frozenset("，、；：,;:")
 _LOOK_AHEAD = 40  # characters

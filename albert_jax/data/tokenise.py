@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import functools
-import itertools
 import json
 
 import numpy as np
@@ -11,9 +10,9 @@ import numpy as np
 from albert_jax.data import files, near_duplicates, readers, records
 from albert_jax.data.sentences import split_sentences
 from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.data.word_ids import WordIds
 
 _BATCH_CHARS = 1 << 19  # how much text is tokenised at a time: enough to be fast, little enough to be small
-_GROUP_CHARS = 2000  # how much is given to SentencePiece as one text; more or less is slower
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +65,10 @@ class Encoder:
 
   def __init__(self, tokenizer, settings):
     self.settings = settings
-    # The original's second look at pieces such as `2010,` is done here for whole arrays: `_expand`.
-    self.tokenizer = Tokenizer(tokenizer.path, tokenizer.lower, tokenizer.keep_accents, digit_comma=False)
-    self.expansion = {i: np.array(parts) for i, parts in tokenizer.resplit_ids.items()}
-    self.expands = np.isin(np.arange(tokenizer.vocab_size), list(self.expansion))
+    self.tokenizer = tokenizer
     self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    self.words = WordIds(tokenizer, self.dtype)
     self.starts_word = records.word_starts(tokenizer.pieces)
-    self.has_space = np.array([piece.startswith("▁") for piece in tokenizer.pieces])
 
   def sentences(self, lines):
     """The sentences of a document, with single spaces between words."""
@@ -107,65 +103,13 @@ class Encoder:
     parts, lengths, first, size = [np.zeros(0, self.dtype)], [], 0, 0
     for i, sentence in enumerate(sentences):
       size += len(sentence)
-      # Lists of Python ints are large, so even a single document is tokenised a part at a time.
+      # Arrays over all characters are large, so even a single document is tokenised a part at a time.
       if size > _BATCH_CHARS or i == len(sentences) - 1:
-        part, part_lengths = self._encode_together(sentences[first : i + 1])
-        parts.append(part)
-        lengths += part_lengths
+        ids, own = self.words.encode(sentences[first : i + 1])
+        parts.append(ids)
+        lengths += own.tolist()
         first, size = i + 1, 0
     return np.concatenate(parts), lengths
-
-  def _encode_together(self, sentences):
-    """`encode`, faster: SentencePiece is given runs of sentences as one text.
-
-    No piece reaches over a space and every space starts a piece, so the pieces are those of the sentences alone, and
-    counting spaces finds where they begin. Where that does not work out (normalising a word made none of it, or two),
-    the sentences of a run are encoded one by one.
-    """
-    words = np.array([sentence.count(" ") + 1 for sentence in sentences])
-    size = np.cumsum([len(sentence) for sentence in sentences])
-    run = size // _GROUP_CHARS if self.has_space.any() else np.arange(len(sentences))
-    first = np.flatnonzero(np.diff(run, prepend=-1))  # the first sentence of each run
-    stops = [*first[1:].tolist(), len(sentences)]
-    encoded = self.tokenizer.encode_batch(
-      [" ".join(sentences[a:b]) for a, b in zip(first.tolist(), stops, strict=True)]
-    )
-    while True:
-      ids, begin = self._flatten(encoded)
-      spaces = np.flatnonzero(self.has_space[ids])
-      before = np.searchsorted(spaces, begin)  # spaces before each run
-      count = np.diff(first, append=len(sentences))  # sentences in each run
-      is_wrong = (np.diff(before, append=len(spaces)) != np.add.reduceat(words, first)) & (count > 1)
-      if not is_wrong.any():
-        break
-      apart = iter(self.tokenizer.encode_batch(list(itertools.compress(sentences, np.repeat(is_wrong, count)))))
-      encoded = [
-        part
-        for ids, n, wrong in zip(encoded, count.tolist(), is_wrong.tolist(), strict=True)
-        for part in (itertools.islice(apart, n) if wrong else [ids])
-      ]
-      first = np.flatnonzero(np.repeat(is_wrong, count) | np.isin(np.arange(len(sentences)), first))
-    words_before = np.cumsum(words) - words
-    nth = words_before - np.repeat(words_before[first] - before, count)
-    starts = np.append(spaces, 0)[np.minimum(nth, len(spaces))]
-    starts[first] = begin  # also where a run of one sentence has another number of spaces than words
-    return ids, np.diff(starts, append=len(ids)).tolist()
-
-  def _flatten(self, encoded):
-    """Lists of ids as one array, pieces that end in a digit and a comma taken apart; and where each list begins."""
-    sizes = np.array(list(map(len, encoded)))
-    ids = np.fromiter(itertools.chain.from_iterable(encoded), self.dtype, sizes.sum())
-    begin = np.cumsum(sizes) - sizes
-    places = np.flatnonzero(self.expands[ids])
-    if len(places):
-      parts = [self.expansion[i] for i in ids[places].tolist()]
-      widths = np.ones(len(ids) + 1, np.int64)
-      widths[places] = list(map(len, parts))
-      moved = np.cumsum(widths) - widths
-      ids = np.repeat(ids, widths[:-1])
-      ids[records.ragged(moved[places], widths[places])] = np.concatenate(parts)
-      begin = moved[begin]
-    return ids, begin
 
   def pack(self, document, ids, lengths):
     """Yields the packed segments of a document."""
