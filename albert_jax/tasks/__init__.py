@@ -4,11 +4,14 @@ import importlib
 
 from albert_jax.errors import UserError
 from albert_jax.model import STRUCTURE
-from albert_jax.tasks.base import Task
+from albert_jax.tasks.base import Task, joined
 
-__all__ = ["STRUCTURE", "TASKS", "Task", "make"]
+__all__ = ["STRUCTURE", "TASKS", "Task", "joined", "make"]
 
-TASKS = {"pretrain": "pretrain"}  # name: the file whose `make` builds it
+# name: the file whose `make` builds it
+TASKS = {
+  "pretrain": "pretrain", "classify": "classify", "glue": "glue", "ner": "ner",
+}  # fmt: skip
 
 
 def make(config, vocabulary=None, first_row=0) -> Task:

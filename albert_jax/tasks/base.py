@@ -1,10 +1,12 @@
 """What the training loop knows of a task, and nothing else."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig
 
 
@@ -61,3 +63,37 @@ def about(name: str, labels=(), **options) -> dict:
     fields["id2label"] = {str(i): str(label) for i, label in enumerate(labels)}
     fields["label2id"] = {str(label): i for i, label in enumerate(labels)}
   return fields
+
+
+def model_and_vocabulary(config, vocabulary) -> tuple[AlbertConfig, Tokenizer]:
+  """The model and the Tokenizer of a fine-tuning config. Args: vocabulary: that of `init_from`, or None.
+
+  Raises: UserError where there is no vocabulary, or it or data.seq_length does not fit the model.
+  """
+  cfg = AlbertConfig(**config.model)
+  vocabulary = Tokenizer(config.data.spm) if config.data.spm else vocabulary
+  if vocabulary is None:
+    raise UserError(
+      "no vocabulary: begin with a checkpoint that has one, --config.init_from=RUN, or give --config.data.spm=FILE"
+    )
+  if vocabulary.vocab_size > cfg.vocab_size:
+    raise UserError(
+      f"{vocabulary.path} has {vocabulary.vocab_size} pieces, the model {cfg.vocab_size}; give the checkpoint's own "
+      f"vocabulary, or for a model from scratch --config.model.vocab_size={vocabulary.vocab_size}"
+    )
+  if config.data.seq_length > cfg.max_position_embeddings:
+    raise UserError(
+      f"data.seq_length={config.data.seq_length} exceeds the model's {cfg.max_position_embeddings} positions; "
+      f"try --config.data.seq_length={cfg.max_position_embeddings}"
+    )
+  return cfg, vocabulary
+
+
+def joined(labels) -> str:
+  """Names as `task.labels` has them: with commas between, or as a JSON list where a name has a comma itself."""
+  return json.dumps(list(labels)) if any("," in name for name in labels) else ",".join(labels)
+
+
+def named(labels: str) -> tuple[str, ...]:
+  """The inverse of `joined`; () for ''."""
+  return tuple(json.loads(labels) if labels.startswith("[") else labels.split(",") if labels else ())

@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from albert_jax import model
+from albert_jax.data import finetune
 from albert_jax.model.layers import initializer
+
+FINE_TUNED = "^(classifier|span|squad_v2|sentence)/"  # heads that a checkpoint of another task may have
 
 
 def encoder(cfg, key, pooler: bool) -> dict:
@@ -45,3 +48,19 @@ def cross_entropy(logits, labels, weights, smoothing: float = 0.0):
 def mean_loss(batch) -> dict:
   """The `terms` of most tasks: the mean of "loss" over the rows that count."""
   return {"loss": 1 / jnp.maximum(jnp.sum(batch["weight"]), 1)}
+
+
+def by_row(function, params, rows, batch_size):
+  """Runs rows through a compiled function: the shortest first, each batch padded to one of a few lengths.
+
+  Args: function: (params, batch) -> {name: [B, ...]}. rows: data.finetune.Rows. batch_size: B, of every batch.
+  Returns: {name: list of one numpy array a row}; those over positions are as long as their batch's longest row.
+  """
+  found = {}
+  for batch in finetune.eval_batches(rows, batch_size=batch_size) if len(rows) else ():
+    for name, values in jax.device_get(function(params, batch)).items():
+      wanted = found.setdefault(name, [None] * len(rows))
+      for row, value in zip(batch["row"], values, strict=True):
+        if row >= 0:
+          wanted[row] = value
+  return found

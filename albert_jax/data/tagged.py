@@ -1,0 +1,325 @@
+"""Tagged words: CoNLL columns, TSV and JSON lines to sentences, and sentences to rows of pieces, nothing lost.
+
+A sentence is a list of words with a tag each. Tags are `O` and `B-X I-X` (BIO), also `E-X S-X` (BIOES), or bare names
+(IO, parts of speech). Bad input is repaired and counted, or it is one error that names file and line.
+"""
+
+import dataclasses
+import functools
+import glob
+import itertools
+import json
+import pathlib
+import re
+
+import numpy as np
+
+from albert_jax.data.finetune import Rows
+from albert_jax.errors import UserError
+
+# What a split may be called in a folder; a name is looked up as it is, with an ending, and as an ending (eng.testa).
+_ALIASES = {"validation": ("validation", "dev", "valid", "val", "testa"), "test": ("test", "testb")}
+_ENDINGS = ("", ".conll", ".txt", ".tsv", ".jsonl", ".json", ".bio", ".iob", ".iob2", ".bioes")
+_PREFIXED = re.compile(r"[BIESLU]-.")
+_LETTER_OF = {"L": "E", "U": "S"}  # BILOU says the same as BIOES.
+MAX_TAGS = 1000  # more are not tags but another column
+
+
+@dataclasses.dataclass(frozen=True)
+class Sentences:
+  """words[i][j] has the tag tags[i][j]. notes: {what was skipped or is odd: how often}."""
+
+  words: list[list[str]]
+  tags: list[list[str]]
+  notes: dict[str, int]
+
+  def __len__(self):
+    return len(self.words)
+
+  def labels(self):
+    """The tags there are, sorted."""
+    return sorted(set(itertools.chain(*self.tags)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+  """Sentences as rows of pieces, of which some stand for words.
+
+  sentences: how many.
+  rows: Rows with "input_ids" and "labels": at the first piece of a word the number of its tag, elsewhere (and for tags
+    that have no number) -1. Row r decides on the words first[r], first[r] + 1, … of sentence[r], whose first pieces are
+    at positions[r]. Every word of every sentence is decided on exactly once.
+  """
+
+  sentences: int
+  rows: Rows
+  sentence: np.ndarray
+  first: np.ndarray
+  positions: list[np.ndarray]
+  notes: dict[str, int]
+
+  def by_word(self, values):
+    """Args: values: one array [L] a row. Returns: for each sentence the list of the values at its words."""
+    result = [[] for _ in range(self.sentences)]
+    for s, positions, row in zip(self.sentence, self.positions, values, strict=True):
+      result[s] += list(np.asarray(row)[positions])
+    return result
+
+
+# Files.
+
+
+def split_files(dataset, split):
+  """The files of a split. Args: dataset: a folder or ''. split: names, paths or patterns, separated by commas.
+
+  In a folder, `train` also means train.conll, train.txt, …, eng.train; `validation` also dev, valid or testa.
+  Raises: UserError that lists what there is.
+  """
+  found = []
+  for name in filter(None, (part.strip() for part in split.split(","))):
+    base = pathlib.Path(dataset)
+    patterns = [alias + ending for alias in _ALIASES.get(name, (name,)) for ending in _ENDINGS]
+    patterns += [f"*.{alias}" for alias in _ALIASES.get(name, (name,))]
+    for pattern in patterns:
+      files = sorted(path for path in glob.glob(str(base / pattern)) if pathlib.Path(path).is_file())
+      if files:
+        break
+    else:
+      there = sorted(path.name for path in base.iterdir()) if base.is_dir() else []
+      what = (
+        f"there are {', '.join(there[:12])}{' …' if len(there) > 12 else ''}" if there else "there is no such folder"
+      )
+      raise UserError(
+        f"no file for split {name!r} in data.dataset={str(dataset)!r}: {what}; give names or patterns, such as "
+        "--config.data.split=train.conll or --config.data.validation_split='[6-9]*.tsv'"
+      )
+    found += files
+  return tuple(dict.fromkeys(found))
+
+
+@functools.lru_cache(maxsize=8)
+def read(paths, token_column=0, tag_column=-1, token_field="tokens", tag_field="tags") -> Sentences:
+  """Reads files of tagged sentences, a JSON object a line or a word a line; which of both is seen by the first line.
+
+  Args:
+    paths: tuple of files. token_column, tag_column: which columns, from 0, or from -1 at the end.
+    token_field, tag_field: the lists of a JSON object.
+
+  Columns are separated by tabs, or by white space in a file whose first line has no tab. A blank line ends a sentence,
+  as does a -DOCSTART- line. A line that begins with # is a comment where it stands before a sentence and has other
+  columns, or another tag, than words have: `#` is also a word.
+  Raises: UserError naming file and line.
+  """
+  words, tags, notes = [], [], {}
+  for path in paths:
+    lines = read_lines(path)
+    begin = next((line for line in lines if line.strip()), "")
+    if begin.lstrip().startswith("{"):
+      found = _json_sentences(path, lines, token_field, tag_field)
+    else:
+      found = _column_sentences(path, lines, token_column, tag_column, notes)
+    for sentence_words, sentence_tags in found:
+      words.append(sentence_words)
+      tags.append(sentence_tags)
+  sentences = Sentences(words, tags, notes)
+  _check_tags(sentences, paths)
+  return sentences
+
+
+def read_lines(path):
+  """The lines of a UTF-8 file without their ends, CRLF and a byte order mark being no part of them."""
+  try:
+    with open(path, encoding="utf-8-sig") as file:  # Its universal newlines leave U+2028 and U+0085 alone, as wanted.
+      text = file.read()
+  except UnicodeDecodeError as error:
+    raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
+  except OSError as error:
+    raise UserError(f"cannot read {path}: {error.strerror}") from None
+  if "\0" in text:
+    line = text.count("\n", 0, text.index("\0")) + 1
+    raise UserError(f"{path}:{line} holds a NUL character, so it is damaged or not UTF-8; convert or repair it first")
+  return text.removesuffix("\n").split("\n")
+
+
+def _column_sentences(path, lines, token_column, tag_column, notes):
+  separator = None  # white space
+  rows = []
+  for number, line in enumerate(lines, 1):
+    line = line.strip(" \t") if not line.strip(" \t") else line
+    if line and separator is None and not rows and "\t" in line:
+      separator = "\t"
+    rows.append((number, line, line.split("\t") if separator else re.split("[ \t]+", line.strip(" \t"))))
+  plain = [columns for _, line, columns in rows if line and not line.startswith("#")]
+  plain = plain or [columns for _, line, columns in rows if line]
+  width = len(plain[0]) if plain else 0
+  for name, column in {"token_column": token_column, "tag_column": tag_column}.items():
+    if plain and not -width <= column < width:
+      raise UserError(
+        f"{path}: lines have {width} columns, data.{name}={column} is none of them; "
+        f"try --config.data.{name}={0 if name == 'token_column' else width - 1}"
+      )
+  known = {columns[tag_column] for columns in plain if len(columns) == width}
+
+  def count(what):
+    notes[what] = notes.get(what, 0) + 1
+
+  words, tags = [], []
+  for number, line, columns in rows:
+    if not line or columns[token_column if -len(columns) <= token_column < len(columns) else 0] == "-DOCSTART-":
+      if line:
+        count("-DOCSTART- lines skipped")
+      if words:
+        yield words, tags
+      words, tags = [], []
+      continue
+    if line.startswith("#") and not words and (len(columns) != width or columns[tag_column] not in known):
+      count("comment lines skipped")
+      continue
+    if len(columns) != width:
+      raise UserError(
+        f"{path}:{number} has {len(columns)} columns where the first word has {width}: {line!r}; "
+        "every word needs a line with all columns"
+      )
+    word, tag = columns[token_column].strip(), columns[tag_column].strip()
+    if not tag or not word:
+      raise UserError(
+        f"{path}:{number} has an empty {'word' if tag else 'tag'} in column "
+        f"{token_column if tag else tag_column}: {line!r}; fill it in, or give the right column, such as "
+        f"--config.data.{'token_column=0' if tag else 'tag_column=1'}"
+      )
+    words.append(word)
+    tags.append(tag)
+  if words:
+    yield words, tags
+
+
+def _json_sentences(path, lines, token_field, tag_field):
+  for number, line in enumerate(lines, 1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+    except ValueError as error:
+      raise UserError(f"{path}:{number} is not JSON: {error}") from None
+    for option, name in {"token_field": token_field, "tag_field": tag_field}.items():
+      if not isinstance(row, dict) or not isinstance(row.get(name), list):
+        there = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        raise UserError(
+          f"{path}:{number} has no list {name!r} (it has {there}); expected "
+          f'{{"tokens": ["I", …], "tags": ["O", …]}}, or give its name with --config.data.{option}=NAME'
+        )
+    words, tags = row[token_field], row[tag_field]
+    if len(words) != len(tags):
+      raise UserError(f"{path}:{number} has {len(words)} words and {len(tags)} tags; every word needs one tag")
+    wrong = [x for x in (*words, *tags) if not isinstance(x, str) or not x.strip()]
+    if wrong:
+      raise UserError(f"{path}:{number} has {wrong[0]!r} where a word or a tag should be; both are non-empty strings")
+    if words:
+      yield words, [tag.strip() for tag in tags]
+
+
+def _check_tags(sentences, paths):
+  """Errors for what cannot be tags, and a note on entities that begin with I-."""
+  where = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+  if not len(sentences):
+    raise UserError(
+      f"{where}: no sentences in it; expected a word and its tag a line, and a blank line between sentences"
+    )
+  labels = sentences.labels()
+  if len(labels) > MAX_TAGS:
+    raise UserError(
+      f"{where}: {len(labels):,} different tags, such as {labels[0]!r}; that is another column, give that of the "
+      "tags with --config.data.tag_column=N"
+    )
+  bare = [label for label in labels if label != "O" and not _PREFIXED.match(label)]
+  if bare and len(bare) < len([label for label in labels if label != "O"]):
+    raise UserError(
+      f"{where}: {bare[0]!r} is neither O nor does it begin with B-, I-, E- or S- as other tags there do; correct it"
+    )
+  if any(label[0] in "BSU" for label in labels if _PREFIXED.match(label)):
+    odd = sum(
+      parts(tag)[0] in "IE" and (parts(before)[0] in "OES" or parts(before)[1] != parts(tag)[1])
+      for tags in sentences.tags
+      for before, tag in itertools.pairwise(["O", *tags])
+    )
+    if odd:
+      sentences.notes["entities that begin with I- or E- (read as if with B-, as conlleval does)"] = odd
+
+
+def parts(tag):
+  """A tag as (one of O B I E S, type): `O` is ("O", ""), a bare name ("I", name), BILOU's L and U are E and S."""
+  if tag == "O":
+    return "O", ""
+  return (_LETTER_OF.get(tag[0], tag[0]), tag[2:]) if _PREFIXED.match(tag) else ("I", tag)
+
+
+# Sentences to rows.
+
+
+def encode(words, tokenizer, seq_length, tags=None, labels=()) -> Encoded:
+  """Sentences as rows `[CLS] … [SEP]`, a long sentence as several that overlap.
+
+  Args:
+    words: list of lists of str, each word cut into pieces by itself. seq_length: the longest row.
+    tags: likewise, or None. labels: the tags that have numbers, in their order.
+
+  A word that becomes no piece (a lone combining mark) is the unknown piece, so that every word has a tag. A word of
+  more than half a row is cut.
+  Raises: UserError for a seq_length that holds no words.
+  """
+  room = seq_length - 2
+  overlap = room // 2
+  if overlap < 1:
+    raise UserError(f"data.seq_length={seq_length} leaves no room for words; give 128 or so")
+  numbers = {label: i for i, label in enumerate(labels)}
+  distinct = list(dict.fromkeys(itertools.chain(*words)))
+  pieces_of = dict(zip(distinct, tokenizer.encode_batch(distinct), strict=True))
+  empty = {word for word, pieces in pieces_of.items() if not pieces}
+  cut = {word for word, pieces in pieces_of.items() if len(pieces) > overlap}
+  pieces_of |= {word: [tokenizer.unk_id] for word in empty} | {word: pieces_of[word][:overlap] for word in cut}
+
+  ids, row_labels, sentence, first, positions = [], [], [], [], []
+  windowed = 0
+  for s, sentence_words in enumerate(words):
+    pieces = [pieces_of[word] for word in sentence_words]
+    ends = np.cumsum([0, *map(len, pieces)])
+    found = list(windows(ends, room, overlap))
+    windowed += len(found) > 1
+    for begin, end, own_begin, own_end in found:
+      at = (1 + ends[own_begin:own_end] - ends[begin]).astype(np.int32)
+      row = [tokenizer.cls_id, *itertools.chain(*pieces[begin:end]), tokenizer.sep_id]
+      label = np.full(len(row), -1, np.int32)
+      if tags is not None:
+        label[at] = [numbers.get(tag, -1) for tag in tags[s][own_begin:own_end]]
+      ids.append(np.array(row, np.int32))
+      row_labels.append(label)
+      sentence.append(s)
+      first.append(own_begin)
+      positions.append(at)
+  notes = {
+    "words without a piece of their own (given the unknown one)": sum(w in empty for s in words for w in s),
+    f"words cut to {overlap} pieces": sum(w in cut for s in words for w in s),
+    f"sentences longer than {seq_length} pieces (in overlapping rows)": windowed,
+  }
+  rows = Rows({"input_ids": ids, "labels": row_labels}, {}, {"labels": -1, "input_ids": tokenizer.pad_id})
+  notes = {what: number for what, number in notes.items() if number}
+  return Encoded(len(words), rows, np.array(sentence, np.int64), np.array(first, np.int64), positions, notes)
+
+
+def windows(ends, room, overlap):
+  """Cuts a sentence into overlapping windows of at most `room` pieces, between words.
+
+  Args: ends: [words + 1], pieces before each word, and in all; no word has more than room - overlap of them.
+  Yields: (begin, end, own_begin, own_end): the words of a window, and those it decides on, which are the ones that have
+    more context there than in the next or previous window. None at all for an empty sentence.
+  """
+  words, begin, own_begin = len(ends) - 1, 0, 0
+  while own_begin < words:
+    end = int(np.searchsorted(ends, ends[begin] + room, side="right")) - 1
+    if end == words:
+      yield begin, end, own_begin, end
+      return
+    following = int(np.searchsorted(ends, ends[end] - overlap))  # so that it shares at most `overlap` pieces
+    own_end = max(int(np.searchsorted(ends, (ends[following] + ends[end]) / 2)), own_begin + 1)
+    yield begin, end, own_begin, own_end
+    begin, own_begin = following, own_end
