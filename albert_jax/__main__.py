@@ -3,6 +3,7 @@
 import importlib
 import sys
 
+from albert_jax import cli
 from albert_jax.errors import UserError
 
 COMMANDS = {
@@ -26,6 +27,7 @@ def main(argv=None) -> int:
   if argv[0] not in COMMANDS:
     print(f"albert-jax: no command {argv[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
     return 2
+  cli.keep_compiled()
   try:
     return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
   except UserError as error:

@@ -1,8 +1,12 @@
 """How commands read `--config=FILE:VARIANT --config.x=y` beside their own flags."""
 
 import argparse
+import contextlib
+import hashlib
 import importlib.util
+import os
 import pathlib
+import platform
 import sys
 
 from absl import flags
@@ -20,6 +24,26 @@ def parser(command: str, description: str, example: str) -> argparse.ArgumentPar
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
+
+
+def keep_compiled():
+  """Lets JAX keep compiled programs between runs, so that only the first one waits for the compiler.
+
+  They lie under ~/.cache (or XDG_CACHE_HOME), in a folder for this kind of processor: what was compiled for one may not
+  run on another that shares the home directory. JAX_COMPILATION_CACHE_DIR, if set, is what counts; '' is none.
+  Must be called before JAX is imported.
+  """
+  processor = platform.processor() or platform.machine()
+  with contextlib.suppress(OSError):
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    processor += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+  home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+  folder = home / "albert_jax" / f"compiled-{hashlib.sha256(processor.encode()).hexdigest()[:12]}"
+  with contextlib.suppress(OSError):  # A home that cannot be written to is no reason to stop.
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+      os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+      os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 def parse_with_config(parser: argparse.ArgumentParser, argv: list[str]):
