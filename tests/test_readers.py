@@ -118,6 +118,46 @@ def test_books_are_recognised_and_joined(tmp_path):
   assert read(tmp_path / "lines.txt")[0] == [sentences[:30], sentences[30:]]
 
 
+def layout(path, text):
+  """What a text is taken for."""
+  path.write_bytes(text.encode())
+  _, tally = read(path)
+  return [key.removeprefix("files read as --layout=") for key in tally if key.startswith("files read as")]
+
+
+def test_paragraphs_of_one_line_are_a_book(tmp_path, monkeypatch):
+  speech = ["Er ging.", "Dann kam sie, die er lange nicht gesehen hatte, und schwieg.", "»Nun?« fragte er.", "»Ja!«"]
+  paragraphs = ["Das erste Kapitel", *(speech[i % 4] + i % 3 * " Und es wurde spät." for i in range(60))]
+  book = "\r\n\r\n".join(paragraphs) + "\r\n"
+  assert layout(tmp_path / "a.txt", book) == ["book"]
+  assert read(tmp_path / "a.txt")[0] == [paragraphs]
+  # Documents of a line each, of several sentences or all alike, are documents.
+  reviews = [f"I saw it {i} times. It was {'very ' * (i % 5)}long. I left." for i in range(60)]
+  assert layout(tmp_path / "b.txt", "\n\n".join(reviews)) == ["blank"]
+  assert layout(tmp_path / "c.txt", "\n\n".join(f"The fact number {i} is true." for i in range(60))) == ["blank"]
+  # So they are in a file that is too long for a book, and in one too short to tell.
+  assert layout(tmp_path / "d.txt", "\n\n".join(paragraphs[:15])) == ["blank"]
+  monkeypatch.setattr(readers, "MAX_DOCUMENT_CHARS", 1000)
+  assert layout(tmp_path / "a.txt", book) == ["blank"]
+
+
+def test_verse_is_a_book(tmp_path):
+  stanza = "In weiter Kammer schlief ich und die Brüder\nAuf Betten, die der Traum umspielt,\nDas Lied, es tönte\nLeis."
+  assert layout(tmp_path / "a.txt", "\n\n".join([stanza] * 30) + "\n") == ["book"]
+  # Lines without punctuation, as of lists or subtitles, are not.
+  lines = "\n".join(f"something that was said {'long ' * (i % 6)}ago" for i in range(9))
+  assert layout(tmp_path / "b.txt", "\n\n".join([lines] * 20) + "\n") == ["blank"]
+
+
+@pytest.mark.realdata
+def test_the_layout_of_real_corpora(real_data):
+  expected = {"books_de": ("book", 12), "books_en": ("book", 90), "wiki_en": ("blank", 13), "wiki_zh_raw": ("doc", 5)}
+  for folder, (kind, count) in expected.items():
+    units = plan(str(real_data / "pretrain" / folder), Reading())
+    found = [span.kind for unit in units for span in unit.spans if span.start == 0]
+    assert found == [kind] * count, folder
+
+
 def test_bad_input_is_counted(tmp_path):
   (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfgood \xff line\n\nnul\0here\n\n\n")
   (tmp_path / "b.txt").write_bytes(b"")

@@ -21,6 +21,7 @@ import re
 import sys
 
 from albert_jax.data import files
+from albert_jax.data.sentences import split_sentences
 from albert_jax.errors import UserError
 
 UNIT_BYTES = 16 << 20  # a unit of work: small enough to spread, large enough to make a decent shard
@@ -28,6 +29,7 @@ UNIT_BYTES = 16 << 20  # a unit of work: small enough to spread, large enough to
 MAX_LINE_BYTES = 1 << 20
 MAX_JSON_BYTES = 1 << 26
 MAX_DOCUMENT_CHARS = 1 << 23
+LAYOUTS = ("blank", "book", "doc")
 _READ_BYTES = 1 << 18
 _LOOK_BYTES = 1 << 16  # how much of a file is looked at to see what it is
 
@@ -179,7 +181,7 @@ def _plan_file(path, reading, unit_bytes):
   if kind == "parquet":
     return _plan_parquet(path, size, unit_bytes)
   if kind == "text":
-    kind = reading.layout if reading.layout != "auto" else _guess_layout(path)
+    kind = reading.layout if reading.layout != "auto" else _guess_layout(path, size)
   if compression or kind == "book" or size <= unit_bytes:
     return [(Span(path, kind), size)]
   starts = [0]
@@ -199,11 +201,13 @@ def _plan_file(path, reading, unit_bytes):
   return [(Span(path, kind, a, b), b - a) for a, b in zip(starts, [*starts[1:], size], strict=True)]
 
 
-def _guess_layout(path):
-  """`doc`, `book` or `blank` (see Reading), from the first lines of a file.
+def _guess_layout(path, size):
+  """`doc`, `book` or `blank` (see Reading), from the first lines of a file of so many bytes.
 
-  Lines wrapped at a fixed width give a book away: the first word of the next line would not have fitted on this one,
-  and most lines that a further line follows break off in the middle of a sentence.
+  Three things give a book away. Lines wrapped at a fixed width: the first word of the next line would not have fitted
+  on this one, and most lines that a further line follows break off in the middle of a sentence. Verse: most lines break
+  off likewise, many with a comma. And paragraphs of a line each with a blank line after every one: these would be poor
+  documents, if many are a single sentence, and many are speech or headings.
   """
   with _open(path) as file:
     head = file.read(_LOOK_BYTES).decode("utf-8", "replace")
@@ -211,12 +215,30 @@ def _guess_layout(path):
     return "doc"
   lines = [line.strip() for line in head.split("\n")[:-1]]
   pairs = [(a, b) for a, b in itertools.pairwise(lines) if a and b]
-  if len(pairs) < 20:
-    return "blank"
-  width = sorted(len(a) for a, _ in pairs)[int(0.9 * len(pairs))]
-  full = sum(len(a) + len(b.split(maxsplit=1)[0]) >= width - 4 for a, b in pairs) / len(pairs)
-  broken = sum(a[-1].isalnum() or a[-1] in ",;-" for a, _ in pairs) / len(pairs)
-  return "book" if width <= 120 and full > 0.5 and broken > 0.6 else "blank"
+  if len(pairs) >= 20:
+    width = sorted(len(a) for a, _ in pairs)[int(0.9 * len(pairs))]
+    full = _share(len(a) + len(b.split(maxsplit=1)[0]) >= width - 4 for a, b in pairs)
+    broken = _share(a[-1].isalnum() or a[-1] in ",;-" for a, _ in pairs)
+    comma = _share(a[-1] in ",;" for a, _ in pairs)
+    if width <= 120 and broken > 0.6 and (full > 0.5 or comma > 0.1):
+      return "book"
+  blocks = [list(block) for is_text, block in itertools.groupby(lines, bool) if is_text]
+  # What is longer than a document may be is many of them.
+  if len(blocks) >= 20 and _share(len(block) == 1 for block in blocks) > 0.9 and size <= MAX_DOCUMENT_CHARS:
+    single = _share(len(split_sentences(block[0])) == 1 for block in blocks)
+    loose = _share(block[0][0] in _BEGINS_SPEECH or block[0][-1] not in _ENDS_SENTENCE for block in blocks)
+    if single > 0.15 and loose > 0.15:
+      return "book"
+  return "blank"
+
+
+_BEGINS_SPEECH = "\"'“”„‚‘’»«‹›–—-「『"
+_ENDS_SENTENCE = ".!?…。！？｡\"'”“’‘»«›‹)]」』）】》"
+
+
+def _share(values):
+  values = list(values)
+  return sum(values) / len(values)
 
 
 def _parquet():
@@ -303,6 +325,8 @@ def documents(unit, reading, tally):
     list[str], the lines of a document.
   """
   for span in unit.spans:
+    if span.kind in LAYOUTS and span.start == 0:
+      tally[f"files read as --layout={span.kind}"] += 1
     for lines in _READERS[span.kind](span, reading, tally):
       lines = [line for line in lines if line]
       if lines:
@@ -490,7 +514,7 @@ def add_arguments(parser, default=None):
     "with commas between",
   )
   for field in dataclasses.fields(Reading):
-    choices = ("auto", "blank", "book", "doc") if field.name == "layout" else None
+    choices = ("auto", *LAYOUTS) if field.name == "layout" else None
     parser.add_argument(f"--{field.name}", default=field.default, choices=choices, help=_HELP[field.name])
 
 
