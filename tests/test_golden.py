@@ -15,6 +15,7 @@ from albert_jax.convert.mapping import Rules
 from albert_jax.model import layer_axes
 from albert_jax.tasks import pretrain
 from albert_jax.training import optimizer
+from albert_jax.training.schedule import schedule
 
 pytestmark = pytest.mark.realdata
 
@@ -64,18 +65,18 @@ def ten_steps(cfg, params, expected, gradients):
   opt = optimizer.OptimizerConfig(
     name="lamb", learning_rate=float(expected["lamb_lr"]), warmup_steps=int(expected["lamb_warmup"])
   )
-  tx, rate = optimizer.make(opt, layer_axes(cfg, params)), optimizer.schedule(opt, int(expected["lamb_steps"]))
+  tx, rate = optimizer.make(opt, layer_axes(cfg, params)), schedule(opt, int(expected["lamb_steps"]))
 
   @jax.jit
-  def step(params, state, n):
+  def step(params, state, learning_rate):
     loss, grads = gradients(params)
     updates, state = tx.update(grads, state, params)
-    return jax.tree.map(lambda p, u: p - rate(n) * u, params, updates), state, loss
+    return jax.tree.map(lambda p, u: p - learning_rate * u, params, updates), state, loss
 
   state, losses = tx.init(params), []
   for n in range(10):
     # That run read its step counter after the increment, so its first update has the rate of step 1.
-    params, state, loss = step(params, state, n + 1)
+    params, state, loss = step(params, state, rate(n + 1))
     losses.append(float(loss))
   return losses, params
 

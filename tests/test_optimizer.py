@@ -1,124 +1,465 @@
-"""LAMB and AdamW by hand in numpy; the schedule at the steps where forms differ."""
+"""The optimizers by hand in numpy or against optax's own, and what rules on paths do to them."""
+
+import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
+from albert_jax import AlbertConfig, model, paths
 from albert_jax.errors import UserError
-from albert_jax.training import optimizer
+from albert_jax.tasks import pretrain
+from albert_jax.training import optimizer, sharding, state
+from albert_jax.training.checkpoint import Checkpoints
 from albert_jax.training.optimizer import OptimizerConfig
+from albert_jax.training.sharding import MeshConfig
 
-LEAD = {"w": {"kernel": 0, "bias": 0}, "norm": {"scale": 0}, "layers": {"kernel": 1}}
+# Named and shaped as the model's: two layers in one array, kernels of three axes.
+SHAPES = {
+  "embeddings/word/embedding": (7, 4),
+  "attention/query/kernel": (2, 4, 2, 3),
+  "attention/output/kernel": (2, 2, 3, 4),
+  "ffn/up/kernel": (4, 5),
+  "ffn/up/bias": (5,),
+  "ffn/norm/scale": (4,),
+}
+LEAD = paths.unflatten({path: int(path.startswith("attention")) for path in SHAPES})
+DECAYED = paths.unflatten({path: path.endswith(("kernel", "embedding")) for path in SHAPES})
+
+
+def random_tree(shapes, seed=0):
+  rng = np.random.default_rng(seed)
+  return paths.unflatten({path: jnp.asarray(rng.normal(size=s), jnp.float32) for path, s in shapes.items()})
 
 
 @pytest.fixture
 def params():
-  rng = np.random.default_rng(0)
-  shapes = {"w": {"kernel": (3, 4), "bias": (4,)}, "norm": {"scale": (4,)}, "layers": {"kernel": (2, 3, 4)}}
-  return jax.tree.map(
-    lambda s: jnp.asarray(rng.normal(size=s), jnp.float32), shapes, is_leaf=lambda s: type(s) is tuple
-  )
+  return random_tree(SHAPES)
 
 
-def steps(cfg, params, count=3):
-  """The updates of `count` steps on fixed gradients, and the gradients."""
-  tx, rng = optimizer.make(cfg, LEAD), np.random.default_rng(1)
-  state, updates, grads = tx.init(params), [], []
-  for _ in range(count):
-    grads.append(jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params))
-    update, state = tx.update(grads[-1], state, params)
-    updates.append(update)
-  return updates, grads
+def gradients(params, count):
+  shapes = {path: p.shape for path, p in paths.flatten(params).items()}
+  return [random_tree(shapes, seed) for seed in range(1, count + 1)]
+
+
+def run(tx, params, grads, learning_rate=0.1):
+  """Steps on given gradients. Returns: the last updates, the state, the parameters after each step."""
+  opt, after = tx.init(params), []
+
+  @jax.jit
+  def step(params, opt, g):
+    updates, opt = tx.update(g, opt, params, learning_rate=learning_rate)
+    return jax.tree.map(lambda p, u: p - learning_rate * u, params, updates), opt, updates
+
+  for g in grads:
+    params, opt, updates = step(params, opt, g)
+    after.append(params)
+  return updates, opt, after
+
+
+def assert_close(found, expected, rtol=2e-5, atol=1e-6):
+  found, expected = paths.flatten(found), paths.flatten(expected)
+  assert found.keys() == expected.keys()
+  for path in found:
+    np.testing.assert_allclose(found[path], expected[path], rtol=rtol, atol=atol, err_msg=path)
 
 
 def by_hand(params, grads, *, lamb, textbook):
-  """The update after all `grads`, for each array, by the formulas of lamb_optimizer.py and optimization.py."""
+  """The update after `grads` at fixed `params`, by the formulas of lamb_optimizer.py and optimization.py."""
   norms = [np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(tree))) for tree in grads]
 
   def one(path, p):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
     m = v = 0
     for tree, norm in zip(grads, norms, strict=True):
-      g = np.asarray(dict(_flat(tree))[name], np.float64)
-      g = g / max(1.0, norm)
+      g = np.asarray(paths.flatten(tree)[path], np.float64) / max(1.0, norm)
       m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
     if textbook:
       m, v = m / (1 - 0.9 ** len(grads)), v / (1 - 0.999 ** len(grads))
     update = m / (np.sqrt(v) + 1e-6)
     p = np.asarray(p, np.float64)
-    if name.endswith("kernel"):
+    if path.endswith(("kernel", "embedding")):
       update = update + 0.01 * p
-      if lamb and name.startswith("layers"):
+      if lamb and path.startswith("attention"):
         return np.stack([u * np.linalg.norm(x) / np.linalg.norm(u) for u, x in zip(update, p, strict=True)])
       if lamb:
         update = update * np.linalg.norm(p) / np.linalg.norm(update)
     return update
 
-  return jax.tree_util.tree_map_with_path(one, params)
-
-
-def _flat(tree):
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+  return jax.tree.map(one, paths.names(params), params)
 
 
 @pytest.mark.parametrize("name", ["lamb", "adamw"])
 @pytest.mark.parametrize("textbook", [False, True])
 def test_updates_are_those_of_the_formulas(name, textbook, params):
-  updates, grads = steps(OptimizerConfig(name=name, textbook=textbook), params)
-  expected = dict(_flat(by_hand(params, grads, lamb=name == "lamb", textbook=textbook)))
-  for path, update in _flat(updates[-1]):
-    np.testing.assert_allclose(update, expected[path], rtol=2e-5, atol=1e-6, err_msg=path)
+  grads = gradients(params, 3)
+  tx = optimizer.make(OptimizerConfig(name=name, textbook=textbook), LEAD)
+  updates, *_ = run(tx, params, grads, learning_rate=0.0)
+  assert_close(updates, by_hand(params, grads, lamb=name == "lamb", textbook=textbook))
 
 
-def test_textbook_adamw_is_optax_adamw(params):
-  updates, grads = steps(OptimizerConfig(name="adamw", textbook=True, clip_norm=1e9), params)
-  mask = {"w": {"kernel": True, "bias": False}, "norm": {"scale": False}, "layers": {"kernel": True}}
-  tx = optax.adamw(1.0, 0.9, 0.999, 1e-6, weight_decay=0.01, mask=mask)
-  state = tx.init(params)
-  for mine, g in zip(updates, grads, strict=True):
-    theirs, state = tx.update(g, state, params)
-    for (path, a), (_, b) in zip(_flat(mine), _flat(theirs), strict=True):
-      np.testing.assert_allclose(a, -b, rtol=1e-5, atol=1e-6, err_msg=path)
+PLAIN = {
+  "embeddings/word/embedding": (7, 4),
+  "attention/output/kernel": (1, 130, 129),
+  "ffn/up/kernel": (128, 140),
+  "ffn/up/bias": (5,),
+  "ffn/norm/scale": (4,),
+}
+PLAIN_DECAYED = paths.unflatten({path: path.endswith(("kernel", "embedding")) for path in PLAIN})
+HIDDEN = paths.unflatten(
+  {
+    "embeddings/word/embedding": None,
+    "attention/output/kernel": optax.contrib.MuonDimensionNumbers((0, 1), 2),
+    "ffn/up/kernel": optax.contrib.MuonDimensionNumbers(),
+    "ffn/up/bias": None,
+    "ffn/norm/scale": None,
+  }
+)
+THEIRS = {  # optax's own, at learning rate 1
+  "adamw": lambda: optax.adamw(1.0, 0.9, 0.99, 1e-6, weight_decay=0.01, mask=PLAIN_DECAYED),
+  "lion": lambda: optax.lion(1.0, 0.9, 0.99, weight_decay=0.01, mask=PLAIN_DECAYED),
+  "sgd": lambda: optax.sgd(1.0, momentum=0.9),
+  "adafactor": lambda: optax.adafactor(1.0, weight_decay_rate=0.01, weight_decay_mask=PLAIN_DECAYED),
+  "muon": lambda: optax.contrib.muon(
+    1.0, beta=0.9, adam_b1=0.9, adam_b2=0.99, eps=1e-6, consistent_rms=0.2, muon_weight_dimension_numbers=HIDDEN
+  ),
+}
 
 
-def test_stacked_layers_have_a_trust_ratio_each(params):
-  params["layers"]["kernel"] = params["layers"]["kernel"] * jnp.array([1.0, 100.0])[:, None, None]
-  updates, _ = steps(OptimizerConfig(name="lamb"), params, 1)
-  norms = [float(jnp.linalg.norm(u)) for u in updates[0]["layers"]["kernel"]]
-  expected = [float(jnp.linalg.norm(p)) for p in params["layers"]["kernel"]]
-  np.testing.assert_allclose(norms, expected, rtol=1e-5)
+@pytest.mark.parametrize("name", THEIRS)
+def test_it_is_optax(name):
+  params, lead = random_tree(PLAIN), paths.unflatten(dict.fromkeys(PLAIN, 0))
+  cfg = OptimizerConfig(name=name, textbook=True, b2=0.99, weight_decay=0.0 if name in ("sgd", "muon") else 0.01)
+  grads = gradients(params, 3)
+  ours, *_ = run(optimizer.make(cfg, lead), params, grads, learning_rate=0.0)
+  theirs, *_ = run(optax.chain(optax.clip_by_global_norm(1.0), THEIRS[name]()), params, grads, learning_rate=0.0)
+  assert_close(ours, jax.tree.map(jnp.negative, theirs))
+
+
+@pytest.mark.parametrize("name", ["sgd", "muon"])
+def test_decay_is_added_where_it_belongs(name, params):
+  grads = gradients(params, 2)
+  without, with_decay = (
+    run(optimizer.make(OptimizerConfig(name=name, weight_decay=d), LEAD), params, grads, learning_rate=0.0)[0]
+    for d in (0.0, 0.5)
+  )
+  assert_close(with_decay, jax.tree.map(lambda u, p, d: u + 0.5 * p * d, without, params, DECAYED))
+
+
+STACKED = {
+  "embeddings/word/embedding": (130, 4),
+  "attention/query/kernel": (2, 128, 4, 32),
+  "attention/output/kernel": (2, 4, 32, 130),
+  "attention/output/bias": (2, 130),
+  "ffn/up/kernel": (2, 2, 129, 131),
+  "ffn/norm/scale": (2, 2, 4),
+}
+
+
+@pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
+def test_layers_in_one_array_move_as_the_plain_matrices_they_are(name):
+  lead = {path: 1 if path.startswith("attention") else 2 if path.startswith("ffn") else 0 for path in STACKED}
+
+  def plain(tree):
+    """Every layer's weight under a name of its own, kernels with one axis in and one out."""
+    flat = {}
+    for path, x in paths.flatten(tree).items():
+      for index in np.ndindex(x.shape[: lead[path]]):
+        one = x[index]
+        if path == "attention/query/kernel":
+          one = one.reshape(128, 128)
+        elif path == "attention/output/kernel":
+          one = one.reshape(1, 128, 130)
+        *parents, last = path.split("/")
+        copy = "".join(map(str, index))
+        # Only attention/output/kernel itself has its axes in that order, so one layer stays there.
+        name = "/".join(parents) if index == (0,) or not index else "/".join([parents[0], "more" + copy, *parents[1:]])
+        if path == "attention/output/kernel" and index == (1,):
+          one = one.reshape(128, 130)
+        flat[f"{name}/{last}"] = one
+    return paths.unflatten(flat)
+
+  # Sizes differ from layer to layer, or one norm over all of them would do.
+  params = jax.tree.map(lambda p, n: p * jnp.linspace(1, 9, p.shape[0]).reshape(-1, *[1] * (p.ndim - 1)) if n else p,
+                        random_tree(STACKED), paths.unflatten(lead))  # fmt: skip
+  grads = gradients(params, 3)
+  tx = optimizer.make(OptimizerConfig(name=name), paths.unflatten(lead))
+  ours, *_ = run(tx, params, grads, learning_rate=0.0)
+  alone = optimizer.make(OptimizerConfig(name=name), jax.tree.map(lambda _: 0, plain(params)))
+  theirs, *_ = run(alone, plain(params), [plain(g) for g in grads], learning_rate=0.0)
+  assert_close(plain(ours), theirs, rtol=1e-3 if name == "muon" else 1e-4, atol=1e-5)
 
 
 def test_a_parameter_that_is_all_zero_moves(params):
-  params["w"]["kernel"] = jnp.zeros((3, 4))
-  updates, _ = steps(OptimizerConfig(name="lamb"), params, 1)
-  assert jnp.isfinite(updates[0]["w"]["kernel"]).all()
-  assert updates[0]["w"]["kernel"].any()
+  params["ffn"]["up"]["kernel"] = jnp.zeros((4, 5))
+  updates, *_ = run(optimizer.make(OptimizerConfig(name="lamb"), LEAD), params, gradients(params, 1))
+  assert jnp.isfinite(updates["ffn"]["up"]["kernel"]).all()
+  assert updates["ffn"]["up"]["kernel"].any()
 
 
-def test_schedule_of_the_original_counts_decay_from_the_start():
-  rate = optimizer.schedule(OptimizerConfig(learning_rate=2.0, warmup_steps=10), 100)
-  np.testing.assert_allclose([rate(n) for n in (0, 5, 9, 10, 50, 100, 200)], [0, 1, 1.8, 1.8, 1, 0, 0], atol=1e-6)
+def test_adafactor_keeps_rows_and_columns_only():
+  lead = {path: 1 if path.startswith("attention") else 2 if path.startswith("ffn") else 0 for path in STACKED}
+  tx = optimizer.make(OptimizerConfig(name="adafactor"), paths.unflatten(lead))
+  opt = paths.flatten(jax.eval_shape(tx.init, random_tree(STACKED)))
+  shapes = {path.partition("/v")[2]: leaf.shape for path, leaf in opt.items() if "/v" in path}
+  assert shapes["_row/attention/query/kernel"] == (2, 128)
+  assert shapes["_col/attention/output/kernel"] == (2, 130)
+  assert shapes["/ffn/up/kernel"] == (2, 2, 1)
+  assert shapes["/embeddings/word/embedding"] == (130, 4)  # One side is too short to be worth it.
 
 
-def test_schedule_of_the_textbook_counts_decay_from_the_end_of_the_warm_up():
-  rate = optimizer.schedule(OptimizerConfig(learning_rate=2.0, warmup_steps=10, textbook=True), 110)
-  np.testing.assert_allclose([rate(n) for n in (0, 5, 10, 60, 110)], [0, 1, 2, 1, 0], atol=1e-6)
+# The running mean of the parameters.
 
 
-def test_schedule_with_another_power_and_without_warm_up():
-  rate = optimizer.schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=0, decay_power=2.0), 10)
-  np.testing.assert_allclose([rate(n) for n in (0, 5, 10)], [1, 0.25, 0], atol=1e-6)
+@pytest.mark.parametrize("name", ["lamb", "muon"])
+def test_the_running_mean_is_the_weighted_mean_of_the_parameters(name, params):
+  cfg = OptimizerConfig(name=name, ema=0.9)
+  tx = optimizer.make(cfg, LEAD)
+  assert_close(optimizer.averaged(cfg, tx.init(params), params), params, rtol=0, atol=0)
+  _, opt, after = run(tx, params, gradients(params, 4))
+  weights = 0.1 * 0.9 ** np.arange(4)[::-1]
+  expected = jax.tree.map(lambda *ps: sum(w * p for w, p in zip(weights, ps, strict=True)) / weights.sum(), *after)
+  assert_close(jax.jit(functools.partial(optimizer.averaged, cfg))(opt, after[-1]), expected)
 
 
-def test_a_warm_up_longer_than_the_run_is_an_error():
-  with pytest.raises(UserError, match="warmup_steps=100 must be below steps=100; try"):
-    optimizer.schedule(OptimizerConfig(warmup_steps=100), 100)
+def test_the_running_mean_changes_no_step(params):
+  without, with_mean = (
+    run(optimizer.make(OptimizerConfig(ema=ema), LEAD), params, gradients(params, 3))[2][-1] for ema in (0.0, 0.9)
+  )
+  assert_close(without, with_mean, rtol=0, atol=0)
+  assert optimizer.averaged(OptimizerConfig(), (), params) is params
 
 
-def test_an_unknown_optimizer_is_an_error():
-  with pytest.raises(UserError, match="use one of"):
-    OptimizerConfig(name="adam")
+# Rules on paths.
+
+
+@pytest.mark.parametrize(
+  ("name", "pattern"),
+  [(name, "^embeddings/") for name in optimizer.OPTIMIZERS]
+  + [(name, "kernel|embedding|norm") for name in ("lamb", "muon", "adafactor")]
+  + [("muon", "^(attention|ffn)/.*kernel"), ("lamb", "bias|norm")],
+)
+def test_what_is_frozen_stays_bit_for_bit(name, pattern, params):
+  cfg = OptimizerConfig(name=name, freeze=pattern, ema=0.9, weight_decay=0.5)
+  tx = optimizer.make(cfg, LEAD)
+  _, opt, after = run(tx, params, gradients(params, 3))
+  mean = paths.flatten(optimizer.averaged(cfg, opt, after[-1]))
+  before, after = paths.flatten(params), paths.flatten(after[-1])
+  frozen = set(paths.flatten(paths.first_match(((pattern, True), (".*", False)), params)).items())
+  for path, is_frozen in frozen:
+    assert np.array_equal(before[path], after[path]) == is_frozen, path
+    assert np.array_equal(before[path], mean[path]) == is_frozen, path
+    assert any(slot.endswith(path) for slot in paths.flatten(opt)) == (not is_frozen), path
+
+
+def test_what_is_frozen_has_no_part_in_the_norm_to_clip_by(params):
+  grads = gradients(params, 1)
+  grads[0]["embeddings"]["word"]["embedding"] *= jnp.nan
+  cfg = OptimizerConfig(name="sgd", b1=0.0, weight_decay=0.0, freeze="^embeddings/")
+  updates, *_ = run(optimizer.make(cfg, LEAD), params, grads)
+  np.testing.assert_allclose(optax.tree.norm(updates), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lamb", "muon"])
+def test_rates_are_factors_on_the_update(name, params):
+  grads = gradients(params, 2)
+  plain, *_ = run(optimizer.make(OptimizerConfig(name=name), LEAD), params, grads, learning_rate=0.0)
+  cfg = OptimizerConfig(name=name, rates="^embeddings/=0.1,bias$=2,^ffn/=0.5")
+  scaled, *_ = run(optimizer.make(cfg, LEAD), params, grads, learning_rate=0.0)
+  factor = {"embeddings/word/embedding": 0.1, "ffn/up/bias": 2.0, "ffn/up/kernel": 0.5, "ffn/norm/scale": 0.5}
+  expected = {path: u * factor.get(path, 1.0) for path, u in paths.flatten(plain).items()}
+  assert_close(scaled, paths.unflatten(expected))
+
+
+@pytest.mark.parametrize("field", ["freeze", "rates"])
+def test_a_pattern_that_matches_nothing_is_an_error_that_lists_the_parameters(field):
+  cfg = OptimizerConfig(**{field: "^embedings/" + ("=0.1" if field == "rates" else "")})
+  with pytest.raises(UserError, match=rf"optimizer\.{field}: .*embedings/(.|\n)*embeddings/word/embedding"):
+    optimizer.make(cfg, LEAD)
+
+
+def test_freezing_everything_is_an_error():
+  with pytest.raises(UserError, match="nothing is left to train"):
+    optimizer.make(OptimizerConfig(freeze="/"), LEAD)
+
+
+# Looking at it.
+
+
+def test_diagnostics(params):
+  grads = gradients(params, 1)
+  updates, opt, after = run(optimizer.make(OptimizerConfig(name="lamb"), LEAD), params, grads)
+  found = optimizer.diagnostics(opt, params, updates, 0.1)
+  moved = optax.tree.norm(jax.tree.map(jnp.subtract, after[0], params))
+  np.testing.assert_allclose(found["update_ratio"], moved / optax.tree.norm(params), rtol=1e-4)
+  unscaled, *_ = run(optimizer.make(OptimizerConfig(name="adamw"), LEAD), params, grads)
+  ratios = []
+  for path, lead in paths.flatten(LEAD).items():
+    if paths.flatten(DECAYED)[path]:
+      u, p = (np.asarray(paths.flatten(tree)[path]) for tree in (unscaled, params))
+      layers = zip(u, p, strict=True) if lead else [(u, p)]
+      ratios += [np.linalg.norm(p) / np.linalg.norm(u) for u, p in layers]
+  assert len(ratios) == 6
+  for name, expected in {"min": min(ratios), "mean": np.mean(ratios), "max": max(ratios)}.items():
+    np.testing.assert_allclose(found[f"trust_ratio_{name}"], expected, rtol=1e-5)
+  _, opt, _ = run(optimizer.make(OptimizerConfig(name="sgd"), LEAD), params, grads)
+  assert set(optimizer.diagnostics(opt, params, updates, 0.1)) == {"update_ratio"}
+
+
+# Mistakes.
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"name": "adam"}, r"optimizer\.name='adam' is unknown; use one of \['adafactor', 'adamw', 'lamb', 'lion', 'muon'"),
+    ({"schedule": "linear"}, r"optimizer\.schedule='linear' is unknown; use one of \['constant', 'cosine'"),
+    ({"scale_with_batch": "square"}, r"unknown; use one of \['linear', 'none', 'sqrt'\]"),
+    ({"learning_rate": 0.0}, r"optimizer\.learning_rate=0\.0 must be above 0"),
+    ({"learning_rate": float("nan")}, "must be above 0"),
+    ({"final_rate": 1.5}, "must be from 0 to 1"),
+    ({"final_rate": 0.1, "schedule": "constant"}, r"no end to decay to; set optimizer\.final_rate=0"),
+    ({"decay_share": 0.0}, "must be above 0 and up to 1"),
+    ({"decay_power": 0.0}, "must be above 0"),
+    ({"weight_decay": -0.1}, "must be 0 or more"),
+    ({"b1": 1.0}, "must be from 0 to below 1"),
+    ({"b2": -0.1}, "must be from 0 to below 1"),
+    ({"eps": 0.0}, "must be above 0"),
+    ({"clip_norm": 0.0}, "inf is for no clipping"),
+    ({"ema": 1.0}, "must be from 0 to below 1"),
+    ({"reference_batch": 0}, "must be 1 or more"),
+    ({"freeze": "("}, r"optimizer\.freeze: '\(' is not a regular expression"),
+    ({"rates": "(=1"}, r"optimizer\.rates: '\(' is not a regular expression"),
+    ({"rates": "ffn"}, r"'ffn' must be PATTERN=FACTOR"),
+    ({"rates": "ffn=0"}, "for optimizer.freeze"),
+    ({"rates": "ffn=half"}, "must be PATTERN=FACTOR"),
+    ({"rates": "=1"}, "must be PATTERN=FACTOR"),
+  ],
+)
+def test_a_field_that_makes_no_sense_is_an_error(fields, message):
+  with pytest.raises(UserError, match=message):
+    OptimizerConfig(**fields)
+
+
+def test_every_number_is_checked_but_those_of_the_schedule():
+  numbers = {name for name, value in vars(OptimizerConfig()).items() if type(value) in (int, float)}
+  assert numbers - set(optimizer.RANGES) == {"warmup_steps", "rewarm_from"}
+
+
+def test_no_clipping(params):
+  grads = gradients(params, 1)
+  cfg = OptimizerConfig(name="sgd", clip_norm=float("inf"), weight_decay=0.0)
+  assert_close(run(optimizer.make(cfg, LEAD), params, grads)[0], grads[0])
+
+
+# With the model, on a mesh.
+
+CFG = AlbertConfig(
+  vocab_size=64, embedding_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32,
+  max_position_embeddings=16, initializer_range=0.1,
+)  # fmt: skip
+RATES = {"lamb": 0.02, "adamw": 0.01, "adafactor": 0.05, "lion": 0.002, "sgd": 0.1, "muon": 0.01}
+
+
+def small_batch(rows=16, length=12, slots=3):
+  rng = np.random.default_rng(0)
+  return {
+    "input_ids": rng.integers(5, CFG.vocab_size, (rows, length)).astype(np.int32),
+    "attention_mask": np.ones((rows, length), np.int32),
+    "token_type_ids": rng.integers(0, 2, (rows, length)).astype(np.int32),
+    "mlm_positions": rng.integers(0, length, (rows, slots)).astype(np.int32),
+    "mlm_labels": rng.integers(5, CFG.vocab_size, (rows, slots)).astype(np.int32),
+    "mlm_weights": np.ones((rows, slots), np.float32),
+    "sop_label": rng.integers(0, 2, rows).astype(np.int32),
+    "sop_weight": np.ones(rows, np.float32),
+  }
+
+
+@pytest.fixture(scope="module")
+def loss_and_gradients():
+  batch = small_batch()
+
+  def loss_of(params):
+    sums = pretrain.sums(CFG, params, batch, None)
+    return sum(c * sums[name][0] for name, c in pretrain.terms(1.0, 1.0, batch).items())
+
+  return jax.jit(jax.value_and_grad(loss_of))
+
+
+@contextlib.contextmanager
+def on_a_mesh(mesh_config, **fields):
+  """Yields: the compiled update (state, gradients) -> state, the state, its shapes and its shardings."""
+  cfg = OptimizerConfig(**fields)
+  init, key = functools.partial(model.init, CFG), jax.random.key(0)
+  tx = optimizer.make(cfg, model.layer_axes(CFG, jax.eval_shape(init, key)))
+  mesh = sharding.make_mesh(mesh_config, 16)
+  abstract = state.abstract(init, tx, key)
+  places = sharding.shardings(mesh, abstract, mesh_config.zero1)
+
+  @functools.partial(jax.jit, donate_argnums=0, out_shardings=places)
+  def update(now, grads):
+    updates, opt = tx.update(grads, now["opt"], now["params"], learning_rate=cfg.learning_rate)
+    params = jax.tree.map(lambda p, u: p - cfg.learning_rate * u, now["params"], updates)
+    return {"step": now["step"] + 1, "params": params, "opt": opt}
+
+  with jax.set_mesh(mesh):
+    yield update, state.create(init, tx, key, places), abstract, places
+
+
+@pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
+def test_it_learns_on_eight_devices_with_split_slots(name, loss_and_gradients):
+  with on_a_mesh(MeshConfig(zero1=True), name=name, learning_rate=RATES[name], ema=0.5) as made:
+    update, now, abstract, places = made
+    losses = []
+    for _ in range(30):
+      loss, grads = loss_and_gradients(now["params"])
+      now = update(now, grads)
+      losses.append(float(loss))
+    assert losses[-1] < losses[0] - 0.5, losses
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), now) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
+    assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), now, places))
+    assert update._cache_size() == 1
+  split = [path for path, place in paths.flatten(places["opt"]).items() if not place.is_fully_replicated]
+  assert any(path.endswith("/ffn/up/kernel") for path in split)
+  assert not [path for path in split if "/v_" in path]
+
+
+def test_slots_are_split_as_their_parameters_are():
+  kernel = "attention/query/kernel"
+  for name, kinds in {"muon": ("mu", "ema"), "adafactor": ("v", "ema")}.items():
+    tx = optimizer.make(OptimizerConfig(name=name, ema=0.5), model.layer_axes(CFG, model.shapes(CFG)))
+    abstract = state.abstract(functools.partial(model.init, CFG), tx, jax.random.key(0))
+    places = sharding.shardings(sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), 8), abstract)
+    slots = {path: place.spec for path, place in paths.flatten(places["opt"]).items()}
+    for kind in kinds:
+      (spec,) = (spec for path, spec in slots.items() if path.endswith(f"/{kind}/{kernel}"))
+      assert spec == places["params"]["attention"]["query"]["kernel"].spec == P("fsdp", "tensor", None)
+    assert not [spec for path, spec in slots.items() if "/v_" in path and any(spec)]
+
+
+@pytest.mark.parametrize("name", ["adafactor", "muon"])
+def test_a_state_is_saved_and_restored_whole(name, tmp_path):
+  with on_a_mesh(MeshConfig(zero1=True), name=name, ema=0.5, freeze="^embeddings/") as (_, now, abstract, places):
+    now = jax.tree.map(lambda x: x + 1, now)
+    before = paths.flatten(jax.device_get(now))
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints", keep=1)) as saved:
+      saved.save(1, now)
+      after = paths.flatten(jax.device_get(saved.restore(abstract, places)))
+  assert before.keys() == after.keys()
+  for path, value in before.items():
+    np.testing.assert_array_equal(value, after[path], err_msg=path)
+
+
+def test_moments_from_elsewhere(params):
+  moments = [jax.tree.map(lambda p, k=k: jnp.full(p.shape, k), params) for k in (0.5, 0.25)]
+  tx = optimizer.make(OptimizerConfig(freeze="^embeddings/"), LEAD)
+  opt = optimizer.with_moments(tx.init(params), *moments)
+  assert jax.tree.structure(opt) == jax.tree.structure(tx.init(params))
+  found = {path: float(x.ravel()[0]) for path, x in paths.flatten(opt).items() if path.endswith("ffn/up/bias")}
+  assert sorted(found.values()) == [0.25, 0.5]
+  for name in ("lion", "muon"):
+    with pytest.raises(UserError, match=r"only optimizer\.name=lamb and adamw keep"):
+      optimizer.with_moments(optimizer.make(OptimizerConfig(name=name), LEAD).init(params), *moments)

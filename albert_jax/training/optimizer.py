@@ -1,8 +1,10 @@
-"""LAMB and AdamW as the original has them (optimization.py, lamb_optimizer.py), on optax.
+"""How gradients become updates: the optimizers by name, on optax, and what moves how much, by rules on paths.
 
 The learning rate is not part of the transformation: the step multiplies it in, from the one step counter there is.
 """
 
+import math
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,72 +14,155 @@ import optax
 
 from albert_jax import paths
 from albert_jax.errors import UserError
+from albert_jax.training.schedule import ENDLESS, SCALES, SHAPES
 
 # Layer norms and biases get no weight decay and, under LAMB, no trust ratio ("LayerNorm", "bias" in the original).
 REGULARIZED = (("(^|/)norm/", False), ("(^|/)bias$", False), (".*", True))
+# How many axes of a hidden weight matrix are its input (H and K in the attention's output); the others are its output.
+# 0 is what is no hidden matrix: embeddings, the layers that make logits, biases and norms.
+INPUT_AXES = (
+  ("^attention/output/kernel$", 2),
+  ("^(attention|ffn|projection|pooler|mlm)/(.*/)?kernel$", 1),
+  (".*", 0),
+)
+MUON_RMS = 0.2  # With it Muon moves matrices as far as AdamW, and takes AdamW's learning rates (arXiv 2502.16982).
+FACTOR_FROM = 128  # Adafactor keeps rows and columns of matrices that have at least this many of both; optax's default.
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
   """How parameters move. Defaults are the original's, but for its batch of 4096 and 125,000 steps."""
 
-  name: str = "lamb"
+  name: str = "lamb"  # or adamw, adafactor, lion, sgd, muon: docs/optimizers.md
   learning_rate: float = 0.00176  # the peak
+  scale_with_batch: str = "none"  # sqrt or linear: learning_rate is for reference_batch rows, and scaled to batch_size
+  reference_batch: int = 4096
+  schedule: str = "polynomial"  # or cosine, wsd, inverse_sqrt, constant: what follows the warm-up
   warmup_steps: int = 3125
+  rewarm_from: int = 0  # the step of a run that is continued with init_optimizer: the schedule begins there
+  final_rate: float = 0.0  # share of the peak that is left at the end
+  decay_power: float = 1.0  # of polynomial and wsd; 1 is linear
+  decay_share: float = 0.1  # of the run, at its end, in which wsd decays
   weight_decay: float = 0.01
-  b1: float = 0.9
-  b2: float = 0.999
+  b1: float = 0.9  # of the first moment; the momentum of sgd and muon
+  b2: float = 0.999  # of the second moment; of lion's only one
   eps: float = 1e-6
-  clip_norm: float = 1.0  # of the gradient over all parameters
-  decay_power: float = 1.0  # of the polynomial decay to zero; 1 is linear
-  textbook: bool = False  # True: bias correction, and decay counted from the end of the warm-up
+  clip_norm: float = 1.0  # of the gradient over all parameters that are trained; inf for none
+  textbook: bool = False  # True: lamb and adamw correct bias, and polynomial counts from the end of the warm-up
+  rates: str = ""  # factors on the learning rate, by the first pattern in the path: "^embeddings/=0.1,^ffn/=0.5"
+  freeze: str = ""  # regular expression: the parameters that stay as they are, as "^embeddings/"
+  ema: float = 0.0  # decay of a running mean of the parameters, to evaluate and export; 0 is none
 
   def __post_init__(self):
-    if self.name not in OPTIMIZERS:
-      raise UserError(f"optimizer.name={self.name!r} is unknown; use one of {sorted(OPTIMIZERS)}")
-
-
-def schedule(cfg: OptimizerConfig, steps: int):
-  """The learning rate as a function of the step, counted from 0.
-
-  Linear warm-up to the peak, then polynomial decay to zero at `steps`. The original counts the decay from step 0, so
-  the rate falls at once from the peak to peak * (1 - warmup / steps) when the warm-up ends.
-  Raises: UserError where the warm-up is not shorter than the run.
-  """
-  warmup = cfg.warmup_steps
-  if not 0 <= warmup < steps:
-    raise UserError(
-      f"optimizer.warmup_steps={warmup} must be below steps={steps}; try --config.optimizer.warmup_steps={steps // 10}"
-    )
-  start = warmup if cfg.textbook else 0
-
-  def learning_rate(step):
-    step = jnp.asarray(step, jnp.float32)
-    left = jnp.clip(1 - (step - start) / (steps - start), 0, 1) ** cfg.decay_power
-    return cfg.learning_rate * jnp.where(step < warmup, step / max(warmup, 1), left)
-
-  return learning_rate
+    for name, table in {"name": OPTIMIZERS, "schedule": SHAPES, "scale_with_batch": SCALES}.items():
+      if getattr(self, name) not in table:
+        raise UserError(f"optimizer.{name}={getattr(self, name)!r} is unknown; use one of {sorted(table)}")
+    for name, (expected, holds) in RANGES.items():
+      if not holds(getattr(self, name)):
+        raise UserError(f"optimizer.{name}={getattr(self, name)} must be {expected}")
+    if self.final_rate and self.schedule in ENDLESS:
+      raise UserError(f"optimizer.schedule={self.schedule!r} has no end to decay to; set optimizer.final_rate=0")
+    _checked("freeze", self.freeze)
+    _factors(self.rates)
 
 
 def make(cfg: OptimizerConfig, layer_axes):
   """The gradient transformation, without the learning rate: apply `params - learning_rate * update`.
 
+  With `cfg.ema`, `update` needs the keyword learning_rate, to know where the parameters will be.
   Args: layer_axes: tree like the parameters, how many leading axes of each only count layers (model.layer_axes).
+  Raises: UserError for a pattern of `rates` or `freeze` that matches nothing.
   """
-  regularized = paths.first_match(REGULARIZED, layer_axes)
-  return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), *OPTIMIZERS[cfg.name](cfg, regularized, layer_axes))
+  regularized, inputs = (paths.first_match(rules, layer_axes) for rules in (REGULARIZED, INPUT_AXES))
+  kinds = jax.tree.map(Kind, layer_axes, regularized, inputs)
+  factors = _matched("rates", (*_factors(cfg.rates), (".*", 1.0)), layer_axes)
+  trained = jax.tree.map(lambda _: True, layer_axes)
+  if cfg.freeze:
+    trained = _matched("freeze", ((cfg.freeze, False), (".*", True)), layer_axes)
+    if not any(jax.tree.leaves(trained)):
+      raise UserError(f"optimizer.freeze={cfg.freeze!r} matches every parameter, so nothing is left to train")
+    # What is frozen is hidden from everything below: it has no moments, no mean, and no part in the norm to clip by.
+    kinds, factors = (_hidden(tree, trained) for tree in (kinds, factors))
+  parts = [optax.clip_by_global_norm(cfg.clip_norm), *OPTIMIZERS[cfg.name](cfg, kinds)]
+  if cfg.rates:
+    parts.append(optax.stateless(lambda updates, _: jax.tree.map(lambda u, factor: u * factor, updates, factors)))
+  if cfg.ema:
+    parts.append(running_mean(cfg.ema))
+  tx = optax.chain(*parts)
+  if cfg.freeze:
+    labels = jax.tree.map(lambda moves: "trained" if moves else "frozen", trained)
+    tx = optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+  return tx
 
 
-def _adamw(cfg, regularized, layer_axes):
-  del layer_axes
-  return adam_direction(cfg), optax.add_decayed_weights(cfg.weight_decay, regularized)
+@dataclass(frozen=True)
+class Kind:
+  """What an optimizer has to know of a parameter: see `make`, REGULARIZED, INPUT_AXES."""
+
+  lead: int
+  regularized: bool
+  inputs: int
 
 
-def _lamb(cfg, regularized, layer_axes):
-  return *_adamw(cfg, regularized, layer_axes), trust_ratio(regularized, layer_axes)
+def _decay(cfg, kinds):
+  return optax.add_decayed_weights(cfg.weight_decay, jax.tree.map(lambda kind: kind.regularized, kinds))
 
 
-OPTIMIZERS = {"lamb": _lamb, "adamw": _adamw}
+def _adamw(cfg, kinds):
+  return adam_direction(cfg), _decay(cfg, kinds)
+
+
+def _lamb(cfg, kinds):
+  return *_adamw(cfg, kinds), trust_ratio(kinds)
+
+
+def _adafactor(cfg, kinds):
+  # Updates are relative to the size of the weights; no first moment, since memory is why one takes it.
+  tx = optax.chain(optax.adafactor(min_dim_size_to_factor=FACTOR_FROM), optax.scale(-1.0))
+  return each_alone(tx, kinds), _decay(cfg, kinds)
+
+
+def _lion(cfg, kinds):
+  return optax.scale_by_lion(cfg.b1, cfg.b2), _decay(cfg, kinds)
+
+
+def _sgd(cfg, kinds):
+  return optax.trace(cfg.b1), _decay(cfg, kinds)
+
+
+def _muon(cfg, kinds):
+  def matrix(kind, param):
+    if isinstance(param, optax.MaskedNode) or not kind.inputs:
+      return None  # Then AdamW moves it.
+    axes = tuple(range(kind.lead, param.ndim))
+    return optax.contrib.MuonDimensionNumbers(axes[: kind.inputs], axes[kind.inputs :])
+
+  def dimensions(params):
+    return jax.tree.map(matrix, kinds, params)
+
+  tx = optax.contrib.muon(
+    1.0, beta=cfg.b1, adam_b1=cfg.b1, adam_b2=cfg.b2, eps=cfg.eps, consistent_rms=MUON_RMS,
+    muon_weight_dimension_numbers=dimensions,
+  )  # fmt: skip
+  return tx, optax.scale(-1.0), _decay(cfg, kinds)
+
+
+OPTIMIZERS = {
+  "lamb": _lamb, "adamw": _adamw, "adafactor": _adafactor, "lion": _lion, "sgd": _sgd, "muon": _muon,
+}  # fmt: skip
+RANGES = {
+  "learning_rate": ("above 0", lambda x: 0 < x < math.inf),
+  "reference_batch": ("1 or more", lambda x: x >= 1),
+  "final_rate": ("from 0 to 1", lambda x: 0 <= x <= 1),
+  "decay_power": ("above 0", lambda x: x > 0),
+  "decay_share": ("above 0 and up to 1", lambda x: 0 < x <= 1),
+  "weight_decay": ("0 or more", lambda x: x >= 0),
+  "b1": ("from 0 to below 1", lambda x: 0 <= x < 1),
+  "b2": ("from 0 to below 1", lambda x: 0 <= x < 1),
+  "eps": ("above 0", lambda x: x > 0),
+  "clip_norm": ("above 0; inf is for no clipping", lambda x: x > 0),
+  "ema": ("from 0 to below 1", lambda x: 0 <= x < 1),
+}
 
 
 class AdamState(NamedTuple):
@@ -109,30 +194,179 @@ def adam_direction(cfg: OptimizerConfig):
 
 
 def with_moments(opt_state, m, v):
-  """The optimizer state with moments from elsewhere: trees like the parameters."""
+  """The optimizer state with moments from elsewhere: trees like the parameters.
+
+  Raises: UserError where the optimizer keeps other things than Adam's moments.
+  """
+  if not _states(opt_state, AdamState):
+    raise UserError(
+      "init_optimizer brings Adam's two moments, which only optimizer.name=lamb and adamw keep; "
+      "try --config.init_optimizer=False"
+    )
   return jax.tree.map(
-    lambda s: AdamState(s.count, m, v) if isinstance(s, AdamState) else s,
+    lambda s: AdamState(s.count, _like(s.m, m), _like(s.v, v)) if isinstance(s, AdamState) else s,
     opt_state,
     is_leaf=lambda s: isinstance(s, AdamState),
   )
 
 
-def trust_ratio(adapted, layer_axes):
+class TrustRatios(NamedTuple):
+  """Of the last update, over the weight matrices; only looked at, see `diagnostics`."""
+
+  smallest: jax.Array
+  mean: jax.Array
+  largest: jax.Array
+
+
+def trust_ratio(kinds):
   """LAMB's scaling by |parameter| / |update| of each weight matrix; 1 where either norm is 0.
 
   optax.scale_by_trust_ratio takes one norm over a whole array. Here an array may hold the matrices of many layers,
   and each must have its own, as if they were separate variables.
-  Args: adapted: tree of bools, which parameters are scaled. layer_axes: tree of ints, see `make`.
   """
 
-  def scale(update, param, adapt, lead):
-    if not adapt:
-      return update
-    axes = tuple(range(lead, param.ndim))
+  def ratio(update, param, kind):
+    axes = tuple(range(kind.lead, param.ndim))
     w, u = (jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True)) for x in (param, update))
-    return update * jnp.where((w > 0) & (u > 0), w / jnp.where(u > 0, u, 1), 1)
+    return jnp.where((w > 0) & (u > 0), w / jnp.where(u > 0, u, 1), 1) if kind.regularized else None
 
   def update(updates, state, params):
-    return jax.tree.map(scale, updates, params, adapted, layer_axes), state
+    del state
+    ratios = jax.tree.map(ratio, updates, params, kinds)
+    found = jnp.concatenate([jnp.ravel(r) for r in jax.tree.leaves(ratios)] or [jnp.ones(1)])
+    updates = jax.tree.map(lambda u, r: u if r is None else u * r, updates, ratios)
+    return updates, TrustRatios(jnp.min(found), jnp.mean(found), jnp.max(found))
 
-  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+  return optax.GradientTransformation(lambda params: TrustRatios(*jnp.ones(3)), update)
+
+
+def each_alone(tx, kinds):
+  """`tx` on every weight by itself, hidden ones as matrices [input, output]: those of layers that share an array too.
+
+  Its state has a tree like the parameters in place of each of its arrays.
+  """
+
+  def matrix(x, kind):
+    rows = math.prod(x.shape[: kind.inputs])
+    columns = x.size // rows
+    return x.reshape(rows, columns) if kind.inputs and min(rows, columns) >= FACTOR_FROM else x
+
+  def over_layers(function, kind):
+    for _ in range(kind.lead):
+      function = jax.vmap(function)
+    return function
+
+  state_of_one = jax.tree.structure(tx.init(jnp.zeros(())))
+
+  def init(params):
+    states = jax.tree.map(lambda p, kind: over_layers(lambda p: tx.init(matrix(p, kind)), kind)(p), params, kinds)
+    return jax.tree.transpose(jax.tree.structure(params), state_of_one, states)
+
+  def update(updates, state, params):
+    trees = jax.tree.structure(params)
+
+    def one(update, param, state, kind):
+      def move(update, param, state):
+        new, state = tx.update(matrix(update, kind), state, matrix(param, kind))
+        return new.reshape(param.shape), state
+
+      return over_layers(move, kind)(update, param, state)
+
+    pairs = jax.tree.map(one, updates, params, jax.tree.transpose(state_of_one, trees, state), kinds)
+    updates, states = (jax.tree.map(lambda _, pair, i=i: pair[i], updates, pairs) for i in range(2))
+    return updates, jax.tree.transpose(trees, state_of_one, states)
+
+  return optax.GradientTransformation(init, update)
+
+
+def running_mean(decay):
+  """Keeps an exponential running mean of the parameters as they are after each update; updates pass through."""
+  mean = optax.ema(decay)
+
+  def update(updates, state, params, *, learning_rate, **others):
+    del others
+    moved = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
+    return updates, mean.update(moved, state)[1]
+
+  return optax.GradientTransformationExtraArgs(mean.init, update)
+
+
+def averaged(cfg: OptimizerConfig, opt_state, params):
+  """The parameters to evaluate and export: under `cfg.ema` their running mean, else themselves.
+
+  The mean begins at zero and is divided by the weights it has so far, 1 - ema ** updates, as in Adam. What is frozen,
+  or has had no update yet, is as in `params`.
+  """
+  if not cfg.ema:
+    return params
+  (state,) = _states(opt_state, optax.EmaState)
+  mean = optax.tree.bias_correction(state.ema, cfg.ema, jnp.maximum(state.count, 1))
+  return jax.tree.map(
+    lambda m, p: p if _is_hidden(m) else jnp.where(state.count > 0, m, p), mean, params, is_leaf=_is_hidden
+  )
+
+
+def diagnostics(opt_state, params, updates, learning_rate) -> dict:
+  """{"name": scalar} that say how an update went: |change| / |parameters|, and under LAMB the trust ratios.
+
+  Args: opt_state, updates: what `tx.update` gave. params: those before the update.
+  """
+  found = {"update_ratio": learning_rate * optax.tree.norm(updates) / optax.tree.norm(params)}
+  for state in _states(opt_state, TrustRatios):
+    found |= {
+      "trust_ratio_min": state.smallest, "trust_ratio_mean": state.mean, "trust_ratio_max": state.largest,
+    }  # fmt: skip
+  return found
+
+
+def _states(opt_state, kind):
+  """The parts of an optimizer's state that are of a class."""
+  return [s for s in jax.tree.leaves(opt_state, is_leaf=lambda s: isinstance(s, kind)) if isinstance(s, kind)]
+
+
+def _is_hidden(node):
+  return isinstance(node, optax.MaskedNode)
+
+
+def _hidden(tree, trained):
+  """The tree without what is not trained, in the way that optax leaves it out."""
+  return jax.tree.map(lambda moves, leaf: leaf if moves else optax.MaskedNode(), trained, tree)
+
+
+def _like(held, tree):
+  """The tree, without what `held` leaves out."""
+  return jax.tree.map(lambda h, leaf: h if _is_hidden(h) else leaf, held, tree, is_leaf=_is_hidden)
+
+
+def _factors(text):
+  """The rules of `rates`: ((pattern, factor), …)."""
+  rules = []
+  for rule in filter(None, text.split(",")):
+    pattern, _, factor = rule.rpartition("=")
+    try:
+      number = float(factor)
+    except ValueError:
+      number = math.nan
+    if not pattern or not 0 < number < math.inf:
+      raise UserError(
+        f"optimizer.rates={text!r}: {rule!r} must be PATTERN=FACTOR with a factor above 0, as in "
+        "--config.optimizer.rates=^embeddings/=0.1,^ffn/=0.5; what should not move at all is for optimizer.freeze"
+      )
+    rules.append((_checked("rates", pattern), number))
+  return tuple(rules)
+
+
+def _checked(field, pattern):
+  try:
+    re.compile(pattern)
+  except re.error as error:
+    raise UserError(f"optimizer.{field}: {pattern!r} is not a regular expression: {error}") from None
+  return pattern
+
+
+def _matched(field, rules, tree):
+  """paths.first_match, with the config's field in the error."""
+  try:
+    return paths.first_match(rules, tree)
+  except UserError as error:
+    raise UserError(f"optimizer.{field}: {error}") from None
