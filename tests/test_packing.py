@@ -32,6 +32,43 @@ def test_every_record_is_in_one_row_each_epoch(sizes, most, seed):
       assert filled[a] + filled[b] > 40 or used[a] + used[b] > most
 
 
+@settings(deadline=None)
+@given(st.lists(st.integers(3, 64), min_size=1, max_size=100), st.integers(2, 4), st.integers(0, 2**32))
+def test_room_takes_a_part_of_any_record(sizes, most, seed):
+  plan = packing.make_plan(np.array(sizes), 64, most)
+  numbers = np.arange(3 * plan.rows)
+  members, is_used = packing.rows_to_records(plan, numbers, seed)
+  filled, is_used_too, max_tokens = packing.fill(plan, numbers, seed, members, is_used, 64)
+  np.testing.assert_array_equal(filled[is_used], members[is_used])  # what was planned stays
+  assert (is_used_too >= is_used).all() and (filled < len(sizes)).all() and (filled >= 0).all()
+  own = np.where(is_used, np.array(sizes)[members], 0).sum(axis=1)
+  limits = np.full(is_used.shape, 61)
+  limits[is_used_too] = max_tokens
+  is_new = is_used_too & ~is_used
+  assert (is_new.sum(axis=1) <= 1).all() and (limits[is_used] == 61).all()
+  room = 64 - own - np.where(is_new, limits + 3, 0).sum(axis=1)
+  assert (room >= 0).all()
+  assert ((room < 12) | (is_used.sum(axis=1) == most)).all()
+  # any rows are the same without the others
+  part = slice(plan.rows // 2, None, 2)
+  again = packing.fill(plan, numbers[part], seed, members[part], is_used[part], 64)
+  np.testing.assert_array_equal(again[0], filled[part])
+  np.testing.assert_array_equal(again[1], is_used_too[part])
+
+
+def test_segments_as_long_as_rows_leave_little_padding(tmp_path):
+  docs = made_up.documents(60, sentences=(80, 120))
+  folder = made_up.dataset(tmp_path, docs, segment_tokens=192, validation_fraction=0.1)
+  cfg = DataConfig(str(folder), seq_length=192, short_seq_rate=0.0, packing=4)
+  sizes = packing.example_sizes(source.lengths(cfg.dataset, "train"), 192)
+  plan = packing.make_plan(sizes, 192, 4)
+  assert 1 - sizes.sum() / (plan.rows * 192) > 0.04  # what the plan alone leaves
+  batch, details = batch_maker(cfg, batch_size=512, seed=0).explain(0)
+  assert 1 - batch["attention_mask"].mean() < 0.03
+  rate = batch["mlm_weights"].sum() / (~details.rows.is_special).sum()
+  assert abs(rate - 0.15) < 0.003
+
+
 def test_short_documents_fill_rows():
   sizes = np.random.default_rng(0).integers(20, 400, 5000)
   plan = packing.make_plan(sizes, 512, 8)

@@ -40,7 +40,7 @@ def choose(records, keys_B, *, max_tokens, short_seq_rate, objective="sop"):
   Args:
     records: records.Records of B segments; for `nsp` of 2 B, the second B to take other documents' texts from.
     keys_B: uint64 array [B], see draws.keys.
-    max_tokens: int ≥ 2, the most tokens of a row, special ones not counted.
+    max_tokens: int ≥ 2, or int64 array [B] of such, the most tokens of a row, special ones not counted.
     short_seq_rate: the share of the rows whose target is drawn from 2 to `max_tokens`; the others' is `max_tokens`.
     objective: `sop` (half of the pairs swapped), `nsp` (half of the second parts from another document), or `none`
       (one run a row).

@@ -46,10 +46,12 @@ class _Maker:
     numbers = self.first_row + int(step) * self.batch_size + self.host * rows + np.arange(rows)
     is_real = self.is_training | (numbers < total)
     numbers_or_last = numbers if self.is_training else np.minimum(numbers, total - 1)
-    is_used = None
+    is_used = max_tokens = None
     if cfg.packing > 1:
       plan = _plan(cfg.dataset, self.split, cfg.seq_length, cfg.packing)
       members, is_used = packing.rows_to_records(plan, numbers_or_last, self.seed if self.is_training else None)
+      if self.is_training:
+        members, is_used, max_tokens = packing.fill(plan, numbers, self.seed, members, is_used, cfg.seq_length)
       which, indices = mixture.locate_in_order(members[is_used], sizes)
       numbers = (numbers[:, None] * cfg.packing + np.arange(cfg.packing))[is_used]
     elif self.is_training:
@@ -62,7 +64,7 @@ class _Maker:
       which, indices = np.append(which, others[0]), np.append(indices, others[1])
     packed = source.fetch_from(sources, which, indices)
     vocabulary = _vocabulary(cfg.dataset, cfg.spm)
-    batch, details = pretrain.explain_batch(packed, numbers, self.seed, cfg, vocabulary, is_used)
+    batch, details = pretrain.explain_batch(packed, numbers, self.seed, cfg, vocabulary, is_used, max_tokens)
     if not is_real.all():
       for name in ("mlm_weights", "sop_weight"):
         batch[name][~is_real] = 0

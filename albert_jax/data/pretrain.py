@@ -28,7 +28,7 @@ class DataConfig:
     mask_share, random_share: of the masked tokens, the share shown as [MASK] and as a random token.
     short_seq_rate: the share of short sequences, see pairs.choose.
     packing: the most examples that share a row; 1 gives each its own. More than 1 fills rows that short documents would
-      leave half empty, and needs short_seq_rate=0.
+      leave half empty, and needs short_seq_rate=0: while training, room that is left takes short sequences.
     objective: `sop` (are the two texts in order?), `nsp` (is the second from another document?; BERT's, for
       comparison) or `none` (one text a row).
     workers: processes that make batches; 0 makes them in a thread of this one.
@@ -202,12 +202,13 @@ def make_batch(packed, numbers, seed, cfg, vocabulary):
   return explain_batch(packed, numbers, seed, cfg, vocabulary)[0]
 
 
-def explain_batch(packed, numbers, seed, cfg, vocabulary, is_used=None):
+def explain_batch(packed, numbers, seed, cfg, vocabulary, is_used=None, max_tokens=None):
   """`make_batch`, and the Details of how it was made.
 
   Args:
     packed, numbers, seed, cfg, vocabulary: as for make_batch.
     is_used: bool array [B, S], the places of the examples in rows, if they are to be packed (see packing.py).
+    max_tokens: int64 array [B], the most tokens of each example, special ones not counted; None is what a row takes.
 
   Returns:
     (dict as from make_batch or packing.pack_examples, Details).
@@ -216,7 +217,7 @@ def explain_batch(packed, numbers, seed, cfg, vocabulary, is_used=None):
   chosen = pairs.choose(
     batch,
     draws.keys(seed, "pairs", numbers),
-    max_tokens=cfg.seq_length - 3,
+    max_tokens=cfg.seq_length - 3 if max_tokens is None else max_tokens,
     short_seq_rate=cfg.short_seq_rate,
     objective=cfg.objective,
   )
