@@ -1,0 +1,186 @@
+"""Reading tags: every format to the same sentences, every oddity counted or one clear error; then rows of pieces."""
+
+import itertools
+import json
+
+import made_up
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from albert_jax.data import tagged
+from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.errors import UserError
+
+WORDS = [["U.N.", "official", "Ekeus"], ["#", "#tag", "Baghdad"]]
+TAGS = [["B-ORG", "O", "B-PER"], ["O", "O", "B-LOC"]]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+  return Tokenizer(made_up.vocabulary(tmp_path_factory.mktemp("vocabulary")))
+
+
+def read(tmp_path, content, **kwargs):
+  path = tmp_path / "some.conll"
+  path.write_bytes(content if isinstance(content, bytes) else content.encode())
+  return tagged.read((path,), **kwargs)
+
+
+CONLL_2003 = """-DOCSTART- -X- -X- O
+
+U.N. NNP I-NP B-ORG
+official NN I-NP O
+Ekeus NNP I-NP B-PER
+
+# NN I-NP O
+#tag NN I-NP O
+Baghdad NNP I-NP B-LOC
+"""
+FORMATS = {
+  "CoNLL-2003": CONLL_2003,
+  "Windows": b"\xef\xbb\xbf" + CONLL_2003.replace("\n", "\r\n").encode(),
+  "tabs, blank lines with a tab": "U.N.\tB-ORG\nofficial\tO\nEkeus\tB-PER\n\t\n\t\n#\tO\n#tag\tO\nBaghdad\tB-LOC",
+  "comments": "# id = 1\n# text = U.N. …\nU.N. B-ORG\nofficial O\nEkeus B-PER\n\n# id\n# O\n#tag O\nBaghdad B-LOC\n",
+  "JSON lines": "\n".join(json.dumps({"tokens": w, "tags": t}) for w, t in zip(WORDS, TAGS, strict=True)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_the_same_sentences(tmp_path, name):
+  found = read(tmp_path, FORMATS[name])
+  assert (found.words, found.tags) == (WORDS, TAGS)
+  skipped = {"CoNLL-2003": {"-DOCSTART- lines skipped": 1}, "comments": {"comment lines skipped": 3}}
+  assert found.notes == skipped.get("CoNLL-2003" if name == "Windows" else name, {})
+
+
+def test_columns_and_fields_are_chosen(tmp_path):
+  nested = "the\tB-FAC\tO\t\nstreets\tI-FAC\tB-GPE\t\n"
+  assert read(tmp_path, nested, tag_column=1).tags == [["B-FAC", "I-FAC"]]
+  assert read(tmp_path, nested, tag_column=2).tags == [["O", "B-GPE"]]
+  own = '{"words": ["a b", "c"], "ner": ["O", "B-X"]}\n'
+  assert read(tmp_path, own, token_field="words", tag_field="ner").words == [["a b", "c"]]
+
+
+ERRORS = {
+  "ragged": ("a\tO\nb\tB-X\nc\n", r"some.conll:3 has 1 columns where the first word has 2: 'c'"),
+  "ragged #": ("a O\n#b\n", r":2 has 1 columns"),
+  "empty tag": ("a\tO\t\n", r":1 has an empty tag in column -1.*tag_column=1"),
+  "empty word": ("a\tO\n\tO\n", r":2 has an empty word"),
+  "mixed": ("a\tO\nb\tB-X\nc\tPER\n", r"'PER' is neither O nor"),
+  "no JSON": ('{"tokens": ["a"], "tags": ["O"]}\n{"tokens": \n', r":2 is not JSON"),
+  "missing field": (
+    '{"tokens": ["a"], "ner": ["O"]}\n',
+    r":1 has no list 'tags' \(it has tokens, ner\).*tag_field=NAME",
+  ),
+  "JSON ragged": ('{"tokens": ["a", "b"], "tags": ["O"]}\n', r":1 has 2 words and 1 tags"),
+  "numbers": ('{"tokens": ["a"], "tags": [3]}\n', r":1 has 3 where a word or a tag should be"),
+  "empty": ("\n\n", "no sentences in it"),
+  "not UTF-8": (b"caf\xe9 O\n", r"is not UTF-8 text .* at byte 3"),
+  "NUL": ("a O\nb\0 O\n", r":2 holds a NUL character"),
+  "words as tags": ("".join(f"w{i} t{i}\n" for i in range(2000)), r"2,000 different tags, such as 't0'"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_what_is_wrong_is_one_error_that_says_where(tmp_path, name):
+  content, message = ERRORS[name]
+  with pytest.raises(UserError, match=message):
+    read(tmp_path, content)
+
+
+def test_a_column_that_is_not_there_says_which_are(tmp_path):
+  with pytest.raises(UserError, match=r"lines have 2 columns, data.tag_column=3 is none.*--config.data.tag_column=1"):
+    read(tmp_path, "a O\n", tag_column=3)
+
+
+def test_inside_without_a_beginning_is_counted_but_not_where_nothing_has_one(tmp_path):
+  odd = "entities that begin with I- or E- (read as if with B-, as conlleval does)"
+  assert read(tmp_path, "a B-X\nb I-Y\nc O\nd I-X\n\ne I-X\n").notes == {odd: 3}
+  assert read(tmp_path, "a I-X\nb O\nc I-X\n").notes == {}
+  assert read(tmp_path, "a S-X\nb B-X\nc E-X\nd E-X\n").notes == {odd: 1}
+
+
+def test_files_of_a_split(tmp_path):
+  for name in ("train.conll", "dev.txt", "eng.testb", "1_a.tsv", "2_b.tsv"):
+    (tmp_path / name).write_text("")
+
+  def found(split):
+    return [path.rsplit("/", 1)[1] for path in tagged.split_files(tmp_path, split)]
+
+  assert found("train") == ["train.conll"]
+  assert found("validation") == ["dev.txt"]
+  assert found("test") == ["eng.testb"]
+  assert found("[1-9]*.tsv") == ["1_a.tsv", "2_b.tsv"]
+  assert found("dev.txt, 1_a.tsv,train") == ["dev.txt", "1_a.tsv", "train.conll"]
+  assert tagged.split_files("", str(tmp_path / "dev.txt")) == (str(tmp_path / "dev.txt"),)
+  with pytest.raises(UserError, match=r"no file for split 'extra'.*there are 1_a.tsv, 2_b.tsv, dev.txt"):
+    found("extra")
+  with pytest.raises(UserError, match="no such folder"):
+    tagged.split_files(tmp_path / "nowhere", "train")
+
+
+# Rows.
+
+
+def decoded(encoded, labels):
+  return [[labels[i] if i >= 0 else None for i in tags] for tags in encoded.by_word(encoded.rows.tokens["labels"])]
+
+
+def test_the_first_piece_of_each_word_is_labelled(tokenizer):
+  words, tags = [["badefi", "gu", "̈", "lomu" * 3]], [["B-X", "I-X", "O", "B-Y"]]
+  encoded = tagged.encode(words, tokenizer, 64, tags, ["B-X", "I-X", "O"])
+  ids, labels = encoded.rows.tokens["input_ids"][0], encoded.rows.tokens["labels"][0]
+  pieces = [tokenizer.encode(word) or [tokenizer.unk_id] for word in words[0]]
+  assert pieces[2] == [tokenizer.unk_id]  # A mark alone is no piece, and a word all the same.
+  assert ids.tolist() == [tokenizer.cls_id, *itertools.chain(*pieces), tokenizer.sep_id]
+  starts = 1 + np.cumsum([0, *map(len, pieces[:-1])])
+  assert labels[starts].tolist() == [0, 1, 2, -1]  # B-Y has no number, so nobody learns from it.
+  assert (np.delete(labels, starts) == -1).all()
+  assert encoded.positions[0].tolist() == starts.tolist()
+  assert encoded.notes == {"words without a piece of their own (given the unknown one)": 1}
+
+
+@given(st.lists(st.integers(0, 5), max_size=40), st.integers(4, 30))
+def test_windows_decide_on_every_word_once_and_with_context(sizes, room):
+  overlap = room // 2
+  ends = np.cumsum([0, *(min(size, overlap) for size in sizes)])
+  found = list(tagged.windows(ends, room, overlap))
+  own = [word for _, _, own_begin, own_end in found for word in range(own_begin, own_end)]
+  assert own == list(range(len(sizes)))
+  for begin, end, own_begin, own_end in found:
+    assert begin <= own_begin < own_end <= end
+    assert ends[end] - ends[begin] <= room
+  for (_, end, _, own_end), (following, _, _, _) in itertools.pairwise(found):
+    assert ends[end] - ends[following] <= overlap
+    assert following <= own_end
+
+
+def test_long_sentences_and_long_words_lose_no_tag(tokenizer):
+  words = [["ba"] * 50, ["bugu" * 40, "ba"], ["gu"]]
+  tags = [[f"B-{i}" for i in range(50)], ["O", "B-1"], ["O"]]
+  labels = sorted({tag for sentence in tags for tag in sentence})
+  encoded = tagged.encode(words, tokenizer, 16, tags, labels)
+  assert decoded(encoded, labels) == tags
+  assert max(map(len, encoded.rows.tokens["input_ids"])) <= 16
+  assert encoded.notes == {"words cut to 7 pieces": 1, "sentences longer than 16 pieces (in overlapping rows)": 1}
+  with pytest.raises(UserError, match="seq_length=3 leaves no room"):
+    tagged.encode(words, tokenizer, 3)
+
+
+@pytest.mark.realdata
+def test_shared_corpora_are_read_whole(real_data):
+  wnut = {split: tagged.read(tagged.split_files(real_data / "ner_wnut17", split)) for split in ("train", "validation")}
+  assert {split: (len(s), sum(map(len, s.words))) for split, s in wnut.items()} == {
+    "train": (3394, 62730), "validation": (1009, 15733),
+  }  # fmt: skip
+  assert len(wnut["train"].labels()) == 13
+  books = tagged.read(tagged.split_files(real_data / "ner_litbank/tsv", "*.tsv"), tag_column=1)
+  assert (len(books), sum(map(len, books.words))) == (6956, 168638)
+  assert sum(tag == "B-PER" for tags in books.tags for tag in tags) == 6388
+  tokenizer = Tokenizer(real_data / "vocab/albert_en_30k")
+  for sentences in (*wnut.values(), books):
+    assert not sentences.notes
+    encoded = tagged.encode(sentences.words, tokenizer, 64, sentences.tags, sentences.labels())
+    assert decoded(encoded, sentences.labels()) == sentences.tags
