@@ -389,14 +389,18 @@ def loss_and_gradients():
   return jax.jit(jax.value_and_grad(loss_of))
 
 
+@pytest.fixture(scope="module")
+def small_model():
+  return model.init(CFG, jax.random.key(0))
+
+
 @contextlib.contextmanager
-def on_a_mesh(mesh_config, **fields):
+def on_a_mesh(params, mesh_config, **fields):
   """Yields: the compiled update (state, gradients) -> state, the state, its shapes and its shardings."""
   cfg = OptimizerConfig(**fields)
-  init, key = functools.partial(model.init, CFG), jax.random.key(0)
-  tx = optimizer.make(cfg, model.layer_axes(CFG, jax.eval_shape(init, key)))
+  tx = optimizer.make(cfg, model.layer_axes(CFG, params))
   mesh = sharding.make_mesh(mesh_config, 16)
-  abstract = state.abstract(init, tx, key)
+  abstract = state.abstract(lambda key: params, tx, jax.random.key(0))
   places = sharding.shardings(mesh, abstract, mesh_config.zero1)
 
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=places)
@@ -406,12 +410,12 @@ def on_a_mesh(mesh_config, **fields):
     return {"step": now["step"] + 1, "params": params, "opt": opt}
 
   with jax.set_mesh(mesh):
-    yield update, state.create(init, tx, key, places), abstract, places
+    yield update, state.from_params(params, tx, places), abstract, places
 
 
 @pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
-def test_it_learns_on_eight_devices_with_split_slots(name, loss_and_gradients):
-  with on_a_mesh(MeshConfig(zero1=True), name=name, learning_rate=RATES[name], ema=0.5) as made:
+def test_it_learns_on_eight_devices_with_split_slots(name, small_model, loss_and_gradients):
+  with on_a_mesh(small_model, MeshConfig(zero1=True), name=name, learning_rate=RATES[name], ema=0.5) as made:
     update, now, abstract, places = made
     losses = []
     for _ in range(30):
@@ -441,8 +445,9 @@ def test_slots_are_split_as_their_parameters_are():
 
 
 @pytest.mark.parametrize("name", ["adafactor", "muon"])
-def test_a_state_is_saved_and_restored_whole(name, tmp_path):
-  with on_a_mesh(MeshConfig(zero1=True), name=name, ema=0.5, freeze="^embeddings/") as (_, now, abstract, places):
+def test_a_state_is_saved_and_restored_whole(name, small_model, tmp_path):
+  made = on_a_mesh(small_model, MeshConfig(zero1=True), name=name, ema=0.5, freeze="^embeddings/")
+  with made as (_, now, abstract, places):
     now = jax.tree.map(lambda x: x + 1, now)
     before = paths.flatten(jax.device_get(now))
     with contextlib.closing(Checkpoints(tmp_path / "checkpoints", keep=1)) as saved:
