@@ -6,8 +6,6 @@ import json
 import made_up
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from albert_jax.data import tagged
 from albert_jax.data.tokenizer import Tokenizer
@@ -125,12 +123,12 @@ def test_files_of_a_split(tmp_path):
 
 
 def decoded(encoded, labels):
-  return [[labels[i] if i >= 0 else None for i in tags] for tags in encoded.by_word(encoded.rows.tokens["labels"])]
+  return [[labels[i] if i >= 0 else None for i in tags] for tags in encoded.by_item(encoded.rows.tokens["labels"])]
 
 
 def test_the_first_piece_of_each_word_is_labelled(tokenizer):
   words, tags = [["badefi", "gu", "̈", "lomu" * 3]], [["B-X", "I-X", "O", "B-Y"]]
-  encoded = tagged.encode(words, tokenizer, 64, tags, ["B-X", "I-X", "O"])
+  encoded, notes = tagged.encode(words, tokenizer, 64, tags, ["B-X", "I-X", "O"])
   ids, labels = encoded.rows.tokens["input_ids"][0], encoded.rows.tokens["labels"][0]
   pieces = [tokenizer.encode(word) or [tokenizer.unk_id] for word in words[0]]
   assert pieces[2] == [tokenizer.unk_id]  # A mark alone is no piece, and a word all the same.
@@ -139,32 +137,17 @@ def test_the_first_piece_of_each_word_is_labelled(tokenizer):
   assert labels[starts].tolist() == [0, 1, 2, -1]  # B-Y has no number, so nobody learns from it.
   assert (np.delete(labels, starts) == -1).all()
   assert encoded.positions[0].tolist() == starts.tolist()
-  assert encoded.notes == {"words without a piece of their own (given the unknown one)": 1}
-
-
-@given(st.lists(st.integers(0, 5), max_size=40), st.integers(4, 30))
-def test_windows_decide_on_every_word_once_and_with_context(sizes, room):
-  overlap = room // 2
-  ends = np.cumsum([0, *(min(size, overlap) for size in sizes)])
-  found = list(tagged.windows(ends, room, overlap))
-  own = [word for _, _, own_begin, own_end in found for word in range(own_begin, own_end)]
-  assert own == list(range(len(sizes)))
-  for begin, end, own_begin, own_end in found:
-    assert begin <= own_begin < own_end <= end
-    assert ends[end] - ends[begin] <= room
-  for (_, end, _, own_end), (following, _, _, _) in itertools.pairwise(found):
-    assert ends[end] - ends[following] <= overlap
-    assert following <= own_end
+  assert notes == {"words without a piece of their own (given the unknown one)": 1}
 
 
 def test_long_sentences_and_long_words_lose_no_tag(tokenizer):
   words = [["ba"] * 50, ["bugu" * 40, "ba"], ["gu"]]
   tags = [[f"B-{i}" for i in range(50)], ["O", "B-1"], ["O"]]
   labels = sorted({tag for sentence in tags for tag in sentence})
-  encoded = tagged.encode(words, tokenizer, 16, tags, labels)
+  encoded, notes = tagged.encode(words, tokenizer, 16, tags, labels)
   assert decoded(encoded, labels) == tags
   assert max(map(len, encoded.rows.tokens["input_ids"])) <= 16
-  assert encoded.notes == {"words cut to 7 pieces": 1, "sentences longer than 16 pieces (in overlapping rows)": 1}
+  assert notes == {"words cut to 7 pieces": 1, "sentences longer than 16 pieces (in overlapping rows)": 1}
   with pytest.raises(UserError, match="seq_length=3 leaves no room"):
     tagged.encode(words, tokenizer, 3)
 
@@ -182,5 +165,5 @@ def test_shared_corpora_are_read_whole(real_data):
   tokenizer = Tokenizer(real_data / "vocab/albert_en_30k")
   for sentences in (*wnut.values(), books):
     assert not sentences.notes
-    encoded = tagged.encode(sentences.words, tokenizer, 64, sentences.tags, sentences.labels())
+    encoded, _ = tagged.encode(sentences.words, tokenizer, 64, sentences.tags, sentences.labels())
     assert decoded(encoded, sentences.labels()) == sentences.tags

@@ -5,7 +5,6 @@ A sentence is a list of words with a tag each. Tags are `O` and `B-X I-X` (BIO),
 """
 
 import dataclasses
-import functools
 import glob
 import itertools
 import json
@@ -14,7 +13,7 @@ import re
 
 import numpy as np
 
-from albert_jax.data.finetune import Rows
+from albert_jax.data import windows
 from albert_jax.errors import UserError
 
 # What a split may be called in a folder; a name is looked up as it is, with an ending, and as an ending (eng.testa).
@@ -39,31 +38,6 @@ class Sentences:
   def labels(self):
     """The tags there are, sorted."""
     return sorted(set(itertools.chain(*self.tags)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoded:
-  """Sentences as rows of pieces, of which some stand for words.
-
-  sentences: how many.
-  rows: Rows with "input_ids" and "labels": at the first piece of a word the number of its tag, elsewhere (and for tags
-    that have no number) -1. Row r decides on the words first[r], first[r] + 1, … of sentence[r], whose first pieces are
-    at positions[r]. Every word of every sentence is decided on exactly once.
-  """
-
-  sentences: int
-  rows: Rows
-  sentence: np.ndarray
-  first: np.ndarray
-  positions: list[np.ndarray]
-  notes: dict[str, int]
-
-  def by_word(self, values):
-    """Args: values: one array [L] a row. Returns: for each sentence the list of the values at its words."""
-    result = [[] for _ in range(self.sentences)]
-    for s, positions, row in zip(self.sentence, self.positions, values, strict=True):
-      result[s] += list(np.asarray(row)[positions])
-    return result
 
 
 # Files.
@@ -97,12 +71,11 @@ def split_files(dataset, split):
   return tuple(dict.fromkeys(found))
 
 
-@functools.lru_cache(maxsize=8)
 def read(paths, token_column=0, tag_column=-1, token_field="tokens", tag_field="tags") -> Sentences:
   """Reads files of tagged sentences, a JSON object a line or a word a line; which of both is seen by the first line.
 
   Args:
-    paths: tuple of files. token_column, tag_column: which columns, from 0, or from -1 at the end.
+    paths: files. token_column, tag_column: which columns, from 0, or from -1 at the end.
     token_field, tag_field: the lists of a JSON object.
 
   Columns are separated by tabs, or by white space in a file whose first line has no tab. A blank line ends a sentence,
@@ -256,70 +229,35 @@ def parts(tag):
 # Sentences to rows.
 
 
-def encode(words, tokenizer, seq_length, tags=None, labels=()) -> Encoded:
+def encode(words, tokenizer, seq_length, tags=None, labels=()):
   """Sentences as rows `[CLS] … [SEP]`, a long sentence as several that overlap.
 
   Args:
     words: list of lists of str, each word cut into pieces by itself. seq_length: the longest row.
     tags: likewise, or None. labels: the tags that have numbers, in their order.
 
-  A word that becomes no piece (a lone combining mark) is the unknown piece, so that every word has a tag. A word of
-  more than half a row is cut.
+  Returns: windows.Encoded, its items being words and its labels the numbers of tags (-1 for those that have none); and
+    {what had to be done: how often}. A word that becomes no piece (a lone combining mark) is the unknown piece, so that
+    every word has a tag. A word of more than half a row is cut.
   Raises: UserError for a seq_length that holds no words.
   """
-  room = seq_length - 2
-  overlap = room // 2
-  if overlap < 1:
+  longest = windows.longest_item(seq_length - 2)
+  if longest < 1:
     raise UserError(f"data.seq_length={seq_length} leaves no room for words; give 128 or so")
-  numbers = {label: i for i, label in enumerate(labels)}
   distinct = list(dict.fromkeys(itertools.chain(*words)))
   pieces_of = dict(zip(distinct, tokenizer.encode_batch(distinct), strict=True))
   empty = {word for word, pieces in pieces_of.items() if not pieces}
-  cut = {word for word, pieces in pieces_of.items() if len(pieces) > overlap}
-  pieces_of |= {word: [tokenizer.unk_id] for word in empty} | {word: pieces_of[word][:overlap] for word in cut}
-
-  ids, row_labels, sentence, first, positions = [], [], [], [], []
-  windowed = 0
-  for s, sentence_words in enumerate(words):
-    pieces = [pieces_of[word] for word in sentence_words]
-    ends = np.cumsum([0, *map(len, pieces)])
-    found = list(windows(ends, room, overlap))
-    windowed += len(found) > 1
-    for begin, end, own_begin, own_end in found:
-      at = (1 + ends[own_begin:own_end] - ends[begin]).astype(np.int32)
-      row = [tokenizer.cls_id, *itertools.chain(*pieces[begin:end]), tokenizer.sep_id]
-      label = np.full(len(row), -1, np.int32)
-      if tags is not None:
-        label[at] = [numbers.get(tag, -1) for tag in tags[s][own_begin:own_end]]
-      ids.append(np.array(row, np.int32))
-      row_labels.append(label)
-      sentence.append(s)
-      first.append(own_begin)
-      positions.append(at)
+  cut = {word for word, pieces in pieces_of.items() if len(pieces) > longest}
+  pieces_of |= {word: [tokenizer.unk_id] for word in empty} | {word: pieces_of[word][:longest] for word in cut}
+  numbers = {label: i for i, label in enumerate(labels)}
+  encoded = windows.encode(
+    [[pieces_of[word] for word in sentence] for sentence in words],
+    None if tags is None else [[numbers.get(tag, -1) for tag in sentence] for sentence in tags],
+    seq_length, begin=[tokenizer.cls_id], end=[tokenizer.sep_id], pad_id=tokenizer.pad_id,
+  )  # fmt: skip
   notes = {
     "words without a piece of their own (given the unknown one)": sum(w in empty for s in words for w in s),
-    f"words cut to {overlap} pieces": sum(w in cut for s in words for w in s),
-    f"sentences longer than {seq_length} pieces (in overlapping rows)": windowed,
+    f"words cut to {longest} pieces": sum(w in cut for s in words for w in s),
+    f"sentences longer than {seq_length} pieces (in overlapping rows)": sum(np.bincount(encoded.sequence) > 1),
   }
-  rows = Rows({"input_ids": ids, "labels": row_labels}, {}, {"labels": -1, "input_ids": tokenizer.pad_id})
-  notes = {what: number for what, number in notes.items() if number}
-  return Encoded(len(words), rows, np.array(sentence, np.int64), np.array(first, np.int64), positions, notes)
-
-
-def windows(ends, room, overlap):
-  """Cuts a sentence into overlapping windows of at most `room` pieces, between words.
-
-  Args: ends: [words + 1], pieces before each word, and in all; no word has more than room - overlap of them.
-  Yields: (begin, end, own_begin, own_end): the words of a window, and those it decides on, which are the ones that have
-    more context there than in the next or previous window. None at all for an empty sentence.
-  """
-  words, begin, own_begin = len(ends) - 1, 0, 0
-  while own_begin < words:
-    end = int(np.searchsorted(ends, ends[begin] + room, side="right")) - 1
-    if end == words:
-      yield begin, end, own_begin, end
-      return
-    following = int(np.searchsorted(ends, ends[end] - overlap))  # so that it shares at most `overlap` pieces
-    own_end = max(int(np.searchsorted(ends, (ends[following] + ends[end]) / 2)), own_begin + 1)
-    yield begin, end, own_begin, own_end
-    begin, own_begin = following, own_end
+  return encoded, {what: number for what, number in notes.items() if number}

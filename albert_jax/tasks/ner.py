@@ -35,18 +35,20 @@ def make(config, vocabulary=None, first_row=0) -> Task:
     return tagged.read(files, data.token_column, data.tag_column, data.token_field, data.tag_field)
 
   def encode(split, sentences, notes):
-    encoded = tagged.encode(sentences.words, vocabulary, data.seq_length, sentences.tags, labels)
-    _say(split, sentences, {**notes, **encoded.notes})
+    encoded, odd = tagged.encode(sentences.words, vocabulary, data.seq_length, sentences.tags, labels)
+    _say(split, sentences, notes | odd)
     return encoded
 
   # The training data is read when needed: to evaluate a checkpoint, which knows its labels, takes none.
+  train = functools.cache(lambda: read(data.split))
+
   @functools.cache
   def train_rows():
-    if lacking := sorted(set(read(data.split).labels()) - set(labels)):
+    if lacking := sorted(set(train().labels()) - set(labels)):
       raise UserError(f"task.labels lacks {', '.join(lacking)}, which the training data has; name all of its tags")
-    return encode(data.split, read(data.split), {}).rows
+    return encode(data.split, train(), {}).rows
 
-  labels = list(named(config.task.labels)) or read(data.split).labels()
+  labels = list(named(config.task.labels)) or train().labels()
   dev = read(data.validation_split)
   tags = collections.Counter(itertools.chain(*dev.tags))
   unseen = {f"words with the tag {tag}, which is not in training, so they count as wrong": tags[tag]
@@ -129,7 +131,7 @@ def outputs(cfg, params, batch) -> dict:
 
 def score(dev, encoded, labels, found):
   """Entity scores of the held-out split, and `predictions.conll`: word, tag and predicted tag, with tabs between."""
-  predicted = [[labels[i] for i in tags] for tags in encoded.by_word(found["label"])]
+  predicted = [[labels[i] for i in tags] for tags in encoded.by_item(found["label"])]
   lines = [
     "".join(f"{word}\t{tag}\t{answer}\n" for word, tag, answer in zip(*sentence, strict=True))
     for sentence in zip(dev.words, dev.tags, predicted, strict=True)
@@ -170,9 +172,9 @@ def tag(cfg, params, tokenizer, texts, *, labels, seq_length=512, batch_size=32)
     probability of their labels.
   """
   texts_words = [_words(text) for text in texts]
-  encoded = tagged.encode([[word for word, _ in words] for _, words in texts_words], tokenizer, seq_length)
+  encoded, _ = tagged.encode([[word for word, _ in words] for _, words in texts_words], tokenizer, seq_length)
   found = heads.by_row(functools.partial(_best_labels, cfg), params, encoded.rows, batch_size)
-  best, scores = (encoded.by_word(found.get(name, ())) for name in ("label", "score"))
+  best, scores = (encoded.by_item(found.get(name, ())) for name in ("label", "score"))
   results = []
   for i, (text, words) in enumerate(texts_words):
     spans = []
