@@ -4,7 +4,6 @@ Whole arrays of words are hashed and looked up at a time. A dictionary was tried
 it was no faster than SentencePiece.
 """
 
-import hashlib
 import itertools
 
 import numpy as np
@@ -12,18 +11,18 @@ import numpy as np
 from albert_jax.data import draws
 from albert_jax.data.records import ragged
 
-_MAX_BYTES = 32  # of a word that is hashed the quick way; that is nearly all
 _SLOTS_BITS = 20  # the table's entries; 16 bytes each
 _KEPT_TOKENS = 1 << 22  # ids in the store from which on it is emptied
 _SPACE, _END = ord(" "), ord("\n")
 _ENTRY = np.dtype([("hash", "u8"), ("begin", "u4"), ("size", "u4")])
+_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse
 
 
-def _hash_table():
-  """A random number for each byte at each place, uint64 [_MAX_BYTES * 256], which is nothing where a word ends."""
-  table = draws.bits(draws.keys(0, "words", np.arange(_MAX_BYTES)), 256)
-  table[:, [_SPACE, _END]] = 0
-  return table.ravel()
+def _powers(base, count):
+  """base ** i modulo 2 ** 64 for i from 0 to count - 1."""
+  powers = np.full(count, base, np.uint64)
+  powers[0] = 1
+  return np.cumprod(powers, out=powers)
 
 
 class WordIds:
@@ -40,7 +39,8 @@ class WordIds:
   def __init__(self, tokenizer, dtype):
     """`dtype` is that of the ids."""
     self.tokenizer = tokenizer
-    self.places = _hash_table()
+    self.letters = draws.bits(draws.keys(0, "letters", np.zeros(1)), 256)[0]
+    self.powers = self.inverses = np.zeros(0, np.uint64)
     self.entries = np.zeros(1 << _SLOTS_BITS, _ENTRY)  # where a word's ids are in `store`; its place is in its hash
     self.store = np.zeros(1 << 16, dtype)
     self.used = 0
@@ -81,17 +81,19 @@ class WordIds:
     return ids, np.diff(np.cumsum(size)[is_last], prepend=0)
 
   def _words(self, data):
-    """The words of bytes: where each begins and ends, its hash, and whether it is the last of a sentence."""
+    """The words of bytes: where each begins and ends, its hash, and whether it is the last of a sentence.
+
+    The hash is a polynomial of random numbers for the bytes; sums over all that comes before give it for all words.
+    """
     codes = np.frombuffer(data, np.uint8)
+    if len(codes) > len(self.powers):
+      self.powers = _powers(_BASE, len(codes) * 5 // 4)
+      self.inverses = _powers(pow(_BASE, -1, 1 << 64), len(codes) * 5 // 4)
     end = np.flatnonzero((codes == _SPACE) | (codes == _END))
     start = np.append(0, end[:-1] + 1)
-    size = end - start
-    place = np.arange(len(codes)) - np.repeat(start, size + 1)
-    place = np.minimum(place, _MAX_BYTES - 1) << 8
-    hashes = np.add.reduceat(self.places[place + codes], start)
-    for i in np.flatnonzero(size > _MAX_BYTES).tolist():
-      hashes[i] = int.from_bytes(hashlib.blake2b(data[start[i] : end[i]], digest_size=8).digest(), "little")
-    return start, end, hashes, codes[end] == _END
+    before = np.zeros(len(codes) + 1, np.uint64)
+    np.cumsum(self.letters[codes] * self.powers[: len(codes)], out=before[1:])
+    return start, end, (before[end] - before[start]) * self.inverses[start], codes[end] == _END
 
   def _learn(self, data, start, end, hashes):
     """Encodes words and stores their ids; returns their entries."""
