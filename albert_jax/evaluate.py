@@ -8,6 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from albert_jax import cli, convert, tasks
+from albert_jax.errors import UserError
 from albert_jax.training import sharding
 from albert_jax.training.writer import ratios
 
@@ -67,6 +68,37 @@ def with_structure(config, path):
   return params
 
 
+def for_checkpoint(config, path):
+  """The task of a config with the shape, the vocabulary and the labels of a checkpoint: (Task, params).
+
+  Raises: UserError where the checkpoint is of another task, or has other labels.
+  """
+  params, said, vocabulary = with_structure(config, path), convert.about(path), None
+  if config.init_structure:  # Fine-tuning; in pre-training the vocabulary is the dataset's.
+    vocabulary = convert.load_tokenizer(path)
+    with config.unlocked():
+      config.epochs = 0.0  # So that no task reads its training data to count it,
+      if said.get("labels") and "labels" in config.task and not config.task.labels:  # or to find its labels.
+        config.task.labels = tasks.joined(said["labels"])
+  task = tasks.make(config, vocabulary)
+  same_task(task, path)
+  params, _ = convert.fit(jax.eval_shape(task.init, jax.random.key(0)), params, unused=task.unused)
+  return task, params
+
+
+def same_task(task, path):
+  """Raises: UserError where the checkpoint at `path` says that its head is of another task, or means other labels."""
+  here, there = task.about.get("albert_jax_task", {}), convert.about(path)
+  if there.get("name") == "fill-mask":  # The heads of pre-training are nobody else's.
+    return
+  for what in ("name", "labels"):
+    if what in here and there.get(what, here[what]) != here[what]:
+      raise UserError(
+        f"{path} is of another task: its {what} is {there[what]!r}, that of the config {here[what]!r}; give the config "
+        "and the data it was trained with"
+      )
+
+
 def main(argv):
   parser = cli.parser(
     "evaluate",
@@ -77,8 +109,7 @@ def main(argv):
   parser.add_argument("--json", metavar="FILE", help="write the JSON there too")
   parser.add_argument("--out", metavar="DIR", help="write the answers there, in the files the task's community uses")
   args, config = cli.parse_with_config(parser, argv)
-  params = with_structure(config, args.checkpoint)
-  task = tasks.make(config)
+  task, params = for_checkpoint(config, args.checkpoint)
   mesh = sharding.make_mesh(sharding.MeshConfig(**config.mesh), config.batch_size)
   with jax.set_mesh(mesh):
     params = jax.device_put(params, sharding.shardings(mesh, params))

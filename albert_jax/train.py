@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from albert_jax import cli, convert, curves, model, tasks
 from albert_jax.errors import UserError
-from albert_jax.evaluate import evaluate, make_eval_step, with_structure, write_files
+from albert_jax.evaluate import evaluate, make_eval_step, same_task, with_structure, write_files
 from albert_jax.training import duration, optimizer, sharding, state
 from albert_jax.training.checkpoint import Checkpoints
 from albert_jax.training.optimizer import OptimizerConfig
@@ -200,11 +200,10 @@ class _Best:
       return False
     if self.metric not in numbers:
       raise UserError(f"best={self.metric!r} is not among the held-out numbers: {', '.join(sorted(numbers))}")
-    value = numbers[self.metric]
-    self.scores[step] = -value if self.metric.endswith("loss") else value
-    better = self.value is None or self.scores[step] > self.value
-    if better:
-      self.step, self.value = step, self.scores[step]
+    value = -numbers[self.metric] if self.metric.endswith("loss") else numbers[self.metric]
+    better = self.value is None or value > self.value
+    if better:  # Only these are scored, so that of two equally good checkpoints the one named here is kept.
+      self.step, self.value, self.scores[step] = step, value, value
     return better
 
   def enough(self) -> bool:
@@ -287,6 +286,8 @@ def _given(config, task, key):
     here, there = getattr(task.model, name), getattr(cfg, name)
     if here != there:  # Shapes do not show it, and the result would be another function of the same weights.
       print(f"Note: model.{name} is {there!r} in {config.init_from}, {here!r} in this config.", file=sys.stderr)
+  if not {*task.new} & {*task.unused}:  # Its head, if it has one, is gone on with.
+    same_task(task, config.init_from)
   new = [*task.new, config.init_missing] if config.init_missing else task.new
   params, line = convert.fit(jax.device_get(jax.jit(task.init)(key)), loaded, new=new, unused=task.unused)
   print(f"From {config.init_from}: {line}.", file=sys.stderr)

@@ -4,6 +4,9 @@ import contextlib
 import io
 import random
 
+import jax
+
+from albert_jax import convert, model
 from albert_jax.data import prepare, readers, vocab
 
 SYLLABLES = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
@@ -48,3 +51,13 @@ def dataset(folder, docs, *, spm=None, name="dataset", **settings):
       readers.Reading(layout="blank"),
     )
   return folder / name
+
+
+def checkpoint(folder, **fields):
+  """A model of two narrow layers with random weights and a made-up vocabulary, as an export; returns its path."""
+  cfg = model.AlbertConfig(
+    **{"vocab_size": 400, "embedding_size": 16, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+       "intermediate_size": 64, "max_position_embeddings": 128, "initializer_range": 0.1} | fields
+  )  # fmt: skip
+  convert.save(folder / "checkpoint", cfg, model.init(cfg, jax.random.key(0)), vocabulary=vocabulary(folder))
+  return folder / "checkpoint"

@@ -55,6 +55,33 @@ def find(path):
   raise UserError(f"{str(path)!r} holds no checkpoint; {expected}")
 
 
+# What transformers' classes are for, in the pipeline's words.
+_PURPOSES = {
+  "AlbertForSequenceClassification": "classify", "AlbertForTokenClassification": "tag",
+  "AlbertForQuestionAnswering": "answer", "AlbertForMultipleChoice": "choose", "AlbertForMaskedLM": "fill-mask",
+  "AlbertForPreTraining": "fill-mask",
+}  # fmt: skip
+_KINDS = {"regression": "regression", "multi_label_classification": "multilabel"}
+
+
+def about(path) -> dict:
+  """What the export at `path` says of its task: "albert_jax_task" of its config.json (see tasks/base.py).
+
+  Of one that transformers wrote, what its class and its labels say: "name"; "labels", where they have names; "kind" of
+  a classifier. {} where nothing is said.
+  """
+  format, folder = find(path)
+  found = hf.read_fields(folder) if format is hf else {}
+  if "albert_jax_task" in found:
+    return found["albert_jax_task"]
+  names = [name for _, name in sorted(found.get("id2label", {}).items(), key=lambda item: int(item[0]))]
+  said = {"labels": names} if names and not all(re.fullmatch(r"LABEL_\d+", name) for name in names) else {}
+  purpose = next((_PURPOSES[name] for name in found.get("architectures") or () if name in _PURPOSES), None)
+  if purpose == "classify":
+    said["kind"] = _KINDS.get(found.get("problem_type") or ("regression" if len(names) == 1 else ""), "classification")
+  return {"name": purpose, **said} if purpose else said
+
+
 def load_tokenizer(path) -> Tokenizer:
   """The tokenizer of the checkpoint at `path`, with the rules its tokenizer_config.json names.
 
@@ -76,7 +103,8 @@ def fit(params, loaded, *, new=(), unused=()):
     params: fresh parameters of the model to train.
     loaded: those of a checkpoint.
     new: regular expressions of paths that the checkpoint need not have (a task's head).
-    unused: regular expressions of paths of the checkpoint that the model need not have (heads of pre-training).
+    unused: regular expressions of paths of the checkpoint that the model need not have (heads of pre-training). What
+      is new and unused too is fresh, whatever the checkpoint has of it (a head of another task, maybe).
 
   Returns:
     (params, one line for the user that says how many numbers were loaded and what is new).
@@ -85,8 +113,10 @@ def fit(params, loaded, *, new=(), unused=()):
     UserError: listing every parameter that is missing, left over or of another shape.
   """
   here, there = paths.flatten(params), paths.flatten(loaded)
-  fresh = [path for path in here if path not in there]
+  dropped = [path for path in there if path in here and _matches(new, path) and _matches(unused, path)]
   left = [path for path in there if path not in here]
+  there = {path: value for path, value in there.items() if path not in dropped}
+  fresh = [path for path in here if path not in there]
   problems = [f"missing: {path} {list(here[path].shape)}" for path in fresh if not _matches(new, path)]
   problems += [
     f"not part of this model: {path} {list(there[path].shape)}" for path in left if not _matches(unused, path)
@@ -100,7 +130,7 @@ def fit(params, loaded, *, new=(), unused=()):
     raise UserError("the checkpoint does not fit the model:\n  " + "\n  ".join(sorted(problems)))
   count = sum(int(np.prod(here[path].shape)) for path in here if path in there)
   line = f"loaded {count:,} parameters; new: {', '.join(fresh) or 'none'}"
-  line += f"; not used: {', '.join(left)}" if left else ""
+  line += f"; not used: {', '.join([*dropped, *left])}" if dropped or left else ""
   return paths.unflatten({path: there.get(path, value) for path, value in here.items()}), line
 
 

@@ -1,0 +1,231 @@
+"""GLUE: a table of ten datasets, read as official TSV files or from TFDS; the model and the loss are classify's."""
+
+import functools
+import io
+import pathlib
+import zipfile
+from dataclasses import dataclass
+
+import numpy as np
+
+from albert_jax.data import examples
+from albert_jax.errors import UserError
+from albert_jax.tasks import classify, metrics
+from albert_jax.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Row:
+  """How one dataset is written, and judged.
+
+  folder, tfds: what its folder of TSV files is called, and its TFDS name behind "glue/".
+  texts, label: columns of the TSV files; in TFDS they are `tfds_texts` and "label".
+  labels: names in the order of the head's outputs, which are TFDS' own; () is regression.
+  written: how the TSV files and submissions write them.
+  metrics: of METRICS; the first is the one to choose a checkpoint by.
+  submission: what the file of answers is called.
+  """
+
+  folder: str
+  tfds: str
+  texts: tuple[str, ...]
+  tfds_texts: tuple[str, ...]
+  label: str
+  labels: tuple[str, ...]
+  written: tuple[str, ...]
+  metrics: tuple[str, ...]
+  submission: str
+
+
+_ONE, _TWO, _NLI_TEXTS = ("sentence",), ("sentence1", "sentence2"), ("premise", "hypothesis")
+_01, _NO_YES = ("0", "1"), ("not_entailment", "entailment")
+_NLI = ("entailment", "neutral", "contradiction")
+_STRINGS, _QUESTIONS = ("#1 String", "#2 String"), ("question1", "question2")
+_ENTAILED = ("entailment", "not_entailment")
+_F1 = ("accuracy", "f1")
+TASKS = {
+  "cola": Row("CoLA", "cola", _ONE, _ONE, "label", ("unacceptable", "acceptable"), _01, ("mcc", "accuracy"), "CoLA"),
+  "sst-2": Row("SST-2", "sst2", _ONE, _ONE, "label", ("negative", "positive"), _01, ("accuracy",), "SST-2"),
+  "mrpc": Row("MRPC", "mrpc", _STRINGS, _TWO, "Quality", ("not_equivalent", "equivalent"), _01, _F1, "MRPC"),
+  "sts-b": Row("STS-B", "stsb", _TWO, _TWO, "score", (), (), ("pearson", "spearman"), "STS-B"),
+  "qqp": Row("QQP", "qqp", _QUESTIONS, _QUESTIONS, "is_duplicate", ("not_duplicate", "duplicate"), _01, _F1, "QQP"),
+  "mnli": Row("MNLI", "mnli", _TWO, _NLI_TEXTS, "gold_label", _NLI, _NLI, ("accuracy",), "MNLI-m"),
+  "qnli": Row("QNLI", "qnli", ("question", "sentence"), ("question", "sentence"), "label", _ENTAILED, _ENTAILED,
+              ("accuracy",), "QNLI"),
+  "rte": Row("RTE", "rte", _TWO, _TWO, "label", _ENTAILED, _ENTAILED, ("accuracy",), "RTE"),
+  "wnli": Row("WNLI", "wnli", _TWO, _TWO, "label", _NO_YES, _01, ("accuracy",), "WNLI"),
+  # The diagnostics are for a model of MNLI; there is nothing to train on.
+  "ax": Row("AX", "ax", _TWO, _NLI_TEXTS, "label", _NLI, _NLI, ("mcc",), "AX"),
+}  # fmt: skip
+
+# The official files of a split.
+FILES = {
+  "train": ("train.tsv", "msr_paraphrase_train.txt"),
+  "validation": ("dev.tsv",),
+  "validation_matched": ("dev_matched.tsv",),
+  "validation_mismatched": ("dev_mismatched.tsv",),
+  "test": ("test.tsv", "msr_paraphrase_test.txt", "diagnostic.tsv", "AX.tsv"),
+  "test_matched": ("test_matched.tsv",),
+  "test_mismatched": ("test_mismatched.tsv",),
+}
+# CoLA's training and dev files have no header: source, label, the author's mark, sentence.
+HEADLESS = {"sentence": "3", "label": "1"}
+INDEX = ("index", "id", "idx")  # what the column with a row's number is called, in files and TFDS
+METRICS = {
+  "accuracy": lambda gold, outputs: metrics.accuracy(gold, outputs.argmax(axis=1)),
+  "f1": lambda gold, outputs: metrics.f1(gold, outputs.argmax(axis=1)),
+  "mcc": lambda gold, outputs: metrics.mcc(gold, outputs.argmax(axis=1)),
+  "pearson": lambda gold, outputs: metrics.pearson(gold, outputs[:, 0]),
+  "spearman": lambda gold, outputs: metrics.spearman(gold, outputs[:, 0]),
+}
+
+
+def make(config, vocabulary=None, first_row=0) -> Task:
+  """The task of configs/glue.py. MNLI's two held-out parts are evaluated together; *_mismatched is the second's."""
+  row, data = row_of(config.task.dataset), config.data
+  kind = "classification" if row.labels else "regression"
+
+  @functools.cache
+  def train():
+    if config.task.dataset == "ax":
+      raise UserError(
+        "AX has no training data; evaluate a model of MNLI on it: albert-jax evaluate --config=configs/glue.py:ax "
+        "--config.data.dataset=DIR --checkpoint=RUN --out=DIR"
+      )
+    return read(row, data.dataset, data.split, data.tfds_dir, skip_ragged=True)
+
+  parts = {
+    ending: read(row, data.dataset, split, data.tfds_dir) for ending, split in parts_of(row, data.validation_split)
+  }
+  held_out = _joined(list(parts.values()))
+  return classify.build(
+    config, vocabulary, first_row, kind=kind, labels=row.labels, held_out=held_out, train=train,
+    train_rows=len(train()) if config.epochs else 0,
+    score=functools.partial(_score, row, parts, data.validation_split), baselines=_baselines(row, kind, parts),
+  )  # fmt: skip
+
+
+def row_of(name) -> Row:
+  """The row of a dataset. Raises: UserError for a name that is not in the table."""
+  if name not in TASKS:
+    raise UserError(f"there is no GLUE dataset {name!r}; use one of {', '.join(TASKS)}")
+  return TASKS[name]
+
+
+def parts_of(row, split):
+  """[(ending of the metrics' names, split)] that belong together."""
+  if row.tfds == "mnli" and split in ("validation", "test"):
+    return [("", f"{split}_matched"), ("_mismatched", f"{split}_mismatched")]
+  return [("", split)]
+
+
+def read(row, dataset, split, tfds_dir="", skip_ragged=False) -> classify.Split:
+  """A split, from the dataset's own folder of TSV files, the folder that holds those of all datasets, or TFDS."""
+  folder = pathlib.Path(dataset).expanduser()
+  folder = folder / row.folder if (folder / row.folder).is_dir() else folder
+  path = examples.find(folder if folder.exists() else dataset, split, FILES.get(split))
+  if path is None:
+    texts, label = row.tfds_texts, "label"
+    found = examples.read(dataset, split, texts, optional=(label, *INDEX), tfds_dir=tfds_dir)
+  else:
+    texts, label = row.texts, row.label
+    if row.folder == "CoLA" and "sentence" not in examples.read_text(path).split("\n", 1)[0].split("\t"):
+      texts, label = [HEADLESS[name] for name in texts], HEADLESS[label]
+    # Quotes are plain characters in these files.
+    required = [*texts, label] if split == "train" else texts
+    found = examples.read_file(
+      path, required, optional=(label, *INDEX), quotes="none", skip_ragged=skip_ragged
+    )  # fmt: skip
+  values, names = found.columns[label], dict(zip(row.written, row.labels, strict=True))
+  if not row.labels and values and all(value == -1 for value in values):
+    values = [None] * len(values)  # TFDS' way to say that nobody knows.
+  found.columns[label] = [names.get(value, value) for value in values]
+  kind = "classification" if row.labels else "regression"
+  gold = classify.gold_of(found, label, kind, row.labels, may_lack=split != "train")
+  first, *second = (examples.texts(found, field) for field in texts)
+  return classify.Split(first, second[0] if second else None, gold, found.source, _index(found))
+
+
+def _index(found):
+  """The rows' numbers by their owner, or their places."""
+  for name in INDEX:
+    values = found.columns[name]
+    if values and None not in values:
+      try:
+        return [int(value) for value in values]
+      except ValueError:
+        raise UserError(f"{found.source}: the column {name!r} should hold the rows' numbers") from None
+  return list(range(len(found)))
+
+
+def _joined(parts):
+  """Several splits as one."""
+  if len({part.gold is None for part in parts}) > 1:
+    raise UserError(f"only some of {', '.join(part.source for part in parts)} have labels")
+  return classify.Split(
+    first=[text for part in parts for text in part.first],
+    second=None if parts[0].second is None else [text for part in parts for text in part.second],
+    gold=None if parts[0].gold is None else np.concatenate([part.gold for part in parts]),
+    source=", ".join(part.source for part in parts),
+    index=[i for part in parts for i in part.index],
+  )
+
+
+# Scores.
+
+
+def _measure(row, parts, outputs):
+  """{metric: number} of all parts that have labels. Args: outputs: {ending: [n, C]}."""
+  return {
+    name + ending: METRICS[name](part.gold, outputs[ending])
+    for ending, part in parts.items() if part.gold is not None
+    for name in row.metrics
+  }  # fmt: skip
+
+
+def _baselines(row, kind, parts):
+  """Those of `classify` for the first part, and of every metric with one and the same answer everywhere."""
+  first = parts[""]
+  if first.gold is None:
+    return {}
+  constant = np.bincount(first.gold, minlength=len(row.labels)) if row.labels else np.zeros(1)
+  found = _measure(row, parts, {ending: np.tile(constant, (len(part), 1)) for ending, part in parts.items()})
+  what = "always the most frequent label" if row.labels else "always the same number"
+  loss = classify.baselines(kind, first.gold, len(row.labels))["loss"]
+  return {"loss": loss} | {name: (value, what) for name, value in found.items()}
+
+
+def _score(row, parts, split, outputs):
+  """Task.score: the metrics, and the answers as GLUE's site takes them."""
+  found, start, by_part, files = np.stack(outputs["outputs"]), 0, {}, {}
+  metrics.finite(found)
+  for ending, part in parts.items():
+    by_part[ending] = found[start : start + len(part)]
+    start += len(part)
+    name = "MNLI-mm" if ending or split.endswith("_mismatched") else row.submission
+    files[f"{name}.tsv"] = submission(row, part.index, by_part[ending])
+  if any(part.gold is not None for part in parts.values()):
+    # Not to be taken for a submission: these are not the test's answers.
+    files = {f"{split.replace('/', '-')}-{name}": content for name, content in files.items()}
+  else:
+    files["submission.zip"] = zipped(files)
+  return _measure(row, parts, by_part), files
+
+
+def submission(row, index, outputs) -> bytes:
+  """The TSV of GLUE's site: a header, and each row's number and answer, by number. Args: outputs: [n, C]."""
+  if row.labels:
+    answers = [row.written[best] for best in outputs.argmax(axis=1)]
+  else:
+    answers = [f"{score:.3f}" for score in np.clip(outputs[:, 0], 0, 5)]  # The range of STS-B's own scores.
+  lines = sorted(zip(index, answers, strict=True), key=lambda line: line[0])
+  return ("index\tprediction\n" + "".join(f"{number}\t{answer}\n" for number, answer in lines)).encode()
+
+
+def zipped(files) -> bytes:
+  """{file name: bytes} as a zip, which is the same for the same files."""
+  buffer = io.BytesIO()
+  with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    for name, content in files.items():
+      archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+  return buffer.getvalue()
