@@ -10,7 +10,8 @@ __all__ = ["STRUCTURE", "TASKS", "Task", "joined", "make"]
 
 # name: the file whose `make` builds it
 TASKS = {
-  "pretrain": "pretrain", "classify": "classify", "glue": "glue", "ner": "ner",
+  "pretrain": "pretrain", "classify": "classify", "glue": "glue", "choice": "choice", "ner": "ner", "squad": "squad",
+  "summarize": "summarize", "retrieve": "retrieve",
 }  # fmt: skip
 
 

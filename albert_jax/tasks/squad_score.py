@@ -1,0 +1,202 @@
+"""Exact match and F1 by the definitions of the official scorers, to the digit; their oddities are theirs.
+
+`evaluate-v1.1.py` and `evaluate-v2.0.py` of SQuAD, and `cmrc2018_evaluate.py` for Chinese. Numbers are percentages.
+"""
+
+import collections
+import json
+import pathlib
+import re
+import string
+import sys
+
+from albert_jax.data import squad
+from albert_jax.errors import UserError
+
+_PUNCTUATION = set(string.punctuation)
+# What CMRC leaves out; its list also has "……", which as two characters never matches one.
+_CMRC_PUNCTUATION = set("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
+# Words as NLTK cuts them, nearly: brackets and the like stand alone, commas but in numbers, and a period at the end.
+_CMRC_TOKEN = re.compile(r"""[][(){}<>;@#$%&?!"—]|,(?!\d)|\.\Z|(?:[^][(){}<>;@#$%&?!"—,.\s]|,(?=\d)|\.(?!\Z))+""")
+
+
+def normalize(text: str) -> str:
+  """Lower case, without ASCII punctuation, then without the words a, an, the, then without extra white space."""
+  text = "".join(c for c in text.lower() if c not in _PUNCTUATION)
+  return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def _overlap(gold: list, predicted: list) -> float:
+  """F1 of two bags of words."""
+  same = sum((collections.Counter(gold) & collections.Counter(predicted)).values())
+  if not same:
+    return 0
+  precision, recall = 1.0 * same / len(predicted), 1.0 * same / len(gold)
+  return (2 * precision * recall) / (precision + recall)
+
+
+def squad1(golds: list[str], predicted: str):
+  """(exact, f1), each 0 to 1, by evaluate-v1.1.py: the best over the given answers."""
+  pairs = [(normalize(gold), normalize(predicted)) for gold in golds]
+  return max(int(a == b) for a, b in pairs), max(_overlap(a.split(), b.split()) for a, b in pairs)
+
+
+def squad2(golds: list[str], predicted: str):
+  """(exact, f1) by evaluate-v2.0.py: answers that normalise to nothing do not count, and none at all means ''."""
+  scores = []
+  for gold in [gold for gold in map(normalize, golds) if gold] or [""]:
+    ours = normalize(predicted)
+    f1 = _overlap(gold.split(), ours.split()) if gold and ours else int(gold == ours)
+    scores.append((int(gold == ours), f1))
+  return max(exact for exact, _ in scores), max(f1 for _, f1 in scores)
+
+
+def cmrc(golds: list[str], predicted: str):
+  """(exact, f1) by cmrc2018_evaluate.py: F1 over the longest run that both have, in characters.
+
+  What is not Chinese is counted in words, which that scorer has NLTK cut; docs/finetuning.md says how near this is.
+  Questions without an answer, which CMRC does not have, want ''.
+  """
+  if not any(golds):
+    return int(not predicted), int(not predicted)
+  ours, our_text = _cmrc_tokens(predicted), _cmrc_text(predicted)
+  best = 0
+  for gold in map(_cmrc_tokens, golds):
+    same = _longest_run(gold, ours)
+    if same:
+      precision, recall = 1.0 * same / len(ours), 1.0 * same / len(gold)
+      best = max(best, (2 * precision * recall) / (precision + recall))
+  return int(any(_cmrc_text(gold) == our_text for gold in golds)), best
+
+
+def _cmrc_text(text):
+  return "".join(c for c in text.lower().strip() if c not in _CMRC_PUNCTUATION)
+
+
+def _cmrc_tokens(text):
+  # Chinese characters each by themselves; between them, words.
+  parts = re.split(r"([\u4e00-\u9fa5])", _cmrc_text(text))
+  return [token for i, part in enumerate(parts) for token in ([part] if i % 2 else _CMRC_TOKEN.findall(part))]
+
+
+def _longest_run(a, b):
+  """How many tokens the longest run has that both contain."""
+  longest, before = 0, [0] * (len(b) + 1)
+  for x in a:
+    now = [0] * (len(b) + 1)
+    for j, y in enumerate(b):
+      if x == y:
+        now[j + 1] = before[j] + 1
+    longest, before = max(longest, *now), now
+  return longest
+
+
+RULES = {"squad1": squad1, "squad2": squad2, "cmrc": cmrc}
+
+
+def rules_of(questions, language: str) -> str:
+  """Which of RULES scores these questions: by the language, and by whether some have no answer."""
+  if language not in ("en", "zh"):
+    raise UserError(f"task.language={language!r} is unknown; use en (words) or zh (characters)")
+  return "cmrc" if language == "zh" else "squad2" if any(x.impossible for x in questions) else "squad1"
+
+
+def score(questions, predictions: dict, rules: str, null_odds: dict | None = None, null_threshold: float = 1.0) -> dict:
+  """The numbers the official scorer prints, as {name: number}.
+
+  Args:
+    questions: list of data.squad.Question. predictions: {id: text}; '' says that there is no answer. Questions without
+      one score 0 ("missing" counts them).
+    rules: one of RULES. Only squad2 tells HasAns from NoAns.
+    null_odds: {id: how sure it is that there is no answer}; with it come best_exact and best_f1, and the thresholds
+      above which '' gives them. null_threshold: above it a prediction counts as '', as the scorer's --na-prob-thresh.
+  """
+  exact, f1 = {}, {}
+  for question in questions:
+    if question.id in predictions:
+      golds = [text for text, _ in question.answers] or [""]
+      exact[question.id], f1[question.id] = RULES[rules](golds, predictions[question.id])
+  missing = len(questions) - len(exact)
+  has_answer = {x.id: bool(x.answers) for x in questions}
+  if null_odds is None or rules != "squad2":
+    numbers = _mean(exact, f1, has_answer)
+  else:
+    silent = {id for id in exact if null_odds[id] > null_threshold}
+    kept = [{id: float(not has_answer[id]) if id in silent else v for id, v in each.items()} for each in (exact, f1)]
+    numbers = _mean(*kept, has_answer)
+    for name, each in (("exact", exact), ("f1", f1)):
+      best, at = best_threshold(predictions, each, null_odds, has_answer)
+      numbers |= {f"best_{name}": best, f"best_{name}_thresh": at}
+    exact, f1 = kept
+  if rules == "squad2":
+    for name, wanted in (("HasAns", True), ("NoAns", False)):
+      part = {id: has for id, has in has_answer.items() if has == wanted}
+      if part:
+        numbers |= {f"{name}_{key}": value for key, value in _mean(exact, f1, part).items()}
+  return numbers | ({"missing": missing} if missing else {})
+
+
+def _mean(exact, f1, ids):
+  total = len(ids)
+  means = [100.0 * sum(each[id] for id in ids if id in each) / total for each in (exact, f1)]
+  return {"exact": means[0], "f1": means[1], "total": total}
+
+
+def best_threshold(predictions, scores, null_odds, has_answer):
+  """(the best mean score if '' is said above a threshold, that threshold): find_best_thresh of evaluate-v2.0.py."""
+  now = best = sum(not has for has in has_answer.values())
+  threshold = 0.0
+  for id in sorted(null_odds, key=null_odds.__getitem__):
+    if id not in scores:
+      continue
+    # One more question is answered: it may gain its score, and loses the point for silence where that was right.
+    now += scores[id] if has_answer[id] else -1 if predictions[id] else 0
+    if now > best:
+      best, threshold = now, null_odds[id]
+  return 100.0 * best / len(scores), threshold
+
+
+def score_files(predictions: str, gold: str, null_odds: str = "", language: str = "en") -> dict:
+  """Scores predictions made elsewhere.
+
+  Args:
+    predictions: a JSON file {id: text}, as predictions.json. gold: SQuAD's JSON. null_odds: a JSON file {id: number}.
+    language: en, or zh for CMRC's definitions.
+
+  Returns: see `score`.
+  Raises: UserError: a file is not what it should be, or the two are about different questions.
+  """
+  questions = squad.read_file(gold)
+  texts = _read_by_id(predictions, str, "the text of its answer ('' for none)")
+  odds = _read_by_id(null_odds, (int, float), "a number") if null_odds else None
+  ids = {x.id for x in questions}
+  if not ids & texts.keys():
+    raise UserError(
+      f"{predictions} answers none of the questions of {gold}: its ids are such as {next(iter(texts), None)!r}, "
+      f"there they are such as {questions[0].id!r}"
+    )
+  if odds is not None and (without := sorted((ids & texts.keys()) - odds.keys())):
+    raise UserError(f"{null_odds} lacks {len(without)} questions that {predictions} answers, such as {without[0]!r}")
+  for what, others in (("have no prediction, and score 0", ids - texts.keys()),
+                       ("are answered that the gold file does not have", texts.keys() - ids)):  # fmt: skip
+    if others:
+      print(f"Note: {len(others)} questions {what}, such as {min(others)!r}.", file=sys.stderr)
+  if odds is not None:  # The scorer would take those it does not know for an error.
+    odds = {id: value for id, value in odds.items() if id in ids}
+  return score(questions, texts, rules_of(questions, language), odds)
+
+
+def _read_by_id(path, kind, what):
+  path = pathlib.Path(path).expanduser()
+  if not path.is_file():
+    raise UserError(f"no file {str(path)!r}; expected JSON with, for each question's id, {what}")
+  try:
+    found = json.loads(path.read_text("utf-8-sig"))
+  except ValueError as error:
+    raise UserError(f"{path} is not JSON ({error}); expected, for each question's id, {what}") from None
+  if not isinstance(found, dict):
+    raise UserError(f"{path} holds a {type(found).__name__}; expected an object with, for each question's id, {what}")
+  for id, value in found.items():
+    if not isinstance(value, kind) or isinstance(value, bool) or value != value:
+      raise UserError(f"{path}: {id!r} has {str(value)[:60]!r}; expected {what}")
+  return found
