@@ -6,7 +6,6 @@ import os
 import pathlib
 import re
 import time
-from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -18,39 +17,12 @@ from albert_jax.data.pretrain import DataConfig
 from albert_jax.errors import UserError
 from albert_jax.tasks import pretrain
 from albert_jax.training import optimizer, sharding, state
+from albert_jax.training.flops import CHIPS, flops_per_step
 from albert_jax.training.optimizer import OptimizerConfig
 from albert_jax.training.sharding import MeshConfig
 from albert_jax.training.step import make_train_step
 
-
-@dataclass(frozen=True)
-class Chip:
-  """Datasheet values of one chip, from the vendor's system-architecture pages."""
-
-  teraflops: float  # dense bfloat16
-  gib: float  # memory
-  link_gb_per_s: float  # to its neighbours, one way
-
-
-CHIPS = {
-  "v4": Chip(275, 32, 150),
-  "v5e": Chip(197, 16, 200),
-  "v5p": Chip(459, 95, 300),
-  "v6e": Chip(918, 32, 400),
-}
 GIB = 1 << 30
-
-
-def flops_per_step(cfg, batch_size, length, slots) -> float:
-  """Matmul operations of a training step, a multiply-add being two; recomputation is not counted.
-
-  3 × (2·S·E·H + N·(24·S·H² + 4·S²·H) + P·(2·H·E + 2·E·V) + 2·H²) a sequence, with F = 4 H; here for any F.
-  """
-  S, E, H, F, V = length, cfg.embedding_size, cfg.hidden_size, cfg.intermediate_size, cfg.vocab_size
-  layers = cfg.num_hidden_layers * cfg.inner_group_num
-  projection = 2 * S * E * H if E != H else 0
-  layer = 8 * S * H * H + 4 * S * H * F + 4 * S * S * H
-  return 3.0 * batch_size * (projection + layers * layer + slots * (2 * H * E + 2 * E * V) + 2 * H * H)
 
 
 def plan(config, topology: str, mfu: float = 0.5) -> dict:

@@ -1,214 +1,301 @@
-"""THE training loop. Read it from top to bottom: task, mesh, state, data, step, log, evaluate, save."""
+"""THE training loop. Read it from top to bottom: task, mesh, state, data, step, look, evaluate, save."""
 
 import contextlib
 import copy
-import fcntl
+import functools
 import json
+import math
 import os
 import pathlib
-import signal
+import statistics
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
 from albert_jax import cli, convert, curves, model, tasks
 from albert_jax.errors import UserError
 from albert_jax.evaluate import evaluate, make_eval_step, same_task, with_structure, write_files
-from albert_jax.training import duration, optimizer, sharding, state
+from albert_jax.training import duration, flops, guard, optimizer, sharding, state, trackers, watch, workdir
+from albert_jax.training.best import Best
 from albert_jax.training.checkpoint import Checkpoints
+from albert_jax.training.guard import Guard, GuardConfig
 from albert_jax.training.optimizer import OptimizerConfig
-from albert_jax.training.schedule import schedule
+from albert_jax.training.schedule import peak, schedule
 from albert_jax.training.sharding import MeshConfig
 from albert_jax.training.step import make_train_step
-from albert_jax.training.writer import Writer, read
-
-# What may differ between a run and its continuation: how it is watched and computed, not what is computed.
-FREE = ("steps", "epochs", "tokens", "log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_",
-        "early_stop", "init_", "accumulate", "data.workers", "model.remat", "mesh.")  # fmt: skip
+from albert_jax.training.writer import Writer, last_evaluation
 
 
-def train(config, workdir) -> dict:
-  """Trains by `config` (see configs/) in the folder `workdir`, going on from its newest checkpoint if there is one.
+def train(config, folder, profile: tuple[int, int] | None = None) -> dict:
+  """Trains by `config` (see configs/) in `folder`, going on from its newest checkpoint if there is one.
 
+  Args: profile: the first and last step of which to write a profile.
   Returns: the newest held-out metrics, {"name": value}; with config.best, those of the best checkpoint.
-  Raises: UserError for a config that contradicts itself, the data or the checkpoint; FloatingPointError when the loss
-    is no longer a number.
+  Raises: UserError for a config that contradicts itself, the data or the checkpoint; FloatingPointError when the run is
+    sick, see training/guard.py, and going back has not helped.
   """
-  if "://" in str(workdir):
-    raise UserError(f"--workdir={workdir}: only folders are supported so far; mount the bucket and give its path")
-  workdir = pathlib.Path(workdir).absolute()
+  if "://" in str(folder):
+    raise UserError(f"--workdir={folder}: only folders are supported so far; mount the bucket and give its path")
+  folder = pathlib.Path(folder).absolute()
   host, hosts = jax.process_index(), jax.process_count()
-
-  # Tasks, mesh, optimizer: everything that can be wrong is found before the first array exists.
-  config, stages = _stages(config)
-  task, last_stage = stages[-1].task, stages[-1]
-  mesh = sharding.make_mesh(MeshConfig(**config.mesh), config.batch_size)
-  opt = OptimizerConfig(**config.optimizer)
-  key_init, key_step = jax.random.split(jax.random.key(config.seed))
-  tx = optimizer.make(opt, model.layer_axes(task.model, jax.eval_shape(task.init, key_init)))
-  abstract = state.abstract(task.init, tx, key_init)
-  places = sharding.shardings(mesh, abstract, config.mesh.zero1)
-  for stage in stages:
-    micro = _micro_batches(stage.batch_size, config.accumulate, mesh)
-    stage.train_step = make_train_step(stage.task.sums, stage.task.terms, tx, key_step, mesh, places, micro)
-    stage.eval_step = make_eval_step(stage.task)
-    stage.rate = schedule(opt, config.steps, stage.batch_size)
+  run = _settle(config, folder)
+  config, task, mesh = run.config, run.task, run.mesh
 
   with contextlib.ExitStack() as stack:
-    stack.enter_context(_alone(workdir))
-    _same_run(config, workdir)
+    stack.enter_context(workdir.alone(folder))
+    workdir.same_run(config, folder)
     stack.enter_context(jax.set_mesh(mesh))
-    saved = Checkpoints(workdir / "checkpoints", config.keep_checkpoints, config.keep_every, bool(config.best))
+    saved = Checkpoints(folder / "checkpoints", config.keep_checkpoints, config.keep_every, bool(config.best))
     stack.enter_context(contextlib.closing(saved))
-    # State: the newest checkpoint, given weights, or fresh arrays made in their place.
-    if saved.latest() is not None:
-      now = saved.restore(abstract, places)
-    elif config.init_from:
-      moments = convert.load_optimizer(config.init_from) if config.init_optimizer else None
-      now = state.from_params(_given(config, task, key_init), tx, places, moments)
-    else:
-      now = state.create(task.init, tx, key_init, places)
+    is_new = saved.latest() is None
+    now = run.begin() if is_new else saved.restore(run.abstract, run.places)
     start = int(now["step"])
-    _announce(config, task, mesh, start, workdir)
+    card = workdir.card(config, task.vocabulary.path, folder, start)
+    _announce(config, task, mesh, start, folder)
+
+    health = Guard(GuardConfig(**config.guard), folder, is_new)
+    writer = Writer(folder, start, config.steps, config.log_every, run.peak, trackers.start(run.sinks, folder, card))
+    stack.enter_context(contextlib.closing(writer))
+    asked_to_stop = stack.enter_context(watch.asked_to_stop(hosts))
+    alive = stack.enter_context(watch.stacks(config.hang_minutes))
+    trace = stack.enter_context(watch.trace(profile, folder / "profile"))
+
+    def look(step, work, numbers):
+      """At what came of a step. Waits for it, and so is called one step behind the device."""
+      sums, scalars = jax.device_get(numbers)
+      health.look(step, sums, scalars)
+      writer.train(step, work, sums, scalars)
+      alive()
 
     # The loop: dispatch step t, then look at step t - 1, so that the device never waits for the host.
-    writer = Writer(workdir, start, config.steps, config.log_every)
-    with contextlib.closing(writer), _asked_to_stop(hosts) as asked_to_stop:
-      held_out, files, before, stop = _last_evaluation(workdir, start), {}, None, ""
-      best = _Best(config.best, config.early_stop, workdir, start)
-      for step, stage, batch in () if best.enough() else _batches(stages, start, host, hosts):
-        batch = sharding.global_batch(mesh, batch)
-        learning_rate = sharding.everywhere(mesh, stage.rate(step - 1))
-        with jax.transfer_guard("disallow"):
-          now, numbers = stage.train_step(now, batch, learning_rate)
-        if before is not None:
-          writer.train(*before)
-        before = (step, stage.batch_size * stage.seq_length, *numbers)
+    complete = False
+    while not complete:
+      health.recall(saved.note(start, guard.HISTORY))
+      held_out, files, before, stop = last_evaluation(folder, start), {}, None, ""
+      best = Best(config.best, config.early_stop, folder, start)
+      batches = () if best.enough() else _batches(run.stages, start, health.skipped, host, hosts)
+      try:
+        for step, stage, batch, waited in batches:
+          trace(step, before)
+          batch = sharding.global_batch(mesh, batch)
+          learning_rate = sharding.everywhere(mesh, stage.rate(step - 1) * health.rate(step))
+          with jax.transfer_guard("disallow"):
+            now, numbers = stage.train_step(now, batch, learning_rate)
+          if before is not None:
+            look(*before)
+          before = (step, (*flops.work(stage.task.model, batch), waited), numbers)
 
-        stop = asked_to_stop(step)
-        evaluating = step % config.eval_every == 0 or step == config.steps
-        saving = step % config.checkpoint_every == 0 or step == config.steps or bool(stop)
-        if saving or evaluating:
-          writer.train(*before)  # Raises where the loss is not a number: such a state is never saved.
-          before = None
-        if evaluating:
-          held_out, files = evaluate(stage.task, stage.eval_step, now["params"], mesh)
-          writer.write(step, "eval", held_out)
-          writer.pause()
-          saving |= best.improved(step, held_out) or best.enough()
-        if saving:
-          saved.save(step, now, best.scores.get(step))
-        if stop or best.enough():
-          break
+          stop = asked_to_stop()
+          evaluating = step % config.eval_every == 0 or step == config.steps
+          saving = step % config.checkpoint_every == 0 or step == config.steps or bool(stop)
+          if saving or evaluating:
+            look(*before)  # A state that is sick is never saved.
+            before = None
+          if evaluating:
+            held_out, files = evaluate(stage.task, stage.eval_step, run.weights(now), mesh)
+            writer.write(step, "eval", held_out)
+            writer.pause()
+            _advise(config, step, held_out, task.baselines)
+            saving |= best.improved(step, held_out) or best.enough()
+          if saving:
+            notes = {"run.json": json.dumps(card, indent=2), guard.HISTORY: health.remember()}
+            saved.save(step, now, best.scores.get(step), notes)
+          if stop or best.enough():
+            break
+        complete = True
+      except guard.Alarm as alarm:
+        now = health.go_back(alarm, saved)  # None: what is on the device is sick, and its memory is needed.
+        now = run.begin() if saved.latest() is None else saved.restore(run.abstract, run.places)
+        start = int(now["step"])
+        writer.rewind(start)
+        writer.write(start, "guard", health.numbers())
 
     if stop and step < config.steps:
       print(f"Stopped at step {step} by {stop}; saved. The same command goes on from there.", file=sys.stderr)
       return held_out
     if config.best and best.step != int(now["step"]):
-      now = saved.restore(abstract, places, best.step)
-      held_out, files = _last_evaluation(workdir, best.step), {}
+      now = saved.restore(run.abstract, run.places, best.step)
+      held_out, files = last_evaluation(folder, best.step), {}
       print(f"The best {config.best} was at step {best.step}; that one is exported.", file=sys.stderr)
     if task.score is not None and not files:
-      held_out, files = evaluate(task, last_stage.eval_step, now["params"], mesh)
-    params = jax.jit(lambda params: params, out_shardings=NamedSharding(mesh, P()))(now["params"])
+      held_out, files = evaluate(task, run.stages[-1].eval_step, run.weights(now), mesh)
+    params = jax.jit(lambda params: params, out_shardings=NamedSharding(mesh, P()))(run.weights(now))
     if host == 0:
-      _finish(task, params, held_out, files, workdir)
+      _finish(task, params, held_out, files, folder)
   return held_out
 
 
 @dataclass
-class _Stage:
-  """Steps [first, last) of the run, with what they train and how."""
+class _Run:
+  """What a config means, settled before the first array exists.
+
+  begin() -> the state at step 0. weights(state) -> the parameters to evaluate and export. abstract, places: shapes and
+  shardings of the state. peak: operations a second all devices could do, or None. sinks: see training/trackers.py.
+  """
+
+  config: ConfigDict
+  task: tasks.Task
+  mesh: jax.sharding.Mesh
+  stages: list
+  begin: Callable
+  weights: Callable
+  abstract: dict
+  places: dict
+  peak: float | None
+  sinks: dict
+
+
+def _settle(config, folder) -> _Run:
+  """Tasks, mesh, optimizer, steps. Raises: UserError for all that can be found wrong with a config."""
+  config, parts, task_of = _tasks(config)
+  task, opt = task_of(parts[-1]), OptimizerConfig(**config.optimizer)
+  mesh = sharding.make_mesh(MeshConfig(**config.mesh), config.batch_size)
+  key_init, key_step = jax.random.split(jax.random.key(config.seed))
+  tx = optimizer.make(opt, model.layer_axes(task.model, jax.eval_shape(task.init, key_init)))
+  abstract = state.abstract(task.init, tx, key_init)
+  places = sharding.shardings(mesh, abstract, config.mesh.zero1)
+  averaged = jax.jit(functools.partial(optimizer.averaged, opt))
+
+  def begin():
+    if config.init_from:
+      moments = convert.load_optimizer(config.init_from) if config.init_optimizer else None
+      return state.from_params(_given(config, task, key_init), tx, places, moments)
+    return state.create(task.init, tx, key_init, places)
+
+  programs = []
+  for part in parts:
+    its = task_of(part)
+    micro = _micro_batches(part.batch_size, config.accumulate, mesh)
+    train_step = make_train_step(its.sums, its.terms, tx, key_step, mesh, places, micro)
+    programs.append(_Program(its, train_step, make_eval_step(its)))
+  if config.hours:
+    create = functools.partial(state.create, task.init, tx, key_init, places)
+    config.steps = workdir.settled_steps(config, folder) or _steps_in(config, parts, programs, create, mesh)
+  stages = [
+    _Stage(
+      task_of(parts[s.part], s.first_row), programs[s.part].train_step, programs[s.part].eval_step, s.first, s.last,
+      schedule(opt, config.steps, parts[s.part].batch_size),
+    )
+    for s in duration.stages(parts, config.steps)
+  ]  # fmt: skip
+  return _Run(
+    config=config.lock(), task=task, mesh=mesh, stages=stages, begin=begin, abstract=abstract, places=places,
+    weights=lambda now: averaged(now["opt"], now["params"]) if opt.ema else now["params"],
+    peak=flops.peak(mesh.devices.flat[0].device_kind, mesh.size), sinks=trackers.find(config.log_to),
+  )  # fmt: skip
+
+
+@dataclass
+class _Program:
+  """What a part of the run computes."""
+
+  task: tasks.Task
+  train_step: Callable
+  eval_step: Callable
+
+
+@dataclass
+class _Stage(_Program):
+  """Steps [first, last) of the run, and their learning rate."""
 
   first: int
   last: int
-  batch_size: int
-  seq_length: int
-  task: tasks.Task
-  train_step: Callable | None = None
-  eval_step: Callable | None = None
-  rate: Callable | None = None
+  rate: Callable
 
 
-def _stages(config):
-  """The config with everything in it settled, and the stages of the run: one, unless there is a curriculum."""
+def _tasks(config):
+  """Settles what a config leaves open: the model's shape, and the number of steps unless hours limit it.
+
+  Returns: the config, not locked; the parts of the run, one unless there is a curriculum; and a function that makes the
+  task of a part.
+  """
   config, vocabulary = copy.deepcopy(config).unlock(), None
   if config.init_structure and config.init_from:
     with_structure(config, config.init_from)
     vocabulary = convert.load_tokenizer(config.init_from)
-  final = {"batch_size": config.batch_size, "seq_length": config.data.seq_length,
-           "num_hidden_layers": config.model.num_hidden_layers}  # fmt: skip
-  parts = duration.shares(config.curriculum.to_dict(), final)
   shared = config.model.share == "all" and config.model.num_hidden_groups == 1
   if config.curriculum.num_hidden_layers and not shared:
     raise UserError("curriculum.num_hidden_layers needs layers that share all their weights; set model.share=all")
-  found = {}
+  parts = duration.parts(
+    config.curriculum, config.batch_size, config.data.seq_length, config.model.num_hidden_layers
+  )  # fmt: skip
 
-  def task_of(values, first_row):
-    """Stages that differ in their rows only are the same task."""
-    stage = copy.deepcopy(config)
-    stage.batch_size, stage.data.seq_length = values["batch_size"], values["seq_length"]
-    stage.model.num_hidden_layers = values["num_hidden_layers"]
-    key = (*values.values(), first_row)
-    found[key] = found.get(key) or tasks.make(stage, vocabulary, first_row)
-    return found[key]
+  @functools.cache
+  def task_of(part, first_row=0):
+    own = copy.deepcopy(config)
+    own.batch_size, own.data.seq_length = part.batch_size, part.seq_length
+    own.model.num_hidden_layers = part.num_hidden_layers
+    return tasks.make(own, vocabulary, first_row)
 
-  train_rows = task_of(final, 0).train_rows if config.epochs else 0
   config.steps = duration.total_steps(
-    steps=config.steps, epochs=config.epochs, tokens=config.tokens, train_rows=train_rows, parts=parts
-  )
-  stages = [
-    _Stage(s.first, s.last, s.batch_size, s.seq_length,
-           task_of({name: getattr(s, name) for name in final}, s.rows_before - s.first * s.batch_size))
-    for s in duration.stages(parts, config.steps)
-  ]  # fmt: skip
-  return config.lock(), stages
+    steps=config.steps, epochs=config.epochs, tokens=config.tokens, hours=config.hours, parts=parts,
+    train_rows=task_of(parts[-1]).train_rows if config.epochs else 0,
+  )  # fmt: skip
+  return config, parts, task_of
 
 
-def _batches(stages, start, host, hosts):
-  """(step counted from 1, its stage, this host's rows of its batch), from `start` to the end of the run."""
+def _steps_in(config, parts, programs, create, mesh) -> int:
+  """How many steps `config.hours` allow, by the time that some take on a state that is thrown away."""
+  begin, costs = time.perf_counter(), []
+  with jax.set_mesh(mesh):
+    rate = sharding.everywhere(mesh, 0.0)
+    for program in programs:
+      now, times = create(), []
+      batches = iter(program.task.train_batches(0, jax.process_index(), jax.process_count()))
+      while len(times) < 5 or (len(times) < 20 and sum(times[1:]) < 10):
+        last = time.perf_counter()
+        batch = sharding.global_batch(mesh, next(batches))
+        now, _ = jax.block_until_ready(program.train_step(now, batch, rate))
+        times.append(time.perf_counter() - last)
+      costs.append(statistics.median(times[2:]))  # The first waits for the compiler, the second has its batch ready.
+    for _ in range(2):  # And here too the first one does.
+      last = time.perf_counter()
+      evaluate(program.task, program.eval_step, now["params"], mesh)
+      evaluation = time.perf_counter() - last
+    left = config.hours * 3600 - (time.perf_counter() - begin)
+    steps = duration.steps_in(left, parts, costs, evaluation, config.eval_every)
+    steps = int(multihost_utils.broadcast_one_to_all(np.int32(steps)))
+  print(f"{config.hours:g} hours are {steps} steps of {left / steps:.3g} s, evaluations included", file=sys.stderr)
+  return steps
+
+
+def _batches(stages, start, skipped, host, hosts):
+  """(step counted from 1, its stage, this host's rows of its batch, seconds it took to come), from `start` to the end.
+
+  Args: skipped: numbers of batches to leave out; the data itself is a function of the batch's number.
+  """
   for stage in stages:
-    if start < stage.last:
-      first = max(start, stage.first)
-      steps = range(first + 1, stage.last + 1)
-      for step, batch in zip(steps, stage.task.train_batches(first, host, hosts), strict=False):
-        yield step, stage, batch
+    step = max(start, stage.first)
+    if step < stage.last:
+      number = guard.batch_number(step, skipped)
+      source = iter(stage.task.train_batches(number, host, hosts))
+    while step < stage.last:
+      begin = time.perf_counter()
+      batch = next(source)
+      if number not in skipped:
+        step += 1
+        yield step, stage, batch, time.perf_counter() - begin
+      number += 1
 
 
-class _Best:
-  """Which evaluation was the best by one metric; losses are better when lower."""
-
-  def __init__(self, metric: str, patience: int, workdir, start: int):
-    """Args: metric: '' for none. patience: evaluations without a new best that are `enough`; 0: never."""
-    self.metric, self.patience, self.step, self.value = metric, patience, 0, None
-    self.scores, self.evaluations = {}, []
-    if patience and not metric:
-      raise UserError(f"early_stop={patience} needs a metric to go by; give one such as --config.best=mlm_loss")
-    for line in read(workdir):  # What a run that was cut off had found.
-      if line["split"] == "eval" and line["step"] <= start:
-        self.improved(line["step"], line)
-
-  def improved(self, step, numbers) -> bool:
-    """Takes the numbers of an evaluation, and says whether they are the best so far."""
-    self.evaluations.append(step)
-    if not self.metric:
-      return False
-    if self.metric not in numbers:
-      raise UserError(f"best={self.metric!r} is not among the held-out numbers: {', '.join(sorted(numbers))}")
-    value = -numbers[self.metric] if self.metric.endswith("loss") else numbers[self.metric]
-    better = self.value is None or value > self.value
-    if better:  # Only these are scored, so that of two equally good checkpoints the one named here is kept.
-      self.step, self.value, self.scores[step] = step, value, value
-    return better
-
-  def enough(self) -> bool:
-    """Whether so many evaluations brought nothing better that the run may end."""
-    return bool(self.patience) and sum(at > self.step for at in self.evaluations) >= self.patience
+def _advise(config, step, held_out, baselines):
+  """Says so where a run is stuck, once it has had its chance."""
+  opt = OptimizerConfig(**config.optimizer)
+  chance = opt.warmup_steps + min(10_000, config.steps // 4)
+  if step >= min(chance, config.steps) and jax.process_index() == 0:
+    lower = peak(opt, config.batch_size) / 2
+    if opt.name == "lamb":  # The paper's rate, by the square-root rule of the LAMB paper.
+      lower = min(lower, 0.00176 * math.sqrt(config.batch_size / 4096))
+    if text := guard.advice(held_out, baselines, lower, bool(config.init_from)):
+      print(text, file=sys.stderr)
 
 
 def _micro_batches(batch_size, accumulate, mesh) -> int:
@@ -221,62 +308,17 @@ def _micro_batches(batch_size, accumulate, mesh) -> int:
   return accumulate
 
 
-def _finish(task, params, held_out, files, workdir):
+def _finish(task, params, held_out, files, folder):
   """What a complete run leaves: weights for others, answers, the curves, and a table on stdout."""
   convert.save(
-    workdir / "export", task.model, jax.device_get(params), vocabulary=task.vocabulary, overwrite=True,
+    folder / "export", task.model, jax.device_get(params), vocabulary=task.vocabulary, overwrite=True,
     architecture=task.architecture or None, extra=task.about,
   )  # fmt: skip
   if files:
-    write_files(workdir / "predictions", files)
-  curves.plot(workdir, task.baselines)
+    write_files(folder / "predictions", files)
+  curves.plot(folder, task.baselines)
   print(table(held_out, task.baselines))
-  print(f"Weights: {workdir / 'export'}\nCurves:  {workdir / 'curves.png'}")
-
-
-@contextlib.contextmanager
-def _alone(workdir):
-  """Holds the folder of a run, so that no second one writes there; the system lets go of it when this process ends."""
-  workdir.mkdir(parents=True, exist_ok=True)
-  with open(workdir / ".lock", "w") as lock:
-    if jax.process_index() == 0:
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        raise UserError(f"{workdir} is in use by another run; wait for its end, or give another --workdir") from None
-    yield
-
-
-def _same_run(config, workdir):
-  """Writes `config.json`, or finds the same one there. Raises: UserError that names the fields that differ."""
-  path = workdir / "config.json"
-  new = json.loads(config.to_json())
-  if path.exists() and (workdir / "checkpoints").exists():
-    old = json.loads(path.read_text())
-    ours, theirs = _flat(new), _flat(old)
-    changed = [
-      f"{name}: {theirs.get(name)!r} there, {ours.get(name)!r} here"
-      for name in sorted({*ours, *theirs})
-      if ours.get(name) != theirs.get(name) and not name.startswith(FREE)
-    ]
-    if changed:
-      raise UserError(
-        f"{workdir} holds a run with another config:\n  " + "\n  ".join(changed) + "\n"
-        "Give the same values to go on with it, or another --workdir to start anew."
-      )
-  if jax.process_index() == 0:
-    workdir.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(new, indent=2) + "\n")
-    temporary.replace(path)
-
-
-def _flat(tree, prefix=""):
-  return {
-    name: leaf
-    for key, value in tree.items()
-    for name, leaf in (_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}).items()
-  }
+  print(f"Weights: {folder / 'export'}\nCurves:  {folder / 'curves.png'}")
 
 
 def _given(config, task, key):
@@ -294,44 +336,14 @@ def _given(config, task, key):
   return params
 
 
-def _announce(config, task, mesh, start, workdir):
+def _announce(config, task, mesh, start, folder):
   """One line that says what is about to happen."""
   if jax.process_index() == 0:
     devices = f"{mesh.size} {mesh.devices.flat[0].device_kind}"
     size = model.param_count(jax.eval_shape(task.init, jax.random.key(0)))
     begin = f"going on from step {start}" if start else "from step 0"
     what = f"{begin} to {config.steps}" if start < config.steps else f"complete at step {start}; raise steps to go on"
-    print(f"{size:,} parameters on {devices}, {what}, in {workdir}", file=sys.stderr)
-
-
-def _last_evaluation(workdir, step):
-  """The newest held-out metrics of a run up to `step`, {} if there are none."""
-  lines = [line for line in read(workdir) if line["split"] == "eval" and line["step"] <= step]
-  return {k: v for k, v in lines[-1].items() if k not in ("step", "split")} if lines else {}
-
-
-@contextlib.contextmanager
-def _asked_to_stop(hosts):
-  """Yields a function of the step that says why to stop after it, if SIGTERM or Ctrl-C has come; else ''.
-
-  Of several hosts only some may be told. JAX then finds a step at which all of them stop.
-  """
-  if hosts > 1:
-    yield lambda step: "a notice of preemption" if multihost_utils.reached_preemption_sync_point(step) else ""
-    return
-  asked = []
-
-  def note(number, _):
-    if asked and number == signal.SIGINT:
-      raise KeyboardInterrupt  # The second Ctrl-C means now.
-    asked.append(signal.Signals(number).name)
-
-  before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-  try:
-    yield lambda step: asked[0] if asked else ""
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
+    print(f"{size:,} parameters on {devices}, {what}, in {folder}", file=sys.stderr)
 
 
 def join(coordinator: str, processes: int, process: int):
@@ -363,6 +375,7 @@ def main(argv):
     "albert-jax train --config=configs/pretrain.py:tiny --config.data.dataset=DIR --workdir=RUN",
   )
   parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder of this run")
+  parser.add_argument("--profile", default="", metavar="FIRST:LAST", help="write a profile of these steps, as 10:13")
   several = parser.add_argument_group("several processes (found by themselves on TPU pods and SLURM)")
   several.add_argument("--coordinator", default="", metavar="HOST:PORT", help="where process 0 listens")
   several.add_argument("--processes", type=int, metavar="N", help="how many there are")
@@ -370,5 +383,6 @@ def main(argv):
   args, config = cli.parse_with_config(parser, argv)
   if args.coordinator and (args.processes is None or args.process is None):
     raise UserError("--coordinator needs --processes=N and --process=I")
+  profile = watch.parse_steps(args.profile)
   join(args.coordinator, args.processes, args.process)
-  train(config, args.workdir)
+  train(config, args.workdir, profile)

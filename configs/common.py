@@ -5,6 +5,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from albert_jax.model import VARIANTS
+from albert_jax.training.guard import GuardConfig
 from albert_jax.training.optimizer import OptimizerConfig
 from albert_jax.training.sharding import MeshConfig
 
@@ -18,9 +19,11 @@ def get_config(variant: str) -> ConfigDict:
   config.steps = 125_000
   config.epochs = 0.0  # instead of steps: how often the training data is read
   config.tokens = 0.0  # instead of steps: how many tokens are read, padding included
+  config.hours = 0.0  # instead of steps: how long it takes, timed with a few steps when the run begins
   config.batch_size = 4096  # rows over all devices
   config.accumulate = 1  # micro-batches a step: more need less memory; the result is the same
   config.log_every = 100  # steps between lines of metrics.jsonl
+  config.log_to = ""  # and to wandb, mlflow or "wandb,mlflow", which have to be installed
   config.eval_every = 5_000
   config.eval_batches = 100  # of held-out data; 0 is all there are
   config.checkpoint_every = 5_000
@@ -28,6 +31,7 @@ def get_config(variant: str) -> ConfigDict:
   config.keep_every = 0  # and those of every so many steps, for good; 0: none
   config.best = ""  # and the best by this held-out metric, which is then the one that is exported; '' for the last
   config.early_stop = 0  # evaluations without a new best after which to end; 0: never
+  config.hang_minutes = 30.0  # without a step, after which it is printed where every thread is; 0: never
   config.init_from = ""  # weights to begin with: a checkpoint of any kind, or '' for fresh ones
   config.init_optimizer = False  # also its moments and step, to go on with a run of google-research/albert
   config.init_structure = False  # the model's shape and its vocabulary are those of `init_from`
@@ -36,6 +40,7 @@ def get_config(variant: str) -> ConfigDict:
   config.curriculum = ConfigDict({"seq_length": "", "batch_size": "", "num_hidden_layers": ""})
   config.model = ConfigDict(dataclasses.asdict(VARIANTS[variant]))
   config.optimizer = ConfigDict(dataclasses.asdict(OptimizerConfig()))
+  config.guard = ConfigDict(dataclasses.asdict(GuardConfig()))
   config.mesh = ConfigDict(dataclasses.asdict(MeshConfig()))
   return config
 

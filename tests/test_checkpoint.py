@@ -95,3 +95,36 @@ def test_a_save_that_fails_is_one_plain_error(tmp_path, monkeypatch):
     saved.save(2, state(2))
   saved.close()
   assert int(restore(tmp_path)["step"]) == 1
+
+
+def test_notes_lie_beside_the_state_and_are_checked_too(tmp_path, capsys):
+  saved = Checkpoints(tmp_path, 3)
+  saved.save(1, state(1), notes={"run.json": "one"})
+  saved.save(2, state(2), notes={"run.json": "two"})
+  saved.close()
+  saved = Checkpoints(tmp_path, 3)
+  assert [saved.note(step, "run.json") for step in (1, 2, 3)] == ["one", "two", None]
+  assert saved.note(1, "other") is None
+  saved.close()
+  (tmp_path / "2" / "run.json").write_text("three")
+  assert int(restore(tmp_path)["step"]) == 1
+  assert "damaged or missing: run.json" in capsys.readouterr().err
+
+
+def test_later_ones_are_forgotten_and_can_be_written_again(folder):
+  saved = Checkpoints(folder, 5)
+  assert saved.steps() == [2, 3, 4]
+  saved.forget_after(2)
+  assert saved.steps() == [2]
+  saved.save(3, state(9))
+  saved.close()
+  now = restore(folder)
+  np.testing.assert_array_equal(now["params"]["w"], state(9)["params"]["w"])
+
+
+def test_the_best_and_every_so_manyth_stay(tmp_path):
+  saved = Checkpoints(tmp_path, 1, keep_every=4, keep_best=True)
+  for step, score in ((1, None), (2, 0.5), (3, 0.7), (4, None), (5, 0.6), (6, None), (7, None)):
+    saved.save(step, state(step), score)
+  saved.close()
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4", "7"]

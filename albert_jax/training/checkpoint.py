@@ -37,10 +37,26 @@ class Checkpoints:
     """The newest step that is complete, or None."""
     return None if self._orbax.latest is None else self._orbax.latest.step
 
-  def save(self, step: int, state, score: float | None = None):
+  def steps(self) -> list[int]:
+    """All steps that are complete, in order."""
+    self._wait()
+    return sorted(found.step for found in self._orbax.checkpoints)
+
+  def forget_after(self, step: int):
+    """Removes the checkpoints of later steps."""
+    for later in self.steps():
+      if later > step:
+        self._orbax.delete(later)
+
+  def note(self, step: int, name: str) -> str | None:
+    """One of the notes saved with a checkpoint; None if there is no such note."""
+    path = self._directory / str(step) / name
+    return path.read_text() if path.exists() else None
+
+  def save(self, step: int, state, score: float | None = None, notes=()):
     """Starts writing `state` and returns; nothing happens where this step is there already.
 
-    Args: score: how good it is, if that is known; the best is kept.
+    Args: score: how good it is, if that is known; the best is kept. notes: {file name: text} to put beside it.
     Raises: OSError if the save before failed, for want of space say.
     """
     self._wait()
@@ -49,7 +65,7 @@ class Checkpoints:
         # Without `force` Orbax leaves a save out, silently, while the one before is still being written.
         metrics = None if score is None else {"score": score}
         written = self._orbax.save_async(step, state, force=True, metrics=metrics)
-      self._sealed = self._background.submit(_seal, written, self._directory / str(step))
+      self._sealed = self._background.submit(_seal, written, self._directory / str(step), dict(notes))
 
   def restore(self, abstract, shardings, step: int | None = None):
     """The newest state that can be read, placed by `shardings`, which may be those of another mesh than it came from.
@@ -115,12 +131,14 @@ def _kept(keep, keep_every, keep_best):
   return policies.AnyPreservationPolicy(wanted)
 
 
-def _seal(written, folder):
-  """Once a checkpoint is complete, notes the checksum of each file: what it is made of has none that is looked at."""
+def _seal(written, folder, notes):
+  """Once a checkpoint is complete, adds notes, and the checksum of each file: what it is made of has none."""
   if written is not None:
     written.result()
   if jax.process_index() > 0:
     return
+  for name, text in notes.items():
+    (folder / name).write_text(text)
   temporary = folder / f".{CHECKSUMS}"
   temporary.write_text(json.dumps(_checksums(folder)))
   temporary.rename(folder / CHECKSUMS)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
+from albert_jax.training import optimizer
 from albert_jax.training.sharding import BATCH, ROWS
 
 
@@ -21,6 +22,8 @@ def make_train_step(sums, terms, tx, base_key, mesh, places, accumulate=1):
     places: the shardings of the state, which it keeps.
     accumulate: into how many micro-batches a device cuts its rows, one after the other, to need less memory.
   """
+
+  tx = optax.with_extra_args_support(tx)
 
   def gradients(params, batch, keys, coefficients):
     """Of this device's rows; `params` are whole, and the result is the same on every device."""
@@ -51,9 +54,10 @@ def make_train_step(sums, terms, tx, base_key, mesh, places, accumulate=1):
     grads, loss, found = jax.shard_map(
       gradients, mesh=mesh, in_specs=(P(), BATCH, BATCH, P()), out_specs=P(), axis_names=set(ROWS)
     )(params, batch, keys, terms(batch))
-    updates, opt = tx.update(grads, state["opt"], params)
-    params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
+    updates, opt = tx.update(grads, state["opt"], params, learning_rate=learning_rate)
     scalars = {"grad_norm": optax.tree.norm(grads), "learning_rate": learning_rate}
+    scalars |= optimizer.diagnostics(opt, params, updates, learning_rate)
+    params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
     return {"step": step + 1, "params": params, "opt": opt}, ({"loss": (loss, 1.0), **found}, scalars)
 
   return jax.jit(train_step, donate_argnums=0, out_shardings=(places, None))

@@ -1,7 +1,6 @@
 """Numbers of a run on their way out: JSON lines, TensorBoard and a progress bar."""
 
 import json
-import math
 import pathlib
 import sys
 import time
@@ -10,6 +9,9 @@ import jax
 import tensorboardX
 from tqdm import tqdm
 
+# Written, but not shown on each line of progress.
+QUIET = ("grad_norm", "learning_rate", "update_ratio", "trust_ratio_min", "trust_ratio_mean", "trust_ratio_max",
+         "input_stall", "memory_gib")  # fmt: skip
 BAR = "{percentage:3.0f}% {bar:20} {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}"
 
 
@@ -19,47 +21,55 @@ class Writer:
   Only the first host writes. On a terminal progress is one moving bar, in a log file one line every `log_every` steps.
   """
 
-  def __init__(self, workdir, start: int, steps: int, log_every: int):
-    """Args: start: the step the run goes on from; lines of later steps, written before it was killed, are dropped."""
+  def __init__(self, workdir, start: int, steps: int, log_every: int, peak: float | None = None, trackers=()):
+    """Args: start: the step the run goes on from. peak: operations a second all devices could do, for `mfu`.
+    trackers: more places for the numbers, see training/trackers.py."""
     self.active = jax.process_index() == 0
-    self.steps, self.log_every = steps, log_every
-    self.sums, self.clock, self.tokens = {}, None, 0
+    self.workdir, self.steps, self.log_every, self.peak = pathlib.Path(workdir), steps, log_every, peak
+    self.bar = tqdm(total=steps, bar_format=BAR, disable=not (self.active and sys.stderr.isatty()))
+    self.file, self.board, self.trackers = None, None, trackers
+    self.rewind(start)
+
+  def rewind(self, start: int):
+    """Goes on from step `start`: lines of later steps are dropped."""
+    self.sums, self.clock = {}, None
     self.begin, self.begin_step = time.perf_counter(), start
     if self.active:
-      self.path = pathlib.Path(workdir) / "metrics.jsonl"
-      _drop_after(self.path, start)
-      self.file = self.path.open("a")
-      self.board = tensorboardX.SummaryWriter(str(workdir), purge_step=start + 1)
-      self.bar = tqdm(initial=start, total=steps, bar_format=BAR, disable=not sys.stderr.isatty())
+      self._close()
+      path = self.workdir / "metrics.jsonl"
+      _drop_after(path, start)
+      self.file = path.open("a")
+      self.board = tensorboardX.SummaryWriter(str(self.workdir), purge_step=start + 1)
+      self.bar.reset()
+      self.bar.update(start)
 
-  def train(self, step: int, tokens: int, sums, scalars):
-    """Takes what step `step` (counted from 1) computed; waits for it, so give it one step behind the device.
+  def train(self, step: int, work, sums, scalars):
+    """Takes what step `step` (counted from 1) computed, on the host.
 
-    Args: tokens: how many it read. sums: {"name": (total, weight)}, averaged since the last line. scalars:
-      {"name": value}, the newest counts.
+    Args: work: (tokens, operations, seconds the loop waited for the batch). sums: {"name": (total, weight)}, averaged
+      since the last line. scalars: {"name": value}, the newest counts.
     """
-    sums, scalars = jax.device_get((sums, scalars))
     for name, (total, weight) in sums.items():
       so_far = self.sums.get(name, (0.0, 0.0))
       self.sums[name] = (so_far[0] + float(total), so_far[1] + float(weight))
-    values = {**{name: total for name, (total, _) in sums.items()}, **scalars}
-    if broken := [name for name, value in values.items() if not math.isfinite(value)]:
-      raise FloatingPointError(
-        f"{', '.join(broken)} is not a finite number at step {step}; the last checkpoint is sound. "
-        "Usually the learning rate is too high for the batch: lower optimizer.learning_rate or lengthen the warm-up."
-      )
-    if self.active:
-      self.bar.update()
-    self.tokens += tokens
+    self.bar.update()
     if self.clock is None:  # The first step's time is mostly the compiler's.
-      self.clock, self.tokens = time.perf_counter(), 0
+      self.clock, self.work = time.perf_counter(), (0, 0, 0)
+    else:
+      self.work = tuple(a + b for a, b in zip(self.work, work, strict=True))
     if step % self.log_every == 0 or step == self.steps:
-      now = time.perf_counter()
-      speed = {"tokens_per_s": self.tokens / (now - self.clock)} if self.tokens else {}
-      self.clock, self.tokens = now, 0
       scalars = {name: float(value) for name, value in scalars.items()}
-      self.write(step, "train", {**ratios(self.sums), **scalars, **speed})
+      self.write(step, "train", {**ratios(self.sums), **scalars, **self._speed(), **_memory()})
       self.sums = {}
+
+  def _speed(self) -> dict:
+    """How fast it went since the last line."""
+    now, (tokens, operations, waited) = time.perf_counter(), self.work
+    seconds, self.clock, self.work = now - self.clock, now, (0, 0, 0)
+    if not tokens:
+      return {}
+    speed = {"tokens_per_s": tokens / seconds, "input_stall": waited / seconds}
+    return speed | ({"mfu": operations / seconds / self.peak} if self.peak else {})
 
   def write(self, step: int, split: str, metrics):
     """One line of `metrics.jsonl` and its TensorBoard scalars. `metrics`: {"name": float}."""
@@ -69,7 +79,9 @@ class Writer:
     self.file.flush()
     for name, value in metrics.items():
       self.board.add_scalar(f"{split}/{name}", value, step)
-    shown = " ".join(f"{k}={_brief(v)}" for k, v in metrics.items() if k not in ("grad_norm", "learning_rate"))
+    for tracker in self.trackers:
+      tracker.write(step, split, metrics)
+    shown = " ".join(f"{k}={_brief(v)}" for k, v in metrics.items() if k not in QUIET)
     if split != "train":
       tqdm.write(f"step {step} {split}: {shown}", file=sys.stderr)
     elif self.bar.disable:
@@ -84,8 +96,13 @@ class Writer:
     self.clock = None
 
   def close(self):
-    if self.active:
-      self.bar.close()
+    self.bar.close()
+    self._close()
+    for tracker in self.trackers:
+      tracker.close()
+
+  def _close(self):
+    if self.file:
       self.board.close()
       self.file.close()
 
@@ -99,6 +116,19 @@ def read(workdir) -> list[dict]:
   """The lines of a run's `metrics.jsonl`."""
   path = pathlib.Path(workdir) / "metrics.jsonl"
   return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def last_evaluation(workdir, step: int) -> dict:
+  """The newest held-out metrics of a run up to `step`, {} if there are none."""
+  lines = [line for line in read(workdir) if line["split"] == "eval" and line["step"] <= step]
+  return {k: v for k, v in lines[-1].items() if k not in ("step", "split")} if lines else {}
+
+
+def _memory() -> dict:
+  """The most memory that one of this host's devices has had in use so far; {} where the backend does not tell."""
+  found = [device.memory_stats() for device in jax.local_devices()]
+  peaks = [stats["peak_bytes_in_use"] for stats in found if stats and "peak_bytes_in_use" in stats]
+  return {"memory_gib": max(peaks) / 2**30} if peaks else {}
 
 
 def _drop_after(path, step):

@@ -17,13 +17,14 @@ from albert_jax import paths
 from albert_jax.training.writer import read
 
 pytestmark = pytest.mark.slow
+TIMES = ("tokens_per_s", "input_stall", "mfu", "memory_gib")
 
 
 def numbers(workdir):
   """{(step, split): metrics} of a run, without how long it took."""
   lines = read(workdir)
   by_step = {
-    (line["step"], line["split"]): {k: v for k, v in line.items() if k not in ("step", "split", "tokens_per_s")}
+    (line["step"], line["split"]): {k: v for k, v in line.items() if k not in ("step", "split", *TIMES)}
     for line in lines
   }
   assert len(by_step) == len(lines), "a step was written twice"

@@ -1,0 +1,58 @@
+"""How much a step computes, and how much a chip could: what MFU is made of."""
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Chip:
+  """Datasheet values of one chip, from the vendor's system-architecture pages."""
+
+  teraflops: float  # dense bfloat16
+  gib: float  # memory
+  link_gb_per_s: float  # to its neighbours, one way
+
+
+CHIPS = {
+  "v4": Chip(275, 32, 150),
+  "v5e": Chip(197, 16, 200),
+  "v5p": Chip(459, 95, 300),
+  "v6e": Chip(918, 32, 400),
+}
+# What JAX calls a device, and its dense bfloat16 teraflops. A TPU from v4 on is one device to JAX.
+PEAKS = (
+  (r"^TPU v4$", CHIPS["v4"].teraflops),
+  (r"^TPU v5( lite|e)", CHIPS["v5e"].teraflops),
+  (r"^TPU v5p?$", CHIPS["v5p"].teraflops),
+  (r"^TPU v6( lite|e)", CHIPS["v6e"].teraflops),
+  (r"A100", 312),
+  (r"H100 PCIe", 756),
+  (r"H100|H200|GH200", 989),
+)
+
+
+def peak(device_kind: str, devices: int) -> float | None:
+  """Operations a second that devices could do in dense bfloat16; None for a kind that is not in the table."""
+  found = next((teraflops for pattern, teraflops in PEAKS if re.search(pattern, device_kind)), None)
+  return None if found is None else found * 1e12 * devices
+
+
+def flops_per_step(cfg, batch_size, length, slots) -> float:
+  """Matmul operations of a training step, a multiply-add being two; recomputation is not counted.
+
+  3 × (2·S·E·H + N·(24·S·H² + 4·S²·H) + P·(2·H·E + 2·E·V) + 2·H²) a sequence, with F = 4 H; here for any F.
+  Args: cfg: AlbertConfig. slots: positions for which logits of the vocabulary are made.
+  """
+  S, E, H, F, V = length, cfg.embedding_size, cfg.hidden_size, cfg.intermediate_size, cfg.vocab_size
+  layers = cfg.num_hidden_layers * cfg.inner_group_num
+  projection = 2 * S * E * H if E != H else 0
+  layer = 8 * S * H * H + 4 * S * H * F + 4 * S * S * H
+  return 3.0 * batch_size * (projection + layers * layer + slots * (2 * H * E + 2 * E * V) + 2 * H * H)
+
+
+def work(cfg, batch) -> tuple[int, float]:
+  """(tokens, operations) of a training step on a batch of arrays, padding included."""
+  *_, length = batch["input_ids"].shape
+  rows = batch["input_ids"].size // length
+  slots = batch["mlm_positions"].shape[-1] if "mlm_positions" in batch else 0
+  return rows * length, flops_per_step(cfg, rows, length, slots)

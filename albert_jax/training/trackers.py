@@ -1,0 +1,92 @@
+"""More places for a run's numbers: Weights & Biases and MLflow, each with its own extra to install."""
+
+import importlib
+import sys
+import time
+
+import jax
+
+from albert_jax.errors import UserError
+
+
+def find(names: str) -> dict:
+  """The modules of `config.log_to`, "wandb,mlflow" say. Raises: UserError for one unknown or not installed."""
+  found = {}
+  for name in filter(None, names.split(",")):
+    if name not in TRACKERS:
+      raise UserError(f"log_to={names!r}: {name!r} is unknown; use one or several of {','.join(sorted(TRACKERS))}")
+    try:
+      found[name] = importlib.import_module(name)
+    except ImportError as error:
+      raise UserError(f"log_to={names!r}: {error}; install it with pip install 'albert-jax[{name}]'") from None
+  return found
+
+
+def start(modules: dict, workdir, card: dict) -> list:
+  """Trackers of a run, on the first host only.
+
+  Args: modules: see `find`. card: see workdir.py; its id stays the same when the run goes on.
+  """
+  return [
+    Tracker(name, TRACKERS[name](module, workdir, card["config"], card["id"])) for name, module in modules.items()
+    if jax.process_index() == 0
+  ]  # fmt: skip
+
+
+class Tracker:
+  """Sends numbers until that fails: then it says so once and stops, but the run goes on."""
+
+  def __init__(self, name, steps):
+    """Args: steps: a generator that is sent (step, {"split/name": number}) and closes when the run ends."""
+    self.name, self._steps = name, steps
+    self._try(lambda: next(steps))
+
+  def write(self, step: int, split: str, metrics: dict):
+    self._try(lambda: self._steps.send((step, {f"{split}/{name}": float(value) for name, value in metrics.items()})))
+
+  def close(self):
+    self._try(lambda: self._steps.close())
+
+  def _try(self, do):
+    if self._steps is None:
+      return
+    try:
+      do()
+    except Exception as error:  # Whatever a service or its client raises; training is worth more.
+      print(f"Nothing more goes to {self.name}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
+      self._steps = None
+
+
+def _wandb(wandb, workdir, config, run_id):
+  run = wandb.init(dir=str(workdir), id=run_id, resume="allow", project="albert-jax", name=workdir.name, config=config)
+  run.define_metric("*", step_metric="step")  # Its own steps only ever grow; a run may go back.
+  try:
+    while True:
+      step, numbers = yield
+      run.log({"step": step, **numbers})
+  finally:
+    run.finish()
+
+
+def _mlflow(mlflow, workdir, config, run_id):
+  client = mlflow.MlflowClient()
+  name = "albert-jax"
+  experiment = client.get_experiment_by_name(name)
+  experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
+  runs = client.search_runs([experiment_id], filter_string=f"tags.albert_jax_id = '{run_id}'")
+  run = runs[0] if runs else client.create_run(
+    experiment_id, run_name=workdir.name, tags={"albert_jax_id": run_id}
+  )  # fmt: skip
+  run_id = run.info.run_id
+  client.log_dict(run_id, config, "config.json")
+  try:
+    while True:
+      step, numbers = yield
+      now = int(time.time() * 1000)
+      metrics = [mlflow.entities.Metric(name, value, now, step) for name, value in numbers.items()]
+      client.log_batch(run_id, metrics=metrics)
+  finally:
+    client.set_terminated(run_id)
+
+
+TRACKERS = {"wandb": _wandb, "mlflow": _mlflow}

@@ -1,0 +1,183 @@
+"""When a run is sick, where it goes back to, and what it leaves out."""
+
+import json
+
+import numpy as np
+import pytest
+
+from albert_jax import UserError
+from albert_jax.training import guard
+from albert_jax.training.guard import Alarm, Guard, GuardConfig
+
+
+class Saved:
+  """Checkpoints by their steps alone."""
+
+  def __init__(self, *steps):
+    self.there = list(steps)
+
+  def steps(self):
+    return self.there
+
+  def forget_after(self, step):
+    self.there = [there for there in self.there if there <= step]
+
+
+def look(health, step, loss=1.0, grad_norm=1.0):
+  health.look(step, {"loss": (np.float32(loss), 1.0)}, {"grad_norm": np.float32(grad_norm)})
+
+
+def test_what_is_no_finite_number_is_an_alarm(tmp_path):
+  health = Guard(GuardConfig(), tmp_path, True)
+  look(health, 1)
+  for name in ("loss", "grad_norm"):
+    for value in (np.nan, np.inf):
+      with pytest.raises(Alarm, match=f"{name} is not a finite number at step 2"):
+        look(health, 2, **{name: value})
+
+
+def test_a_spike_is_an_alarm_once_there_is_a_median(tmp_path):
+  health = Guard(GuardConfig(loss_spike=3.0, grad_spike=10.0, window=4), tmp_path, True)
+  look(health, 1, loss=100)  # Not before the window is full.
+  for step in range(2, 6):
+    look(health, step, loss=2 + step / 10)
+  look(health, 6, loss=7.0)
+  with pytest.raises(Alarm, match=r"loss=9 is 3\.\d times its median of 4 steps at step 7"):
+    look(health, 7, loss=9)
+  with pytest.raises(Alarm, match=r"grad_norm=11 is 11\.0 times"):
+    look(health, 7, grad_norm=11)
+
+
+def test_a_run_that_goes_on_remembers_the_median(tmp_path):
+  cfg = GuardConfig(loss_spike=3.0, window=4)
+  one, other = Guard(cfg, tmp_path, True), Guard(cfg, tmp_path, True)
+  for step in range(1, 5):
+    look(one, step, loss=0.1 + 0.2 * step)
+  other.recall(one.remember())
+  assert other.remember() == one.remember()
+  with pytest.raises(Alarm):
+    look(other, 5, loss=5)
+
+
+def test_it_goes_back_to_the_newest_and_leaves_the_batch_out(tmp_path):
+  health, saved = Guard(GuardConfig(), tmp_path, True), Saved(5, 10)
+  health.go_back(Alarm(13, "sick"), saved)
+  assert saved.there == [5, 10]
+  assert health.skipped == {12}  # Batches are counted from 0.
+  assert Guard(GuardConfig(), tmp_path, False).alarms == health.alarms
+  assert Guard(GuardConfig(), tmp_path, True).alarms == []  # Another run in the same folder.
+  assert not (tmp_path / "guard.json").exists()
+
+
+def test_sick_again_it_goes_further_back_and_leaves_more_out(tmp_path, capsys):
+  health, saved = Guard(GuardConfig(give_up=3), tmp_path, True), Saved(4, 8)
+  health.go_back(Alarm(10, "sick"), saved)
+  assert health.skipped == {9}
+  health.go_back(Alarm(10, "sick"), saved)  # Its batch is number 10 now; 8 is what came before.
+  assert saved.there == [4]
+  assert health.skipped == {8, 9, 10}
+  saved.there = [4, 8]
+  health.go_back(Alarm(9, "sick"), saved)  # Step 9 has batch 11 now; steps 5 to 8 have batches 4 to 7.
+  assert saved.there == [4]
+  assert health.skipped == {5, 6, 7, 8, 9, 10, 11}
+  assert [alarm["times"] for alarm in health.alarms] == [1, 2, 3]
+  saved.there = [4, 8]
+  with pytest.raises(
+    FloatingPointError, match=r"sick at step 9 again, after going back 3 times; the checkpoint of step 4 is"
+  ):
+    health.go_back(Alarm(9, "sick"), saved)
+  assert saved.there == [4, 8]  # Giving up takes nothing away.
+  assert (
+    "going on from step 4 without batch 8, 10 (alarm 2 of 3 since the last new checkpoint)" in capsys.readouterr().err
+  )
+
+
+def test_sick_in_another_place_it_goes_back_as_at_first(tmp_path):
+  health, saved = Guard(GuardConfig(), tmp_path, True), Saved(4, 8)
+  for step in (10, 11, 12):
+    health.go_back(Alarm(step, "sick"), saved)
+  assert saved.there == [4, 8]
+  assert health.skipped == {9, 11, 13}  # Each time the batch of the sick step alone.
+  with pytest.raises(FloatingPointError, match="after going back 3 times"):
+    health.go_back(Alarm(13, "sick"), saved)
+
+
+def test_past_the_place_it_counts_anew(tmp_path):
+  health, saved = Guard(GuardConfig(give_up=1), tmp_path, True), Saved(5)
+  health.go_back(Alarm(7, "sick"), saved)
+  saved.there = [5, 10]
+  health.go_back(Alarm(12, "sick"), saved)
+  assert saved.there == [5, 10]
+  assert [alarm["alarms"] for alarm in health.alarms] == [1, 1]
+
+
+def test_without_a_checkpoint_it_begins_again(tmp_path):
+  health = Guard(GuardConfig(), tmp_path, True)
+  health.go_back(Alarm(3, "sick"), Saved())
+  assert health.alarms[0]["restored"] == 0
+  assert health.skipped == {2}
+  with pytest.raises(FloatingPointError, match="there is no checkpoint yet"):
+    Guard(GuardConfig(give_up=0), tmp_path, True).go_back(Alarm(3, "sick"), Saved())
+
+
+def test_the_learning_rate_is_cut_from_there_on(tmp_path):
+  health = Guard(GuardConfig(cut_rate=0.5), tmp_path, True)
+  health.go_back(Alarm(7, "sick"), Saved(5))
+  health.go_back(Alarm(17, "sick"), Saved(5, 15))
+  assert [health.rate(step) for step in (5, 6, 15, 16)] == [1.0, 0.5, 0.5, 0.25]
+  assert health.numbers() == {"sick_step": 17, "skipped_batches": 2, "rate_factor": 0.25}
+
+
+def test_batches_left_out_move_the_later_ones_up():
+  skipped = {2, 3, 6}
+  numbers = [guard.batch_number(step, skipped) for step in range(6)]
+  assert numbers == [0, 1, 4, 5, 7, 8]
+  assert guard.batch_number(5, set()) == 5
+
+
+@pytest.mark.parametrize(
+  "values", [{"give_up": -1}, {"skip": 0}, {"window": 0}, {"cut_rate": 0.0}, {"cut_rate": 2.0}, {"loss_spike": 0.5}]
+)
+def test_a_guard_that_cannot_be_is_an_error(values):
+  with pytest.raises(UserError, match=rf"guard.*{next(iter(values))}"):
+    GuardConfig(**values)
+
+
+BASELINES = {
+  "mlm_loss": (6.0, "token frequencies alone"),
+  "mlm_accuracy": (0.06, "always the most frequent token"),
+  "sop_accuracy": (0.5, "guessing"),
+}
+
+
+def test_a_run_that_learned_nothing_is_told_what_to_try():
+  stuck = {"mlm_loss": 6.05, "mlm_accuracy": 0.061, "sop_accuracy": 0.503, "other": 1.0}
+  text = guard.advice(stuck, BASELINES, 1.5e-4, is_finetuning=False)
+  assert "sop_accuracy 0.503 (guessing: 0.500)" in text
+  assert "--config.optimizer.learning_rate=0.00015 in a new --workdir" in text
+  text = guard.advice({"accuracy": 0.53}, {"accuracy": (0.527, "the majority class")}, 1e-5, is_finetuning=True)
+  assert "degenerate run" in text
+  assert "--config.seed" in text
+
+
+@pytest.mark.parametrize("better", [{"mlm_loss": 5.5}, {"mlm_accuracy": 0.1}, {"sop_accuracy": 0.6}])
+def test_a_run_that_learned_something_is_not(better):
+  stuck = {"mlm_loss": 6.05, "mlm_accuracy": 0.061, "sop_accuracy": 0.503}
+  assert not guard.advice({**stuck, **better}, BASELINES, 1e-4, is_finetuning=False)
+  assert not guard.advice({}, BASELINES, 1e-4, is_finetuning=False)
+
+
+def test_what_is_written_is_json(tmp_path):
+  health = Guard(GuardConfig(), tmp_path, True)
+  with pytest.raises(Alarm) as raised:
+    look(health, 3, loss=np.nan)
+  health.go_back(raised.value, Saved())
+  (alarm,) = json.loads((tmp_path / "guard.json").read_text())
+  assert alarm == {
+    "step": 3,
+    "why": "loss is not a finite number",
+    "skipped": [2],
+    "restored": 0,
+    "alarms": 1,
+    "times": 1,
+  }

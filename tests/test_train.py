@@ -1,0 +1,322 @@
+"""The loop in one process, on made-up batches: what is skipped, resumed, kept, ended early and written down."""
+
+import functools
+import json
+import shutil
+
+import jax
+import made_up
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+import albert_jax
+from albert_jax import model, paths, tasks, train
+from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.errors import UserError
+from albert_jax.tasks import pretrain
+from albert_jax.training.writer import read
+from configs import pretrain as config_file
+
+TIMES = ("tokens_per_s", "input_stall", "mfu", "memory_gib")
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+  return Tokenizer(made_up.vocabulary(tmp_path_factory.mktemp("vocabulary"), 200))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+  """Most of these runs compile the same programs, and that is most of their time."""
+  settings = {
+    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+  }
+  before = {name: getattr(jax.config, name) for name in settings}
+  for values in (settings, before):
+    for name, value in values.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    if values is settings:
+      yield
+
+
+def batch(number, rows, length, slots=3):
+  """Global batch `number`: a function of it and of nothing else."""
+  rng = np.random.default_rng(number)
+  return {
+    "input_ids": rng.integers(5, 200, (rows, length)).astype(np.int32),
+    "attention_mask": np.ones((rows, length), np.int32),
+    "token_type_ids": np.zeros((rows, length), np.int32),
+    "mlm_positions": rng.integers(0, 4, (rows, slots)).astype(np.int32),
+    "mlm_labels": rng.integers(5, 200, (rows, slots)).astype(np.int32),
+    "mlm_weights": np.ones((rows, slots), np.float32),
+    "sop_label": rng.integers(0, 2, rows).astype(np.int32),
+    "sop_weight": np.ones(rows, np.float32),
+  }
+
+
+@pytest.fixture
+def go(vocabulary, tmp_path, monkeypatch):
+  """A function that trains a tiny model in a folder: go("name", steps=…) -> its metrics, see `numbers`."""
+  sick, absent, served = set(), [], []
+
+  def make(config, _vocabulary=None, first_row=0):
+    cfg = model.AlbertConfig(**config.model)
+    rows, length = config.batch_size, config.data.seq_length
+
+    def train_batches(start, host, hosts):
+      number = start
+      while True:
+        shown = number + sum(gone <= number for gone in absent)  # The data of a run that never had these.
+        served.append((first_row + number * rows, rows, length))
+        made = batch(shown, rows, length)
+        if shown in sick:
+          made["mlm_weights"][0, 0] = np.nan
+        yield made
+        number += 1
+
+    return tasks.Task(
+      model=cfg, init=functools.partial(model.init, cfg), sums=functools.partial(pretrain.sums, cfg),
+      terms=functools.partial(pretrain.terms, 1.0, 1.0), train_batches=train_batches,
+      eval_batches=lambda host, hosts: iter([batch(-1 % 2**32, rows, length)]),
+      baselines={"mlm_loss": (5.3, "frequencies"), "sop_accuracy": (0.5, "guessing")}, vocabulary=vocabulary,
+      train_rows=40,
+    )  # fmt: skip
+
+  monkeypatch.setattr(tasks, "make", make)
+  one = functools.partial(train.sharding.make_mesh, devices=jax.devices()[:1])  # Quicker; meshes have their own tests.
+  monkeypatch.setattr(train.sharding, "make_mesh", one)
+
+  def run(name, profile=None, **overrides):
+    config = config_file.get_config("tiny")
+    values = {
+      "steps": 8, "batch_size": 8, "log_every": 1, "eval_every": 4, "checkpoint_every": 2, "data.seq_length": 8,
+      "data.dataset": "", "optimizer.warmup_steps": 0,
+      "model.vocab_size": 200, "model.hidden_size": 8, "model.embedding_size": 4, "model.num_hidden_layers": 1,
+      "model.num_attention_heads": 2, "model.intermediate_size": 8, "model.max_position_embeddings": 16,
+      **{key.replace("__", "."): value for key, value in overrides.items()},
+    }  # fmt: skip
+    config.update_from_flattened_dict(values)
+    served.clear()
+    train.train(config, tmp_path / name, profile)
+    return numbers(tmp_path / name)
+
+  run.sick, run.absent, run.served, run.folder = sick, absent, served, tmp_path
+  return run
+
+
+def numbers(folder):
+  """{(step, split): metrics} of a run, without how long it took."""
+  lines = read(folder)
+  return {
+    (line["step"], line["split"]): {k: v for k, v in line.items() if k not in ("step", "split", *TIMES)}
+    for line in lines
+  }
+
+
+def only(found, split):
+  return {key: value for key, value in found.items() if key[1] == split}
+
+
+def same_weights(a, b):
+  a, b = (paths.flatten(albert_jax.load(folder / "export")[1]) for folder in (a, b))
+  for path in a:
+    np.testing.assert_array_equal(a[path], b[path], err_msg=path)
+
+
+def forget_after(folder, step):
+  """What a run killed before the checkpoint after `step` would have left."""
+  for there in (folder / "checkpoints").iterdir():
+    if int(there.name) > step:
+      shutil.rmtree(there)
+
+
+def test_two_runs_of_one_config_are_the_same_bits(go):
+  assert go("one") == go("two")
+  same_weights(go.folder / "one", go.folder / "two")
+
+
+def test_a_sick_batch_is_left_out_and_the_rest_is_as_if_it_had_never_been(go, capsys):
+  go.sick |= {4, 6}
+  found = go("guarded")
+  said = capsys.readouterr().err
+  assert "is not a finite number at step 5: going on from step 4 without batch 4 (alarm 1 of 3 since" in said
+  assert "is not a finite number at step 6: going on from step 4 without batch 6 (alarm 2 of 3 since" in said
+  alarms = json.loads((go.folder / "guarded" / "guard.json").read_text())
+  assert {number for alarm in alarms for number in alarm["skipped"]} == {4, 6}
+  assert found[4, "guard"]["skipped_batches"] >= 1
+  go.sick.clear()
+  go.absent += [4, 5]  # Number 5 in a stream without 4 is 6.
+  expected = go("without")
+  assert {key: value for key, value in found.items() if key[1] != "guard"} == expected
+  same_weights(go.folder / "guarded", go.folder / "without")
+
+
+def test_a_run_that_was_killed_makes_the_same_choice(go):
+  go.sick.add(4)
+  whole = go("whole")
+  shutil.copytree(go.folder / "whole", go.folder / "killed")
+  for step in (4, 6):
+    forget_after(go.folder / "killed", step)
+  assert go("killed") == whole
+  assert all(row != 4 * 8 for row, *_ in go.served)
+  same_weights(go.folder / "killed", go.folder / "whole")
+
+
+def test_sick_before_the_first_checkpoint_it_begins_again(go):
+  go.sick.add(0)
+  found = go("guarded", steps=3, eval_every=3, checkpoint_every=3)
+  go.sick.clear()
+  go.absent.append(0)
+  expected = go("without", steps=3, eval_every=3, checkpoint_every=3)
+  assert only(found, "train") == only(expected, "train")
+
+
+def test_always_sick_it_gives_up_and_says_so(go):
+  go.sick |= set(range(3, 100))
+  with pytest.raises(FloatingPointError, match="step 4 again, after going back 3 times; the checkpoint of step 2 is"):
+    go("run")
+  assert max(int(path.name) for path in (go.folder / "run" / "checkpoints").iterdir()) == 2
+
+
+def test_a_guard_may_end_the_run_at_once(go):
+  go.sick.add(3)
+  with pytest.raises(FloatingPointError, match="step 4; the checkpoint of step 2 is sound"):
+    go("run", guard__give_up=0)
+
+
+def test_the_learning_rate_is_cut_after_an_alarm(go):
+  go.sick.add(4)
+  cut, healthy = (
+    go(name, optimizer__schedule="constant", guard__cut_rate=factor) for name, factor in (("a", 0.5), ("b", 1.0))
+  )  # fmt: skip
+  rates = [[only(found, "train")[step, "train"]["learning_rate"] for step in range(1, 9)] for found in (cut, healthy)]
+  np.testing.assert_allclose(np.divide(*rates), [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+  ("name", "text"), [("seq_length", "4:0.25,6:0.625"), ("batch_size", "16:0.5"), ("num_hidden_layers", "2:0.5")]
+)
+def test_a_curriculum_resumes_across_its_stages(go, name, text):
+  more = {f"curriculum__{name}": text, "checkpoint_every": 3}
+  whole = go("whole", **more)
+  if name == "batch_size":
+    assert [rows for _, rows, _ in go.served] == [16] * 4 + [8] * 4
+    assert [row for row, *_ in go.served] == [0, 16, 32, 48, 64, 72, 80, 88]
+  if name == "seq_length":
+    assert [length for *_, length in go.served] == [4, 4, 6, 6, 6, 8, 8, 8]
+  shutil.copytree(go.folder / "whole", go.folder / "killed")
+  forget_after(go.folder / "killed", 3)
+  assert go("killed", **more) == whole
+  same_weights(go.folder / "killed", go.folder / "whole")
+
+
+def test_a_depth_curriculum_ends_with_the_configs_own_depth(go):
+  go("run", curriculum__num_hidden_layers="1:0.5", model__num_hidden_layers=2, steps=2, eval_every=2)
+  assert albert_jax.load(go.folder / "run" / "export")[0].num_hidden_layers == 2
+  with pytest.raises(UserError, match="layers that share all their weights"):
+    go("other", curriculum__num_hidden_layers="1:0.5", model__share="none")
+
+
+@pytest.mark.parametrize(("limit", "steps"), [({"epochs": 1.0}, 5), ({"tokens": 300.0}, 5)])
+def test_epochs_and_tokens_are_steps_of_the_schedule_too(go, limit, steps):
+  found = go("run", **limit)
+  assert max(step for step, _ in found) == steps
+  assert json.loads((go.folder / "run" / "config.json").read_text())["steps"] == steps
+  assert found[steps, "train"]["learning_rate"] == pytest.approx(1e-3 / steps)
+
+
+def test_hours_are_settled_once(go, monkeypatch, capsys):
+  timed = []
+
+  def fake(*args):
+    timed.append(args)
+    return real(*args)
+
+  real = train._steps_in
+  monkeypatch.setattr(train, "_steps_in", fake)
+  # A step of this model takes some milliseconds: the steps are too many, so the evaluations are made to cost.
+  monkeypatch.setattr(train.duration, "steps_in", lambda seconds, parts, costs, *rest: 4 if min(costs) > 0 else 0)
+  found = go("run", hours=1.0)
+  assert max(step for step, _ in found) == 4
+  assert "1 hours are 4 steps" in capsys.readouterr().err
+  assert go("run", hours=1.0) == found
+  assert len(timed) == 1
+
+
+def scores(monkeypatch, *values):
+  """Makes the evaluations of a run, in their order, give these values of "score"."""
+  left = list(values)
+
+  def evaluate(*args):
+    return {"score": left.pop(0), "mlm_loss": 1.0}, {}
+
+  monkeypatch.setattr(train, "evaluate", evaluate)
+  return left
+
+
+def test_the_best_checkpoint_is_kept_and_exported(go, monkeypatch, capsys):
+  short = go("short", steps=4, eval_every=2, checkpoint_every=2, optimizer__schedule="constant")
+  left = scores(monkeypatch, 0.1, 0.9, 0.5, 0.4)
+  more = {"eval_every": 2, "best": "score", "keep_checkpoints": 1, "optimizer__schedule": "constant"}
+  found = go("run", **more)
+  assert sorted(path.name for path in (go.folder / "run" / "checkpoints").iterdir()) == ["4", "8"]
+  assert "The best score was at step 4; that one is exported." in capsys.readouterr().err
+  assert only(found, "train")[4, "train"] == short[4, "train"]
+  same_weights(go.folder / "run", go.folder / "short")
+  assert not left
+  assert go("run", **more) == found  # Run again it finds the same best, without an evaluation.
+
+
+def test_it_ends_early_and_stays_ended(go, monkeypatch):
+  left = scores(monkeypatch, 0.1, 0.9, 0.5, 0.9, 0.4)
+  more = {"steps": 20, "eval_every": 2, "best": "score", "early_stop": 2}
+  found = go("run", **more)
+  assert max(step for step, _ in found) == 8
+  assert left == [0.4]
+  assert go("run", **more) == found
+  assert not go.served
+  assert left == [0.4]
+  with pytest.raises(UserError, match="early_stop=2 needs a metric"):
+    go("other", early_stop=2)
+  with pytest.raises(UserError, match="best='f1' is not among the held-out numbers: mlm_loss, score"):
+    go("other", best="f1")
+
+
+def test_the_running_mean_is_what_is_evaluated_and_exported(go):
+  more = {"optimizer__schedule": "constant", "eval_every": 2, "steps": 4}
+  plain, mean = go("plain", **more), go("mean", optimizer__ema=0.5, **more)
+  for step in range(1, 5):  # Training itself is the same.
+    assert plain[step, "train"] == mean[step, "train"]
+  assert plain[4, "eval"]["mlm_loss"] != mean[4, "eval"]["mlm_loss"]
+  # The export is what the last evaluation saw.
+  cfg, params = albert_jax.load(go.folder / "mean" / "export")
+  sums = pretrain.sums(cfg, params, batch(-1 % 2**32, 8, 8), None)
+  assert float(sums["mlm_loss"][0] / sums["mlm_loss"][1]) == pytest.approx(mean[4, "eval"]["mlm_loss"], rel=1e-5)
+
+
+def test_a_stuck_run_is_told_so(go, capsys):
+  go("run", model__initializer_range=1e-4, optimizer__learning_rate=1e-9)
+  assert capsys.readouterr().err.count("This run has learned nothing yet: mlm_loss 5.") == 2
+
+
+def test_a_profile_of_some_steps(go, capsys):
+  go("run", (3, 4), steps=6)
+  assert list((go.folder / "run" / "profile").rglob("*.xplane.pb"))
+  assert "The profile of steps 3 to 4" in capsys.readouterr().err
+
+
+def test_every_checkpoint_has_a_run_card(go):
+  go("run", steps=4)
+  go("run", steps=6)
+  card = json.loads((go.folder / "run" / "run.json").read_text())
+  assert [again["step"] for again in card["resumed"]] == [4]
+  assert card["config"]["model"]["hidden_size"] == 8
+  assert card["devices"] == {"cpu": 8}
+  assert card["vocabulary"]
+  cards = [json.loads((go.folder / "run" / "checkpoints" / step / "run.json").read_text()) for step in ("2", "6")]
+  assert cards[0]["id"] == cards[1]["id"] == card["id"]
+  assert cards[1] == card

@@ -1,0 +1,91 @@
+"""Signals, hangs and profiles; in processes of their own, since they belong to the process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from albert_jax import UserError
+from albert_jax.training import watch
+
+
+def python(code, during=None):
+  process = subprocess.Popen(
+    [sys.executable, "-W", "error", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+  )  # fmt: skip
+  if during:
+    assert process.stdout.readline() == "ready\n"
+    during(process)
+  out, err = process.communicate(timeout=120)
+  return process.returncode, out, err
+
+
+def test_a_hang_prints_stacks_and_goes_on_waiting():
+  code = (
+    "import time\nfrom albert_jax.training import watch\n"
+    "def waits_for_ever(): time.sleep(3)\n"
+    "with watch.stacks(0.5 / 60) as alive:\n  alive()\n  waits_for_ever()\n"
+    "time.sleep(1)\nprint('went on')"
+  )
+  status, out, err = python(code)
+  assert (status, out) == (0, "went on\n")
+  assert err.count("Timeout (0:00:00.500000)!") >= 2
+  assert "in waits_for_ever" in err
+
+
+def test_without_a_hang_nothing_is_printed():
+  code = (
+    "import time\nfrom albert_jax.training import watch\n"
+    "for minutes in (0, 4 / 60):\n"
+    "  with watch.stacks(minutes) as alive:\n    for _ in range(30): alive(), time.sleep(0.05)\n"
+  )
+  assert python(code) == (0, "", "")
+
+
+def test_stacks_can_be_asked_for():
+  code = (
+    "import time\nfrom albert_jax.training import watch\n"
+    "with watch.stacks(0):\n  print('ready', flush=True)\n  time.sleep(2)\nprint('went on')"
+  )
+  status, out, err = python(code, lambda process: process.send_signal(signal.SIGUSR1))
+  assert (status, out) == (0, "went on\n")
+  assert "most recent call first" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_stop_is_told_to_the_loop(number):
+  code = (
+    "import time\nfrom albert_jax.training import watch\n"
+    "with watch.asked_to_stop(1) as asked:\n  assert asked() == ''\n  print('ready', flush=True)\n"
+    "  while not asked(): time.sleep(0.01)\n  print(asked())"
+  )
+  status, out, err = python(code, lambda process: process.send_signal(number))
+  assert (status, out, err) == (0, f"{number.name}\n", "")
+
+
+def test_a_second_ctrl_c_means_now():
+  code = (
+    "import time\nfrom albert_jax.training import watch\n"
+    "with watch.asked_to_stop(1) as asked:\n  print('ready', flush=True)\n  time.sleep(60)"
+  )
+
+  def twice(process):
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+
+  status, _, err = python(code, twice)
+  assert status != 0
+  assert "KeyboardInterrupt" in err
+
+
+def test_steps_to_profile():
+  assert watch.parse_steps("") is None
+  assert watch.parse_steps("10:13") == (10, 13)
+  for text in ("10", "13:10", "0:3", "a:b", "1:2:3"):
+    with pytest.raises(UserError, match="must be FIRST:LAST"):
+      watch.parse_steps(text)

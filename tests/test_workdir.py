@@ -1,0 +1,83 @@
+"""The folder of a run: its config, its card, and fingerprints."""
+
+import fcntl
+import json
+import pathlib
+
+import pytest
+from ml_collections import ConfigDict
+
+from albert_jax import UserError
+from albert_jax.training import workdir
+
+
+def config(**values):
+  return ConfigDict({"steps": 5, "hours": 0.0, "data": {"dataset": ""}, "model": {"hidden_size": 8}, **values})
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+  with open(tmp_path / ".lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="in use by another run"), workdir.alone(tmp_path):
+      pass
+  with workdir.alone(tmp_path):
+    pass
+
+
+def test_the_same_run_may_be_longer_but_not_another_one(tmp_path):
+  workdir.same_run(config(), tmp_path)
+  workdir.same_run(config(model={"hidden_size": 16}), tmp_path)  # Nothing was trained yet.
+  (tmp_path / "checkpoints").mkdir()
+  workdir.same_run(config(steps=9, model={"hidden_size": 16}), tmp_path)
+  assert json.loads((tmp_path / "config.json").read_text())["steps"] == 9
+  with pytest.raises(UserError, match=r"model\.hidden_size: 16 there, 8 here"):
+    workdir.same_run(config(), tmp_path)
+
+
+def test_hours_are_looked_up(tmp_path):
+  found = config(hours=2.0, steps=77)
+  assert workdir.settled_steps(found, tmp_path) == 0
+  workdir.same_run(found, tmp_path)
+  (tmp_path / "checkpoints").mkdir()
+  assert workdir.settled_steps(config(hours=2.0), tmp_path) == 77
+  assert workdir.settled_steps(config(hours=3.0), tmp_path) == 0
+
+
+def test_the_card_says_where_the_numbers_come_from(tmp_path):
+  (tmp_path / "corpus").mkdir()
+  (tmp_path / "corpus" / "text").write_text("a")
+  (tmp_path / "spiece.model").write_text("b")
+  given = config(data={"dataset": f"{tmp_path / 'corpus'},not/a/folder"})
+  first = workdir.card(given, tmp_path / "spiece.model", tmp_path, 0)
+  assert first == json.loads((tmp_path / "run.json").read_text())
+  assert first["dataset"] == {str(tmp_path / "corpus"): workdir.fingerprint(tmp_path / "corpus")}
+  assert {"jax", "flax", "optax", "orbax-checkpoint"} <= set(first["packages"])
+  assert first["config"]["model"]["hidden_size"] == 8
+  assert first["resumed"] == []
+  again = workdir.card(given, tmp_path / "spiece.model", tmp_path, 7)
+  assert [was["step"] for was in again["resumed"]] == [7]
+  assert (again["id"], again["started"]) == (first["id"], first["started"])
+  assert workdir.card(given, tmp_path / "spiece.model", tmp_path, 0)["id"] != first["id"]  # Another run.
+
+
+def test_a_checkout_has_a_revision():
+  if not (pathlib.Path(workdir.__file__).parents[2] / ".git").exists():
+    pytest.skip("this is no checkout")
+  assert len(workdir._code()["revision"]) == 40
+
+
+def test_fingerprints_see_names_and_contents(tmp_path):
+  (tmp_path / "a").mkdir()
+  (tmp_path / "a" / "x").write_text("1")
+  found = {workdir.fingerprint(tmp_path / "a")}
+  (tmp_path / "a" / "x").write_text("2")
+  found.add(workdir.fingerprint(tmp_path / "a"))
+  (tmp_path / "a" / "x").rename(tmp_path / "a" / "y")
+  found.add(workdir.fingerprint(tmp_path / "a"))
+  assert len(found) == 3
+  large = bytearray(2 * workdir.PART + 10)
+  (tmp_path / "large").write_bytes(large)
+  before = workdir.fingerprint(tmp_path / "large")
+  large[-1] = 1
+  (tmp_path / "large").write_bytes(large)
+  assert workdir.fingerprint(tmp_path / "large") != before
