@@ -231,15 +231,19 @@ def _quoted(text, separator):
   return rows
 
 
-def _read_json(path, fields, optional):
-  text = read_text(path)
-  rows = None
-  if str(path).endswith(".json"):
+def json_rows(path) -> list[tuple]:
+  """[(number, value)] of a JSON file: a list's items, an object's objects, or the lines of JSON lines.
+
+  Raises: UserError for what is not JSON, or holds nothing.
+  """
+  text, rows = read_text(path), None
+  if str(path).endswith((".json", ".txt")):
     try:
       whole = json.loads(text)
     except ValueError:
       whole = None  # Lines, by another name.
-    whole = list(whole.values()) if isinstance(whole, dict) and _are_rows(whole.values()) else whole
+    if isinstance(whole, dict) and whole and all(isinstance(value, dict) for value in whole.values()):
+      whole = list(whole.values())
     if isinstance(whole, list):
       rows = list(enumerate(whole, 1))
   if rows is None:
@@ -251,7 +255,12 @@ def _read_json(path, fields, optional):
         except ValueError as error:
           raise UserError(f"{path} line {number} is not JSON: {error}") from None
   if not rows:
-    raise UserError(f"{path} is empty; expected a JSON object a line with the fields {', '.join(fields)}")
+    raise UserError(f"{path} is empty; expected JSON objects, one a line")
+  return rows
+
+
+def _read_json(path, fields, optional):
+  rows = json_rows(path)
   columns = {name: [] for name in (*fields, *optional)}
   for number, row in rows:
     if not isinstance(row, dict) or any(field not in row for field in fields):
@@ -263,10 +272,6 @@ def _read_json(path, fields, optional):
     for name, values in columns.items():
       values.append(row.get(name))
   return Examples(columns, [number for number, _ in rows], str(path))
-
-
-def _are_rows(values):
-  return bool(values) and all(isinstance(value, dict) for value in values)
 
 
 def _read_parquet(path, fields, optional):

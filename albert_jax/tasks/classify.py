@@ -134,11 +134,15 @@ def build(
     score=score,
     train_rows=train_rows,
     new=(HEAD,),
-    # A classifier is fresh also where the checkpoint has one, unless this is to go on with the same task.
-    unused=("^mlm/", "^sop/", "^span/", "^squad_v2/", *(() if task.keep_head else (HEAD,))),
+    unused=unused(task.keep_head),
     about=about("classify", labels, kind=kind, pair=held_out.second is not None, seq_length=length)
     | {"problem_type": KINDS[kind]},
   )  # fmt: skip
+
+
+def unused(keep_head) -> tuple[str, ...]:
+  """What of a checkpoint is left out: other heads, and a classifier unless this is to go on with the same task."""
+  return ("^mlm/", "^sop/", "^span/", "^squad_v2/", *(() if keep_head else (HEAD,)))
 
 
 # Labels.
