@@ -1,23 +1,30 @@
-"""How fast the input is, per core: corpus to dataset, and dataset to batches.
+"""How fast the input is, per core: corpus to dataset, dataset to batches; and what training loses by waiting for it.
 
   python benchmarks/input.py --input='corpus/*.txt' --spm=vocab/spiece.model --json=input.json
 
 Without `--input` it measures on the documentation of Python with a vocabulary of its own. Speeds are per second of
 processor time, so they hold for one core whatever else the machine does; the wall clock is measured beside them.
+
+Steps fed by the pipeline and steps that get the same batch again and again, which waits on the device, take turns, so
+that a machine that slows down slows both; `input_loss` is how much longer the former take than those around them.
 """
 
 import argparse
 import collections
+import dataclasses
+import functools
 import importlib
+import itertools
 import json
 import pathlib
+import statistics
 import sys
 import tempfile
 import time
 
 import sentencepiece
 
-from albert_jax.data import pipeline, prepare, readers, vocab
+from albert_jax.data import pipeline, prepare, readers, source, vocab
 from albert_jax.data.pretrain import DataConfig
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
@@ -86,6 +93,85 @@ def measure_batches(dataset, *, batch_size, seconds, **config):
   }
 
 
+def training(dataset, size, batch_size, seq_length):
+  """A model of a size and its training. Returns: function that takes an iterator and trains a step with each batch."""
+  import jax  # here, because all else in this file is measured without it
+
+  from albert_jax import VARIANTS, model
+  from albert_jax.tasks import pretrain
+  from albert_jax.training import optimizer, sharding, state
+  from albert_jax.training.step import make_train_step
+
+  vocab_size = source.describe(dataset)["vocabulary"]["size"]
+  cfg = dataclasses.replace(VARIANTS[size], vocab_size=vocab_size, max_position_embeddings=max(512, seq_length))
+  init, key = functools.partial(model.init, cfg), jax.random.key(0)
+  mesh = sharding.make_mesh(sharding.MeshConfig(), batch_size, jax.devices()[:1])
+  tx = optimizer.make(optimizer.OptimizerConfig(), model.layer_axes(cfg, jax.eval_shape(init, key)))
+  places = sharding.shardings(mesh, state.abstract(init, tx, key))
+  sums, terms = functools.partial(pretrain.sums, cfg), functools.partial(pretrain.terms, 1.0, 1.0)
+  step = make_train_step(sums, terms, tx, key, mesh, places)
+  with jax.set_mesh(mesh):
+    now, rate = state.create(init, tx, key, places), sharding.everywhere(mesh, 1e-4)
+
+  def run(batches):
+    nonlocal now
+    before = None
+    with jax.set_mesh(mesh):
+      for batch in batches:
+        # A batch that waits on the device is passed on as it is.
+        ready = batch if isinstance(batch["input_ids"], jax.Array) else sharding.global_batch(mesh, batch)
+        now, (found, _) = step(now, ready, rate)
+        if before is not None:
+          float(before)  # one step behind, as the loop does
+        before = found["loss"][0]
+      float(before)
+
+  return run, functools.partial(sharding.global_batch, mesh)
+
+
+def measure_steps(dataset, *, size, batch_size, seq_length, workers, steps, rounds):
+  """Trains with the pipeline and with one batch held ready, in turns: {name: milliseconds a step, or a share}."""
+  train, place = training(dataset, size, batch_size, seq_length)
+  cfg = DataConfig(str(dataset), seq_length=seq_length, workers=workers)
+  batches = pipeline.train_batches(cfg, batch_size=batch_size, seed=0)
+  waited = 0.0
+
+  def real():
+    nonlocal waited
+    for _ in range(steps):
+      start = time.perf_counter()
+      batch = next(batches)
+      waited += time.perf_counter() - start
+      yield batch
+
+  held = place(next(batches))
+  turns = {"synthetic": lambda: itertools.repeat(held, steps), "real": real}
+
+  def turn(kind):
+    start = time.perf_counter()
+    train(turns[kind]())
+    return (time.perf_counter() - start) / steps
+
+  turn("synthetic"), turn("real")
+  waited, synthetic, fed = 0.0, [turn("synthetic")], []
+  for _ in range(rounds):
+    fed.append(turn("real"))
+    synthetic.append(turn("synthetic"))
+  losses = [2 * a / (before + after) - 1 for a, (before, after) in zip(fed, itertools.pairwise(synthetic), strict=True)]
+  return {
+    "step_size": size,
+    "step_batch_size": batch_size,
+    "step_seq_length": seq_length,
+    "step_workers": workers,
+    "timed_steps": rounds * steps,
+    "step_ms_synthetic": 1e3 * statistics.median(synthetic),
+    "step_ms_real": 1e3 * statistics.median(fed),
+    "input_wait_ms": 1e3 * waited / (rounds * steps),
+    "input_loss": statistics.median(losses),
+    "input_loss_quartiles": [float(q) for q in statistics.quantiles(losses, n=4)[::2]] if rounds > 1 else losses,
+  }
+
+
 def main(argv):
   """The command; see the top of the file."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -95,6 +181,12 @@ def main(argv):
   parser.add_argument("--seq_length", type=int, default=512)
   parser.add_argument("--batch_size", type=int, default=256)
   parser.add_argument("--seconds", type=float, default=5.0, help="how long batches are made")
+  parser.add_argument("--size", default="tiny", help="the model of the training steps (default: tiny)")
+  parser.add_argument("--step_batch_size", type=int, default=32, help="rows of a training step")
+  parser.add_argument("--step_seq_length", type=int, default=128, help="and their length")
+  parser.add_argument("--workers", type=int, default=1, help="processes that make the batches of training steps")
+  parser.add_argument("--steps", type=int, default=10, help="training steps in a turn; 0 leaves them out")
+  parser.add_argument("--rounds", type=int, default=10, help="turns of each kind")
   parser.add_argument("--json", default="", help="write the numbers to this file")
   args = parser.parse_args(argv)
   reading = readers.from_arguments(args)
@@ -110,7 +202,18 @@ def main(argv):
       numbers |= measure_sentencepiece(args.input, spm, reading)
       dataset = folder / "dataset"
     numbers |= measure_batches(dataset, batch_size=args.batch_size, seconds=args.seconds, seq_length=args.seq_length)
-  print(json.dumps(numbers, indent=2))
+    if args.steps:
+      numbers |= measure_steps(
+        str(dataset),
+        size=args.size,
+        batch_size=args.step_batch_size,
+        seq_length=args.step_seq_length,
+        workers=args.workers,
+        steps=args.steps,
+        rounds=args.rounds,
+      )
+  for name, value in numbers.items():
+    print(f"{name:32} {value:>14,.4f}" if isinstance(value, float) else f"{name:32} {value!s:>14}")
   if args.json:
     pathlib.Path(args.json).write_text(json.dumps(numbers, indent=2) + "\n")
   return 0

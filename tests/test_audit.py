@@ -77,10 +77,17 @@ def test_masked_runs_are_those_of_the_original(real_data, tmp_path):
   spm = real_data / "vocab/albert_en_30k/spiece.model"
   folder = made_up.dataset(tmp_path, docs, spm=spm, validation_fraction=0.0)
   cfg = dataclasses.replace(DataConfig(str(folder)), validation_split="train")
-  numbers, _ = audit.measure(cfg, 8000)
+  numbers, _ = audit.measure(cfg, 20_000)
+  assert numbers["examples"] >= 20_000
   original = json.loads((real_data / "google_pretraining_data/stats.json").read_text())
   for words, share in original["runs_of_masked_words"].items():
     assert numbers["mask_run_shares"][words] == pytest.approx(share, abs=0.02)
   assert numbers["mask_rate"] == pytest.approx(0.15, abs=0.002)
+  assert numbers["ngram_shares"] == pytest.approx([6 / 11, 3 / 11, 2 / 11], abs=0.01)
+  assert numbers["swap_rate"] == pytest.approx(0.5, abs=0.01)
+  assert numbers["short_rate"] == pytest.approx(0.1, abs=0.01)
+  assert numbers["cross_document_pairs"] == 0
+  for name, share in (("mask_share", 0.8), ("random_share", 0.1), ("kept_share", 0.1)):
+    assert numbers[name] == pytest.approx(share, abs=0.01)
   for name, kind in (("mask_share", "mask"), ("kept_share", "same"), ("random_share", "random")):
     assert numbers[name] == pytest.approx(original["kinds"][kind], abs=0.01)

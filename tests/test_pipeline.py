@@ -4,13 +4,14 @@ import dataclasses
 import shutil
 import subprocess
 import sys
+import tracemalloc
 
 import made_up
 import numpy as np
 import pytest
 
 from albert_jax.data import source
-from albert_jax.data.pipeline import DataConfig, eval_batches, train_batches
+from albert_jax.data.pipeline import DataConfig, batch_maker, eval_batches, train_batches
 from albert_jax.errors import UserError
 
 
@@ -83,6 +84,23 @@ def test_every_epoch_has_every_record_once_and_differs(cfg):
   assert abs(lengths[0].mean() - lengths[1].mean()) < 3
   other = take(train_batches(cfg, batch_size=size, seed=2), 1)[0]
   assert (other["input_ids"] != batches[0]["input_ids"]).any(axis=1).mean() > 0.9
+
+
+@pytest.mark.parametrize("packing", [1, 4])
+def test_memory_does_not_grow_over_epochs(cfg, packing):
+  cfg = dataclasses.replace(cfg, packing=packing, short_seq_rate=0.0)
+  maker = batch_maker(cfg, batch_size=16, seed=1)
+  epoch = len(source.open_split(cfg.dataset, "train")) // 16
+  held = []
+  tracemalloc.start()
+  try:
+    for step in range(6 * epoch):
+      maker(step)
+      if (step + 1) % epoch == 0:
+        held.append(tracemalloc.get_traced_memory()[0])
+  finally:
+    tracemalloc.stop()
+  assert max(held[1:]) - held[0] < 50_000, held  # bytes; a batch alone has 30,000
 
 
 def test_evaluation_is_one_fixed_pass(cfg):
