@@ -6,6 +6,7 @@ import importlib
 _HOME = {
   "VARIANTS": "model", "AlbertConfig": "model", "apply": "model", "init": "model", "param_count": "model",
   "load": "convert", "save": "convert",
+  "pipeline": "pipelines",
   "UserError": "errors",
 }  # fmt: skip
 __all__ = sorted(_HOME)

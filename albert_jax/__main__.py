@@ -12,7 +12,7 @@ COMMANDS = {
   "audit": ("albert_jax.data.audit", "what a model will see of a dataset, and what is wrong with it"),
   "train": ("albert_jax.train", "pre-train a model; resumes by itself"),
   "evaluate": ("albert_jax.evaluate", "the numbers of a checkpoint on held-out data, as JSON"),
-  "predict": ("albert_jax.predict", "fill masks with a trained model"),
+  "predict": ("albert_jax.predict", "what a trained model says of texts: lines in, JSON lines out"),
   "plan": ("albert_jax.plan", "will it fit a TPU that is not there, and how long will it take"),
   "convert": ("albert_jax.convert.command", "weights from any format to another, or looked into"),
 }

@@ -1,114 +1,183 @@
-"""Texts to answers with a trained model; compiled once for each of a few lengths."""
+"""Lines in, JSON lines out: what a trained model says of texts."""
 
 import contextlib
-import functools
 import itertools
 import json
+import os
 import pathlib
+import queue
+import stat
 import sys
+import threading
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+import tqdm
 
-from albert_jax import cli, convert, model
+from albert_jax import cli, pipelines
 from albert_jax.errors import UserError
 
-LENGTHS = (32, 64, 128, 256, 512)  # A text is padded to the next of these, so that few programs are compiled.
-
-
-def fill_mask(cfg, params, tokenizer, texts, *, top_k=5):
-  """What the model would write at each `[MASK]` of each text.
-
-  Args: texts: list of str, compiled and run as one batch, so give a few dozen at most.
-  Returns: for each text {"text", "filled": the text with the best pieces in place, "masks": for each mask a list of
-    top_k {"token", "score"}, best first; score is the probability among ordinary pieces}.
-  Raises: UserError for a text without [MASK], or one that is longer than the model's positions.
-  """
-  if "mlm" not in params:
-    raise UserError("this checkpoint has no MLM head, so it cannot fill masks; use one that was pre-trained with it")
-  rows = [[tokenizer.cls_id, *tokenizer.encode(text, specials=True), tokenizer.sep_id] for text in texts]
-  for text, row in zip(texts, rows, strict=True):
-    if tokenizer.mask_id not in row:
-      raise UserError(f"no [MASK] in {text!r}; write one where a word is to be filled in")
-  batch = _padded(cfg, rows, tokenizer.pad_id)
-  where = [np.flatnonzero(np.array(row) == tokenizer.mask_id) for row in rows]
-  slots = 1 << (max(map(len, where)) - 1).bit_length()
-  batch["mlm_positions"] = np.stack([np.pad(w, (0, slots - len(w))) for w in where]).astype(np.int32)
-
-  ids, scores = jax.device_get(_best_pieces(cfg, top_k, params, batch, jnp.asarray(tokenizer.ordinary_ids)))
-  results = []
-  for i, (text, row) in enumerate(zip(texts, rows, strict=True)):
-    masks = [
-      [{"token": tokenizer.decode([k]), "score": float(p)} for k, p in zip(ids[i, m], scores[i, m], strict=True)]
-      for m in range(len(where[i]))
-    ]
-    filled = np.array(row)
-    filled[where[i]] = ids[i, : len(where[i]), 0]
-    results.append({"text": text, "filled": tokenizer.decode(filled[1:-1]), "masks": masks})
-  return results
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _best_pieces(cfg, top_k, params, batch, ordinary):
-  logits_BMV = model.apply(cfg, params, batch)["mlm_logits"][:, :, ordinary]
-  scores, best = jax.lax.top_k(jax.nn.softmax(logits_BMV), top_k)
-  return ordinary[best], scores
-
-
-def _padded(cfg, rows, pad_id):
-  """Rows of ids as one batch [B, L] whose L is the next of LENGTHS."""
-  longest = max(map(len, rows))
-  fits = [length for length in LENGTHS if longest <= length <= cfg.max_position_embeddings]
-  if not fits and longest > cfg.max_position_embeddings:
-    raise UserError(f"a text has {longest} tokens, the model {cfg.max_position_embeddings} positions; shorten the text")
-  length = fits[0] if fits else cfg.max_position_embeddings
-  ids = np.full((len(rows), length), pad_id, np.int32)
-  for i, row in enumerate(rows):
-    ids[i, : len(row)] = row
-  mask = np.arange(length)[None, :] < np.array([len(row) for row in rows])[:, None]
-  return {"input_ids": ids, "attention_mask": mask.astype(np.int32), "token_type_ids": np.zeros_like(ids)}
-
-
-def _texts(lines):
-  """The texts of lines: plain, or JSON objects with a "text"."""
-  for number, line in enumerate(lines, 1):
-    line = line.rstrip("\n")
-    if not line.strip():
-      continue
-    if line.lstrip().startswith("{"):
-      try:
-        line = json.loads(line)["text"]
-      except (ValueError, KeyError) as error:
-        raise UserError(f'line {number} is neither text nor a JSON object with a "text": {error}') from None
-    yield line
-
-
-TASKS = {"fill-mask": fill_mask}
+CHUNK = 1024  # lines that are sorted by length together
+FORMATS = ("auto", "text", "pairs", "json")
 
 
 def main(argv):
   parser = cli.parser(
     "predict",
-    'Reads texts, a line each (or JSON objects with a "text"), and writes a JSON line for each.',
-    'albert-jax predict --checkpoint=RUN/export --task=fill-mask "The [MASK] statement ends a loop."',
+    "Reads texts, a line each, and writes a JSON line for each. A line that begins with { is a JSON object with the\n"
+    'fields the task wants: "text"; "text" and "pair"; "question" and "context"; …; its "id" is handed on. Where the\n'
+    "model is for pairs of texts, a line may also be both with a tab between.",
+    'albert-jax predict --checkpoint=RUN --task=fill-mask "The [MASK] statement ends a loop."',
   )
-  parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a Hugging Face directory, as RUN/export")
-  parser.add_argument("--task", required=True, choices=TASKS, help="what to do with each text")
-  parser.add_argument("--input", metavar="FILE", help="read the texts there instead of from standard input")
-  parser.add_argument("--batch_size", type=int, default=32, help="texts run together (default 32)")
-  parser.add_argument("--top_k", type=int, default=5, help="answers for each mask (default 5)")
+  parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a Hugging Face directory, or a run's workdir")
+  parser.add_argument("--task", help=f"one of {', '.join(pipelines.TASKS)} (default: what the checkpoint is for)")
+  parser.add_argument(
+    "--input", metavar="FILE", action="append", default=[], help="read there, not standard input; may be repeated"
+  )
+  parser.add_argument("--output", metavar="FILE", help="write there, once all is done, not to standard output")
+  parser.add_argument("--format", choices=FORMATS, default="auto", help="of the lines (default: as each one looks)")
+  parser.add_argument("--fields", metavar="A,B", help="which fields of the JSON objects hold the texts")
+  parser.add_argument("--skip_bad", action="store_true", help="report lines that cannot be read, and go on")
+  parser.add_argument("--batch_size", type=int, help="the most texts run together (default: by the machine)")
+  parser.add_argument("--top_k", type=int, help="how many answers, where there are several")
+  parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="", help="what to compute in")
   parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts, instead of a file")
   args = parser.parse_args(argv)
-  cfg, params = convert.load(args.checkpoint)
-  tokenizer = convert.load_tokenizer(args.checkpoint)
-  params = jax.device_put(params)
+  for name in ("batch_size", "top_k"):
+    if getattr(args, name) is not None and getattr(args, name) < 1:
+      raise UserError(f"--{name}={getattr(args, name)} must be 1 or more")
+  if args.texts and args.input:
+    raise UserError("give texts, or files with --input, not both")
+  missing = [file for file in args.input if not pathlib.Path(file).is_file()]
+  if missing:
+    raise UserError(f"no file {missing[0]!r}; give a text file with a text a line")
 
-  if args.input and not pathlib.Path(args.input).is_file():
-    raise UserError(f"no file {args.input!r}; give a text file with a text a line")
-  with contextlib.ExitStack() as stack:
-    lines = stack.enter_context(open(args.input, encoding="utf-8")) if args.input else args.texts or sys.stdin
-    texts = _texts(lines)
-    while batch := list(itertools.islice(texts, args.batch_size)):
-      for result in TASKS[args.task](cfg, params, tokenizer, batch, top_k=args.top_k):
-        print(json.dumps(result, ensure_ascii=False), flush=True)
+  options = {name: getattr(args, name) for name in ("batch_size", "top_k") if getattr(args, name) is not None}
+  model = pipelines.pipeline(args.task, args.checkpoint, dtype=args.dtype, **options)
+  fields = args.fields.split(",") if args.fields else None
+  skipped = blank = 0
+  try:
+    with contextlib.ExitStack() as stack:
+      write = stack.enter_context(_output(args.output))
+      sources = [(f"{file} ", stack.enter_context(open(file, "rb"))) for file in args.input]
+      sources = sources or [("", [text.encode("utf-8", "surrogateescape") for text in args.texts] or sys.stdin.buffer)]
+      # On a terminal the bar would stand between the answers.
+      bar = stack.enter_context(tqdm.tqdm(unit=" lines", mininterval=1, disable=_quiet(args.output)))
+      for name, lines in sources:
+        for chunk in _chunks(lines):
+          items = []
+          for number, line in chunk:
+            if not line.strip():
+              blank += 1
+              continue
+            items.append((f"{name}line {number}", _read(model, line, args.format, fields)))
+          for where, id, result in _answers(model, items):
+            if isinstance(result, UserError):
+              if not args.skip_bad:
+                raise UserError(f"{where}: {result}; --skip_bad leaves such lines out")
+              print(f"{where} skipped: {result}", file=sys.stderr)
+              skipped += 1
+            else:
+              write(json.dumps({**id, **result}, ensure_ascii=False) + "\n")
+          bar.update(len(chunk))
+  except BrokenPipeError:  # Whoever reads has enough, as `head`.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return
+  for count, what in ((skipped, "lines could not be read and were skipped"), (blank, "blank lines were passed over")):
+    if count:
+      print(f"{count:,} {what}", file=sys.stderr)
+
+
+def _quiet(output):
+  return not sys.stderr.isatty() or (not output and sys.stdout.isatty())
+
+
+@contextlib.contextmanager
+def _output(path):
+  """Yields a function that writes a line to standard output, or to a file that appears when all is written."""
+  if not path:
+    yield lambda line: print(line, end="", flush=True)
+    return
+  path = pathlib.Path(path)
+  if not path.absolute().parent.is_dir():
+    raise UserError(f"--output={path}: there is no folder {str(path.parent)!r}")
+  temporary = path.with_name(f".{path.name}.partial")
+  try:
+    with open(temporary, "w", encoding="utf-8") as file:
+      yield file.write
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def _chunks(lines):
+  """Lists of (number from 1, line): of a file always as many lines, of a pipe those that have come.
+
+  So a program that writes a line and waits for its answer gets it.
+  """
+  numbered = enumerate(lines, 1)
+  if not hasattr(lines, "fileno") or stat.S_ISREG(os.fstat(lines.fileno()).st_mode):
+    while chunk := list(itertools.islice(numbered, CHUNK)):
+      yield chunk
+    return
+  waiting = queue.Queue(2 * CHUNK)
+
+  def read():
+    for each in numbered:
+      waiting.put(each)
+    waiting.put(None)
+
+  threading.Thread(target=read, daemon=True).start()  # A daemon, as nothing can end its wait for a line.
+  last = False
+  while not last:
+    chunk = [waiting.get()]
+    while chunk[-1] is not None and len(chunk) < CHUNK and not waiting.empty():
+      chunk.append(waiting.get())
+    last = chunk[-1] is None
+    if chunk := chunk[:-1] if last else chunk:
+      yield chunk
+
+
+def _read(model, line, format, fields):
+  """A line as (what to hand on: {} or {"id": …}, the task's item or a UserError)."""
+  id = {}
+  try:
+    value = line.decode("utf-8-sig").rstrip("\r\n")
+    if format == "json" or (format == "auto" and value.lstrip().startswith("{")):
+      value = json.loads(value)
+      if isinstance(value, dict):
+        id = {"id": value["id"]} if "id" in value else {}
+        if fields:
+          lacking = [field for field in fields if field not in value]
+          if lacking:
+            raise UserError(f"no field {lacking[0]!r}; there are {', '.join(value)}")
+          value = tuple(value[field] for field in fields) if len(fields) > 1 else value[fields[0]]
+    elif format == "pairs" or (format == "auto" and model.takes_pairs):
+      value = tuple(value.split("\t"))
+      value = value if len(value) > 1 else value[0]
+    return id, model.item(value)
+  except UnicodeDecodeError as error:
+    return id, UserError(f"it is not UTF-8 ({error.reason}); convert it, as with: iconv -f latin1 -t utf-8")
+  except json.JSONDecodeError as error:
+    return id, UserError(f"it begins as a JSON object but is none ({error}); --format=text takes it as text")
+  except UserError as error:
+    return id, error
+
+
+def _answers(model, items):
+  """(where, id, result or UserError) of each (where, (id, item or UserError)), in order.
+
+  What the model refuses is found by halves, so that one bad line costs no other its answer.
+  """
+  good = [item for _, (_, item) in items if not isinstance(item, UserError)]
+  results = iter(_run(model, good))
+  for where, (id, item) in items:
+    yield where, id, item if isinstance(item, UserError) else next(results)
+
+
+def _run(model, items):
+  try:
+    return model.run(items)
+  except UserError as error:
+    if len(items) == 1:
+      return [error]
+    half = len(items) // 2
+    return [*_run(model, items[:half]), *_run(model, items[half:])]

@@ -19,7 +19,7 @@ MAY_USE = {
   "paths": {"errors"},
   "errors": set(),
 }
-COMMANDS = {"train", "evaluate", "predict", "plan"}
+COMMANDS = {"train", "evaluate", "pipelines", "predict", "suite", "plan"}
 
 
 def room(module):

@@ -15,6 +15,10 @@ from albert_jax.errors import UserError
 
 LENGTHS = (32, 64, 96, 128, 192, 256, 384, 512)  # Few, because each is a program to compile.
 WINDOW = 64  # batches whose rows are sorted by length together
+# Where there is nothing to train: rows of a batch, few for the same reason, and finer lengths for processors, which
+# compile in a second and take as long as there are tokens.
+SIZES = (64, 16, 4, 1)
+FINE_LENGTHS = (*range(8, 64, 8), *range(64, 128, 16), *range(128, 256, 32), *range(256, 513, 64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +70,7 @@ def train_batches(rows, *, batch_size, seed, start_step=0, host=0, hosts=1, firs
       index = index[draws.permute(np.array([place]), WINDOW, draws.keys(seed, "window", np.array([window])))[0]]
     else:
       _, index = mixture.locate(np.arange(batch_size) + step * batch_size + first_row, order, [len(rows)], seed)
-    yield _batch(rows, index, lengths, host, hosts)
+    yield _batch(rows, index, padded_length(lengths[index].max()), host, hosts)
     step += 1
 
 
@@ -80,13 +84,34 @@ def eval_batches(rows, *, batch_size, host=0, hosts=1):
   index = np.argsort(lengths, kind="stable")
   index = np.append(index, np.full(-len(index) % batch_size, -1))
   for start in range(0, len(index), batch_size):
-    yield _batch(rows, index[start : start + batch_size], lengths, host, hosts)
+    at = index[start : start + batch_size]
+    yield _batch(rows, at, padded_length(lengths[at].max()), host, hosts)
 
 
-def padded_length(longest: int) -> int:
-  """The next of LENGTHS; beyond them, multiples of 512."""
-  fits = bisect.bisect_left(LENGTHS, longest)
-  return LENGTHS[fits] if fits < len(LENGTHS) else -(-longest // LENGTHS[-1]) * LENGTHS[-1]
+def serving_batches(rows, *, most, tokens, lengths, longest):
+  """One pass for prediction, the shortest rows first, in batches of SIZES: a single row pays for no other.
+
+  A batch has the largest size that is at most `most`, no more than `tokens` with its padding, and filled at least half.
+  Args: lengths: what to pad to the next of. longest: positions of the model, beyond which nothing is padded.
+  Yields: as eval_batches, which is for metrics: there every batch has as many rows.
+  """
+  sizes = rows.lengths()
+  order = np.argsort(sizes, kind="stable")
+  while len(order):
+    for size in SIZES:
+      index = order[:size]
+      length = padded_length(sizes[index].max(), lengths, longest)
+      if size <= most and size * rows.group * length <= tokens and size <= 2 * len(order):
+        break
+    yield _batch(rows, np.append(index, np.full(size - len(index), -1)), length, 0, 1)
+    order = order[size:]
+
+
+def padded_length(size: int, lengths=LENGTHS, longest=None) -> int:
+  """The next of `lengths` from `size` on, or where that is more than `longest`, that; beyond all, multiples of 512."""
+  fits = bisect.bisect_left(lengths, size)
+  length = lengths[fits] if fits < len(lengths) else -(-size // lengths[-1]) * lengths[-1]
+  return length if longest is None else max(min(length, longest), int(size))
 
 
 def _check(rows, batch_size, hosts):
@@ -99,9 +124,8 @@ def _check(rows, batch_size, hosts):
     )
 
 
-def _batch(rows, index, lengths, host, hosts):
+def _batch(rows, index, length, host, hosts):
   """This host's rows of a global batch. Its length is decided by all of them, so that every host agrees."""
-  length = padded_length(lengths[index].max())
   share = len(index) // hosts
   index = index[host * share : (host + 1) * share]
   batch = {"row": index.astype(np.int32), "weight": (index >= 0).astype(np.float32)}

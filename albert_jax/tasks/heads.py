@@ -1,5 +1,8 @@
 """What fine-tuning tasks put on top of the encoder, and what they minimise."""
 
+import itertools
+import os
+
 import jax
 import jax.numpy as jnp
 
@@ -7,6 +10,10 @@ from albert_jax import model
 from albert_jax.data import finetune
 from albert_jax.model.layers import initializer
 
+BATCH = 64  # rows that are run together in prediction, at most
+# And tokens: as many as keep the machine busy. More make processors slower (base, one core: 555 tokens/s in batches of
+# 512, 485 in batches of 2048), as what is between two layers leaves their caches.
+TOKENS, TOKENS_A_CORE = 32768, 512
 FINE_TUNED = "^(classifier|span|squad_v2|sentence)/"  # heads that a checkpoint of another task may have
 
 
@@ -50,17 +57,29 @@ def mean_loss(batch) -> dict:
   return {"loss": 1 / jnp.maximum(jnp.sum(batch["weight"]), 1)}
 
 
-def by_row(function, params, rows, batch_size):
-  """Runs rows through a compiled function: the shortest first, each batch padded to one of a few lengths.
+def by_row(function, params, rows, batch_size=BATCH):
+  """Runs rows through a compiled function: the shortest first, in batches of a few shapes.
 
-  Args: function: (params, batch) -> {name: [B, ...]}. rows: data.finetune.Rows. batch_size: B, of every batch.
+  Args: function: (params, batch) -> {name: [B, ...]}. rows: data.finetune.Rows. batch_size: the most rows in a batch.
   Returns: {name: list of one numpy array a row}; those over positions are as long as their batch's longest row.
   """
-  found = {}
-  for batch in finetune.eval_batches(rows, batch_size=batch_size) if len(rows) else ():
-    for name, values in jax.device_get(function(params, batch)).items():
-      wanted = found.setdefault(name, [None] * len(rows))
-      for row, value in zip(batch["row"], values, strict=True):
-        if row >= 0:
-          wanted[row] = value
+  cpu = jax.default_backend() == "cpu"
+  batches = finetune.serving_batches(
+    rows,
+    most=batch_size,
+    tokens=min(TOKENS, TOKENS_A_CORE * os.cpu_count()) if cpu else TOKENS,
+    lengths=finetune.FINE_LENGTHS if cpu else finetune.LENGTHS,
+    longest=len(params["embeddings"]["position"]["embedding"]),
+  )
+  found, before = {}, None
+  for batch in itertools.chain(batches, (None,)):
+    # The next batch is on its way before the last one's answers are waited for.
+    now = None if batch is None else (batch["row"], function(params, batch))
+    if before is not None:
+      for name, values in jax.device_get(before[1]).items():
+        wanted = found.setdefault(name, [None] * len(rows))
+        for row, value in zip(before[0], values, strict=True):
+          if row >= 0:
+            wanted[row] = value
+    before = now
   return found

@@ -1,0 +1,231 @@
+"""Pipelines: what a model says of a text does not depend on which others it is asked about with, or in what order."""
+
+import dataclasses
+import json
+
+import jax
+import made_up
+import numpy as np
+import pytest
+from small_models import SMALL
+
+import albert_jax
+from albert_jax import pipelines
+from albert_jax.convert import hf
+from albert_jax.data import finetune
+from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.errors import UserError
+from albert_jax.tasks import answers
+from albert_jax.tasks.base import about
+
+CFG = dataclasses.replace(
+  SMALL, vocab_size=400, max_position_embeddings=64, num_hidden_layers=2, hidden_size=36, initializer_range=0.2
+)
+LENGTHS = [9, 50, 60, 12, 90] * 4
+TEXTS = [" ".join(text)[:size] for text, size in zip(made_up.documents(20, seed=5), LENGTHS, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+  return Tokenizer(made_up.vocabulary(tmp_path_factory.mktemp("vocabulary")))
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory, vocabulary):
+  """A function that writes a checkpoint: export(parts, {head: classes}, architecture, about)."""
+  folder = tmp_path_factory.mktemp("exports")
+  fresh = jax.jit(albert_jax.init, static_argnums=0)(CFG, jax.random.key(1))
+
+  def write(parts, heads, architecture=None, said=None):
+    path = folder / str(len(list(folder.iterdir())))
+    unwanted = {"pooler", "mlm", "sop"} - set(parts)
+    params = {name: part for name, part in fresh.items() if name not in unwanted}
+    for head, classes in heads.items():
+      kernel = np.random.default_rng(0).normal(size=(CFG.hidden_size, classes)).astype(np.float32)
+      params[head] = {"kernel": kernel, "bias": np.zeros(classes, np.float32)}
+    hf.save(path, CFG, params, vocabulary=vocabulary, architecture=architecture, extra=said)
+    return path
+
+  return write
+
+
+@pytest.fixture(scope="module")
+def classifier(export):
+  said = about("classify", ("bad", "good", "odd"), kind="classification", pair=False, seq_length=64)
+  return export(("pooler",), {"classifier": 3}, None, said)
+
+
+@pytest.fixture(scope="module")
+def masked(export):
+  return export(("pooler", "mlm", "sop"), {})
+
+
+def test_three_lines(classifier):
+  assert albert_jax.pipeline is pipelines.pipeline
+  found = albert_jax.pipeline("classify", classifier)(TEXTS)
+  assert [x["text"] for x in found] == TEXTS
+  for x in found:
+    assert set(x["scores"]) == {"bad", "good", "odd"}
+    assert list(x["scores"].values()) == sorted(x["scores"].values(), reverse=True)
+    assert sum(x["scores"].values()) == pytest.approx(1)
+    assert (x["label"], x["score"]) == next(iter(x["scores"].items()))
+  assert len({x["label"] for x in found}) > 1
+  assert json.loads(json.dumps(found)) == found
+
+
+def test_neither_order_nor_company_matters(classifier):
+  pipe = albert_jax.pipeline(None, classifier)
+  assert pipe.task == "classify"
+  together = pipe(TEXTS)
+  for alone in ([pipe(text) for text in TEXTS], pipe(TEXTS[::-1])[::-1], pipe((text for text in TEXTS), batch_size=4)):
+    for x, y in zip(together, alone, strict=True):
+      assert x["text"] == y["text"]
+      assert x["scores"] == pytest.approx(y["scores"], abs=1e-6)
+  assert pipe([]) == []
+
+
+def test_a_few_programs_serve_all_inputs(classifier):
+  before = answers._logits._cache_size()
+  pipe = albert_jax.pipeline("classify", classifier)
+  rng = np.random.default_rng(0)
+  for _ in range(10):
+    pipe([TEXTS[i] for i in rng.integers(0, 20, rng.integers(1, 90))])
+  for count in range(1, 20):
+    pipe(TEXTS[:count])
+  programs = answers._logits._cache_size()
+  assert programs <= max(before, len(finetune.FINE_LENGTHS[:8]) * len(finetune.SIZES))
+  albert_jax.pipeline("classify", classifier)(TEXTS)  # Another pipeline of the same model compiles nothing.
+  assert answers._logits._cache_size() == programs
+
+
+def test_what_a_text_is_worth_is_what_the_model_says(classifier, vocabulary):
+  cfg, params = albert_jax.load(classifier)
+  text = TEXTS[1]
+  ids = np.array([[vocabulary.cls_id, *vocabulary.encode(text), vocabulary.sep_id]], np.int32)
+  pooled = albert_jax.apply(cfg, params, {"input_ids": ids})["pooled_output"]
+  logits = np.asarray(pooled[0] @ params["classifier"]["kernel"] + params["classifier"]["bias"])
+  expected = np.exp(logits) / np.exp(logits).sum()
+  found = albert_jax.pipeline("classify", classifier)(text)["scores"]
+  np.testing.assert_allclose([found["bad"], found["good"], found["odd"]], expected, rtol=1e-5)
+
+
+def test_long_texts_are_cut_and_that_is_said(classifier, capfd):
+  long = " ".join(TEXTS)
+  found = albert_jax.pipeline("classify", classifier)([long, TEXTS[0]])
+  assert "1 of 2 rows are longer than 64 tokens and were cut" in capfd.readouterr().err
+  assert sum(found[0]["scores"].values()) == pytest.approx(1)
+
+
+def test_pairs(export, classifier):
+  said = about("classify", ("no", "yes"), kind="classification", pair=True, seq_length=64)
+  pipe = albert_jax.pipeline("classify", export(("pooler",), {"classifier": 2}, None, said))
+  as_tuple, as_dict = pipe((TEXTS[1], TEXTS[4])), pipe({"text": TEXTS[1], "pair": TEXTS[4]})
+  assert as_tuple == as_dict
+  assert (as_tuple["text"], as_tuple["pair"]) == (TEXTS[1], TEXTS[4])
+  assert pipe((TEXTS[4], TEXTS[1]))["scores"] != pytest.approx(as_tuple["scores"], abs=1e-4)
+  with pytest.raises(UserError, match="this model is for pairs of texts"):
+    pipe(TEXTS[1])
+  with pytest.raises(UserError, match="this model is for single texts"):
+    albert_jax.pipeline("classify", classifier)([(TEXTS[1], TEXTS[4])])
+
+
+def test_numbers_and_several_labels(export):
+  number = export(("pooler",), {"classifier": 1}, None, about("classify", (), kind="regression", seq_length=64))
+  found = albert_jax.pipeline(None, number)(TEXTS[:3])
+  assert all(set(x) == {"text", "score"} for x in found)
+  several = about("classify", ("a", "b", "c"), kind="multilabel", seq_length=64)
+  found = albert_jax.pipeline(None, export(("pooler",), {"classifier": 3}, None, several))(TEXTS)
+  assert len({len(x["labels"]) for x in found}) > 1
+  for x in found:
+    assert x["labels"] == [name for name, score in x["scores"].items() if score > 0.5]
+
+
+def test_masks(masked):
+  texts = [f"{TEXTS[0]} [MASK]", f"[MASK] {TEXTS[3]} of [MASK]", "[MASK]"]
+  pipe = albert_jax.pipeline("fill-mask", masked, top_k=3)
+  together = pipe(texts)
+  assert [len(found["masks"]) for found in together] == [1, 2, 1]
+  for text, found in zip(texts, together, strict=True):
+    alone = pipe(text)
+    assert (found["text"], found["filled"]) == (text, alone["filled"])
+    for a, b in zip(alone["masks"], found["masks"], strict=True):
+      assert [x["token"] for x in a] == [x["token"] for x in b]
+      assert [x["score"] for x in a] == pytest.approx([x["score"] for x in b], rel=1e-4)
+      assert [x["score"] for x in a] == sorted((x["score"] for x in a), reverse=True)
+      assert len(a) == 3
+  with pytest.raises(UserError, match=r"no \[MASK\] in 'nothing'; write one"):
+    pipe("nothing")
+  with pytest.raises(UserError, match="the model 64 positions; shorten the text"):
+    pipe("[MASK] " + "badu " * 400)
+
+
+def test_it_says_what_a_checkpoint_is_for(classifier, masked, export, tmp_path):
+  with pytest.raises(UserError, match=r"is for classify \(bad, good, odd\), not for answer; it can classify"):
+    albert_jax.pipeline("answer", classifier)
+  with pytest.raises(UserError, match="is for fill-mask, not for classify"):
+    albert_jax.pipeline("classify", masked)
+  with pytest.raises(UserError, match="no task 'classfy'; use one of fill-mask, classify"):
+    albert_jax.pipeline("classfy", classifier)
+  with pytest.raises(UserError, match="does not say what it is for; give a task"):
+    albert_jax.pipeline(None, export(("pooler",), {}))
+  with pytest.raises(UserError, match="nothing at"):
+    albert_jax.pipeline("classify", tmp_path / "nowhere")
+
+
+def test_wrong_inputs_and_options(classifier):
+  pipe = albert_jax.pipeline("classify", classifier)
+  with pytest.raises(UserError, match="input 2 is 3; classify expects a text, or a pair"):
+    pipe(["a", 3])
+  with pytest.raises(UserError, match="input 1 is "):
+    pipe({"texts": "a"})
+  with pytest.raises(UserError, match="input 1 is "):
+    pipe({"text": "a", "pair": 3})
+  with pytest.raises(UserError, match="there is no option 'topk'; there are labels, kind"):
+    pipe("a", topk=3)
+  with pytest.raises(UserError, match="there is no option 'topk'"):
+    albert_jax.pipeline("classify", classifier, topk=3)
+
+
+def test_bfloat16_says_about_the_same(classifier):
+  exact = albert_jax.pipeline("classify", classifier)(TEXTS[:4])
+  rough = albert_jax.pipeline("classify", classifier, dtype="bfloat16")(TEXTS[:4])
+  differences = [abs(x["scores"]["bad"] - y["scores"]["bad"]) for x, y in zip(exact, rough, strict=True)]
+  assert 0 < max(differences) < 0.1
+
+
+def test_every_task_answers(export):
+  """What each makes of its inputs is tested with the task; here that all of them are reached, by what exports say."""
+  text = TEXTS[2]
+  inputs = {
+    "answer": ({"span": 2}, (), {"head": "span", "no_answer": True, "seq_length": 48}, (TEXTS[0], text)),
+    "tag": ({"classifier": 3}, ("O", "B-X", "I-X"), {"seq_length": 48}, text),
+    "choose": ({"classifier": 1}, (), {"seq_length": 48}, {"context": text, "options": ["badu", "mola"]}),
+    "embed": ({}, (), {"pooling": "cls", "seq_length": 48}, text),
+    "summarize": ({"sentence": 1}, (), {"sentences": 1, "seq_length": 48}, text),
+  }  # fmt: skip
+  wanted = {"answer": {"answer", "answers", "no_answer"}, "tag": {"text", "entities"}, "embed": {"text", "embedding"},
+            "choose": {"choice", "text", "score", "scores"}, "summarize": {"summary", "sentences"}}  # fmt: skip
+  for task, (heads, labels, said, value) in inputs.items():
+    parts = ("pooler",) if task == "choose" else ()
+    architecture = "AlbertForTokenClassification" if task == "tag" else None
+    pipe = albert_jax.pipeline(None, export(parts, heads, architecture, about(task, labels, **said)))
+    assert (pipe.task, pipe.options["seq_length"]) == (task, 48)
+    found = pipe(value)
+    assert set(found) == wanted[task]
+    assert json.loads(json.dumps(found)) == found
+    assert pipe([value, value])[1].keys() == found.keys()
+
+
+class TestFilesOfTransformers:
+  """Checkpoints that do not say in our words what they are for."""
+
+  def test_labels_and_kinds(self, export):
+    names = {"id2label": {"0": "NEG", "1": "POS"}, "label2id": {"NEG": 0, "POS": 1}}
+    found = albert_jax.pipeline(None, export(("pooler",), {"classifier": 2}, None, names))(TEXTS[0])
+    assert set(found["scores"]) == {"NEG", "POS"}
+    pipe = albert_jax.pipeline(None, export(("pooler",), {"classifier": 3}))
+    assert set(pipe(TEXTS[0])["scores"]) == {"LABEL_0", "LABEL_1", "LABEL_2"}
+    assert set(pipe((TEXTS[0], TEXTS[1]))["scores"]) == {"LABEL_0", "LABEL_1", "LABEL_2"}
+    assert set(albert_jax.pipeline(None, export(("pooler",), {"classifier": 1}))(TEXTS[0])) == {"text", "score"}
+    several = {"problem_type": "multi_label_classification"}
+    assert "labels" in albert_jax.pipeline(None, export(("pooler",), {"classifier": 3}, None, several))(TEXTS[0])

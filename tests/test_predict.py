@@ -1,0 +1,178 @@
+"""albert-jax predict: lines in, JSON lines out, and what it says of lines that are none."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from albert_jax import predict
+from albert_jax.__main__ import main
+from albert_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+class Model:
+  """A stand-in for a Pipeline: says how long a text is, and refuses some."""
+
+  takes_pairs = False
+
+  def __init__(self):
+    self.calls = []
+
+  def item(self, value, number=1):
+    if not isinstance(value, str | tuple):
+      raise UserError(f"input {number} is {value!r}")
+    return value
+
+  def run(self, items):
+    self.calls.append(len(items))
+    if any("refused" in item for item in items):
+      raise UserError("a text that cannot be")
+    return [{"size": len(item)} for item in items]
+
+
+@pytest.fixture
+def model(monkeypatch):
+  model = Model()
+  model.asked = []
+  monkeypatch.setattr(
+    predict.pipelines, "pipeline", lambda *args, **kwargs: model.asked.append((args, kwargs)) or model
+  )
+  return model
+
+
+@pytest.fixture
+def ask(model, capsys, tmp_path):
+  """Runs the command on a file of these bytes: (exit code, JSON lines, stderr)."""
+
+  def run(content, *flags):
+    (tmp_path / "in").write_bytes(content)
+    code = main(["predict", "--checkpoint=X", f"--input={tmp_path / 'in'}", *flags])
+    out, err = capsys.readouterr()
+    return code, [json.loads(line) for line in out.splitlines()], err.replace(str(tmp_path), "")
+
+  return run
+
+
+def test_a_line_each(ask, model):
+  code, found, err = ask(b'\xef\xbb\xbfone\r\n\r\n{"text"\n'.replace(b'{"text"\n', b"three\n") + "vier\u2028ä".encode())
+  assert (code, found) == (0, [{"size": 3}, {"size": 5}, {"size": 6}])
+  assert err == "1 blank lines were passed over\n"
+  assert model.asked == [((None, "X"), {"dtype": ""})]
+
+
+def test_objects_and_their_ids(ask):
+  lines = b'{"id": 7, "a": "xy", "b": "z"}\n{"id": null, "a": "", "b": "z"}\n'
+  assert ask(lines, "--fields=a")[1] == [{"id": 7, "size": 2}, {"id": None, "size": 0}]
+  assert ask(lines, "--fields=a,b")[1] == [{"id": 7, "size": 2}, {"id": None, "size": 2}]
+  code, _, err = ask(lines, "--fields=c")
+  assert (code, "line 1: no field 'c'; there are id, a, b" in err) == (2, True)
+  assert ask(b'"a"\n', "--format=json")[1] == [{"size": 1}]
+  assert ask(b'{"a"\n', "--format=text")[1] == [{"size": 4}]
+
+
+def test_pairs(ask, model):
+  assert ask(b"a\tbb\tc\n")[1] == [{"size": 6}]
+  assert ask(b"a\tbb\tc\n", "--format=pairs")[1] == [{"size": 3}]
+  model.takes_pairs = True
+  assert ask(b"a\tbb\n")[1] == [{"size": 2}]
+
+
+@pytest.mark.parametrize("bad, why", [
+  (b"\xff\xfe", "it is not UTF-8"), (b'{"a": ', "begins as a JSON object but is none"), (b"refused", "cannot be"),
+  (b'{"text": 1}', "input 1 is {'text': 1}"),
+])  # fmt: skip
+def test_a_bad_line_stops_it_or_is_left_out(ask, bad, why):
+  content = b"one\n" * 3 + bad + b"\n" + b"three\n" * 2
+  code, found, err = ask(content)
+  assert (code, found) == (2, [{"size": 3}] * 3), "what came before it is answered"
+  assert "/in line 4: " in err
+  assert why in err
+  assert "--skip_bad" in err
+  code, found, err = ask(content, "--skip_bad")
+  assert (code, found) == (0, [{"size": 3}] * 3 + [{"size": 5}] * 2)
+  assert "/in line 4 skipped: " in err
+  assert "1 lines could not be read and were skipped" in err
+
+
+def test_a_long_file_is_read_in_pieces(ask, model):
+  count = 2 * predict.CHUNK + 5
+  _, found, _ = ask(b"".join(b"x" * (i % 7 + 1) + b"\n" for i in range(count)))
+  assert [x["size"] for x in found] == [i % 7 + 1 for i in range(count)]
+  assert model.calls == [predict.CHUNK, predict.CHUNK, 5]
+
+
+def test_a_file_of_answers_is_whole_or_not_there(ask, tmp_path):
+  out = tmp_path / "out"
+  assert ask(b"a\nrefused\n", f"--output={out}")[0] == 2
+  assert [path.name for path in tmp_path.iterdir()] == ["in"]
+  assert ask(b"a\nb\n", f"--output={out}")[:2] == (0, [])
+  assert out.read_text() == '{"size": 1}\n' * 2
+  assert "there is no folder" in ask(b"a\n", f"--output={tmp_path}/no/out")[2]
+
+
+def test_a_pipe_is_answered_as_it_comes(model):
+  reader, writer = os.pipe()
+  with open(reader, "rb") as lines, open(writer, "wb", buffering=0) as source:
+    chunks = predict._chunks(lines)
+    for number in (1, 2, 3):
+      source.write(b"line\n")
+      assert next(chunks) == [(number, b"line\n")]
+    source.write(b"the\nend")
+    source.close()
+    assert [line for chunk in chunks for line in chunk] == [(4, b"the\n"), (5, b"end")]
+
+
+def test_arguments(model, capsys, tmp_path):
+  assert main(["predict", "--checkpoint=X", "--task=embed", "--top_k=2", "--batch_size=3", "aa", "b"]) == 0
+  assert capsys.readouterr().out == '{"size": 2}\n{"size": 1}\n'
+  assert model.asked == [(("embed", "X"), {"dtype": "", "top_k": 2, "batch_size": 3})]
+  for flags, said in (
+    (["--input=nowhere"], "no file 'nowhere'"), (["--top_k=0", "a"], "--top_k=0 must be 1 or more"),
+    (["--input=x", "a"], "not both"),
+  ):  # fmt: skip
+    assert main(["predict", "--checkpoint=X", *flags]) == 2
+    assert said in capsys.readouterr().err
+
+
+SCRIPT = """
+import sys
+from albert_jax import __main__, predict
+class Model:
+  takes_pairs = False
+  def item(self, value, number=1): return value
+  def run(self, items):
+    if "stop" in items: raise KeyboardInterrupt
+    return [{"text": item} for item in items]
+predict.pipelines.pipeline = lambda *args, **kwargs: Model()
+sys.exit(__main__.main(["predict", "--checkpoint=X"]))
+"""
+
+
+def test_whoever_reads_may_have_enough():
+  process = subprocess.Popen(
+    [sys.executable, "-W", "error", "-c", SCRIPT],
+    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"}, cwd=ROOT,
+  )  # fmt: skip
+  process.stdin.write(b"one\n")
+  process.stdin.flush()
+  assert process.stdout.readline() == b'{"text": "one"}\n'
+  process.stdout.close()
+  process.stdin.write(b"two\n" * 10)
+  process.stdin.close()
+  assert process.wait(60) == 0
+  assert process.stderr.read() == b""
+  process.stderr.close()
+
+
+def test_interrupted_it_ends_with_one_line():
+  result = subprocess.run(
+    [sys.executable, "-W", "error", "-c", SCRIPT], input=b"stop\n", capture_output=True, check=False, timeout=120,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"}, cwd=ROOT,
+  )  # fmt: skip
+  assert (result.returncode, result.stderr) == (130, b"albert-jax predict: interrupted\n")
