@@ -162,7 +162,7 @@ def score_files(predictions, gold, token_column=0, tag_column=-1):
 # For albert_jax.pipeline and albert-jax predict.
 
 
-def tag(cfg, params, tokenizer, texts, *, labels, seq_length=512, batch_size=32):
+def tag(cfg, params, tokenizer, texts, *, labels, seq_length=512, batch_size=heads.BATCH):
   """The entities of texts.
 
   Args: texts: list of str, or of lists of words. labels: names, in the order of the classifier's outputs.

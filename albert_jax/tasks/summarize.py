@@ -68,7 +68,7 @@ def make(config, vocabulary=None, first_row=0) -> Task:
     eval_batches=lambda host, hosts: finetune.eval_batches(
       dev_rows.rows, batch_size=config.batch_size, host=host, hosts=hosts
     ),
-    baselines={name: (value, f"the first {most} sentences") for name, value in lead.items()},
+    baselines={name: (value, f"the first {most} of each document (lead-{most})") for name, value in lead.items()},
     vocabulary=vocabulary,
     outputs=lambda params, batch: {"score": jax.nn.sigmoid(logits_BL(cfg, params, batch))},
     score=functools.partial(score, dev, dev_rows, most, blocking),
