@@ -133,7 +133,9 @@ def answer(cfg, params, tokenizer, items, *, top_k=5, batch_size=heads.BATCH, **
   if not questions:
     return []
   windows = encode(questions, tokenizer, search)
-  found = heads.by_row(functools.partial(_run, cfg, names[0], search), params, windows.rows, batch_size)
+  # Of the search the program knows only these: the others change nothing that is compiled.
+  sizes = Search(n_best=search.n_best, start_n_top=search.start_n_top, end_n_top=search.end_n_top)
+  found = heads.by_row(functools.partial(_run, cfg, names[0], sizes), params, windows.rows, batch_size)
   texts, odds, lists = predict(squad_heads.get(names[0]), windows, found, search)
   chosen = decide(texts, odds, search)
   return [
