@@ -1,5 +1,6 @@
 """The numbers of a split: sums on the device, ratios on the host."""
 
+import importlib
 import json
 import pathlib
 
@@ -99,10 +100,44 @@ def same_task(task, path):
       )
 
 
-def main(argv):
+# Tasks whose answers can be scored wherever they were made: the function (predictions, gold) -> {metric: number}.
+SCORERS = {
+  "glue": "glue:score_files", "choice": "choice:score_files", "ner": "ner:score_files",
+  "squad": "squad_score:score_files",
+}  # fmt: skip
+
+
+def score_predictions(argv):
+  """`evaluate --task=… --predictions=FILE --gold=FILE`: no model, no config."""
   parser = cli.parser(
     "evaluate",
-    "Computes the held-out numbers of a checkpoint and prints them as one JSON object.",
+    "Scores answers made elsewhere and prints the numbers as one JSON object.",
+    "albert-jax evaluate --task=glue --predictions=SST-2.tsv --gold=glue_data/SST-2/dev.tsv",
+  )
+  parser.add_argument("--task", required=True, choices=SCORERS, help="what the answers are of")
+  parser.add_argument("--predictions", required=True, metavar="FILE", help="the answers")
+  parser.add_argument("--gold", required=True, metavar="FILE", help="the right ones, as the task's data has them")
+  parser.add_argument("--json", metavar="FILE", help="write the JSON there too")
+  args = parser.parse_args(argv)
+  module, name = SCORERS[args.task].split(":")
+  numbers = getattr(importlib.import_module(f"albert_jax.tasks.{module}"), name)(args.predictions, args.gold)
+  _print(numbers, args.json)
+
+
+def _print(numbers, file):
+  text = json.dumps(numbers)
+  print(text)
+  if file:
+    pathlib.Path(file).write_text(text + "\n")
+
+
+def main(argv):
+  if any(arg.startswith("--predictions") for arg in argv):
+    return score_predictions(argv)
+  parser = cli.parser(
+    "evaluate",
+    "Computes the held-out numbers of a checkpoint and prints them as one JSON object. Answers made elsewhere are\n"
+    f"scored with --task=TASK --predictions=FILE --gold=FILE instead, where TASK is one of {', '.join(SCORERS)}.",
     "albert-jax evaluate --config=configs/pretrain.py:tiny --config.data.dataset=DIR --checkpoint=RUN/export",
   )
   parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a Hugging Face directory, as RUN/export")
@@ -114,10 +149,7 @@ def main(argv):
   with jax.set_mesh(mesh):
     params = jax.device_put(params, sharding.shardings(mesh, params))
     numbers, files = evaluate(task, make_eval_step(task), params, mesh)
-  text = json.dumps(numbers)
-  print(text)
-  if args.json:
-    pathlib.Path(args.json).write_text(text + "\n")
+  _print(numbers, args.json)
   if args.out:
     write_files(pathlib.Path(args.out), files)
 

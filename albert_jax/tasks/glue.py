@@ -128,22 +128,32 @@ def read(row, dataset, split, tfds_dir="", skip_ragged=False) -> classify.Split:
     texts, label = row.tfds_texts, "label"
     found = examples.read(dataset, split, texts, optional=(label, *INDEX), tfds_dir=tfds_dir)
   else:
-    texts, label = row.texts, row.label
-    if row.folder == "CoLA" and "sentence" not in examples.read_text(path).split("\n", 1)[0].split("\t"):
-      texts, label = [HEADLESS[name] for name in texts], HEADLESS[label]
-    # Quotes are plain characters in these files.
-    required = [*texts, label] if split == "train" else texts
-    found = examples.read_file(
-      path, required, optional=(label, *INDEX), quotes="none", skip_ragged=skip_ragged
-    )  # fmt: skip
-  values, names = found.columns[label], dict(zip(row.written, row.labels, strict=True))
-  if not row.labels and values and all(value == -1 for value in values):
-    values = [None] * len(values)  # TFDS' way to say that nobody knows.
-  found.columns[label] = [names.get(value, value) for value in values]
-  kind = "classification" if row.labels else "regression"
-  gold = classify.gold_of(found, label, kind, row.labels, may_lack=split != "train")
+    texts, label, found = _read_file(row, path, split == "train", skip_ragged)
+  gold = _gold(row, found, label, may_lack=split != "train")
   first, *second = (examples.texts(found, field) for field in texts)
   return classify.Split(first, second[0] if second else None, gold, found.source, _index(found))
+
+
+def _gold(row, found, column, may_lack=False):
+  """A column as `classify.Split.gold`."""
+  values, names = found.columns[column], dict(zip(row.written, row.labels, strict=True))
+  if not row.labels and values and all(value == -1 for value in values):
+    values = [None] * len(values)  # TFDS' way to say that nobody knows.
+  found.columns[column] = [names.get(value, value) for value in values]
+  kind = "classification" if row.labels else "regression"
+  return classify.gold_of(found, column, kind, row.labels, may_lack=may_lack)
+
+
+def _read_file(row, path, has_labels, skip_ragged):
+  """(its columns of texts, that of labels, the rows) of an official file."""
+  texts, label = row.texts, row.label
+  if row.folder == "CoLA" and "sentence" not in examples.read_text(path).split("\n", 1)[0].split("\t"):
+    texts, label = tuple(HEADLESS[name] for name in texts), HEADLESS[label]
+  required = [*texts, label] if has_labels else texts
+  # Quotes are plain characters in these files.
+  return texts, label, examples.read_file(
+    path, required, optional=(label, *INDEX), quotes="none", skip_ragged=skip_ragged
+  )  # fmt: skip
 
 
 def _index(found):
@@ -152,9 +162,11 @@ def _index(found):
     values = found.columns[name]
     if values and None not in values:
       try:
-        return [int(value) for value in values]
+        index = [int(value) for value in values]
       except ValueError:
         raise UserError(f"{found.source}: the column {name!r} should hold the rows' numbers") from None
+      if len({*index}) == len(index):  # Not so in all of QQP.
+        return index
   return list(range(len(found)))
 
 
@@ -210,6 +222,33 @@ def _score(row, parts, split, outputs):
   else:
     files["submission.zip"] = zipped(files)
   return _measure(row, parts, by_part), files
+
+
+def score_files(predictions, gold) -> dict:
+  """Scores answers made elsewhere.
+
+  Args: predictions: a TSV with the columns index and prediction, called as GLUE calls it, such as SST-2.tsv; what comes
+    before that does not matter. gold: the official file, such as SST-2/dev.tsv.
+  Returns: {metric: number}. Raises: UserError where the two are not of the same rows.
+  """
+  called = {row.submission: row for row in TASKS.values()} | {"MNLI-mm": TASKS["mnli"]}
+  stem = pathlib.Path(predictions).stem
+  row = next((row for name, row in called.items() if stem.endswith(name)), None)
+  if row is None:
+    raise UserError(f"{predictions}: its name should say which dataset it is of: {', '.join(called)}, as in SST-2.tsv")
+  _, label, found = _read_file(row, gold, has_labels=True, skip_ragged=False)
+  expected, index = _gold(row, found, label), _index(found)
+  answers = examples.read_file(predictions, ["index", "prediction"], optional=INDEX[1:], quotes="none")
+  given = dict(zip(_index(answers), _gold(row, answers, "prediction"), strict=True))
+  if len(given) != len(answers) or given.keys() != set(index):
+    odd = sorted(given.keys() ^ set(index))[:3]
+    raise UserError(
+      f"{predictions} has {len(answers):,} answers, {gold} {len(index):,} rows; both need the same numbers in the "
+      f"column index, once each; look for {', '.join(map(str, odd)) or 'one that is there twice'}"
+    )
+  best = np.array([given[i] for i in index])
+  outputs = np.eye(len(row.labels))[best] if row.labels else best[:, None]
+  return {name: METRICS[name](expected, outputs) for name in row.metrics}
 
 
 def submission(row, index, outputs) -> bytes:
