@@ -13,6 +13,7 @@ COMMANDS = {
   "train": ("albert_jax.train", "pre-train a model; resumes by itself"),
   "evaluate": ("albert_jax.evaluate", "the numbers of a checkpoint on held-out data, as JSON"),
   "predict": ("albert_jax.predict", "what a trained model says of texts: lines in, JSON lines out"),
+  "suite": ("albert_jax.suite", "a set of fine-tuning tasks and seeds, and one table beside the published numbers"),
   "plan": ("albert_jax.plan", "will it fit a TPU that is not there, and how long will it take"),
   "convert": ("albert_jax.convert.command", "weights from any format to another, or looked into"),
 }
