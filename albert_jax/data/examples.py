@@ -165,7 +165,7 @@ def _read_table(path, fields, optional, separators, quotes, skip_ragged):
     missing = ", ".join(repr(field) for field in fields if field not in header)
     raise UserError(
       f"{path} has no column {missing}; expected {'one of ' if has_header else 'a number of '}{', '.join(header)} "
-      "(choose with --config.data.text_fields=… and --config.data.label_field=…; numbers where there is no header)"
+      "(choose with the config's data.*_field, as --config.data.label_field=…; numbers where there is no header)"
     )
   header = headers[fitting[0]]
   if twice := [field for field in (*fields, *optional) if header.count(field) > 1]:
@@ -267,7 +267,7 @@ def _read_json(path, fields, optional):
       there = ", ".join(row) if isinstance(row, dict) else f"{str(row)[:40]!r}"
       raise UserError(
         f"{path} line {number}: expected an object with the fields {', '.join(fields)}, and there is {there}; choose "
-        "with --config.data.text_fields=… and --config.data.label_field=…"
+        "with the config's data.*_field, as --config.data.label_field=…"
       )
     for name, values in columns.items():
       values.append(row.get(name))
@@ -294,7 +294,7 @@ def _check_columns(source, there, fields):
   if missing := [field for field in fields if field not in there]:
     raise UserError(
       f"{source} has no column {', '.join(map(repr, missing))}; expected one of {', '.join(there)} (choose with "
-      "--config.data.text_fields=… and --config.data.label_field=…)"
+      "the config's data.*_field, as --config.data.label_field=…)"
     )
 
 

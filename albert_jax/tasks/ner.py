@@ -171,6 +171,7 @@ def tag(cfg, params, tokenizer, texts, *, labels, seq_length=512, batch_size=hea
     text[start:end] is the entity (of a list, in its words joined by spaces); score is the mean over its words of the
     probability of their labels.
   """
+  seq_length = min(seq_length, cfg.max_position_embeddings)
   texts_words = [_words(text) for text in texts]
   encoded, _ = tagged.encode([[word for word, _ in words] for _, words in texts_words], tokenizer, seq_length)
   found = heads.by_row(functools.partial(_best_labels, cfg), params, encoded.rows, batch_size)

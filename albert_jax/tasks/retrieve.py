@@ -274,6 +274,7 @@ def embed(cfg, params, tokenizer, texts, *, pooling="mean", seq_length=512, batc
   """
   if pooling not in POOLING:
     raise UserError(f"pooling={pooling!r} is unknown; use one of {', '.join(POOLING)}")
+  seq_length = min(seq_length, cfg.max_position_embeddings)
   tokens = examples.encode(tokenizer, texts, None, seq_length, "embed")
   encoded = finetune.Rows({"input_ids": tokens["input_ids"]}, {}, {"input_ids": tokenizer.pad_id})
   found = heads.by_row(functools.partial(_embed, cfg, pooling), params, encoded, batch_size)

@@ -232,6 +232,7 @@ def summarize(
   Returns: for each text {"summary", "sentences": list of {"index", "text", "score"}}, in the order of the text; score
     is the probability that the sentence belongs into the summary.
   """
+  seq_length = min(seq_length, cfg.max_position_embeddings)
   documents = [sentences_of(text) for text in texts]
   encoded, _ = _encode(documents, tokenizer, seq_length, None)
   found = heads.by_row(functools.partial(_probabilities, cfg), params, encoded.rows, batch_size)
