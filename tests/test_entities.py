@@ -45,7 +45,7 @@ TAGS = st.sampled_from(["O", "B-A", "I-A", "E-A", "S-A", "B-x-y", "I-x-y", "E-x-
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.lists(st.tuples(TAGS, TAGS), min_size=1, max_size=9), min_size=1, max_size=4))
 def test_any_tags_score_as_in_seqeval(pairs):
-  metrics = pytest.importorskip("seqeval.metrics", reason="the oracle of entity scores: pip install seqeval")
+  metrics = pytest.importorskip("seqeval.metrics", reason="the oracle of entity scores: pip install albert-jax[parity]")
   gold, predicted = ([[pair[i] for pair in sentence] for sentence in pairs] for i in (0, 1))
   found = entities.scores(gold, predicted)
   with warnings.catch_warnings():
