@@ -115,8 +115,16 @@ def test_files_of_a_split(tmp_path):
   assert tagged.split_files("", str(tmp_path / "dev.txt")) == (str(tmp_path / "dev.txt"),)
   with pytest.raises(UserError, match=r"no file for split 'extra'.*there are 1_a.tsv, 2_b.tsv, dev.txt"):
     found("extra")
-  with pytest.raises(UserError, match="no such folder"):
+  assert tagged.split_files(tmp_path / "elsewhere", str(tmp_path / "dev.txt")) == (str(tmp_path / "dev.txt"),)
+  with pytest.raises(UserError, match="that is no folder"):
     tagged.split_files(tmp_path / "nowhere", "train")
+  for dataset, split in (("", "train"), (tmp_path, ""), ("", "")):
+    with pytest.raises(UserError, match=r"name no files; give a folder"):
+      tagged.split_files(dataset, split)
+  odd = tmp_path / "[1]*"
+  odd.mkdir()
+  (odd / "train.tsv").write_text("")
+  assert tagged.split_files(odd, "train") == (str(odd / "train.tsv"),)
 
 
 # Rows.

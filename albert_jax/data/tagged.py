@@ -13,11 +13,11 @@ import re
 
 import numpy as np
 
-from albert_jax.data import windows
+from albert_jax.data import examples, windows
 from albert_jax.errors import UserError
 
 # What a split may be called in a folder; a name is looked up as it is, with an ending, and as an ending (eng.testa).
-_ALIASES = {"validation": ("validation", "dev", "valid", "val", "testa"), "test": ("test", "testb")}
+_NAMES = {**examples.SPLITS, "validation": (*examples.SPLITS["validation"], "testa"), "test": ("test", "testb")}
 _ENDINGS = ("", ".conll", ".txt", ".tsv", ".jsonl", ".json", ".bio", ".iob", ".iob2", ".bioes")
 _PREFIXED = re.compile(r"[BIESLU]-.")
 _LETTER_OF = {"L": "E", "U": "S"}  # BILOU says the same as BIOES.
@@ -49,20 +49,24 @@ def split_files(dataset, split):
   In a folder, `train` also means train.conll, train.txt, …, eng.train; `validation` also dev, valid or testa.
   Raises: UserError that lists what there is.
   """
-  found = []
-  for name in filter(None, (part.strip() for part in split.split(","))):
-    base = pathlib.Path(dataset)
-    patterns = [alias + ending for alias in _ALIASES.get(name, (name,)) for ending in _ENDINGS]
-    patterns += [f"*.{alias}" for alias in _ALIASES.get(name, (name,))]
+  base, found = pathlib.Path(dataset).expanduser(), []
+  names = [part.strip() for part in split.split(",") if part.strip()]
+  if not names or not (dataset or all(glob.glob(name) for name in names)):
+    raise UserError(
+      f"data.dataset={str(dataset)!r} and split {split!r} name no files; give a folder, as --config.data.dataset=DIR"
+    )
+  for name in names:
+    patterns = [alias + ending for alias in _NAMES.get(name, (name,)) for ending in _ENDINGS]
+    patterns += [f"*.{alias}" for alias in _NAMES.get(name, (name,))]
     for pattern in patterns:
-      files = sorted(path for path in glob.glob(str(base / pattern)) if pathlib.Path(path).is_file())
+      # A path of its own is not looked for in the folder; a folder's name may look like a pattern and is none.
+      where = pattern if not dataset or pathlib.Path(pattern).is_absolute() else f"{glob.escape(str(base))}/{pattern}"
+      files = sorted(path for path in glob.glob(where) if pathlib.Path(path).is_file())
       if files:
         break
     else:
       there = sorted(path.name for path in base.iterdir()) if base.is_dir() else []
-      what = (
-        f"there are {', '.join(there[:12])}{' …' if len(there) > 12 else ''}" if there else "there is no such folder"
-      )
+      what = f"there are {', '.join(there[:12])}{', …' if len(there) > 12 else ''}" if there else "that is no folder"
       raise UserError(
         f"no file for split {name!r} in data.dataset={str(dataset)!r}: {what}; give names or patterns, such as "
         "--config.data.split=train.conll or --config.data.validation_split='[6-9]*.tsv'"
