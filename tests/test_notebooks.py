@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import made_up
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -60,30 +61,49 @@ def test_a_notebook_is_valid(path):
   nbformat.validate(nbformat.read(path, as_version=4))
 
 
-@pytest.mark.slow
-def test_the_pretraining_notebook_runs_from_top_to_bottom(tmp_path):
+def run_notebook(name, folder, **parameters):
+  """Runs a notebook from top to bottom; a user opens it in the checkout, or clones one; here the first.
+
+  Returns: (what its cells printed, their other outputs, the folder of its work).
+  """
   for needed in ("nbclient", "nbformat", "ipykernel"):
     pytest.importorskip(needed, reason=f"needs {needed}")
-  env = {
-    **os.environ,
-    **SMALL,
-    "ALBERT_WORK": str(tmp_path / "work"),
-    "JAX_PLATFORMS": "cpu",
-    "IPYTHONDIR": str(tmp_path),
-  }
-  # A user opens it in the checkout, or clones one; here the first.
+  work = folder / "work"
+  env = {**os.environ, **parameters, "ALBERT_WORK": str(work), "JAX_PLATFORMS": "cpu", "IPYTHONDIR": str(folder)}
   result = subprocess.run(
-    [sys.executable, "-c", RUNNER, ROOT / "launch" / "colab_pretrain.ipynb", ROOT / "launch", tmp_path / "done.ipynb"],
+    [sys.executable, "-c", RUNNER, ROOT / "launch" / name, ROOT / "launch", folder / "done.ipynb"],
     env=env, capture_output=True, text=True, timeout=900,
   )  # fmt: skip
   assert result.returncode == 0, result.stderr[-3000:]
   outputs = [
-    out for cell in json.loads((tmp_path / "done.ipynb").read_text())["cells"] for out in cell.get("outputs", ())
+    out for cell in json.loads((folder / "done.ipynb").read_text())["cells"] for out in cell.get("outputs", ())
   ]
-  printed = "".join("".join(out.get("text", "")) for out in outputs)
+  assert not (ROOT / "launch" / "albert_work").exists()
+  return "".join("".join(out.get("text", "")) for out in outputs), outputs, work
+
+
+@pytest.mark.slow
+def test_the_pretraining_notebook_runs_from_top_to_bottom(tmp_path):
+  printed, outputs, work = run_notebook("colab_pretrain.ipynb", tmp_path, **SMALL)
   assert any("image/png" in out.get("data", {}) for out in outputs), "no curves"
   assert '"filled"' in printed
   assert "parameters" in printed
-  assert {path.name for path in (tmp_path / "work").iterdir()} >= {"vocab", "data", "run", "albert.zip"}
-  assert (tmp_path / "work" / "run" / "export" / "model.safetensors").exists()
-  assert not (ROOT / "launch" / "albert_work").exists()
+  assert {path.name for path in work.iterdir()} >= {"vocab", "data", "run", "albert.zip"}
+  assert (work / "run" / "export" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_fine_tuning_notebook_runs_from_top_to_bottom(tmp_path):
+  checkpoint = made_up.checkpoint(tmp_path)
+  printed, outputs, work = run_notebook(
+    "colab_finetune.ipynb", tmp_path, ALBERT_CHECKPOINT=str(checkpoint), ALBERT_EPOCHS="0.2", ALBERT_LENGTH="32",
+    ALBERT_BATCH="64", ALBERT_REFRESH="1", ALBERT_MORE="--config.optimizer.learning_rate=1e-3",
+  )  # fmt: skip
+  assert any("image/png" in out.get("data", {}) for out in outputs), "no curves"
+  answers = [json.loads(line) for line in printed.splitlines() if line.startswith('{"text"')]
+  assert len(answers) == 3
+  assert {answer["label"] for answer in answers} <= set(answers[0]["scores"]) == {
+    "asyncio", "email", "logging", "multiprocessing", "unittest", "xml",
+  }  # fmt: skip
+  assert f"{answers[0]['score']:6.1%}  {answers[0]['label']}" in printed, "Python says the same"
+  assert {path.name for path in work.iterdir()} >= {"labels", "run", "albert_classifier.zip"}

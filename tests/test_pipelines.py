@@ -1,6 +1,7 @@
 """Pipelines: what a model says of a text does not depend on which others it is asked about with, or in what order."""
 
 import dataclasses
+import importlib
 import json
 
 import jax
@@ -15,7 +16,7 @@ from albert_jax.convert import hf
 from albert_jax.data import finetune
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
-from albert_jax.tasks import answers
+from albert_jax.tasks import answers, entities
 from albert_jax.tasks.base import about
 
 CFG = dataclasses.replace(
@@ -229,3 +230,107 @@ class TestFilesOfTransformers:
     assert set(albert_jax.pipeline(None, export(("pooler",), {"classifier": 1}))(TEXTS[0])) == {"text", "score"}
     several = {"problem_type": "multi_label_classification"}
     assert "labels" in albert_jax.pipeline(None, export(("pooler",), {"classifier": 3}, None, several))(TEXTS[0])
+
+
+@pytest.fixture(scope="module")
+def transformers():
+  pytest.importorskip("torch", reason="parity with transformers: pip install albert-jax[parity]")
+  found = pytest.importorskip("transformers", reason="parity with transformers: pip install albert-jax[parity]")
+  found.utils.logging.disable_progress_bar()
+  return found
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+class TestParity:
+  """What transformers says of the same export, from the same text."""
+
+  def test_classify(self, transformers, classifier):
+    theirs = transformers.pipeline("text-classification", model=str(classifier), top_k=None, device="cpu")
+    texts = [text for text in TEXTS if len(text) < 100]
+    for ours, found in zip(albert_jax.pipeline(None, classifier)(texts), theirs(texts), strict=True):
+      assert ours["scores"] == pytest.approx({x["label"]: x["score"] for x in found}, abs=1e-5)
+
+  def test_several_labels_and_numbers(self, transformers, export):
+    said = about("classify", ("a", "b", "c"), kind="multilabel") | {"problem_type": "multi_label_classification"}
+    path = export(("pooler",), {"classifier": 3}, None, said)
+    theirs = transformers.pipeline("text-classification", model=str(path), top_k=None, device="cpu")([TEXTS[0]])[0]
+    assert albert_jax.pipeline(None, path)(TEXTS[0])["scores"] == pytest.approx(
+      {x["label"]: x["score"] for x in theirs}, abs=1e-5
+    )
+    path = export(
+      ("pooler",), {"classifier": 1}, None, about("classify", kind="regression") | {"problem_type": "regression"}
+    )
+    theirs = transformers.pipeline("text-classification", model=str(path), function_to_apply="none", device="cpu")
+    assert albert_jax.pipeline(None, path)(TEXTS[0])["score"] == pytest.approx(theirs(TEXTS[0])[0]["score"], abs=1e-5)
+
+  def test_fill_mask(self, transformers, masked):
+    theirs = transformers.pipeline("fill-mask", model=str(masked), top_k=400, device="cpu")
+    tokenizer = Tokenizer(masked)
+    ordinary = {int(i) for i in tokenizer.ordinary_ids}
+    text = f"{TEXTS[0]} [MASK] badu"
+    found = [x for x in theirs(text) if x["token"] in ordinary]
+    total = sum(x["score"] for x in found)
+    [ours] = albert_jax.pipeline("fill-mask", masked, top_k=5)(text)["masks"]
+    assert [x["token"] for x in ours] == [tokenizer.decode([x["token"]]) for x in found[:5]]
+    assert [x["score"] for x in ours] == pytest.approx([x["score"] / total for x in found[:5]], rel=1e-4)
+
+  def test_tag(self, transformers, export):
+    path = export(
+      (), {"classifier": 5}, "AlbertForTokenClassification", about("tag", ("O", "B-X", "I-X", "B-Y", "I-Y"))
+    )
+    text = "badu mola gine toro kiki badu"  # Words that both cut alike; each counts by its first piece.
+    model = transformers.AutoModelForTokenClassification.from_pretrained(path).eval()
+    tokenizer = Tokenizer(path)
+    pieces = [tokenizer.encode(word) for word in text.split()]
+    ids = [tokenizer.cls_id, *(i for piece in pieces for i in piece), tokenizer.sep_id]
+    firsts = np.cumsum([1, *map(len, pieces)])[:-1]
+    with importlib.import_module("torch").inference_mode():
+      logits = model(input_ids=importlib.import_module("torch").tensor([ids])).logits[0]
+    scores = logits.softmax(-1).numpy()[firsts]
+    labels = [model.config.id2label[i] for i in scores.argmax(-1)]
+    found = albert_jax.pipeline(None, path)(text)["entities"]
+    expected = entities.entities(labels)
+    assert [x["type"] for x in found] == [kind for kind, _, _ in expected]
+    assert [x["text"] for x in found] == [" ".join(text.split()[begin:end]) for _, begin, end in expected]
+    assert [text[x["start"] : x["end"]] for x in found] == [x["text"] for x in found]
+    assert [x["score"] for x in found] == pytest.approx(
+      [scores.max(-1)[begin:end].mean() for _, begin, end in expected], abs=1e-5
+    )
+
+  def test_answer(self, transformers, export):
+    """The best span by their logits, sought by hand: transformers 5 has no pipeline for it any more."""
+    path = export((), {"span": 2})
+    assert json.loads((path / "config.json").read_text())["architectures"] == ["AlbertForQuestionAnswering"]
+    torch = importlib.import_module("torch")
+    model, tokenizer = transformers.AutoModelForQuestionAnswering.from_pretrained(path).eval(), Tokenizer(path)
+    question, context = "badu mola", "gine toro kiki badu mola gine"
+    query, (passage, spans) = tokenizer.encode(question), tokenizer.encode_with_offsets(context)
+    ids = [tokenizer.cls_id, *query, tokenizer.sep_id, *passage, tokenizer.sep_id]
+    types = [0] * (len(query) + 2) + [1] * (len(passage) + 1)
+    with torch.inference_mode():
+      out = model(input_ids=torch.tensor([ids]), token_type_ids=torch.tensor([types]))
+    first = len(query) + 2
+    starts, ends = (x[0].numpy()[first : first + len(passage)] for x in (out.start_logits, out.end_logits))
+    scores = [(starts[i] + ends[j], spans[i][0], spans[j][1]) for i in range(len(starts)) for j in range(i, len(ends))]
+    _, begin, end = max(scores)
+    best = albert_jax.pipeline(None, path, max_answer_length=100)((question, context))["answers"][0]
+    assert (best["text"], best["start"], best["end"]) == (context[begin:end], begin, end)
+
+  def test_choose(self, transformers, export):
+    path = export(("pooler",), {"classifier": 1}, "AlbertForMultipleChoice")
+    torch = importlib.import_module("torch")
+    model, tokenizer = transformers.AutoModelForMultipleChoice.from_pretrained(path).eval(), Tokenizer(path)
+    context, options = TEXTS[0], ["badu mola", "gine", "toro kiki badu"]
+    rows, types = [], []
+    for option in options:
+      a, b = tokenizer.encode(context), tokenizer.encode(option)
+      rows.append([tokenizer.cls_id, *a, tokenizer.sep_id, *b, tokenizer.sep_id])
+      types.append([0] * (len(a) + 2) + [1] * (len(b) + 1))
+    length = max(map(len, rows))
+    mask = torch.tensor([[[1] * len(row) + [0] * (length - len(row)) for row in rows]])
+    ids, types = (torch.tensor([[row + [0] * (length - len(row)) for row in x]]) for x in (rows, types))
+    with torch.inference_mode():
+      scores = model(input_ids=ids, token_type_ids=types, attention_mask=mask).logits.softmax(-1)[0].numpy()
+    found = albert_jax.pipeline(None, path)({"context": context, "options": options})
+    assert found["scores"] == pytest.approx(scores.tolist(), abs=1e-5)
+    assert found["text"] == options[int(scores.argmax())]
