@@ -178,6 +178,12 @@ class TestData:
       next(iter(make(checkpoint, folder, **overrides).train_batches(0, 0, 1)))
     assert "\n" not in str(error.value)
 
+  def test_another_vocabulary_than_the_checkpoints(self, checkpoint, folder, tmp_path):
+    other = made_up.vocabulary(tmp_path, size=300)
+    with pytest.raises(UserError, match="is another vocabulary than the checkpoint's"):
+      make(checkpoint, folder, data__spm=str(other))
+    assert make(checkpoint, folder, data__spm=str(checkpoint)).vocabulary.path.startswith(str(checkpoint))
+
   def test_a_text_taken_for_a_label(self, checkpoint, tmp_path):
     (tmp_path / "all.csv").write_text("text,label\n" + "".join(f"a{i},b{i}\n" for i in range(200)))
     with pytest.raises(UserError, match=r"has 18\d different labels in 18\d rows; is it the label"):

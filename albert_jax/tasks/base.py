@@ -71,7 +71,14 @@ def model_and_vocabulary(config, vocabulary) -> tuple[AlbertConfig, Tokenizer]:
   Raises: UserError where there is no vocabulary, or it or data.seq_length does not fit the model.
   """
   cfg = AlbertConfig(**config.model)
-  vocabulary = Tokenizer(config.data.spm) if config.data.spm else vocabulary
+  if config.data.spm:
+    given = Tokenizer(config.data.spm)
+    if vocabulary is not None and given.pieces != vocabulary.pieces:
+      raise UserError(
+        f"data.spm={config.data.spm} is another vocabulary than the checkpoint's, {vocabulary.path}, so its ids would "
+        "mean other pieces; leave data.spm empty"
+      )
+    vocabulary = vocabulary or given  # The checkpoint's also knows its rules.
   if vocabulary is None:
     raise UserError(
       "no vocabulary: begin with a checkpoint that has one, --config.init_from=RUN, or give --config.data.spm=FILE"
