@@ -129,9 +129,13 @@ class TestSilence:
     assert all(math.isfinite(value) for value in odds.values())
     assert [x["text"] for x in lists["q0"]] == ([""] if head == "span" else [])
 
-  def test_settings_that_find_nothing(self):
+  def test_settings_that_cannot_be(self):
     with pytest.raises(UserError, match=r"task\.n_best=0 must be 1 or more"):
       Search(n_best=0)
+    with pytest.raises(
+      UserError, match=r"data\.seq_length=40 leaves no room .* task\.max_query_length=38 tokens; lower"
+    ):
+      Search(seq_length=40, max_query_length=38)
 
 
 @pytest.fixture(scope="module", params=sorted(squad_heads.HEADS))

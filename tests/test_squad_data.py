@@ -242,10 +242,6 @@ class TestWindows:
         assert (fixed["start"][w], fixed["end"][w], fixed["impossible"][w]) == (0, 0, 1)
     assert holding > 1 and not found.notes
 
-  def test_no_room(self, tokenizer):
-    with pytest.raises(UserError, match=r"data\.seq_length=40 leaves no room .* task\.max_query_length=38"):
-      self.encode(tokenizer, [], max_query_length=38)
-
   def test_what_is_odd_is_counted_and_nothing_dropped(self, tokenizer):
     words = " ".join(random_words(40))
     q = [

@@ -171,7 +171,14 @@ class TestScore:
     assert squad_score.rules_of(questions(2, set()), "en") == "squad1"
     assert squad_score.rules_of(questions(2, {1}), "en") == "squad2"
     assert squad_score.rules_of(questions(2, {1}), "zh") == "cmrc"
-    with pytest.raises(UserError, match=r"task\.language='de' is unknown; use en \(words\) or zh"):
+    assert squad_score.rules_of(questions(2, {1})) == "squad2"
+    chinese = [
+      Question(str(i), "?", "一百年", ((text, 0),), False) for i, text in enumerate(["一百", "年", "2年", "NBA"])
+    ]
+    assert squad_score.rules_of(chinese) == "cmrc"
+    assert squad_score.rules_of(chinese, "en") == "squad1"
+    assert squad_score.rules_of([*chinese, *questions(9, set())]) == "squad1"
+    with pytest.raises(UserError, match=r"task\.language='de' is unknown; use en \(words\), zh"):
       squad_score.rules_of([], "de")
 
 

@@ -258,17 +258,10 @@ def encode(questions, tokenizer, *, seq_length, doc_stride, max_query_length, tr
   that lies in a window. A row without its answer is labelled as having none, as in the original.
 
   Args:
-    seq_length: the longest row. doc_stride: tokens from one window to the next. max_query_length: a longer question
-      loses its end.
+    seq_length: the longest row, more than max_query_length + 3. doc_stride: tokens from one window to the next.
+    max_query_length: a longer question loses its end.
     training: leave out questions whose answer is nowhere in the passage: there is nothing to learn from them.
-
-  Raises: UserError where a row has no room for a passage.
   """
-  if seq_length < max_query_length + 4 or min(doc_stride, max_query_length) < 1:
-    raise UserError(
-      f"data.seq_length={seq_length} leaves no room for a passage beside a question of task.max_query_length="
-      f"{max_query_length}, or task.doc_stride={doc_stride} is below 1; lower task.max_query_length"
-    )
   notes = collections.Counter()
   kind = np.int32 if tokenizer.vocab_size > 2**16 else np.uint16
   passage_of = functools.cache(lambda text: _passage(tokenizer, text, kind))  # TFDS has the questions shuffled.

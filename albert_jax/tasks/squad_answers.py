@@ -34,6 +34,11 @@ class Search:
     for field in dataclasses.fields(self):
       if field.type is int and getattr(self, field.name) < 1:
         raise UserError(f"task.{field.name}={getattr(self, field.name)} must be 1 or more")
+    if self.seq_length < self.max_query_length + 4:
+      raise UserError(
+        f"data.seq_length={self.seq_length} leaves no room for a passage beside a question of "
+        f"task.max_query_length={self.max_query_length} tokens; lower --config.task.max_query_length"
+      )
 
 
 def best(head, windows, found, question: int, rows, search: Search):
@@ -122,9 +127,9 @@ def answer(cfg, params, tokenizer, items, *, top_k=5, batch_size=heads.BATCH, **
     raise UserError(
       "this checkpoint has no head that answers questions; train one: albert-jax train --config=configs/squad.py:base"
     )
-  search = Search(**search)
-  room = min(search.seq_length, cfg.max_position_embeddings)
-  search = dataclasses.replace(search, seq_length=room, max_query_length=min(search.max_query_length, room // 2))
+  given = {field.name: field.default for field in dataclasses.fields(Search)} | search
+  room = min(given["seq_length"], cfg.max_position_embeddings)
+  search = Search(**given | {"seq_length": room, "max_query_length": min(given["max_query_length"], room // 2)})
   questions = []
   for number, item in enumerate(items):
     if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in ("question", "context")):

@@ -16,6 +16,7 @@ from albert_jax.errors import UserError
 _PUNCTUATION = set(string.punctuation)
 # What CMRC leaves out; its list also has "……", which as two characters never matches one.
 _CMRC_PUNCTUATION = set("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
+_CHINESE = re.compile(r"([\u4e00-\u9fa5])")
 # Words as NLTK cuts them, nearly: brackets and the like stand alone, commas but in numbers, and a period at the end.
 _CMRC_TOKEN = re.compile(r"""[][(){}<>;@#$%&?!"—]|,(?!\d)|\.\Z|(?:[^][(){}<>;@#$%&?!"—,.\s]|,(?=\d)|\.(?!\Z))+""")
 
@@ -75,7 +76,7 @@ def _cmrc_text(text):
 
 def _cmrc_tokens(text):
   # Chinese characters each by themselves; between them, words.
-  parts = re.split(r"([\u4e00-\u9fa5])", _cmrc_text(text))
+  parts = _CHINESE.split(_cmrc_text(text))
   return [token for i, part in enumerate(parts) for token in ([part] if i % 2 else _CMRC_TOKEN.findall(part))]
 
 
@@ -94,11 +95,20 @@ def _longest_run(a, b):
 RULES = {"squad1": squad1, "squad2": squad2, "cmrc": cmrc}
 
 
-def rules_of(questions, language: str) -> str:
-  """Which of RULES scores these questions: by the language, and by whether some have no answer."""
-  if language not in ("en", "zh"):
-    raise UserError(f"task.language={language!r} is unknown; use en (words) or zh (characters)")
-  return "cmrc" if language == "zh" else "squad2" if any(x.impossible for x in questions) else "squad1"
+def rules_of(questions, language: str = "") -> str:
+  """Which of RULES scores these questions: by the language, and by whether some have no answer.
+
+  Args: language: en counts words, zh characters; '' is zh where most answers have Chinese characters in them.
+  """
+  if language not in ("", "en", "zh"):
+    raise UserError(
+      f"task.language={language!r} is unknown; use en (words), zh (characters), or '' to see by the answers"
+    )
+  answers = [text for question in questions for text, _ in question.answers[:1]]
+  chinese = sum(bool(_CHINESE.search(text)) for text in answers) * 2 > len(answers)
+  if language == "zh" or (chinese and not language):
+    return "cmrc"
+  return "squad2" if any(question.impossible for question in questions) else "squad1"
 
 
 def score(questions, predictions: dict, rules: str, null_odds: dict | None = None, null_threshold: float = 1.0) -> dict:
@@ -156,12 +166,12 @@ def best_threshold(predictions, scores, null_odds, has_answer):
   return 100.0 * best / len(scores), threshold
 
 
-def score_files(predictions: str, gold: str, null_odds: str = "", language: str = "en") -> dict:
+def score_files(predictions: str, gold: str, null_odds: str = "", language: str = "") -> dict:
   """Scores predictions made elsewhere.
 
   Args:
     predictions: a JSON file {id: text}, as predictions.json. gold: SQuAD's JSON. null_odds: a JSON file {id: number}.
-    language: en, or zh for CMRC's definitions.
+    language: see `rules_of`.
 
   Returns: see `score`.
   Raises: UserError: a file is not what it should be, or the two are about different questions.

@@ -47,7 +47,7 @@ def same_run(config, workdir):
   """Writes `config.json`, or finds the same one there. Raises: UserError that names the fields that differ."""
   path = workdir / "config.json"
   new = json.loads(config.to_json())
-  if path.exists() and (workdir / "checkpoints").exists():
+  if path.exists() and any((workdir / "checkpoints").glob("[0-9]*")):  # Else there is nothing to go on with.
     old = json.loads(path.read_text())
     ours, theirs = _flat(new), _flat(old)
     changed = [
