@@ -54,3 +54,18 @@ def test_scores_that_are_no_numbers_are_refused():
   for metric in (metrics.pearson, metrics.spearman, metrics.auc):
     with pytest.raises(UserError, match="1 of 3 scores are not finite"):
       metric(np.array([1, 0, 1.0]), np.array([0.5, np.nan, 0.1]))
+
+
+def test_against_the_library_that_defines_them():
+  sklearn = pytest.importorskip("sklearn.metrics", reason="scikit-learn comes with the extra [parity]")
+  rng = np.random.default_rng(1)
+  for classes in (2, 3, 5):
+    gold, scores = rng.integers(0, classes, 60), rng.dirichlet(np.ones(classes), 60)
+    predicted = scores.argmax(axis=1)
+    assert metrics.accuracy(gold, predicted) == pytest.approx(sklearn.accuracy_score(gold, predicted))
+    assert metrics.macro_f1(gold, predicted) == pytest.approx(sklearn.f1_score(gold, predicted, average="macro"))
+    assert metrics.mcc(gold, predicted) == pytest.approx(sklearn.matthews_corrcoef(gold, predicted))
+    one_hot = np.eye(classes, dtype=int)[gold]
+    assert metrics.macro_auc(one_hot, scores) == pytest.approx(sklearn.roc_auc_score(one_hot, scores, average="macro"))
+    assert metrics.f1(gold == 1, predicted == 1) == pytest.approx(sklearn.f1_score(gold == 1, predicted == 1))
+  assert metrics.mcc([0, 1, 1], [1, 1, 1]) == sklearn.matthews_corrcoef([0, 1, 1], [1, 1, 1])
