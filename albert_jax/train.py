@@ -67,6 +67,7 @@ def train(config, folder, profile: tuple[int, int] | None = None) -> dict:
     asked_to_stop = stack.enter_context(watch.asked_to_stop(hosts))
     alive = stack.enter_context(watch.stacks(config.hang_minutes))
     trace = stack.enter_context(watch.trace(profile, folder / "profile"))
+    stack.enter_context(watch.together(hosts))
 
     def look(step, work, numbers):
       """At what came of a step. Waits for it, and so is called one step behind the device."""
@@ -155,6 +156,8 @@ class _Run:
 
 def _settle(config, folder) -> _Run:
   """Tasks, mesh, optimizer, steps. Raises: UserError for all that can be found wrong with a config."""
+  if config.early_stop and not config.best:
+    raise UserError(f"early_stop={config.early_stop} needs a metric to go by; give one, as --config.best=mlm_loss")
   config, parts, task_of = _tasks(config)
   task, opt = task_of(parts[-1]), OptimizerConfig(**config.optimizer)
   mesh = sharding.make_mesh(MeshConfig(**config.mesh), config.batch_size)
@@ -347,15 +350,18 @@ def _announce(config, task, mesh, start, folder):
 
 
 def join(coordinator: str, processes: int, process: int):
-  """Makes this process one of several, if it is: by the arguments, or by what launch/tpu.sh, a pod or SLURM says."""
+  """Makes this process one of several, if it is: by the arguments, or by what launch/tpu.sh, a pod or SLURM says.
+
+  A host that is not heard of for a minute is taken for dead, and then all others end.
+  """
   said = os.environ.get
   if coordinator:
-    jax.distributed.initialize(coordinator, processes, process)
+    jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=60)
   elif (
     "," in said("TPU_WORKER_HOSTNAMES", "")
     or max(int(said("ALBERT_JAX_PROCESSES", "1")), int(said("SLURM_NTASKS", "1"))) > 1
   ):
-    jax.distributed.initialize()  # Which asks the cluster who it is.
+    jax.distributed.initialize(heartbeat_timeout_seconds=60)  # Which asks the cluster who it is.
 
 
 def table(metrics, baselines) -> str:

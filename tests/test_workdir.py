@@ -27,7 +27,7 @@ def test_a_folder_in_use_is_refused(tmp_path):
 def test_the_same_run_may_be_longer_but_not_another_one(tmp_path):
   workdir.same_run(config(), tmp_path)
   workdir.same_run(config(model={"hidden_size": 16}), tmp_path)  # Nothing was trained yet.
-  (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+  (tmp_path / "checkpoints" / "2").mkdir(parents=True)
   workdir.same_run(config(steps=9, model={"hidden_size": 16}), tmp_path)
   assert json.loads((tmp_path / "config.json").read_text())["steps"] == 9
   with pytest.raises(UserError, match=r"model\.hidden_size: 16 there, 8 here"):
@@ -38,7 +38,7 @@ def test_hours_are_looked_up(tmp_path):
   found = config(hours=2.0, steps=77)
   assert workdir.settled_steps(found, tmp_path) == 0
   workdir.same_run(found, tmp_path)
-  (tmp_path / "checkpoints").mkdir()
+  (tmp_path / "checkpoints" / "2").mkdir(parents=True)
   assert workdir.settled_steps(config(hours=2.0), tmp_path) == 77
   assert workdir.settled_steps(config(hours=3.0), tmp_path) == 0
 

@@ -3,9 +3,11 @@
 import contextlib
 import faulthandler
 import itertools
+import os
 import signal
 import sys
 import time
+import traceback
 
 import jax
 from jax.experimental import multihost_utils
@@ -36,6 +38,27 @@ def asked_to_stop(hosts: int):
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def together(hosts: int):
+  """Of several hosts none goes on alone: one on which something breaks, such as the word from another that is gone,
+  ends at once with code 1. Going out in good order would wait for the others, and they for this one."""
+  try:
+    yield
+  except (UserError, FloatingPointError):
+    raise  # All hosts see these.
+  except Exception as error:
+    if hosts == 1:
+      raise
+    if not isinstance(error, jax.errors.JaxRuntimeError | OSError):
+      traceback.print_exc()
+    print(
+      f"albert-jax: host {jax.process_index()} of {hosts} ends: {str(error).strip().splitlines()[0][:300]}. If nothing "
+      "else says why, another host is gone. Start all of them again: they go on from the last checkpoint.",
+      file=sys.stderr, flush=True,
+    )  # fmt: skip
+    os._exit(1)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ from albert_jax.errors import UserError
 
 # What may differ between a run and its continuation: how it is watched and computed, not what is computed.
 FREE = ("steps", "epochs", "tokens", "hours", "log_", "eval_every", "eval_batches", "checkpoint_every", "keep_",
-        "early_stop", "guard.", "hang_", "init_", "accumulate", "data.workers", "model.remat", "mesh.")  # fmt: skip
+        "best", "early_stop", "guard.", "hang_", "init_", "accumulate", "data.workers", "model.remat",
+        "mesh.")  # fmt: skip
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "sentencepiece")
 PART = 1 << 22  # bytes; of larger files only the first and last so many are read for a fingerprint
 
@@ -39,7 +40,7 @@ def alone(workdir):
 def settled_steps(config, workdir) -> int:
   """How many steps `config.hours` were found to be when this run began; 0 if that is not known."""
   path = workdir / "config.json"
-  old = json.loads(path.read_text()) if path.exists() and (workdir / "checkpoints").exists() else {}
+  old = json.loads(path.read_text()) if path.exists() and _is_begun(workdir) else {}
   return old["steps"] if old.get("hours") == config.hours else 0
 
 
@@ -47,7 +48,7 @@ def same_run(config, workdir):
   """Writes `config.json`, or finds the same one there. Raises: UserError that names the fields that differ."""
   path = workdir / "config.json"
   new = json.loads(config.to_json())
-  if path.exists() and any((workdir / "checkpoints").glob("[0-9]*")):  # Else there is nothing to go on with.
+  if path.exists() and _is_begun(workdir):
     old = json.loads(path.read_text())
     ours, theirs = _flat(new), _flat(old)
     changed = [
@@ -115,6 +116,11 @@ def write(path, text: str):
   temporary = path.with_suffix(".tmp")
   temporary.write_text(text)
   temporary.replace(path)
+
+
+def _is_begun(workdir) -> bool:
+  """Whether there is a checkpoint to go on from."""
+  return any((workdir / "checkpoints").glob("[0-9]*"))
 
 
 def _code() -> dict:

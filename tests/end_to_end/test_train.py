@@ -3,6 +3,8 @@
 import fcntl
 import json
 import random
+import re
+import resource
 import shutil
 import signal
 import socket
@@ -117,17 +119,72 @@ def test_on_four_devices_it_is_the_same_run(whole, dataset, tmp_path):
 
 def test_two_processes_of_four_devices_are_one_run(whole, dataset, tmp_path):
   workdir = tmp_path / "run"
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    several = [f"--coordinator=127.0.0.1:{s.getsockname()[1]}", "--processes=2"]
-  processes = [start("train", *flags(dataset, workdir), *several, f"--process={i}", devices=4) for i in (0, 1)]
-  for process in processes:
-    _, err = process.communicate(timeout=200)
+  for process in two(dataset, workdir, devices=4):
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
   expected, found = numbers(whole[0]), numbers(workdir)
   assert expected.keys() == found.keys()
   for key in expected:
     assert found[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-6), key
+
+
+def two(dataset, workdir, devices=1, **overrides):
+  """Two processes of one run."""
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    several = [f"--coordinator=127.0.0.1:{s.getsockname()[1]}", "--processes=2"]
+  command = ["train", *flags(dataset, workdir, **overrides), *several]
+  return [start(*command, f"--process={i}", devices=devices) for i in (0, 1)]
+
+
+def test_a_host_that_dies_takes_the_other_along_and_both_go_on(dataset, tmp_path):
+  workdir = tmp_path / "run"
+  processes = two(dataset, workdir, steps=100_000, eval_every=100_000)
+  while not list(workdir.glob("checkpoints/*/checksums.json")) and all(p.poll() is None for p in processes):
+    time.sleep(0.01)
+  processes[1].kill()
+  _, err = processes[0].communicate(timeout=150)  # A lost connection is seen at once; silence within a minute.
+  assert processes[0].returncode > 0
+  assert "host 0 of 2 ends" in err
+  assert "Start all of them again" in err
+  assert "Traceback" not in err
+  processes[1].communicate()
+  steps = max(int(folder.parent.name) for folder in workdir.glob("checkpoints/*/checksums.json")) + 5
+  for process in two(dataset, workdir, steps=steps, eval_every=100_000):
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+  assert set(numbers(workdir)) == {(step, "train") for step in range(1, steps + 1)} | {(steps, "eval")}
+
+
+def test_killed_in_the_middle_of_a_save_it_goes_on_from_the_one_before(whole, dataset, tmp_path):
+  workdir = tmp_path / "run"
+  process = start("train", *flags(dataset, workdir, checkpoint_every=1))
+  complete = re.compile(r"\d+")
+  while process.poll() is None:
+    there = [path.name for path in workdir.glob("checkpoints/*")]
+    if sum(map(bool, map(complete.fullmatch, there))) >= 2 and any("tmp" in name for name in there):
+      break
+  process.kill()
+  process.communicate()
+  code, _, err = run("train", *flags(dataset, workdir))
+  assert code == 0, err
+  assert numbers(workdir) == numbers(whole[0])
+  same_weights(workdir, whole[0])
+  assert not list(workdir.glob("checkpoints/*tmp*"))
+
+
+def test_where_files_cannot_grow_it_is_one_line_and_it_goes_on_when_they_can(whole, dataset, tmp_path):
+  """As on a full disk, which needs a disk to try."""
+  workdir = tmp_path / "run"
+  command = flags(dataset, workdir)
+  process = start("train", *command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)))
+  _, err = process.communicate(timeout=300)
+  assert process.returncode == 1
+  assert "could not be written" in err.splitlines()[-1]
+  assert "Traceback" not in err
+  code, _, err = run("train", *command)
+  assert code == 0, err
+  assert numbers(workdir) == numbers(whole[0])
 
 
 def read_while_written(workdir):
