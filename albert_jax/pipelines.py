@@ -26,11 +26,13 @@ class Purpose:
   form: what that is, in words.
   pairs: whether it is always two texts.
   settings: the name of a dataclass beside the function, whose fields are options too.
+  parts: which parts of the parameters it needs, in one way or another.
   """
 
   home: str
   item: Callable
   form: str
+  parts: tuple[set, ...]
   pairs: bool = False
   settings: str = ""
 
@@ -90,16 +92,23 @@ def _choice(value):
 
 
 TASKS = {
-  "fill-mask": Purpose("answers:fill_mask", _text, "a text with [MASK] in it"),
-  "classify": Purpose("answers:classify", _text_or_pair, 'a text, or a pair: ("…", "…") or {"text": …, "pair": …}'),
-  "answer": Purpose(
-    "squad_answers:answer", _question, '{"question": …, "context": …}, or the two as a pair', True, "Search"
+  "fill-mask": Purpose("answers:fill_mask", _text, "a text with [MASK] in it", ({"mlm"},)),
+  "classify": Purpose(
+    "answers:classify", _text_or_pair, 'a text, or a pair: ("…", "…") or {"text": …, "pair": …}',
+    ({"classifier", "pooler"},),
   ),
-  "tag": Purpose("ner:tag", _text_or_words, 'a text, or {"tokens": [words]}'),
-  "choose": Purpose("choice:choose", _choice, '{"context": …, "question": …, "options": [texts, two at least]}'),
-  "embed": Purpose("retrieve:embed", _text, "a text"),
-  "summarize": Purpose("summarize:summarize", _text_or_sentences, 'a text, or {"sentences": [texts]}'),
-}
+  "answer": Purpose(
+    "squad_answers:answer", _question, '{"question": …, "context": …}, or the two as a pair', ({"span"}, {"squad_v2"}),
+    pairs=True, settings="Search",
+  ),
+  "tag": Purpose("ner:tag", _text_or_words, 'a text, or {"tokens": [words]}', ({"classifier"},)),
+  "choose": Purpose(
+    "choice:choose", _choice, '{"context": …, "question": …, "options": [texts, two at least]}',
+    ({"classifier", "pooler"},),
+  ),
+  "embed": Purpose("retrieve:embed", _text, "a text", (set(),)),
+  "summarize": Purpose("summarize:summarize", _text_or_sentences, 'a text, or {"sentences": [texts]}', ({"sentence"},)),
+}  # fmt: skip
 
 
 class Pipeline:
@@ -160,26 +169,31 @@ def pipeline(task: str | None, path, *, dtype: str = "", **options) -> Pipeline:
     raise UserError(f"no task {task!r}; use one of {', '.join(TASKS)}")
   cfg, params = convert.load(path)
   said = convert.about(path)
-  name = said.get("name", "fill-mask" if "mlm" in params else None)
-  able = [x for x in TASKS if x == name or (x == "fill-mask" and "mlm" in params) or x == "embed"]
-  if task is None and name not in TASKS:
+  name = said.get("name")
+  able = [x for x, purpose in TASKS.items() if any(parts <= params.keys() for parts in purpose.parts)]
+  # A head is for what it was trained for, where that is known; masks and vectors need none of its kind.
+  able = [x for x in able if name is None or x in (name, "fill-mask", "embed")]
+  heads = [x for x in able if x != "embed"]
+  wanted = task or name or (heads[0] if len(heads) == 1 else None)
+  if wanted not in TASKS:
     raise UserError(f"{path} does not say what it is for; give a task: {', '.join(able)}")
-  if task is not None and task not in able:
-    labels = (
-      f" ({', '.join(said['labels'][:8])}{', …' if len(said['labels']) > 8 else ''})" if said.get("labels") else ""
-    )
-    what = f"is for {name}{labels}" if name else "has no head for a task"
-    raise UserError(f"{path} {what}, not for {task}; it can {' or '.join(able)}")
-  purpose = TASKS[task or name]
+  if wanted not in able:
+    labels = said.get("labels", ())
+    shown = f" ({', '.join(labels[:8])}{', …' * (len(labels) > 8)})" if labels else ""
+    what = f"is for {name}{shown}, not for" if name else "has no head for"
+    raise UserError(f"{path} {what} {wanted}; it can {' or '.join(able)}")
+  purpose = TASKS[wanted]
   _check_options(purpose, options)
   # What the export says of a task other than this one is not meant for it.
-  said = said if (task or name) == name else {}
+  said = said if name in (wanted, None) else {}
   defaults, positions = purpose.options(), cfg.max_position_embeddings
   options = {key: value for key, value in said.items() if key in defaults} | options
   if "seq_length" in defaults:
     options["seq_length"] = min(options.get("seq_length") or defaults["seq_length"] or positions, positions)
+  if defaults.get("labels") is inspect.Parameter.empty and "labels" not in options:
+    options["labels"] = [f"LABEL_{i}" for i in range(len(params["classifier"]["bias"]))]
   cfg = dataclasses.replace(cfg, dtype=dtype) if dtype else cfg
-  return Pipeline(task or name, cfg, jax.device_put(params), convert.load_tokenizer(path), options)
+  return Pipeline(wanted, cfg, jax.device_put(params), convert.load_tokenizer(path), options)
 
 
 def _check_options(purpose, given):

@@ -173,6 +173,20 @@ def test_it_says_what_a_checkpoint_is_for(classifier, masked, export, tmp_path):
     albert_jax.pipeline("classify", tmp_path / "nowhere")
 
 
+def test_of_one_that_says_nothing_its_parts_do(export, masked, monkeypatch):
+  span = export((), {"span": 2})
+  monkeypatch.setattr(pipelines.convert, "about", lambda path: {})
+  assert albert_jax.pipeline(None, masked).task == "fill-mask"
+  assert albert_jax.pipeline(None, span).task == "answer"
+  path = export(("pooler",), {"classifier": 2})
+  with pytest.raises(UserError, match="does not say what it is for; give a task: classify, tag, choose, embed"):
+    albert_jax.pipeline(None, path)
+  assert albert_jax.pipeline("classify", path).labels == []
+  assert albert_jax.pipeline("tag", path).labels == ["LABEL_0", "LABEL_1"]
+  with pytest.raises(UserError, match="has no head for answer; it can classify or tag or choose or embed"):
+    albert_jax.pipeline("answer", path)
+
+
 def test_wrong_inputs_and_options(classifier):
   pipe = albert_jax.pipeline("classify", classifier)
   with pytest.raises(UserError, match="input 2 is 3; classify expects a text, or a pair"):
