@@ -28,18 +28,21 @@ SHAPE = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention
 class Row:
   """One task of the suite.
 
-  config: FILE:VARIANT in configs/. folders: where its data is looked for in --data. metrics: {name in the held-out
-  numbers: (how the table calls it, factor to percent)}. after_mnli: the paper begins it with its model of MNLI.
+  config: FILE:VARIANT in configs/.
+  folders: where its data is looked for in --data. tfds: the TFDS name without that; '' for the config's, None for none.
+  metrics: {name in the held-out numbers: (how the table calls it, factor to percent)}.
+  after_mnli: the paper begins it with its model of MNLI.
   """
 
   config: str
   folders: tuple[str, ...]
+  tfds: str | None
   metrics: dict[str, tuple[str, float]]
   after_mnli: bool = False
 
 
 def _glue(folder, name, metrics, after_mnli=False):
-  return Row(f"glue.py:{name}", (f"glue/{folder}", folder), metrics, after_mnli)
+  return Row(f"glue.py:{name}", (f"glue/{folder}", folder), "", metrics, after_mnli)
 
 
 _ACCURACY = {"accuracy": ("accuracy", 100)}
@@ -54,9 +57,11 @@ TASKS = {
   "cola": _glue("CoLA", "cola", {"mcc": ("Matthews correlation", 100)}),
   "sts-b": _glue("STS-B", "sts-b", {"pearson": ("Pearson", 100), "spearman": ("Spearman", 100)}, True),
   "wnli": _glue("WNLI", "wnli", _ACCURACY),
-  "squad1.1": Row("squad.py:base-1.1", ("squad1.1", "squad_v1"), {"f1": ("F1", 1), "exact": ("exact match", 1)}),
-  "squad2.0": Row("squad.py:base", ("squad2.0", "squad_v2"), {"best_f1": ("F1", 1), "best_exact": ("exact match", 1)}),
-  "race": Row("race.py:base", ("race", "RACE"), {"accuracy": ("accuracy", 100)}),
+  "squad1.1": Row("squad.py:base-1.1", ("squad1.1", "squad_v1"), "squad/v1.1",
+                  {"f1": ("F1", 1), "exact": ("exact match", 1)}),
+  "squad2.0": Row("squad.py:base", ("squad2.0", "squad_v2"), "squad/v2.0",
+                  {"best_f1": ("F1", 1), "best_exact": ("exact match", 1)}),
+  "race": Row("race.py:base", ("race", "RACE"), None, {"accuracy": ("accuracy", 100)}),
 }  # fmt: skip
 GROUPS = {"glue": tuple(TASKS)[:9], "squad": ("squad1.1", "squad2.0"), "race": ("race",)}
 
@@ -130,7 +135,7 @@ def _named(tasks):
 
 
 def _data(name, given):
-  """The folder of a task's official files; '' where none is given."""
+  """The folder of a task's official files, or its TFDS name; '' for what its config says."""
   own = [path for task, equals, path in (entry.partition("=") for entry in given) if equals and task == name]
   if own:
     return own[-1]
@@ -139,7 +144,11 @@ def _data(name, given):
   if places and not found:
     listed = " or ".join(map(str, places))
     raise UserError(f"--data: no data of {name}; expected {listed}, or name its folder with --data={name}=DIR")
-  return str(found[0].absolute()) if found else ""
+  if not found and TASKS[name].tfds is None:
+    raise UserError(
+      f"{name} is in TFDS only in part; name the folder of its files with --data=DIR or --data={name}=DIR"
+    )
+  return str(found[0].absolute()) if found else TASKS[name].tfds
 
 
 def _start(name, checkpoint, mnli, runs, out, planned):

@@ -126,6 +126,10 @@ def test_data(tmp_path, checkpoint, runs):
   assert [flags["data.dataset"] for _, _, flags in runs.begun] == [
     str(tmp_path / "data/glue/RTE"), str(tmp_path / "data/squad_v2"), "/x",
   ]  # fmt: skip
+  with pytest.raises(UserError, match=r"race is in TFDS only in part; name the folder"):
+    suite.suite(["race"], checkpoint, tmp_path / "c")
+  suite.suite(["squad2.0", "cola"], checkpoint, tmp_path / "d", seeds=1)
+  assert [flags.get("data.dataset") for _, _, flags in runs.begun[-2:]] == ["squad/v2.0", None]
   with pytest.raises(UserError, match=r"no data of race; expected .*data/race or .*data/RACE, or name its folder"):
     suite.suite(["race"], checkpoint, tmp_path / "c", data=[str(tmp_path / "data")])
 
