@@ -3,16 +3,15 @@
 import math
 from typing import ClassVar
 
-import jax
 import made_up
 import numpy as np
 import pytest
+from small_models import random_params
 
 import albert_jax
 from albert_jax.data import finetune, squad
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
-from albert_jax.tasks import squad as task
 from albert_jax.tasks import squad_answers, squad_heads
 from albert_jax.tasks.squad_answers import Search
 
@@ -142,17 +141,16 @@ class TestSilence:
 def model(request, tokenizer):
   cfg = albert_jax.AlbertConfig(
     vocab_size=tokenizer.vocab_size, embedding_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-    intermediate_size=16, max_position_embeddings=64, initializer_range=0.5, remat="none",
+    intermediate_size=16, max_position_embeddings=64, remat="none",
   )  # fmt: skip
-  init = jax.jit(task.init, static_argnums=(0, 1))
-  return cfg, init(cfg, squad_heads.get(request.param), jax.random.key(0)), tokenizer
+  return cfg, random_params(cfg, (), {squad_heads.get(request.param).part: 2}), tokenizer
 
 
 class TestAnswer:
-  size: ClassVar = {"seq_length": 32}
+  size: ClassVar = {"seq_length": 32, "batch_size": 4}
 
   def test_many_at_once_are_as_each_alone(self, model):
-    items = [{"question": "what ?", "context": " ".join(random_words(count, count))} for count in (3, 90, 1, 20, 0, 7)]
+    items = [{"question": "what ?", "context": " ".join(random_words(count, count))} for count in (3, 60, 1, 0)]
     together = squad_answers.answer(*model, items, top_k=3, **self.size)
     for item, found in zip(items, together, strict=True):
       [alone] = squad_answers.answer(*model, [item], top_k=3, **self.size)
@@ -166,10 +164,10 @@ class TestAnswer:
 
   def test_few_programs_are_compiled(self, model):
     before = squad_answers._run._cache_size()
-    for count in (2, 9, 15, 20, 30, 40, 45, 70, 100, 200, 203):
+    for count in (2, 9, 15, 20, 30, 40, 60, 61):
       items = [{"question": "a", "context": " ".join(random_words(count, count))}]
       squad_answers.answer(*model, items, top_k=count, max_answer_length=count, doc_stride=count, **self.size)
-    assert squad_answers._run._cache_size() - before <= len(finetune.SIZES)
+    assert squad_answers._run._cache_size() - before <= len([size for size in finetune.SIZES if size <= 4])
 
   def test_a_model_that_always_answers(self, model):
     [found] = squad_answers.answer(*model, [{"question": "a", "context": "bade fo"}], no_answer=False, **self.size)
@@ -179,7 +177,7 @@ class TestAnswer:
   def test_a_long_passage_is_read_to_its_end(self, model):
     """An answer may come from any window."""
     cfg, params, tokenizer = model
-    words = random_words(400, 3)
+    words = random_words(300, 3)
     [found] = squad_answers.answer(
       cfg, params, tokenizer, [{"question": "a", "context": " ".join(words)}], top_k=20, **self.size
     )
