@@ -14,6 +14,8 @@ def plot(workdir, baselines):
 
   lines = read(workdir)
   names = [name for name in baselines if any(name in line for line in lines)]
+  if not names:
+    return  # The held-out rows have no labels, and there is nothing to draw.
   figure = Figure(figsize=(5 * len(names), 3.5), layout="constrained")
   for i, name in enumerate(names):
     axes = figure.add_subplot(1, len(names), i + 1)

@@ -62,6 +62,7 @@ def make(checkpoint, folder, **data):
   return tasks.make(config, convert.load_tokenizer(checkpoint))
 
 
+@pytest.mark.slow
 class TestEndToEnd:
   def test_train_go_on_and_evaluate(self, checkpoint, folder, tmp_path, capsys):
     workdir = tmp_path / "run"
@@ -110,7 +111,7 @@ class TestOptions:
     batch = next(iter(task.train_batches(0, 0, 1)))
     same = {k: np.repeat(v[:, :1], 4, axis=1) if v.ndim > 1 else v for k, v in batch.items()}
     keys = jax.random.split(jax.random.key(1), 8)
-    found = choice.logits(task.model, task.init(jax.random.key(0)), same, keys)
+    found = jax.jit(choice.logits, static_argnums=0)(task.model, task.init(jax.random.key(0)), same, keys)
     assert np.all(np.ptp(found, axis=1) > 0)
 
   def test_baselines_and_what_has_no_answer(self, checkpoint, folder, tmp_path):

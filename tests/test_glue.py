@@ -288,6 +288,7 @@ def configs_of():
   return {name: load_config(f"{CONFIG}:{name}") for name in glue.TASKS}
 
 
+@pytest.mark.slow
 def test_end_to_end(checkpoint, folder, tmp_path, capsys):
   """Trained, gone on with, evaluated, and a submission made."""
   workdir = tmp_path / "run"

@@ -114,19 +114,20 @@ def build(
     raise UserError(f"task.class_weights={task.class_weights!r}: expected '', or balanced for task.kind=classification")
   if not 0 <= task.label_smoothing < 1 or (task.label_smoothing and kind != "classification"):
     raise UserError(f"task.label_smoothing={task.label_smoothing}: expected 0 to below 1, for task.kind=classification")
-  encoded = functools.cache(lambda split: rows(split(), vocabulary, kind, len(labels), task.class_weights, length))
-  held_out_rows = functools.cache(lambda: rows(held_out, vocabulary, kind, len(labels), "", length))
+  encode = functools.partial(rows, vocabulary=vocabulary, kind=kind, labels=len(labels), seq_length=length)
+  encoded = functools.cache(lambda: encode(train(), class_weights=task.class_weights))
+  held_out_encoded = functools.cache(lambda: encode(held_out))
   return Task(
     model=cfg,
     init=functools.partial(init, cfg, max(len(labels), 1)),
     sums=functools.partial(sums, cfg, kind, task.label_smoothing, task.r_drop),
     terms=functools.partial(terms, task.r_drop),
     train_batches=lambda start_step, host, hosts: finetune.train_batches(
-      encoded(train), batch_size=config.batch_size, seed=config.seed, start_step=start_step, host=host, hosts=hosts,
+      encoded(), batch_size=config.batch_size, seed=config.seed, start_step=start_step, host=host, hosts=hosts,
       first_row=first_row, group_by_length=config.data.group_by_length,
     ),
     eval_batches=lambda host, hosts: finetune.eval_batches(
-      held_out_rows(), batch_size=config.batch_size, host=host, hosts=hosts
+      held_out_encoded(), batch_size=config.batch_size, host=host, hosts=hosts
     ),
     baselines=baselines,
     vocabulary=vocabulary,
@@ -214,8 +215,11 @@ def _number(rows, row, value):
   return number
 
 
-def rows(split, vocabulary, kind, labels, class_weights, seq_length) -> finetune.Rows:
-  """A Split as token ids, with "label", and "counts": a row's weight in the loss, 0 where it has no label."""
+def rows(split, vocabulary, kind, labels, seq_length, class_weights="") -> finetune.Rows:
+  """A Split as token ids, with "label", and "counts": a row's weight in the loss, 0 where it has no label.
+
+  Args: labels: how many there are. class_weights: see configs/classify.py.
+  """
   gold, shape = split.gold, (len(split), labels) if kind == "multilabel" else (len(split),)
   if gold is None:
     gold, counts = np.zeros(shape, np.int32 if kind == "classification" else np.float32), np.zeros(len(split))
