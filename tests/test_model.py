@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from albert_jax import VARIANTS, AlbertConfig, UserError, apply, init, model, param_count, paths
-from albert_jax.model import layers
+from albert_jax.model import attention, layers
 from albert_jax.model.albert import Albert
 from albert_jax.tasks import pretrain
 
@@ -89,6 +89,7 @@ def by_hand(cfg, params, batch, key=None):
   key_embed, key_layers = layers.split_keys(key, 2)
   x = module.embeddings(batch["input_ids"], batch["token_type_ids"], None, key_embed)
   x = module.projection(x) if module.projection is not None else x
+  attend, _ = attention.make(cfg, batch, drops=key is not None)
   for n, key_n in enumerate(layers.split_keys(key_layers, cfg.num_hidden_layers)):
     for i, key_i in enumerate(layers.split_keys(key_n, cfg.inner_group_num)):
       parts = []
@@ -97,7 +98,7 @@ def by_hand(cfg, params, batch, key=None):
           part = layers.at(part, n if cfg.copies(name) == cfg.num_hidden_layers else cfg.group_of(n))
         parts.append(layers.at(part, i) if cfg.inner_group_num > 1 else part)
       key_attention, key_ffn = layers.split_keys(key_i, 2)
-      x = parts[1](parts[0](x, batch["attention_mask"][:, None, None, :] > 0, key_attention), key_ffn)
+      x = parts[1](parts[0](x, attend, key_attention), key_ffn)
   return x
 
 
@@ -175,13 +176,40 @@ def test_packed_rows_compute_what_their_examples_do_alone():
   np.testing.assert_allclose(loss_of(SMALL, params, packed), loss_of(SMALL, params, batch), atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_remat_changes_nothing(remat):
-  cfg = small(hidden_dropout_prob=0.1)
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"remat": "dots"},
+    {"remat": "attention"},
+    {"remat": "full"},
+    {"scan_unroll": 4},
+    {"scan_unroll": 6, "remat": "full"},
+  ],
+  ids=str,
+)
+def test_how_the_backward_pass_computes_changes_nothing(fields):
+  cfg = small(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, remat="none")
   params, batch, key = init(cfg, jax.random.key(0)), make_batch(cfg), jax.random.key(1)
-  a = grads_of(dataclasses.replace(cfg, remat="none"), params, batch, key)
-  b = grads_of(dataclasses.replace(cfg, remat=remat), params, batch, key)
+  a = grads_of(cfg, params, batch, key)
+  b = grads_of(dataclasses.replace(cfg, **fields), params, batch, key)
   assert_trees_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_remat_keeps_what_it_names():
+  """Stacked over layers for the backward pass: with "dots" no scores, no activations; with "full" only inputs."""
+
+  def kept(remat):
+    cfg = small(remat=remat, num_hidden_layers=7)
+    params, batch = init(cfg, jax.random.key(0)), make_batch(cfg)
+    jaxpr = jax.make_jaxpr(jax.grad(lambda params: loss_of(cfg, params, batch)))(params)
+    forward = next(_equations(jaxpr.jaxpr, "scan"))
+    return sorted(var.aval.shape[1:] for var in forward.outvars if var.aval.ndim == 4)
+
+  x, wide = (3, 10, 16), (3, 10, 24)
+  assert kept("full") == [x]
+  assert kept("attention") == [x] * 5
+  assert kept("dots") == [x] * 7 + [wide]
+  assert len(kept("none")) > 12
 
 
 def test_bfloat16_is_close_and_keeps_its_promises():
@@ -306,6 +334,8 @@ def test_layer_axes_count_what_is_stacked():
     ({"num_hidden_layers": 0}, "num_hidden_layers=0"),
     ({"num_hidden_groups": 7}, "num_hidden_groups=7"),
     ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob=1.0"),
+    ({"scan_unroll": 0}, "scan_unroll=0"),
+    ({"attention": "flash"}, "attention='flash'"),
     ({"vocab_size": 1.5}, "vocab_size=1.5"),
   ],
 )

@@ -7,12 +7,13 @@ import re
 
 from albert_jax.errors import UserError
 from albert_jax.model import VARIANTS, AlbertConfig
+from albert_jax.model.config import COMPUTING
 
 # Foreign configs have no fields for what we share within a group and how we compute (Hugging Face's `dtype` is that of
 # the stored numbers); these go under one key of their own.
 OURS = "albert_jax"
 OUR_FIELDS = ("share", "num_hidden_groups", "dtype", "remat")
-FIELDS = tuple(f.name for f in dataclasses.fields(AlbertConfig) if f.name not in ("share", "dtype", "remat"))
+FIELDS = tuple(f.name for f in dataclasses.fields(AlbertConfig) if f.name not in ("share", *COMPUTING))
 
 # Keys that only Google's files have; what was converted from one carries them along.
 _GOOGLES = {"down_scale_factor", "gap_size", "net_structure_type", "num_memory_blocks"}

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from albert_jax.model import attention
 from albert_jax.model.heads import MlmHead, SopHead, at_positions, pool
 from albert_jax.model.layers import (
   Attention,
@@ -24,10 +25,21 @@ from albert_jax.model.layers import (
   stacked,
 )
 
-REMAT_POLICIES = {
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  "full": jax.checkpoint_policies.nothing_saveable,
-}
+# What the backward pass keeps of a layer, besides its input: results by their names in layers.py and attention.py.
+# Scores and probabilities of attention are never kept; they are the largest and cheap to compute again.
+_PROJECTIONS = ("query", "key", "value", "context")
+REMAT = {"dots": (*_PROJECTIONS, "output", "up", "down"), "attention": _PROJECTIONS, "full": ()}
+
+
+def _policy(remat):
+  named = jax.checkpoint_policies.save_only_these_names(*REMAT[remat])
+
+  def keeps(primitive, *inputs, **parameters):
+    # The kernel of cuDNN returns what its backward pass needs beside the context, which has no name.
+    fused = primitive.name.startswith("dot_product_attention_fwd") and "context" in REMAT[remat]
+    return fused or named(primitive, *inputs, **parameters)
+
+  return keeps
 
 
 class Embeddings(nnx.Module):
@@ -72,7 +84,13 @@ class Albert(nnx.Module):
     x_BLD = self.embeddings(ids_BL, batch["token_type_ids"], batch.get("position_ids"), key_embed)
     if self.projection is not None:
       x_BLD = self.projection(x_BLD)
-    x_BLD = self.layers(x_BLD, attention_mask(batch), key_layers)
+    drops = keys_B is not None and self.cfg.attention_probs_dropout_prob > 0
+    attend, order_BL = attention.make(self.cfg, batch, drops)
+    if order_BL is None:
+      x_BLD = self.layers(x_BLD, attend, key_layers)
+    else:
+      x_BLD = self.layers(at_positions(x_BLD, order_BL), attend, key_layers)
+      x_BLD = at_positions(x_BLD, jnp.argsort(order_BL, axis=1))
 
     out = {"sequence_output": x_BLD}
     if self.mlm is not None:
@@ -84,7 +102,7 @@ class Albert(nnx.Module):
       out["sop_logits"] = self.sop(out["pooled_output"])
     return out
 
-  def layers(self, x_BLD, mask_B1Ll, keys_B):
+  def layers(self, x_BLD, attend, keys_B):
     """All N layers. Groups follow each other; within one, what is shared is closed over and the rest is scanned."""
     cfg = self.cfg
     N = cfg.num_hidden_layers
@@ -102,32 +120,23 @@ class Albert(nnx.Module):
       def layer(x_BLD, scanned, shared=shared, own=own):
         states, keys_B = scanned
         mine = {name: nnx.merge(own[name][0], states[name]) for name in own}
-        return self.layer({**shared, **mine}, x_BLD, mask_B1Ll, keys_B), None
+        return self.layer({**shared, **mine}, x_BLD, attend, keys_B), None
 
       if cfg.remat != "none":
         # Inside a scan nothing can be merged across the loop, so guarding against it (prevent_cse) only costs.
-        layer = jax.checkpoint(layer, policy=REMAT_POLICIES[cfg.remat], prevent_cse=False)
+        layer = jax.checkpoint(layer, policy=_policy(cfg.remat), prevent_cse=False)
       xs = ({name: state for name, (_, state) in own.items()}, None if keys_NB is None else keys_NB[span])
-      x_BLD, _ = jax.lax.scan(layer, x_BLD, xs, length=len(layers))
+      x_BLD, _ = jax.lax.scan(layer, x_BLD, xs, length=len(layers), unroll=min(cfg.scan_unroll, len(layers)))
     return x_BLD
 
-  def layer(self, parts, x_BLD, mask_B1Ll, keys_B):
+  def layer(self, parts, x_BLD, attend, keys_B):
     """One layer: `inner_group_num` blocks of attention and feed-forward, one after the other."""
     inner = self.cfg.inner_group_num
     for i, key_i in enumerate(split_keys(keys_B, inner)):
       attention, ffn = (parts[name] if inner == 1 else at(parts[name], i) for name in ("attention", "ffn"))
       key_attention, key_ffn = split_keys(key_i, 2)
-      x_BLD = ffn(attention(x_BLD, mask_B1Ll, key_attention), key_ffn)
+      x_BLD = ffn(attention(x_BLD, attend, key_attention), key_ffn)
     return x_BLD
-
-
-def attention_mask(batch):
-  """bool [B, 1, 1 or L, l]: which positions l may be attended to; in packed rows only those of the same segment."""
-  if "segment_ids" in batch:
-    segments_BL = batch["segment_ids"]
-    same_BLl = segments_BL[:, :, None] == segments_BL[:, None, :]
-    return (same_BLl & (segments_BL > 0)[:, None, :])[:, None]
-  return batch["attention_mask"][:, None, None, :] > 0
 
 
 @functools.lru_cache(maxsize=64)

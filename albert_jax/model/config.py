@@ -9,13 +9,16 @@ from albert_jax.errors import UserError
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
 SHARE = ("all", "attention", "ffn", "none")
 DTYPES = ("float32", "bfloat16")
-REMAT = ("none", "dots", "full")
+REMAT = ("none", "dots", "attention", "full")
+ATTENTION = ("auto", "xla", "pallas", "cudnn")
 # What the weights of a checkpoint are made for; the other fields are how to compute and what to drop out.
 STRUCTURE = (
   "vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_hidden_groups", "inner_group_num",
   "num_attention_heads", "intermediate_size", "hidden_act", "max_position_embeddings", "type_vocab_size",
   "layer_norm_eps", "share",
 )  # fmt: skip
+# How to compute, on which machine: no property of the model.
+COMPUTING = ("dtype", "remat", "scan_unroll", "attention")
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,12 @@ class AlbertConfig:
   # Ours.
   share: str = "all"  # what the layers of a group share: all | attention | ffn | none (paper, table 4)
   dtype: str = "float32"  # of activations and matmul inputs; parameters, norms, softmax and losses stay float32
-  remat: str = "dots"  # what the backward pass recomputes: none | dots (all but matmul outputs) | full
+  # What the backward pass computes again: none; dots: all but results of matrix products and of attention;
+  # attention: all but attention's inputs and result, so the feed-forward part too; full: all but a layer's input.
+  remat: str = "dots"
+  scan_unroll: int = 1  # layers a turn of the loop: more need longer to compile and more memory
+  # The kernel: xla; pallas (TPU); cudnn (NVIDIA GPU); auto: the machine's own where it can be used, else xla.
+  attention: str = "auto"
 
   def __post_init__(self):
     def check(ok, message):
@@ -66,6 +74,7 @@ class AlbertConfig:
     one_of("share", SHARE)
     one_of("dtype", DTYPES)
     one_of("remat", REMAT)
+    one_of("attention", ATTENTION)
     d, h, n, g = self.hidden_size, self.num_attention_heads, self.num_hidden_layers, self.num_hidden_groups
     check(
       d % h == 0, f"hidden_size={d} must divide by num_attention_heads={h}; try num_attention_heads={_divisor(d, h)}"

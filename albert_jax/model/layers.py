@@ -11,6 +11,7 @@ everything after the last matrix product compute in float32.
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 ACTIVATIONS = {
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -57,6 +58,16 @@ def split_keys(keys_B, count):
   return [None] * count if keys_B is None else list(jax.vmap(lambda k: jax.random.split(k, count), out_axes=1)(keys_B))
 
 
+def affine(module, x, name):
+  """`module` on the last axis of `x`, whatever axes its kernel splits it into: [B, L, in] -> [B, L, out].
+
+  `name` is the result's in REMAT, which says what the backward pass keeps.
+  """
+  kernel, bias = (p[...].astype(module.dtype) for p in (module.kernel, module.bias))
+  y = x.astype(module.dtype) @ kernel.reshape(x.shape[-1], -1) + bias.reshape(1, 1, -1)
+  return checkpoint_name(y, name)
+
+
 class Attention(nnx.Module):
   """Multi-head self-attention with its residual and layer norm (post-norm, as BERT)."""
 
@@ -69,18 +80,12 @@ class Attention(nnx.Module):
     self.output = dense(cfg, (H, K), D, rngs)
     self.norm = layer_norm(cfg, D, rngs)
 
-  def __call__(self, x_BLD, mask_B1Ll, keys_B):
-    """Args: x_BLD; mask_B1Ll bool [B, 1, 1 or L, l], True where it may look; keys_B or None. Returns: [B, L, D]."""
+  def __call__(self, x_BLD, attend, keys_B):
+    """Args: x_BLD; attend: (q_BLD, k_BLD, v_BLD, keys) -> context_BLD, see attention.py; keys_B, or None."""
     key_probs, key_output = split_keys(keys_B, 2)
-    q_BLHK, k_BLHK, v_BLHK = self.query(x_BLD), self.key(x_BLD), self.value(x_BLD)
-    scores_BHLl = jnp.einsum("BLHK,BlHK->BHLl", q_BLHK, k_BLHK, preferred_element_type=jnp.float32)
-    scores_BHLl = scores_BHLl * self.cfg.head_size**-0.5
-    # The lowest float, not the original's -10000: the same result at every position that is a token, and no row
-    # without any token turns into NaN.
-    probs_BHLl = jax.nn.softmax(jnp.where(mask_B1Ll, scores_BHLl, jnp.finfo(jnp.float32).min), axis=-1)
-    probs_BHLl = dropout(probs_BHLl.astype(v_BLHK.dtype), self.cfg.attention_probs_dropout_prob, key_probs)
-    context_BLHK = jnp.einsum("BHLl,BlHK->BLHK", probs_BHLl, v_BLHK)
-    return self.norm(x_BLD + dropout(self.output(context_BLHK), self.cfg.hidden_dropout_prob, key_output))
+    q_BLD, k_BLD, v_BLD = (affine(getattr(self, name), x_BLD, name) for name in ("query", "key", "value"))
+    y_BLD = affine(self.output, attend(q_BLD, k_BLD, v_BLD, key_probs), "output")
+    return self.norm(x_BLD + dropout(y_BLD, self.cfg.hidden_dropout_prob, key_output))
 
 
 class FeedForward(nnx.Module):
@@ -93,8 +98,9 @@ class FeedForward(nnx.Module):
     self.norm = layer_norm(cfg, cfg.hidden_size, rngs)
 
   def __call__(self, x_BLD, keys_B):
-    h_BLF = ACTIVATIONS[self.cfg.hidden_act](self.up(x_BLD))
-    return self.norm(x_BLD + dropout(self.down(h_BLF), self.cfg.hidden_dropout_prob, keys_B))
+    h_BLF = ACTIVATIONS[self.cfg.hidden_act](affine(self.up, x_BLD, "up"))
+    y_BLD = affine(self.down, h_BLF, "down")
+    return self.norm(x_BLD + dropout(y_BLD, self.cfg.hidden_dropout_prob, keys_B))
 
 
 def lead_axes(cfg, part):

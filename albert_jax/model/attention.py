@@ -1,0 +1,237 @@
+"""Attention as matrix products that XLA schedules, and as one fused kernel: Pallas on TPUs, cuDNN on NVIDIA GPUs.
+
+All three read and write [B, L, D] arrays, the form in which the products before and after leave and want them. The
+kernels never write scores of size L x L to memory. Against XLA's form in float32 they agree to 1e-6, in bfloat16 to its
+rounding; the Pallas kernel was compiled for TPUs but has run in Pallas' interpreter only.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
+
+from albert_jax.errors import UserError
+from albert_jax.model.layers import dropout
+
+LOWEST = float(jnp.finfo(jnp.float32).min)
+# Of the Pallas kernel: a TPU's registers are 128 wide, and all scores of a head must fit the memory on the chip.
+LANES, WIDEST, LONGEST = 128, 256, 512
+# Of cuDNN's: the oldest compute capability it runs on, and the head size that it knows on all of them.
+NVIDIA, AMPERE, LARGEST_HEAD = ("gpu", "cuda"), 8.0, 128
+
+
+def make(cfg, batch, drops: bool):
+  """How all layers attend in this batch.
+
+  Args: batch: as `apply` checked it. drops: whether attention weights will be dropped out, which only XLA's form does.
+  Returns: (attend, order). attend: (q_BLD, k_BLD, v_BLD, keys_B) -> context_BLD. order: int [B, L], in which
+    the layers must see the positions, or None for that in which they are.
+  Raises: UserError where cfg.attention names a kernel that this machine or this batch cannot use.
+  """
+  reasons = {name: why_not(cfg, batch, drops) for name, why_not in REFUSALS.items()}
+  name = BEST.get(_device().platform, "xla") if cfg.attention == "auto" else cfg.attention
+  if why := reasons.get(name):
+    if cfg.attention != "auto":
+      raise UserError(f"attention={name} {why}; use --config.model.attention=auto")
+    name = "xla"
+  return ATTENTION[name](cfg, batch)
+
+
+def xla(cfg, batch):
+  return functools.partial(_xla, cfg, _mask(batch)), None
+
+
+def _xla(cfg, mask_B1Ll, q_BLD, k_BLD, v_BLD, keys_B):
+  q_BLHK, k_BLHK, v_BLHK = (x.reshape(*x.shape[:2], -1, cfg.head_size) for x in (q_BLD, k_BLD, v_BLD))
+  scores_BHLl = jnp.einsum("BLHK,BlHK->BHLl", q_BLHK, k_BLHK, preferred_element_type=jnp.float32)
+  scores_BHLl = scores_BHLl * cfg.head_size**-0.5
+  # The lowest float, not the original's -10000: the same result at every position that is a token, and no row
+  # without any token turns into NaN.
+  probs_BHLl = jax.nn.softmax(jnp.where(mask_B1Ll, scores_BHLl, LOWEST), axis=-1)
+  probs_BHLl = dropout(probs_BHLl.astype(v_BLHK.dtype), cfg.attention_probs_dropout_prob, keys_B)
+  return checkpoint_name(jnp.einsum("BHLl,BlHK->BLHK", probs_BHLl, v_BLHK).reshape(q_BLD.shape), "context")
+
+
+def _mask(batch):
+  """bool [B, 1, 1 or L, l]: which positions l may be attended to; in packed rows only those of the same segment."""
+  if "segment_ids" in batch:
+    segments_BL = batch["segment_ids"]
+    same_BLl = segments_BL[:, :, None] == segments_BL[:, None, :]
+    return (same_BLl & (segments_BL > 0)[:, None, :])[:, None]
+  return batch["attention_mask"][:, None, None, :] > 0
+
+
+def pallas(cfg, batch):
+  if "segment_ids" in batch:
+    q_ids_BL = k_ids_BL = batch["segment_ids"]
+  else:
+    k_ids_BL = (batch["attention_mask"] > 0).astype(jnp.int32)
+    q_ids_BL = jnp.ones_like(k_ids_BL)
+  return functools.partial(_pallas, cfg, q_ids_BL, k_ids_BL), None
+
+
+def _pallas(cfg, q_ids_BL, k_ids_BL, q_BLD, k_BLD, v_BLD, keys_B):
+  del keys_B
+  kernel = functools.partial(_fused, cfg.head_size, _device().platform == "cpu")
+  # The compiler cannot split a kernel: where the mesh has axes that are still its business, they are made ours.
+  if axes := jax.sharding.get_abstract_mesh().auto_axes:
+    x = P(tuple(axis for axis in axes if axis != "tensor"), None, "tensor" if "tensor" in axes else None)
+    ids = P(x[0])
+    kernel = jax.shard_map(kernel, in_specs=(x, x, x, ids, ids), out_specs=x, axis_names=set(axes))
+  return checkpoint_name(kernel(q_BLD, k_BLD, v_BLD, q_ids_BL, k_ids_BL), "context")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _fused(head_size, interpret, q_BLD, k_BLD, v_BLD, q_ids_BL, k_ids_BL):
+  return _call(_forward_kernel, head_size, interpret, 1, q_ids_BL, k_ids_BL, q_BLD, k_BLD, v_BLD)[0]
+
+
+def _fused_forward(head_size, interpret, *arguments):
+  return _fused(head_size, interpret, *arguments), arguments
+
+
+def _fused_backward(head_size, interpret, arguments, d_context_BLD):
+  q_BLD, k_BLD, v_BLD, q_ids_BL, k_ids_BL = arguments
+  inputs = (q_BLD, k_BLD, v_BLD, d_context_BLD)
+  return *_call(_backward_kernel, head_size, interpret, 3, q_ids_BL, k_ids_BL, *inputs), None, None
+
+
+_fused.defvjp(_fused_forward, _fused_backward)
+
+
+def _call(kernel, head_size, interpret, outputs, q_ids_BL, k_ids_BL, *inputs):
+  """Runs a kernel on each row and each 128 columns of [B, L, D], which are one head or several."""
+  from jax.experimental import pallas as pl
+  from jax.experimental.pallas import tpu as pltpu
+
+  B, L, D = inputs[0].shape
+  width = math.lcm(LANES, head_size)
+  columns = pl.BlockSpec((1, L, width), lambda row, heads: (row, 0, heads))
+  ids = [
+    pl.BlockSpec((1, L, 1), lambda row, heads: (row, 0, 0)),
+    pl.BlockSpec((1, 1, L), lambda row, heads: (row, 0, 0)),
+  ]
+  out = jax.ShapeDtypeStruct((B, L, D), inputs[0].dtype, manual_axis_type=jax.typeof(inputs[0]).manual_axis_type)
+  return pl.pallas_call(
+    functools.partial(kernel, head_size),
+    grid=(B, D // width),
+    in_specs=[*ids, *[columns] * len(inputs)],
+    out_specs=[columns] * outputs,
+    out_shape=[out] * outputs,
+    interpret=interpret,
+    compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+    name=f"attention{kernel.__name__}",
+  )(q_ids_BL[:, :, None], k_ids_BL[:, None, :], *inputs)
+
+
+def _dot(a, b, contract):
+  return jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
+
+
+def _heads(head_size, width):
+  """For each head in a block of columns, the mask [1, width] of its own. The others are made zero, not cut off: a
+  product is 128 wide whether its columns are used or not."""
+  column = jax.lax.broadcasted_iota(jnp.int32, (1, width), 1)
+  return [(column >= start) & (column < start + head_size) for start in range(0, width, head_size)]
+
+
+def _probs(q_LW, k_LW, own, mask_Ll, head_size):
+  q_LW = jnp.where(own, q_LW, jnp.zeros_like(q_LW))
+  scores_Ll = jnp.where(mask_Ll, _dot(q_LW, k_LW, ((1,), (1,))) * head_size**-0.5, LOWEST)
+  weights_Ll = jnp.exp(scores_Ll - jnp.max(scores_Ll, axis=1, keepdims=True))
+  return weights_Ll / jnp.sum(weights_Ll, axis=1, keepdims=True)
+
+
+def _forward_kernel(head_size, q_ids, k_ids, q, k, v, context):
+  mask_Ll = q_ids[0] == k_ids[0]
+  q_LW, k_LW, v_LW = q[0], k[0], v[0]
+  out_LW = jnp.zeros(v_LW.shape, jnp.float32)
+  for own in _heads(head_size, v_LW.shape[1]):
+    probs_Ll = _probs(q_LW, k_LW, own, mask_Ll, head_size).astype(v_LW.dtype)
+    out_LW = jnp.where(own, _dot(probs_Ll, v_LW, ((1,), (0,))), out_LW)
+  context[0] = out_LW.astype(context.dtype)
+
+
+def _backward_kernel(head_size, q_ids, k_ids, q, k, v, d_context, dq, dk, dv):
+  mask_Ll = q_ids[0] == k_ids[0]
+  q_LW, k_LW, v_LW, d_LW = q[0], k[0], v[0], d_context[0]
+  dq_LW, dk_LW, dv_LW = (jnp.zeros(q_LW.shape, jnp.float32) for _ in range(3))
+  for own in _heads(head_size, q_LW.shape[1]):
+    probs_Ll = _probs(q_LW, k_LW, own, mask_Ll, head_size)
+    d_probs_Ll = _dot(jnp.where(own, d_LW, jnp.zeros_like(d_LW)), v_LW, ((1,), (1,)))
+    mean_L1 = jnp.sum(probs_Ll * d_probs_Ll, axis=1, keepdims=True)
+    d_scores_Ll = jnp.where(mask_Ll, probs_Ll * (d_probs_Ll - mean_L1) * head_size**-0.5, 0.0).astype(q_LW.dtype)
+    dq_LW = jnp.where(own, _dot(d_scores_Ll, k_LW, ((1,), (0,))), dq_LW)
+    dk_LW = jnp.where(own, _dot(d_scores_Ll, q_LW, ((0,), (0,))), dk_LW)
+    dv_LW = jnp.where(own, _dot(probs_Ll.astype(d_LW.dtype), d_LW, ((0,), (0,))), dv_LW)
+  for ref, value in ((dq, dq_LW), (dk, dk_LW), (dv, dv_LW)):
+    ref[0] = value.astype(ref.dtype)
+
+
+def cudnn(cfg, batch):
+  # The kernel takes lengths; a mask would become a bias of size L x L. So that any mask is one, padding goes to the
+  # end: attention does not know positions. Where it is there already, as in all of our data, nothing moves.
+  mask_BL = batch["attention_mask"] > 0
+  order_BL = jnp.argsort(~mask_BL, axis=1, stable=True)
+  return functools.partial(_cudnn, cfg, jnp.sum(mask_BL, axis=1, dtype=jnp.int32)), order_BL
+
+
+def _cudnn(cfg, lengths_B, q_BLD, k_BLD, v_BLD, keys_B):
+  del keys_B
+  q_BLHK, k_BLHK, v_BLHK = (x.reshape(*x.shape[:2], -1, cfg.head_size) for x in (q_BLD, k_BLD, v_BLD))
+  return jax.nn.dot_product_attention(
+    q_BLHK, k_BLHK, v_BLHK, key_value_seq_lengths=lengths_B, implementation="cudnn"
+  ).reshape(q_BLD.shape)
+
+
+def _no_pallas(cfg, batch, drops):
+  B, L = batch["input_ids"].shape
+  platform = _device().platform
+  if platform not in ("tpu", "cpu"):  # On a CPU it is interpreted, slowly: for tests.
+    return f"is for TPUs; this is {platform}"
+  if drops:
+    return "does not drop out attention weights: set attention_probs_dropout_prob=0"
+  if L % LANES or L > LONGEST:
+    return f"needs rows of 128, 256, 384 or {LONGEST} tokens, not {L}"
+  mesh = jax.sharding.get_abstract_mesh()
+  sizes = {axis: mesh.shape[axis] for axis in mesh.auto_axes}
+  heads = sizes.pop("tensor", 1)
+  width = math.lcm(LANES, cfg.head_size)
+  if width > WIDEST or cfg.hidden_size % (width * heads):
+    return f"needs {width} to divide the {cfg.hidden_size // heads} columns a device has, and heads of up to {WIDEST}"
+  rows = math.prod(sizes.values())
+  return "" if B % rows == 0 else f"cannot split {B} rows over {rows} devices"
+
+
+def _no_cudnn(cfg, batch, drops):
+  device = _device()
+  if device.platform not in NVIDIA:
+    return f"is for NVIDIA GPUs; this is {device.platform}"
+  if drops:
+    return "does not drop out attention weights: set attention_probs_dropout_prob=0"
+  if "segment_ids" in batch:
+    return "does not know packed rows"
+  if cfg.dtype != "bfloat16":
+    return "needs dtype=bfloat16"
+  if cfg.head_size % 8 or cfg.head_size > LARGEST_HEAD:
+    return f"needs a head_size that 8 divides, up to {LARGEST_HEAD}, not {cfg.head_size}"
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.manual_axes and mesh.auto_axes:  # jax 0.10.2 puts together wrongly what its backward pass keeps.
+    return "cannot be used with mesh.tensor over 1"
+  # Of a machine compiled for from afar the capability is not known here.
+  old = float(getattr(device, "compute_capability", AMPERE)) < AMPERE
+  return f"needs an NVIDIA GPU from Ampere on; this is a {device.device_kind}" if old else ""
+
+
+def _device():
+  """What the program is being made for: the mesh's devices where one is set, which may not be this machine's."""
+  return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+
+
+ATTENTION = {"xla": xla, "pallas": pallas, "cudnn": cudnn}
+REFUSALS = {"pallas": _no_pallas, "cudnn": _no_cudnn}
+# What `auto` tries first. docs/performance.md says why.
+BEST = {"tpu": "pallas"} | dict.fromkeys(NVIDIA, "cudnn")
