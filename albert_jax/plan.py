@@ -5,6 +5,7 @@ import math
 import os
 import pathlib
 import re
+import sys
 import time
 
 import jax
@@ -26,24 +27,20 @@ GIB = 1 << 30
 
 
 def plan(config, topology: str, mfu: float = 0.5) -> dict:
-  """Compiles the train step of a pre-training config for `topology`, such as "v5e:4x4", and reads the result.
+  """Compiles the train step of a pre-training config for `topology`, as "v5e:4x4" or "h200:8", and reads the result.
 
   Returns: plain numbers, see `describe` for their meaning; "fits" is False where the compiler ran out of memory.
   Raises: UserError for a machine it does not know, or a config that cannot be.
   """
   cfg, data = model.AlbertConfig(**config.model), DataConfig(**{**config.data.to_dict(), "dataset": "-"})
-  kind = topology.split(":")[0]
-  if kind not in CHIPS or not re.fullmatch(r"\w+:\d+(x\d+)+", topology):
-    raise UserError(f"--topology={topology} is unknown; use KIND:SHAPE with a kind of {', '.join(CHIPS)}, as v5e:4x4")
-  chip, devices = CHIPS[kind], _devices(topology)
-  chips = math.prod(int(n) for n in topology.split(":")[1].split("x"))
+  chip, chips, devices = machine(topology)
   gib = chip.gib * chips / len(devices)  # A v4 chip is two devices.
   mesh = sharding.make_mesh(MeshConfig(**config.mesh), config.batch_size, devices)
   rows = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
   if rows % config.accumulate:
     raise UserError(f"accumulate={config.accumulate} must divide the {rows} rows a device has")
 
-  step, arguments = _abstract_step(config, cfg, data, mesh)
+  step, arguments = abstract_step(config, cfg, data, mesh)
   start = time.perf_counter()
   numbers = {
     "topology": topology, "chips": chips,
@@ -53,14 +50,14 @@ def plan(config, topology: str, mfu: float = 0.5) -> dict:
   }  # fmt: skip
   try:
     with jax.set_mesh(mesh):
-      compiled = step.lower(*arguments).compile()
+      compiled = step.lower(*arguments).compile(OPTIONS.get(devices[0].platform))
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     wanted = re.search(r"\(([\d.]+)G\) exceeds|Used ([\d.]+)G of", str(error))
     return {**numbers, "fits": False, **({"needed_gib": float(wanted[1] or wanted[2])} if wanted else {})}
-  memory = compiled.memory_analysis()
-  sent = [(kind, size) for _, kind, size in collectives(compiled.as_text())]
+  memory, hlo = compiled.memory_analysis(), compiled.as_text()
+  sent = [(kind, size) for _, kind, size in collectives(hlo)]
   needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.generated_code_size_in_bytes
   flops = flops_per_step(cfg, config.batch_size, data.seq_length, data.slots)
   reduced = sum(size for kind, size in sent if kind == "all-reduce")
@@ -75,6 +72,7 @@ def plan(config, topology: str, mfu: float = 0.5) -> dict:
     "temp_gib": memory.temp_size_in_bytes / GIB,
     "argument_gib": memory.argument_size_in_bytes / GIB,
     "flops_per_step": flops,
+    "estimated_cycles": cycles(hlo),
     "all_reduce_count": sum(kind == "all-reduce" and size > 1000 for kind, size in sent),
     "all_reduce_bytes": reduced,
     "collective_bytes": sum(size for _, size in sent),
@@ -84,6 +82,67 @@ def plan(config, topology: str, mfu: float = 0.5) -> dict:
     "step_s_estimate": seconds,
     "run_hours_estimate": seconds * config.steps / 3600,
   }
+
+
+def largest_batch(config, topology: str, first: dict) -> dict:
+  """The most rows a device that fit at a time: {"largest_micro_batch", "largest_batch_size"}; each try is compiled.
+
+  Memory grows nearly linearly with the rows, so a line through what was found, and through what the compiler said it
+  would have needed, gives the next try. Above 16 rows only multiples of 8 are tried. `first`: the plan of the config.
+  """
+  ways = first["batch_size"] // first["rows_per_device"]
+  low, high, needed = 0, math.inf, {}
+  rows, numbers = first["rows_per_device"] // first["accumulate"], first
+  while True:
+    low, high = (max(low, rows), high) if numbers["fits"] else (low, min(high, rows))
+    if "needed_gib" in numbers:
+      needed[rows] = numbers["needed_gib"]
+    unit = 8 if low >= 16 else 1
+    if high - low <= unit:
+      return {"largest_micro_batch": low, "largest_batch_size": low * ways * first["accumulate"]}
+    near = sorted(needed, key=lambda r: abs(needed[r] - first["memory_gib"]))[:2]
+    if len(near) == 2 and needed[near[0]] != needed[near[1]]:
+      a_row = (needed[near[0]] - needed[near[1]]) / (near[0] - near[1])
+      rows = int(near[0] + (first["memory_gib"] - needed[near[0]]) / a_row)
+    else:
+      rows = low * 2 if high == math.inf else high // 2
+    rows = rows // unit * unit
+    rows = int(min(max(rows, low + unit), high - 1 if high - 1 - low < unit else high - unit, 4096))
+    with config.unlocked():
+      config.batch_size = rows * ways * first["accumulate"]
+    numbers = plan(config, topology)
+    print(f"{rows} rows: {'fits' if numbers['fits'] else 'does not fit'}", file=sys.stderr, flush=True)
+
+
+def cycles(hlo: str) -> int:
+  """What the TPU compiler thinks one step takes, in cycles of a chip: its estimates a fused operation, times the loop.
+
+  No measurement: it knows nothing of Pallas kernels nor of waiting for other chips, and is good for comparing two
+  programs. 0 where the compiler gives no estimates.
+  """
+  bodies, name, entry = {}, None, None
+  for line in hlo.splitlines():
+    if line and not line.startswith((" ", "}")):
+      name = re.match(r"(?:ENTRY )?%?([\w.\-]+)", line)[1]
+      entry = name if line.startswith("ENTRY") else entry
+      bodies[name] = []
+    elif name:
+      bodies[name].append(line)
+
+  def count(name):
+    total = 0
+    for line in bodies.get(name, ()):
+      if found := re.search(r'estimated_cycles":"(\d+)"', line):
+        total += int(found[1])
+      if " while(" in line:
+        condition, body = (re.search(rf"{part}=%?([\w.\-]+)", line)[1] for part in ("condition", "body"))
+        turns = [int(n) for n in re.findall(r"constant\((\d+)\)", "\n".join(bodies[condition]))]
+        total += max(turns, default=1) * count(body)
+      elif found := re.search(r" call\(.*to_apply=%?([\w.\-]+)", line):
+        total += count(found[1])
+    return total
+
+  return count(entry)
 
 
 def collectives(hlo: str) -> list:
@@ -105,8 +164,14 @@ def advice(numbers) -> list[str]:
   """What to change where it does not fit, cheapest first."""
   if numbers["fits"]:
     return []
-  lines = []
-  if numbers["rows_per_device"] > numbers["accumulate"]:
+  lines, rows = [], numbers["rows_per_device"]
+  largest = numbers.get("largest_micro_batch")
+  if largest:
+    parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= largest)
+    lines.append(
+      f"--config.accumulate={parts}: {rows // parts} rows at a time, the same result; {largest} were compiled, and fit"
+    )
+  elif largest is None and rows > numbers["accumulate"]:
     lines.append(f"--config.accumulate={numbers['accumulate'] * 2}: half the rows at a time, the same result")
   if numbers["dtype"] == "float32":
     lines.append("--config.model.dtype=bfloat16: half the activations")
@@ -119,6 +184,10 @@ def describe(numbers, price: float | None) -> str:
   """The numbers as text."""
   n = numbers
   lines = [f"{n['topology']}: {n['devices']} devices, batch {n['batch_size']}, {n['rows_per_device']} rows a device"]
+  if "largest_micro_batch" in n:
+    lines.append(
+      f"largest that fits: {n['largest_micro_batch']} rows a device at a time, a batch of {n['largest_batch_size']}"
+    )
   needed = f"{n['needed_gib']:.2f} of {n['memory_gib']:g} GiB a device" if "needed_gib" in n else "too much memory"
   lines.append(f"fits:             {'yes' if n['fits'] else 'NO'}, {needed}")
   if "temp_gib" in n:
@@ -137,21 +206,56 @@ def describe(numbers, price: float | None) -> str:
   return "\n".join([*lines, *(f"  try {line}" for line in advice(n))])
 
 
-def _devices(topology):
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # Or it asks the cloud what machine this is, and waits.
+# A GPU is described to the compiler, as nothing of it is there: threads, registers and caches from NVIDIA's tuning
+# guides for Ampere and Hopper; the rest is the same for all.
+_GPU = """gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 threads_per_core_limit: 2048
+  fpus_per_core: {fpus} block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536 core_count: {cores} clock_rate_ghz: {ghz}
+  memory_bandwidth: {bandwidth} l2_cache_size: {cache} device_memory_size: {memory}
+  shared_memory_per_core: {shared} shared_memory_per_block_optin: {optin} cuda_compute_capability {{ major: {major} }}
+}}
+platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} runtime_version {{ major: 12 minor: 9 patch: 0 }}
+device_description_str: "NVIDIA {name}"
+"""
+_HOPPER = {"major": 9, "cores": 132, "fpus": 128, "ghz": 1.98, "cache": 50 << 20, "shared": 233472, "optin": 232448}
+_AMPERE = {"major": 8, "cores": 108, "fpus": 64, "ghz": 1.41, "cache": 40 << 20, "shared": 167936, "optin": 166912}
+GPUS = {
+  "a100": {**_AMPERE, "name": "A100-SXM4-80GB", "bandwidth": 2039 * 10**9, "memory": 80 << 30},
+  "h100": {**_HOPPER, "name": "H100 80GB HBM3", "bandwidth": 3350 * 10**9, "memory": 80 << 30},
+  "h200": {**_HOPPER, "name": "H200", "bandwidth": 4800 * 10**9, "memory": 141 * 10**9},
+}
+# With no GPU to try kernels on, the compiler takes those it expects to be best.
+OPTIONS = {"gpu": {"xla_gpu_shard_autotuning": False}}
+
+
+def machine(topology: str):
+  """(Chip, how many, devices to compile for) of KIND:SHAPE, as "v5e:4x4", "h200:8" or "h100:4x8" (4 hosts of 8)."""
+  kind, _, shape = topology.partition(":")
+  if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)?" if kind in GPUS else r"\d+(x\d+)+", shape):
+    raise UserError(
+      f"--topology={topology} is unknown; use KIND:SHAPE with a kind of {', '.join(CHIPS)}, as v5e:4x4 or h200:8"
+    )
+  chips = math.prod(int(n) for n in shape.split("x"))
+  # Asked where it runs, libtpu would wait for an answer from the cloud; and no chip is here that two could fight over.
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   from jax.experimental import topologies
 
+  if kind in GPUS:
+    hosts, _, devices = shape.rpartition("x")
+    asked = {"platform": "cuda", "topology": f"1x{hosts or 1}x{devices}", "target_config": _GPU.format(**GPUS[kind])}
+    needs = "the CUDA plugin: pip install 'albert-jax[gpu]'; shapes are as h200:8 or h100:4x8"
+  else:
+    asked = {"platform": "tpu", "topology_name": topology}
+    needs = "libtpu: pip install 'albert-jax[plan]'; shapes are as v5e:4x4, v5p:2x2x1"
   try:
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    return CHIPS[kind], chips, list(topologies.get_topology_desc(**asked).devices)
   except Exception as error:
-    text = str(error).splitlines()[0]
-    raise UserError(
-      f"cannot compile for {topology}: {text}. It needs libtpu: pip install 'albert-jax[plan]'; "
-      "shapes are as v5e:4x4, v5p:2x2x1"
-    ) from error
+    raise UserError(f"cannot compile for {topology}: {str(error).splitlines()[0]}. It needs {needs}") from error
 
 
-def _abstract_step(config, cfg, data, mesh):
+def abstract_step(config, cfg, data, mesh):
   """The train step and its arguments as shapes, placed on `mesh`."""
   key = jax.random.key(0)
   opt = OptimizerConfig(**config.optimizer)
@@ -187,16 +291,19 @@ def _abstract_step(config, cfg, data, mesh):
 def main(argv):
   parser = cli.parser(
     "plan",
-    "Compiles the train step of a config for a TPU that is not there, and says whether it fits, how much it sends\n"
-    "between devices, and about how long the run takes.",
+    "Compiles the train step of a config for TPUs or GPUs that are not there, and says whether it fits, how much it\n"
+    "sends between devices, and about how long the run takes.",
     "albert-jax plan --config=configs/pretrain.py:xxlarge --config.model.dtype=bfloat16 --topology=v5e:16x16",
   )
-  parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help="as v4:2x2x4, v5e:4x4 or v6e:2x4")
+  parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help="as v4:2x2x4, v5e:4x4, h200:8")
   parser.add_argument("--mfu", type=float, default=0.5, help="share of the peak the estimate assumes (default 0.5)")
   parser.add_argument("--price_per_chip_hour", type=float, metavar="PRICE", help="to print the run's cost")
+  parser.add_argument("--find_batch", action="store_true", help="also find the most rows a device that fit")
   parser.add_argument("--json", metavar="FILE", help="write the numbers there")
   args, config = cli.parse_with_config(parser, argv)
   numbers = plan(config, args.topology, args.mfu)
+  if args.find_batch:
+    numbers |= largest_batch(config, args.topology, numbers)
   print(describe(numbers, args.price_per_chip_hour))
   if args.json:
     pathlib.Path(args.json).write_text(json.dumps(numbers, indent=2) + "\n")

@@ -6,8 +6,9 @@ import pathlib
 import pytest
 
 from albert_jax import VARIANTS, cli
+from albert_jax import plan as planning
 from albert_jax.errors import UserError
-from albert_jax.plan import advice, describe, flops_per_step, plan
+from albert_jax.plan import advice, cycles, describe, flops_per_step, largest_batch, plan
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "pretrain.py"
 needs_libtpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu: the extra [plan]")
@@ -25,7 +26,7 @@ def config(size, **values):
 
 
 def test_an_unknown_machine_is_an_error():
-  for topology in ("h100:8", "v5e", "v5e:huge"):
+  for topology in ("b200:8", "v5e", "v5e:huge", "v5e:8", "h100:", "h100:2x2x2"):
     with pytest.raises(UserError, match="use KIND:SHAPE"):
       plan(config("base"), topology)
 
@@ -41,10 +42,60 @@ def test_what_does_not_fit_comes_with_advice():
   assert advice({**numbers, "fits": True}) == []
 
 
+@pytest.mark.skipif(bool(importlib.util.find_spec("jax_cuda12_plugin")), reason="the CUDA plugin is here")
+def test_gpus_need_the_cuda_plugin_and_the_error_says_so():
+  with pytest.raises(UserError, match=r"albert-jax\[gpu\]"):
+    plan(config("base"), "h200:8")
+
+
+@pytest.mark.parametrize(("memory", "rows", "most"), [(16.0, 32, 72), (16.0, 128, 72), (2.9, 32, 9), (0.9, 8, 0)])
+def test_the_largest_batch_is_found_and_each_claim_was_compiled(monkeypatch, memory, rows, most):
+  """A stand-in for the compiler: a row needs 0.2 GiB, all else 1, and what does not fit may come without a number."""
+  tried = []
+
+  def compile_(config, topology, mfu=0.5):
+    found = config.batch_size // 8
+    tried.append(found)
+    needed = 1 + 0.2 * found
+    said = {"needed_gib": needed} if needed < 2 * memory else {}
+    return {"batch_size": 8 * found, "rows_per_device": found, "accumulate": 1, "memory_gib": memory,
+            "fits": needed <= memory, **said}  # fmt: skip
+
+  monkeypatch.setattr(planning, "plan", compile_)
+  wanted = config("base", batch_size=8 * rows)
+  first = compile_(wanted, "")
+  found = largest_batch(wanted, "v5e:2x4", first)
+  assert found == {"largest_micro_batch": most, "largest_batch_size": 8 * most}
+  assert most in (0, *tried)
+  assert len(tried) <= 9
+
+
+def test_advice_names_the_accumulation_that_was_compiled():
+  numbers = {"fits": False, "rows_per_device": 512, "accumulate": 1, "dtype": "bfloat16", "remat": "dots",
+             "largest_micro_batch": 72}  # fmt: skip
+  assert "--config.accumulate=8: 64 rows at a time, the same result; 72 were compiled, and fit" in advice(numbers)[0]
+
+
+def test_cycles_count_loops_as_often_as_they_turn():
+  hlo = """HloModule step
+%body.1 (p: f32[]) -> f32[] {
+  %a = f32[] fusion(%p), backend_config={"window_config":{"estimated_cycles":"10"}}
+}
+%condition.1 (p: f32[]) -> pred[] {
+  %c = s32[] constant(12)
+}
+ENTRY %main (p: f32[]) -> f32[] {
+  %b = f32[] fusion(%p), backend_config={"window_config":{"estimated_cycles":"7"}}
+  %w = f32[] while(%b), condition=%condition.1, body=%body.1
+}
+"""
+  assert cycles(hlo) == 127
+
+
 @needs_libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ("size", "topology", "rows", "gib"), [("base", "v5e:2x4", 32, 5.5), ("xxlarge", "v6e:2x4", 8, 9.0)]
+  ("size", "topology", "rows", "gib"), [("base", "v5e:2x4", 32, 5.0), ("xxlarge", "v6e:2x4", 8, 9.0)]
 )
 def test_the_step_fits_and_sends_its_gradients_once(size, topology, rows, gib):
   numbers = plan(config(size, batch_size=8 * rows), topology)

@@ -18,6 +18,9 @@ CHIPS = {
   "v5e": Chip(197, 16, 200),
   "v5p": Chip(459, 95, 300),
   "v6e": Chip(918, 32, 400),
+  "a100": Chip(312, 80, 300),
+  "h100": Chip(989, 80, 450),
+  "h200": Chip(989, 139, 450),
 }
 # What JAX calls a device, and its dense bfloat16 teraflops. A TPU from v4 on is one device to JAX.
 PEAKS = (

@@ -1,0 +1,96 @@
+"""The table of docs/plan.md: every size on five machines, compiled ahead of time. Needs the extra [plan], no chip.
+
+  JAX_PLATFORMS=cpu python benchmarks/plan_table.py --cache=plan.json
+
+A compile takes a minute or two on an idle core; what is in the cache is not compiled again, so it can be stopped.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+from albert_jax import cli
+from albert_jax.plan import plan
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SIZES = ("base", "large", "xlarge", "xxlarge")
+MACHINES = {
+  "v5e-8": "v5e:2x4",
+  "v5e-256": "v5e:16x16",
+  "v5p-128": "v5p:4x4x4",
+  "v6e-256": "v6e:16x16",
+  "v4-128": "v4:4x4x4",
+}
+# Rows a device works on at a time. A batch of 4096 is more than that on the smaller machines, which accumulate.
+AT_A_TIME = {"base": 32, "large": 16, "xlarge": 8, "xxlarge": 8}
+BATCH = 4096
+
+TEXT = """# What a run needs: the paper's batch on five machines
+
+The real train step of `configs/pretrain.py`, batch 4096, length 512, 20 predictions, bfloat16, compiled ahead of time
+for chips that were not there ({versions}). Nothing here was run. Memory, state and bytes sent are the compiler's;
+"at least" is the model's operations at the datasheet's peak; the estimate assumes a model-operations share (MFU) of
+{mfu:.0%} and adds the bytes over the links, and hours are those of 125,000 such steps. Names count as their vendor
+does: a v4 or v5p counts two cores a chip, so v5p-128 and v4-128 are 64 chips.
+
+One command makes this table: `python benchmarks/plan_table.py --cache=plan.json`. For another config or machine, GPUs
+too: `albert-jax plan --config=configs/pretrain.py:base --topology=h200:8`, with `--find_batch` for the most rows a
+device that fit, and `--price_per_chip_hour=X` for the cost.
+
+| size | machine | chips | rows a chip | at a time | fits | temporaries GiB | state GiB | of GiB | sent MB | step at least ms | step estimate ms | run hours |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def row(name, size, n):
+  chips = n["chips"]
+  cells = [size, name, chips, n["batch_size"] // chips, n["rows_per_device"] // n["accumulate"]]
+  if "temp_gib" not in n:
+    return [*cells, "no", f"needs {n.get('needed_gib', float('nan')):.1f}", "", f"{n['memory_gib']:g}", "", "", "", ""]
+  return [
+    *cells, "yes" if n["fits"] else "no", f"{n['temp_gib']:.2f}", f"{n['argument_gib']:.2f}", f"{n['memory_gib']:g}",
+    f"{n['collective_bytes'] / 1e6:,.0f}", f"{n['step_s_at_least'] * 1e3:,.0f}", f"{n['step_s_estimate'] * 1e3:,.0f}",
+    f"{n['run_hours_estimate']:,.0f}",
+  ]  # fmt: skip
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--cache", required=True, metavar="FILE", help="numbers by size and machine, read and written")
+  parser.add_argument("--out", default=ROOT / "docs" / "plan.md", metavar="FILE")
+  parser.add_argument("--json", metavar="FILE", help="write all numbers there too")
+  args = parser.parse_args()
+  cache = pathlib.Path(args.cache)
+  found = json.loads(cache.read_text()) if cache.exists() else {}
+  for size in SIZES:
+    for name, topology in MACHINES.items():
+      key = f"{size} {name}"
+      if key not in found:
+        found[key] = compiled(size, topology)
+        cache.write_text(json.dumps(found, indent=1))
+        print(key, found[key], file=sys.stderr, flush=True)
+  import jax
+
+  text = TEXT.format(versions=f"jax {jax.__version__}, libtpu", mfu=0.5)
+  for size in SIZES:
+    for name in MACHINES:
+      text += "| " + " | ".join(map(str, row(name, size, found[f"{size} {name}"]))) + " |\n"
+  pathlib.Path(args.out).write_text(text)
+  if args.json:
+    pathlib.Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
+
+
+def compiled(size, topology):
+  config = cli.load_config(f"{ROOT / 'configs' / 'pretrain.py'}:{size}")
+  chips = 1
+  for n in topology.split(":")[1].split("x"):
+    chips *= int(n)
+  rows = BATCH // chips
+  overrides = {"model.dtype": "bfloat16", "data.max_predictions": 20, "batch_size": BATCH}
+  config.update_from_flattened_dict({**overrides, "accumulate": max(1, rows // AT_A_TIME[size])})
+  return plan(config, topology)
+
+
+if __name__ == "__main__":
+  main()
