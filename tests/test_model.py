@@ -270,6 +270,51 @@ def test_a_row_loses_the_same_whatever_the_rows_beside_it():
   np.testing.assert_allclose(alone[0], whole[2], atol=1e-6)
 
 
+def test_one_layer_shared_by_all_may_be_used_fewer_times():
+  params, batch = init(SMALL, jax.random.key(0)), make_batch(SMALL)
+  fewer = dataclasses.replace(SMALL, num_hidden_layers=2)
+  np.testing.assert_allclose(apply(fewer, params, batch)["sequence_output"], by_hand(fewer, params, batch), atol=2e-6)
+
+
+def test_random_depth_is_one_of_the_depths_and_only_in_training():
+  """With at least 2 of 3 layers, each row's vectors are those of 2 or of 3, by its own key; without a key of 3."""
+  cfg = small(num_hidden_layers=3, least_layers=2)
+  params, batch = init(cfg, jax.random.key(0)), make_batch(cfg, rows=12, tokens=(10, 7, 4) * 4)
+  two, three = (np.asarray(apply(small(num_hidden_layers=n), params, batch)["sequence_output"]) for n in (2, 3))
+  found = np.asarray(apply(cfg, params, batch, jax.random.key(1))["sequence_output"])
+  depths = [2 if np.allclose(row, a, atol=1e-5) else 3 if np.allclose(row, b, atol=1e-5) else None
+            for row, a, b in zip(found, two, three, strict=True)]  # fmt: skip
+  assert set(depths) == {2, 3}
+  np.testing.assert_array_equal(apply(cfg, params, batch)["sequence_output"], three)
+  assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(grads_of(cfg, params, batch, jax.random.key(1))))
+
+
+def test_early_exit_gives_each_row_the_answer_it_settled_on():
+  params, batch = init(SMALL, jax.random.key(0)), make_batch(SMALL, rows=8, tokens=(10, 7) * 4)
+  kernel = jax.random.normal(jax.random.key(3), (16, 3))
+
+  def readout(out):
+    return out["pooled_output"] @ kernel
+
+  logits = np.stack(
+    [readout(apply(small(num_hidden_layers=n), params, batch)) for n in range(1, SMALL.num_hidden_layers + 1)]
+  )
+  answers = logits.argmax(-1)
+  for patience in (1, 2, 9):
+    found = jax.jit(lambda params, batch, p=patience: model.early_exit(SMALL, params, batch, readout, p))(params, batch)
+    for row in range(8):
+      same, layers = 0, 1
+      while layers < SMALL.num_hidden_layers and same < patience:
+        layers += 1
+        same = same + 1 if answers[layers - 1, row] == answers[layers - 2, row] else 0
+      assert found["layers"][row] == layers
+      np.testing.assert_allclose(found["logits"][row], logits[layers - 1, row], atol=1e-5)
+  with pytest.raises(UserError, match="share=all"):
+    model.early_exit(small(share="none"), params, batch, readout, 1)
+  with pytest.raises(UserError, match="patience=0"):
+    model.early_exit(SMALL, params, batch, readout, 0)
+
+
 def test_dropout_rate_and_mean():
   x = layers.dropout(jnp.ones((10, 10_000)), 0.3, jax.random.split(jax.random.key(0), 10))
   assert abs(float((x == 0).mean()) - 0.3) < 0.01
@@ -335,6 +380,7 @@ def test_layer_axes_count_what_is_stacked():
     ({"num_hidden_groups": 7}, "num_hidden_groups=7"),
     ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob=1.0"),
     ({"scan_unroll": 0}, "scan_unroll=0"),
+    ({"least_layers": 7}, "least_layers=7"),
     ({"attention": "flash"}, "attention='flash'"),
     ({"vocab_size": 1.5}, "vocab_size=1.5"),
   ],

@@ -15,7 +15,17 @@ from albert_jax.model.albert import Albert, structure
 from albert_jax.model.config import STRUCTURE, VARIANTS, AlbertConfig
 from albert_jax.model.layers import lead_axes
 
-__all__ = ["STRUCTURE", "VARIANTS", "AlbertConfig", "apply", "init", "layer_axes", "param_count", "shapes"]
+__all__ = [
+  "STRUCTURE",
+  "VARIANTS",
+  "AlbertConfig",
+  "apply",
+  "early_exit",
+  "init",
+  "layer_axes",
+  "param_count",
+  "shapes",
+]
 
 OPTIONAL = ("pooler", "mlm", "sop")  # Parts a checkpoint may lack.
 
@@ -60,8 +70,28 @@ def _apply(cfg, parts, params, batch, keys_B):
   return nnx.merge(structure(cfg, parts)[0], params)(batch, keys_B)
 
 
+def early_exit(cfg: AlbertConfig, params: dict, batch: dict, readout, patience: int) -> dict:
+  """A classifier that stops when it has made up its mind: each row leaves after `patience` layers that changed nothing.
+
+  Zhou et al., "BERT Loses Patience" (arXiv 2006.04152). One compiled loop, which ends when the last row has left, so
+  small batches gain most. Layers must have learned to be the last: train with least_layers.
+
+  Args: params, batch: as in `apply`. readout: {"sequence_output", "pooled_output"} -> logits [B, C]. patience: from 1.
+  Returns: logits [B, C], and layers [B]: how many each row went through.
+  Raises: UserError as `apply`, and for layers that differ.
+  """
+  if (cfg.share, cfg.num_hidden_groups, cfg.inner_group_num) != ("all", 1, 1):
+    raise UserError("early_exit needs one layer shared by all: share=all, num_hidden_groups=1, inner_group_num=1")
+  if patience < 1:
+    raise UserError(f"patience={patience} must be 1 or more layers")
+  batch = _checked(cfg, dict(batch))
+  parts = ("pooler",) if "pooler" in params else ()
+  module = nnx.merge(structure(cfg, parts)[0], {name: params[name] for name in shapes(cfg, parts)})
+  return module.until_settled(batch, readout, patience)
+
+
 def _row_keys(cfg, batch, key):
-  if key is None or cfg.hidden_dropout_prob == cfg.attention_probs_dropout_prob == 0:
+  if key is None or cfg.hidden_dropout_prob == cfg.attention_probs_dropout_prob == cfg.least_layers == 0:
     return None  # Then no random number is drawn at all.
   rows = batch["input_ids"].shape[0]
   return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))

@@ -80,10 +80,7 @@ class Albert(nnx.Module):
 
   def __call__(self, batch, keys_B=None):
     key_embed, key_layers = split_keys(keys_B, 2)
-    ids_BL = batch["input_ids"]
-    x_BLD = self.embeddings(ids_BL, batch["token_type_ids"], batch.get("position_ids"), key_embed)
-    if self.projection is not None:
-      x_BLD = self.projection(x_BLD)
+    x_BLD = self.embed(batch, key_embed)
     drops = keys_B is not None and self.cfg.attention_probs_dropout_prob > 0
     attend, order_BL = attention.make(self.cfg, batch, drops)
     if order_BL is None:
@@ -102,11 +99,52 @@ class Albert(nnx.Module):
       out["sop_logits"] = self.sop(out["pooled_output"])
     return out
 
+  def embed(self, batch, keys_B):
+    """What goes into the first layer: [B, L, D]."""
+    x_BLD = self.embeddings(batch["input_ids"], batch["token_type_ids"], batch.get("position_ids"), keys_B)
+    return x_BLD if self.projection is None else self.projection(x_BLD)
+
+  def until_settled(self, batch, readout, patience):
+    """Layer after layer, until every row has given the same answer `patience` times; see `early_exit`."""
+    attend, order_BL = attention.make(self.cfg, batch, drops=False)
+    x_BLD = self.embed(batch, None)
+    back_BL = None if order_BL is None else jnp.argsort(order_BL, axis=1)
+
+    def answer(x_BLD):
+      x_BLD = x_BLD if back_BL is None else at_positions(x_BLD, back_BL)
+      out = {"sequence_output": x_BLD}
+      if self.pooler is not None:
+        out["pooled_output"] = pool(self.pooler, x_BLD, batch.get("cls_positions"))
+      return readout(out)
+
+    def undecided(carry):
+      _, n, _, _, settled_B, _ = carry
+      return (n < self.cfg.num_hidden_layers) & ~jnp.all(settled_B)
+
+    def layer(carry):
+      x_BLD, n, logits_BC, same_B, settled_B, layers_B = carry
+      x_BLD = self.layer({"attention": self.attention, "ffn": self.ffn}, x_BLD, attend, None)
+      new_BC = answer(x_BLD)
+      agree_B = (n > 0) & (jnp.argmax(new_BC, axis=1) == jnp.argmax(logits_BC, axis=1))
+      same_B = jnp.where(agree_B, same_B + 1, 0)
+      # A row that has left keeps its answer, though its vectors go on with those of the others.
+      logits_BC = jnp.where(settled_B[:, None], logits_BC, new_BC)
+      layers_B = jnp.where(settled_B, layers_B, n + 1)
+      return x_BLD, n + 1, logits_BC, same_B, settled_B | (same_B >= patience), layers_B
+
+    x_BLD = x_BLD if order_BL is None else at_positions(x_BLD, order_BL)
+    zeros_B = jnp.zeros(x_BLD.shape[0], jnp.int32)
+    logits = jax.eval_shape(answer, x_BLD)
+    start = (x_BLD, 0, jnp.zeros(logits.shape, logits.dtype), zeros_B, zeros_B > 0, zeros_B)
+    _, _, logits_BC, _, _, layers_B = jax.lax.while_loop(undecided, layer, start)
+    return {"logits": logits_BC, "layers": layers_B}
+
   def layers(self, x_BLD, attend, keys_B):
     """All N layers. Groups follow each other; within one, what is shared is closed over and the rest is scanned."""
     cfg = self.cfg
     N = cfg.num_hidden_layers
     keys_NB = None if keys_B is None else jnp.stack(split_keys(keys_B, N))
+    depth_B = self.depth(keys_B)
     # A part with a copy for every layer is scanned whole; then there is nothing that changes from group to group.
     parts = {"attention": self.attention, "ffn": self.ffn}
     per_layer = {name: cfg.copies(name) == N > 1 for name in parts}
@@ -118,16 +156,26 @@ class Albert(nnx.Module):
       own = {name: nnx.split(at(m, span)) for name, m in parts.items() if per_layer[name]}
 
       def layer(x_BLD, scanned, shared=shared, own=own):
-        states, keys_B = scanned
+        states, keys_B, n = scanned
         mine = {name: nnx.merge(own[name][0], states[name]) for name in own}
-        return self.layer({**shared, **mine}, x_BLD, attend, keys_B), None
+        y_BLD = self.layer({**shared, **mine}, x_BLD, attend, keys_B)
+        return y_BLD if depth_B is None else jnp.where((n < depth_B)[:, None, None], y_BLD, x_BLD), None
 
       if cfg.remat != "none":
         # Inside a scan nothing can be merged across the loop, so guarding against it (prevent_cse) only costs.
         layer = jax.checkpoint(layer, policy=_policy(cfg.remat), prevent_cse=False)
-      xs = ({name: state for name, (_, state) in own.items()}, None if keys_NB is None else keys_NB[span])
+      states = {name: state for name, (_, state) in own.items()}
+      numbers = None if depth_B is None else jnp.arange(span.start, span.stop)
+      xs = (states, None if keys_NB is None else keys_NB[span], numbers)
       x_BLD, _ = jax.lax.scan(layer, x_BLD, xs, length=len(layers), unroll=min(cfg.scan_unroll, len(layers)))
     return x_BLD
+
+  def depth(self, keys_B):
+    """How many layers each row goes through in training, int [B]; None is all. Rows draw by themselves."""
+    least, N = self.cfg.least_layers, self.cfg.num_hidden_layers
+    if keys_B is None or not 0 < least < N:
+      return None
+    return jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, N), (), least, N + 1))(keys_B)
 
   def layer(self, parts, x_BLD, attend, keys_B):
     """One layer: `inner_group_num` blocks of attention and feed-forward, one after the other."""

@@ -18,7 +18,7 @@ STRUCTURE = (
   "layer_norm_eps", "share",
 )  # fmt: skip
 # How to compute, on which machine: no property of the model.
-COMPUTING = ("dtype", "remat", "scan_unroll", "attention")
+COMPUTING = ("dtype", "remat", "scan_unroll", "attention", "least_layers")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class AlbertConfig:
   initializer_range: float = 0.02
   layer_norm_eps: float = 1e-12
   # Ours.
+  # In training each row goes through a number of layers drawn from this one to all, so that fewer work too; 0: all.
+  least_layers: int = 0
   share: str = "all"  # what the layers of a group share: all | attention | ffn | none (paper, table 4)
   dtype: str = "float32"  # of activations and matmul inputs; parameters, norms, softmax and losses stay float32
   # What the backward pass computes again: none; dots: all but results of matrix products and of attention;
@@ -65,7 +67,8 @@ class AlbertConfig:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if field.type is int:
-        check(type(value) is int and value > 0, f"{field.name}={value!r} must be a positive whole number")
+        least = 0 if field.name == "least_layers" else 1
+        check(type(value) is int and value >= least, f"{field.name}={value!r} must be a whole number, {least} or more")
       elif field.type is float:
         check(type(value) in (int, float) and value >= 0, f"{field.name}={value!r} must be a number, 0 or more")
       if field.name.endswith("_prob"):
@@ -79,6 +82,7 @@ class AlbertConfig:
     check(
       d % h == 0, f"hidden_size={d} must divide by num_attention_heads={h}; try num_attention_heads={_divisor(d, h)}"
     )
+    check(self.least_layers <= n, f"least_layers={self.least_layers} must not exceed num_hidden_layers={n}")
     check(g <= n, f"num_hidden_groups={g} must not exceed num_hidden_layers={n}: every group needs a layer")
 
   @property
