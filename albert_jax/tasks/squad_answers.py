@@ -129,7 +129,9 @@ def answer(cfg, params, tokenizer, items, *, top_k=5, batch_size=heads.BATCH, **
     )
   given = {field.name: field.default for field in dataclasses.fields(Search)} | search
   room = min(given["seq_length"], cfg.max_position_embeddings)
-  search = Search(**given | {"seq_length": room, "max_query_length": min(given["max_query_length"], room // 2)})
+  question_room = min(given["max_query_length"], room // 2)
+  count = max(given["n_best"], top_k)
+  search = Search(**given | {"seq_length": room, "max_query_length": question_room, "n_best": count})
   questions = []
   for number, item in enumerate(items):
     if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in ("question", "context")):
