@@ -301,6 +301,7 @@ def main(argv):
   parser.add_argument("--find_batch", action="store_true", help="also find the most rows a device that fit")
   parser.add_argument("--json", metavar="FILE", help="write the numbers there")
   args, config = cli.parse_with_config(parser, argv)
+  jax.config.update("jax_platforms", "cpu")  # Nothing runs; a chip that is here is left alone.
   numbers = plan(config, args.topology, args.mfu)
   if args.find_batch:
     numbers |= largest_batch(config, args.topology, numbers)

@@ -6,9 +6,12 @@ A compile takes a minute or two on an idle core; what is in the cache is not com
 """
 
 import argparse
+import importlib.metadata
 import json
 import pathlib
 import sys
+
+import jax
 
 from albert_jax import cli
 from albert_jax.plan import plan
@@ -38,9 +41,11 @@ One command makes this table: `python benchmarks/plan_table.py --cache=plan.json
 too: `albert-jax plan --config=configs/pretrain.py:base --topology=h200:8`, with `--find_batch` for the most rows a
 device that fit, and `--price_per_chip_hour=X` for the cost.
 
-| size | machine | chips | rows a chip | at a time | fits | temporaries GiB | state GiB | of GiB | sent MB | step at least ms | step estimate ms | run hours |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|
 """
+COLUMNS = (
+  "size", "machine", "chips", "rows a chip", "at a time", "fits", "temporaries GiB", "state GiB", "of GiB", "sent MB",
+  "step at least ms", "step estimate ms", "run hours",
+)  # fmt: skip
 
 
 def row(name, size, n):
@@ -70,9 +75,8 @@ def main():
         found[key] = compiled(size, topology)
         cache.write_text(json.dumps(found, indent=1))
         print(key, found[key], file=sys.stderr, flush=True)
-  import jax
-
-  text = TEXT.format(versions=f"jax {jax.__version__}, libtpu", mfu=0.5)
+  text = TEXT.format(versions=f"jax {jax.__version__}, libtpu {importlib.metadata.version('libtpu')}", mfu=0.5)
+  text += f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
   for size in SIZES:
     for name in MACHINES:
       text += "| " + " | ".join(map(str, row(name, size, found[f"{size} {name}"]))) + " |\n"
