@@ -163,11 +163,14 @@ class TestAnswer:
     assert together[1]["answers"][0]["end"] <= len(items[1]["context"])
 
   def test_few_programs_are_compiled(self, model):
+    squad_answers._run.clear_cache()
     before = squad_answers._run._cache_size()
     for count in (2, 9, 15, 20, 30, 40, 60, 61):
       items = [{"question": "a", "context": " ".join(random_words(count, count))}]
       squad_answers.answer(*model, items, top_k=min(count, 20), max_answer_length=count, doc_stride=count, **self.size)
-    assert squad_answers._run._cache_size() - before <= len([size for size in finetune.SIZES if size <= 4])
+    sizes = [size for size in finetune.SIZES if size <= 4]
+    lengths = [length for length in finetune.FINE_LENGTHS if length <= 32]
+    assert 0 < squad_answers._run._cache_size() - before <= len(sizes) * len(lengths)
 
   def test_a_model_that_always_answers(self, model):
     [found] = squad_answers.answer(*model, [{"question": "a", "context": "bade fo"}], no_answer=False, **self.size)
@@ -179,7 +182,7 @@ class TestAnswer:
     cfg, params, tokenizer = model
     words = random_words(300, 3)
     [found] = squad_answers.answer(
-      cfg, params, tokenizer, [{"question": "a", "context": " ".join(words)}], top_k=20, **self.size
+      cfg, params, tokenizer, [{"question": "a", "context": " ".join(words)}], top_k=30, **self.size
     )
     starts = [a["start"] for a in found["answers"]]
     assert len(starts) == 30 and max(starts) > 600
