@@ -139,3 +139,33 @@ def test_kernels_do_not_drop_out_attention_weights():
   with pytest.raises(UserError, match="attention_probs_dropout_prob=0"):
     attention.make(cfg, batch, drops=True)
   attention.make(cfg, batch, drops=False)
+
+
+@pytest.mark.parametrize("fault", ["wrong", "raises"])
+def test_auto_believes_a_kernel_only_where_it_is_right(fault, monkeypatch, capsys):
+  """As on a machine for which a kernel is the best: the real one is taken, one that is broken there is not."""
+  cfg = AlbertConfig(vocab_size=50, embedding_size=8, hidden_size=128, num_hidden_layers=1, num_attention_heads=2,
+                     intermediate_size=16, max_position_embeddings=128)  # fmt: skip
+  batch = {"input_ids": jnp.ones((2, 128), jnp.int32), "attention_mask": jnp.ones((2, 128), jnp.int32)}
+  monkeypatch.setattr(attention, "BEST", {"cpu": "pallas"})
+  taken = []
+  forms = dict(attention.ATTENTION)
+  monkeypatch.setitem(attention.ATTENTION, "xla", lambda *a: taken.append("xla") or forms["xla"](*a))
+  monkeypatch.setitem(attention.ATTENTION, "pallas", lambda *a: taken.append("pallas") or forms["pallas"](*a))
+  attention._disagrees.cache_clear()
+  attention.make(cfg, batch, drops=False)
+  assert taken[-1] == "pallas"
+  assert "is not used" not in capsys.readouterr().err
+
+  def broken(cfg, batch):
+    attend, order = forms["xla"](cfg, batch)
+    if fault == "raises":
+      raise RuntimeError("no such instruction")
+    return lambda q, k, v, keys: attend(q, k, 1.5 * v, keys), order
+
+  monkeypatch.setitem(attention.ATTENTION, "pallas", broken)
+  attention._disagrees.cache_clear()
+  attention.make(cfg, batch, drops=False)
+  assert taken[-1] == "xla"
+  assert "attention=pallas is not used" in capsys.readouterr().err
+  attention._disagrees.cache_clear()

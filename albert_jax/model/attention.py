@@ -1,15 +1,21 @@
 """Attention as matrix products that XLA schedules, and as one fused kernel: Pallas on TPUs, cuDNN on NVIDIA GPUs.
 
+`auto` takes a kernel only where a small example, forward and backward, has just shown it right on this machine.
+
 All three read and write [B, L, D] arrays, the form in which the products before and after leave and want them. The
 kernels never write scores of size L x L to memory. Against XLA's form in float32 they agree to 1e-6, in bfloat16 to its
 rounding; the Pallas kernel was compiled for TPUs but has run in Pallas' interpreter only.
 """
 
+import concurrent.futures
+import dataclasses
 import functools
 import math
+import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
@@ -33,6 +39,10 @@ def make(cfg, batch, drops: bool):
   """
   reasons = {name: why_not(cfg, batch, drops) for name, why_not in REFUSALS.items()}
   name = BEST.get(_device().platform, "xla") if cfg.attention == "auto" else cfg.attention
+  if (
+    cfg.attention == "auto" and name != "xla" and not reasons[name] and _device().platform == jax.devices()[0].platform
+  ):
+    reasons[name] = _disagrees(name, cfg)
   if why := reasons.get(name):
     if cfg.attention != "auto":
       raise UserError(f"attention={name} {why}; use --config.model.attention=auto")
@@ -224,6 +234,49 @@ def _no_cudnn(cfg, batch, drops):
   # Of a machine compiled for from afar the capability is not known here.
   old = float(getattr(device, "compute_capability", AMPERE)) < AMPERE
   return f"needs an NVIDIA GPU from Ampere on; this is a {device.device_kind}" if old else ""
+
+
+@functools.lru_cache(maxsize=32)
+def _disagrees(name, cfg) -> str:
+  """Why `auto` does not take a kernel on this machine: it fails, or is not the plain formula, on a small example.
+
+  No kernel is believed before it was seen to be right where it runs. This happens while the model is being traced, so
+  it is computed in a thread of its own, which knows nothing of that.
+  """
+  trial = concurrent.futures.ThreadPoolExecutor(1)
+  try:
+    kernel, plain = (trial.submit(_example, form, cfg).result() for form in (name, "xla"))
+    worst = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(kernel, plain, strict=True))
+    why = (
+      "" if worst < 0.03 else f"differs from the plain formula by {worst:.0%}"
+    )  # 3 % is far above bfloat16's rounding.
+  except Exception as error:  # Whatever a compiler or driver may raise.
+    why = f"fails: {next(iter(str(error).splitlines()), type(error).__name__)[:200]}"
+  finally:
+    trial.shutdown()
+  if why:
+    print(
+      f"Note: attention={name} is not used, as here it {why}. Training goes on with attention=xla.", file=sys.stderr
+    )
+  return why
+
+
+def _example(form, cfg):
+  """Context and gradients (float32 numpy) of two rows, one of them padded, of 128 tokens."""
+  shape = (2, LANES, cfg.hidden_size)
+  batch = {
+    "input_ids": jnp.ones(shape[:2], jnp.int32),
+    "attention_mask": jnp.stack([jnp.ones(LANES, jnp.int32), (jnp.arange(LANES) < 90).astype(jnp.int32)]),
+  }
+  q, k, v, weight = (x.astype(cfg.dtype) for x in jax.random.normal(jax.random.key(0), (4, *shape)))
+
+  @jax.jit
+  def run(q, k, v):
+    attend, _ = ATTENTION[form](dataclasses.replace(cfg, attention_probs_dropout_prob=0.0), batch)
+    context, back = jax.vjp(lambda q, k, v: attend(q, k, v, None), q, k, v)
+    return [x.astype(jnp.float32) for x in (context, *back(weight))]
+
+  return jax.device_get(run(q, k, v))
 
 
 def _device():

@@ -1,0 +1,84 @@
+"""Does pre-training help: the same model fine-tuned from a pre-trained checkpoint, and from random weights.
+
+  ALBERT_DATA=DIR python benchmarks/pretraining_helps.py --checkpoint=RUN --out=FOLDER
+
+Both begin with the same shape, vocabulary, data order and hyper-parameters; only the weights differ. Every run is an
+`albert-jax train` of its own; what is done is not done again. Meant for small models: steps and lengths are short.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+
+from albert_jax import convert, model
+from albert_jax.training.writer import read
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+COMMON = {
+  "optimizer.learning_rate": 5e-4, "optimizer.textbook": True, "optimizer.warmup_steps": 50, "epochs": 0,
+  "batch_size": 32, "data.seq_length": 128, "log_every": 50,
+  "model.hidden_dropout_prob": 0.0, "model.attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
+# name: config, metric, steps, the data below ALBERT_DATA, and what else differs from the config
+TASKS = {
+  "SST-2": ("glue.py:sst-2", "accuracy", 400, "glue", {"data.seq_length": 64}),
+  "MRPC": ("glue.py:mrpc", "accuracy", 300, "glue", {}),
+  "STS-B": ("glue.py:sts-b", "pearson", 400, "glue", {"data.seq_length": 64}),
+  "SQuAD 1.1": ("squad.py:tiny-1.1", "f1", 400, "squad_v1", {
+    "data.split": "newwiki_train.json", "data.validation_split": "newwiki_dev.json", "data.seq_length": 256,
+  }),
+  "RACE": ("race.py:tiny", "accuracy", 150, "race/RACE", {"data.seq_length": 192, "data.qa_length": 64}),
+  "WNUT-17": ("ner.py:tiny", "f1", 400, "ner_wnut17", {}),
+  "IMDb": ("classify.py:tiny", "accuracy", 300, "sentiment/imdb_orig", {
+    "best": "accuracy", "data.text_fields": "Text", "data.label_field": "Sentiment",
+  }),
+}  # fmt: skip
+
+
+def run(name, start, folder) -> float:
+  """The best held-out number of one task from one start."""
+  config, metric, steps, data, more = TASKS[name]
+  workdir = folder / f"{name.replace(' ', '-')}-{start.name}"
+  overrides = {**COMMON, "steps": steps, "eval_every": steps // 2, "checkpoint_every": steps, "init_from": start,
+               "data.dataset": pathlib.Path(os.environ["ALBERT_DATA"]) / data, **more}  # fmt: skip
+  command = [sys.executable, "-m", "albert_jax", "train", f"--config={ROOT}/configs/{config}", f"--workdir={workdir}",
+             *(f"--config.{key}={value}" for key, value in overrides.items())]  # fmt: skip
+  log = folder / f"{workdir.name}.log"
+  with log.open("w") as file:
+    if subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, check=False).returncode:
+      raise SystemExit(f"{' '.join(command)}\nfailed:\n{log.read_text()[-2000:]}")
+  return max(line[metric] for line in read(workdir) if line["split"] == "eval")
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--checkpoint", required=True, metavar="DIR")
+  parser.add_argument("--out", required=True, metavar="DIR", help="where the runs go")
+  parser.add_argument("--tasks", default=",".join(TASKS))
+  parser.add_argument("--json", metavar="FILE")
+  args = parser.parse_args()
+  folder = pathlib.Path(args.out).absolute()
+  folder.mkdir(parents=True, exist_ok=True)
+  cfg, params = convert.load(args.checkpoint)
+  vocabulary = convert.load_tokenizer(args.checkpoint)
+  starts = [folder / "pretrained", folder / "scratch"]
+  for start, weights in zip(starts, (params, model.init(cfg, jax.random.key(0))), strict=True):
+    if not start.exists():
+      convert.save(start, cfg, jax.device_get(weights), vocabulary=vocabulary)
+  found = {}
+  print(f"{'':<12}{'metric':<10}{'steps':>6}{'pre-trained':>13}{'from scratch':>14}")
+  for name in args.tasks.split(","):
+    numbers = [run(name, start, folder) for start in starts]
+    found[name] = {"metric": TASKS[name][1], "steps": TASKS[name][2], "pretrained": numbers[0], "scratch": numbers[1]}
+    print(f"{name:<12}{TASKS[name][1]:<10}{TASKS[name][2]:>6}{numbers[0]:>13.4f}{numbers[1]:>14.4f}", flush=True)
+    if args.json:
+      pathlib.Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  main()
