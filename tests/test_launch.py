@@ -505,7 +505,7 @@ def test_babysit_replaces_a_tpu_whose_worker_never_answers(world):
 def test_babysit_ends_when_the_training_was_asked_to_stop(ready):
   args = [*TPU, "--babysit", "--", *TRAINING, f"--workdir={ready.run_folder}", "--steps=100000"]
   process = ready.start("tpu.sh", "train", *args)
-  ready.wait_until(lambda: (ready.run_folder / "step").exists())
+  ready.wait_until(lambda: (ready.run_folder / "step").exists() and len(ready.starts()) == 2)
   ready.tpu("stop")
   _, err = process.communicate(timeout=60)
   assert process.returncode == 0

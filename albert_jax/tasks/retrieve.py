@@ -181,7 +181,8 @@ def _own_among_all(x_BD, y_BD, numbers_B, weights_B, temperature):
 
   Args: numbers_B: equal for equal y, which are no negatives of each other. weights_B: rows of weight 0 are none either.
   """
-  axes = jax.sharding.get_abstract_mesh().manual_axes  # in a training step those over which rows are split, else ()
+  # In a training step those over which rows are split, else ().
+  axes = tuple(axis for axis in jax.sharding.get_abstract_mesh().manual_axes if axis != "tensor")
   everyone = (y_BD, numbers_B, weights_B)
   own = jnp.arange(x_BD.shape[0])
   if axes:

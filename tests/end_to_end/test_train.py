@@ -177,7 +177,8 @@ def test_where_files_cannot_grow_it_is_one_line_and_it_goes_on_when_they_can(who
   """As on a full disk, which needs a disk to try."""
   workdir = tmp_path / "run"
   command = flags(dataset, workdir)
-  process = start("train", *command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)))
+  process = start("train", *command)
+  resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (30_000, 30_000))  # Long before it writes so much.
   _, err = process.communicate(timeout=300)
   assert process.returncode == 1
   assert "could not be written" in err.splitlines()[-1]
