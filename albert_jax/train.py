@@ -113,7 +113,8 @@ def train(config, folder, profile: tuple[int, int] | None = None) -> dict:
             break
         complete = True
       except guard.Alarm as alarm:
-        now = health.go_back(alarm, saved)  # None: what is on the device is sick, and its memory is needed.
+        health.go_back(alarm, saved)
+        now = None  # It is sick, and its memory is needed.
         now = run.begin() if saved.latest() is None else saved.restore(run.abstract, run.places)
         start = int(now["step"])
         writer.rewind(start)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pathlib
 import shutil
 
 import jax
@@ -11,13 +12,14 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import albert_jax
-from albert_jax import model, paths, tasks, train
+from albert_jax import cli, model, paths, tasks, train
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.tasks import pretrain
 from albert_jax.training.writer import read
-from configs import pretrain as config_file
 
+pytestmark = pytest.mark.slow
+CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "pretrain.py"
 TIMES = ("tokens_per_s", "input_stall", "mfu", "memory_gib")
 
 
@@ -87,11 +89,12 @@ def go(vocabulary, tmp_path, monkeypatch):
     )  # fmt: skip
 
   monkeypatch.setattr(tasks, "make", make)
+  monkeypatch.setattr(train.curves, "plot", lambda *args: None)  # It is slow, and end_to_end has it.
   one = functools.partial(train.sharding.make_mesh, devices=jax.devices()[:1])  # Quicker; meshes have their own tests.
   monkeypatch.setattr(train.sharding, "make_mesh", one)
 
   def run(name, profile=None, **overrides):
-    config = config_file.get_config("tiny")
+    config = cli.load_config(f"{CONFIG}:tiny")
     values = {
       "steps": 8, "batch_size": 8, "log_every": 1, "eval_every": 4, "checkpoint_every": 2, "data.seq_length": 8,
       "data.dataset": "", "optimizer.warmup_steps": 0,

@@ -28,9 +28,9 @@ PEAKS = (
   (r"^TPU v5( lite|e)", CHIPS["v5e"].teraflops),
   (r"^TPU v5p?$", CHIPS["v5p"].teraflops),
   (r"^TPU v6( lite|e)", CHIPS["v6e"].teraflops),
-  (r"A100", 312),
+  (r"A100", CHIPS["a100"].teraflops),
   (r"H100 PCIe", 756),
-  (r"H100|H200|GH200", 989),
+  (r"H100|H200|GH200", CHIPS["h100"].teraflops),
 )
 
 

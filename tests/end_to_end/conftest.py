@@ -47,17 +47,25 @@ def flags(dataset, workdir, **overrides):
   ]
 
 
-def start(command, *args, devices=1, **kwargs):
+def start(command, *args, devices=1, program=("-m", "albert_jax"), **kwargs):
   """A command in a process of its own, warnings being errors; stderr is kept."""
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
   return subprocess.Popen(
-    [sys.executable, "-W", "error", "-m", "albert_jax", command, *args],
+    [sys.executable, "-W", "error", *program, command, *args],
     env=environment, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **kwargs,
   )  # fmt: skip
 
 
+def end(processes, seconds=900):
+  """Waits for the end of processes. Returns: [(exit code, stdout, stderr)]. None is left running, whatever happens."""
+  try:
+    found = [process.communicate(timeout=seconds) for process in processes]
+    return [(process.returncode, *texts) for process, texts in zip(processes, found, strict=True)]
+  finally:
+    for process in processes:
+      process.kill()
+
+
 def run(command, *args, devices=1):
   """Runs a command to its end. Returns: (exit code, stdout, stderr)."""
-  process = start(command, *args, devices=devices)
-  out, err = process.communicate(timeout=300)
-  return process.returncode, out, err
+  return end([start(command, *args, devices=devices)])[0]

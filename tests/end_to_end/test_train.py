@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import flags, run, start
+from conftest import end, flags, run, start
 
 import albert_jax
 from albert_jax import paths
@@ -119,22 +119,21 @@ def test_on_four_devices_it_is_the_same_run(whole, dataset, tmp_path):
 
 def test_two_processes_of_four_devices_are_one_run(whole, dataset, tmp_path):
   workdir = tmp_path / "run"
-  for process in two(dataset, workdir, devices=4):
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
+  for code, _, err in end(two(dataset, workdir, devices=4)):
+    assert code == 0, err
   expected, found = numbers(whole[0]), numbers(workdir)
   assert expected.keys() == found.keys()
   for key in expected:
     assert found[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-6), key
 
 
-def two(dataset, workdir, devices=1, **overrides):
+def two(dataset, workdir, devices=1, program=("-m", "albert_jax"), **overrides):
   """Two processes of one run."""
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     several = [f"--coordinator=127.0.0.1:{s.getsockname()[1]}", "--processes=2"]
   command = ["train", *flags(dataset, workdir, **overrides), *several]
-  return [start(*command, f"--process={i}", devices=devices) for i in (0, 1)]
+  return [start(*command, f"--process={i}", devices=devices, program=program) for i in (0, 1)]
 
 
 def test_a_host_that_dies_takes_the_other_along_and_both_go_on(dataset, tmp_path):
@@ -143,17 +142,42 @@ def test_a_host_that_dies_takes_the_other_along_and_both_go_on(dataset, tmp_path
   while not list(workdir.glob("checkpoints/*/checksums.json")) and all(p.poll() is None for p in processes):
     time.sleep(0.01)
   processes[1].kill()
-  _, err = processes[0].communicate(timeout=150)  # A lost connection is seen at once; silence within a minute.
-  assert processes[0].returncode > 0
+  # A lost connection is seen at once, silence within a minute.
+  (code, _, err), _ = end(processes, seconds=150)
+  assert code > 0
   assert "host 0 of 2 ends" in err
   assert "Start all of them again" in err
   assert "Traceback" not in err
-  processes[1].communicate()
   steps = max(int(folder.parent.name) for folder in workdir.glob("checkpoints/*/checksums.json")) + 5
-  for process in two(dataset, workdir, steps=steps, eval_every=100_000):
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
+  for code, _, err in end(two(dataset, workdir, steps=steps, eval_every=100_000)):
+    assert code == 0, err
   assert set(numbers(workdir)) == {(step, "train") for step in range(1, steps + 1)} | {(steps, "eval")}
+
+
+SICK = """
+import sys
+from albert_jax.data import pipeline
+
+def train_batches(*args, start_step, **kwargs):
+  for number, batch in enumerate(whole(*args, start_step=start_step, **kwargs), start_step):
+    yield {**batch, "mlm_weights": batch["mlm_weights"] * (float("nan") if number == 7 else 1)}
+
+whole, pipeline.train_batches = pipeline.train_batches, train_batches
+from albert_jax.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_two_hosts_go_back_alike(whole, dataset, tmp_path):
+  for code, _, err in end(two(dataset, tmp_path / "run", program=("-c", SICK))):
+    assert code == 0, err
+  expected, found = numbers(whole[0]), numbers(tmp_path / "run")
+  assert found.keys() == {*expected, (5, "guard")}
+  for step in range(1, 8):  # Batch 7 would have been that of step 8.
+    assert found[step, "train"] == pytest.approx(expected[step, "train"], rel=1e-5, abs=1e-6), step
+  assert found[8, "train"] != pytest.approx(expected[8, "train"], rel=1e-5)
+  (alarm,) = json.loads((tmp_path / "run" / "guard.json").read_text())
+  assert (alarm["step"], alarm["restored"], alarm["skipped"]) == (8, 5, [7])
 
 
 def test_killed_in_the_middle_of_a_save_it_goes_on_from_the_one_before(whole, dataset, tmp_path):
@@ -179,8 +203,8 @@ def test_where_files_cannot_grow_it_is_one_line_and_it_goes_on_when_they_can(who
   command = flags(dataset, workdir)
   process = start("train", *command)
   resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (30_000, 30_000))  # Long before it writes so much.
-  _, err = process.communicate(timeout=300)
-  assert process.returncode == 1
+  ((code, _, err),) = end([process])
+  assert code == 1
   assert "could not be written" in err.splitlines()[-1]
   assert "Traceback" not in err
   code, _, err = run("train", *command)
