@@ -442,7 +442,7 @@ def test_babysit_does_everything_and_gives_the_tpu_back(world):
 
 def test_babysit_goes_on_after_a_preemption_in_the_middle(world):
   world.hold.touch()
-  world.set(events=[{"do": "preempt", "on": "ssh.*worker_state", "skip": 3, "release": str(world.hold)}])
+  world.set(events=[{"do": "preempt", "on": "ssh.*worker_state", "skip": 15, "release": str(world.hold)}])
   process = world.start("tpu.sh", "train", *TPU, "--babysit", "--", *TRAINING, f"--workdir={world.run_folder}")
   world.wait_until(lambda: (world.run_folder / "starts").exists())
   changed(world)  # Meanwhile the checkout moves on; the run does not.
