@@ -5,17 +5,18 @@ import pathlib
 from albert_jax.training.writer import read
 
 
-def plot(workdir, baselines):
+def plot(workdir, baselines) -> bool:
   """Draws `metrics.jsonl` of a run into `curves.png` beside it: one panel a metric, training and held-out.
 
   Args: baselines: {metric: (value, what it is)}, drawn as dashed lines.
+  Returns: whether there was anything to draw; held-out rows without labels have no metrics.
   """
   from matplotlib.figure import Figure  # Takes a second to import, and only a run's end needs it.
 
   lines = read(workdir)
   names = [name for name in baselines if any(name in line for line in lines)]
   if not names:
-    return  # The held-out rows have no labels, and there is nothing to draw.
+    return False
   figure = Figure(figsize=(5 * len(names), 3.5), layout="constrained")
   for i, name in enumerate(names):
     axes = figure.add_subplot(1, len(names), i + 1)
@@ -28,3 +29,4 @@ def plot(workdir, baselines):
     axes.set(title=name.replace("_", " "), xlabel="step")
     axes.legend()
   figure.savefig(pathlib.Path(workdir) / "curves.png", dpi=100)
+  return True

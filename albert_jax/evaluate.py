@@ -76,7 +76,7 @@ def for_checkpoint(config, path):
   """
   params, said, vocabulary = with_structure(config, path), convert.about(path), None
   if config.init_structure:  # Fine-tuning; in pre-training the vocabulary is the dataset's.
-    vocabulary = convert.load_tokenizer(path)
+    vocabulary = convert.load_tokenizer(path, optional=bool(config.data.spm))
     with config.unlocked():
       config.epochs = 0.0  # So that no task reads its training data to count it,
       if said.get("labels") and "labels" in config.task and not config.task.labels:  # or to find its labels.
@@ -117,10 +117,14 @@ def score_predictions(argv):
   parser.add_argument("--task", required=True, choices=SCORERS, help="what the answers are of")
   parser.add_argument("--predictions", required=True, metavar="FILE", help="the answers")
   parser.add_argument("--gold", required=True, metavar="FILE", help="the right ones, as the task's data has them")
+  parser.add_argument("--null_odds", metavar="FILE", help="squad: how sure each question has no answer, by its id")
   parser.add_argument("--json", metavar="FILE", help="write the JSON there too")
   args = parser.parse_args(argv)
+  if args.null_odds and args.task != "squad":
+    raise UserError(f"--null_odds is for --task=squad, not {args.task}")
+  more = {"null_odds": args.null_odds} if args.null_odds else {}
   module, name = SCORERS[args.task].split(":")
-  numbers = getattr(importlib.import_module(f"albert_jax.tasks.{module}"), name)(args.predictions, args.gold)
+  numbers = getattr(importlib.import_module(f"albert_jax.tasks.{module}"), name)(args.predictions, args.gold, **more)
   _print(numbers, args.json)
 
 

@@ -166,7 +166,8 @@ def _settle(config, folder) -> _Run:
   tx = optimizer.make(opt, model.layer_axes(task.model, jax.eval_shape(task.init, key_init)))
   abstract = state.abstract(task.init, tx, key_init)
   places = sharding.shardings(mesh, abstract, config.mesh.zero1)
-  averaged = jax.jit(functools.partial(optimizer.averaged, opt))
+  # Placed as the parameters are: left to the compiler, evaluation might be compiled for a second placement.
+  averaged = jax.jit(functools.partial(optimizer.averaged, opt), out_shardings=places["params"])
 
   def begin():
     if config.init_from:
@@ -224,7 +225,7 @@ def _tasks(config):
   config, vocabulary = copy.deepcopy(config).unlock(), None
   if config.init_structure and config.init_from:
     with_structure(config, config.init_from)
-    vocabulary = convert.load_tokenizer(config.init_from)
+    vocabulary = convert.load_tokenizer(config.init_from, optional=bool(config.data.spm))
   shared = config.model.share == "all" and config.model.num_hidden_groups == 1
   if config.curriculum.num_hidden_layers and not shared:
     raise UserError("curriculum.num_hidden_layers needs layers that share all their weights; set model.share=all")
@@ -320,9 +321,10 @@ def _finish(task, params, held_out, files, folder):
   )  # fmt: skip
   if files:
     write_files(folder / "predictions", files)
-  curves.plot(folder, task.baselines)
   print(table(held_out, task.baselines))
-  print(f"Weights: {folder / 'export'}\nCurves:  {folder / 'curves.png'}")
+  print(f"Weights: {folder / 'export'}")
+  if curves.plot(folder, task.baselines):
+    print(f"Curves:  {folder / 'curves.png'}")
 
 
 def _given(config, task, key):

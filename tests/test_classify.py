@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +117,16 @@ class TestEndToEnd:
     best = min((line for line in read(run) if line["split"] == "eval"), key=lambda line: line["loss"])
     assert numbers == pytest.approx({k: v for k, v in best.items() if k not in ("step", "split")}, rel=1e-5)
     assert (tmp_path / "out/predictions.jsonl").read_bytes() == (run / "predictions/predictions.jsonl").read_bytes()
+
+  def test_a_checkpoint_without_a_vocabulary_takes_the_one_that_is_given(self, checkpoint, folder, tmp_path, capsys):
+    shutil.copytree(checkpoint, tmp_path / "bare")
+    (tmp_path / "bare/spiece.model").rename(tmp_path / "spiece.model")
+    short = {"epochs": 0, "steps": 1, "optimizer__warmup_steps": 0}
+    assert main(["train", *flags(tmp_path / "bare", folder, **short), f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "holds no vocabulary" in capsys.readouterr().err
+    short["data__spm"] = tmp_path / "spiece.model"
+    assert main(["train", *flags(tmp_path / "bare", folder, **short), f"--workdir={tmp_path / 'run'}"]) == 0
+    assert (tmp_path / "run/export/spiece.model").read_bytes() == (tmp_path / "spiece.model").read_bytes()
 
   def test_rows_without_labels_get_answers_and_no_numbers(self, run, checkpoint, tmp_path, capsys):
     (tmp_path / "new.jsonl").write_text('{"text": "badu kiki"}\n{"text": ""}\n')

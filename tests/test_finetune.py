@@ -49,6 +49,14 @@ def test_limits():
   assert [batch["input_ids"].shape for batch in serve([600], longest=512)] == [(1, 600)], "the model says no to this"
 
 
+def test_training_pads_no_further_than_it_is_told():
+  rows = rows_of([70, 98, 100])
+  for longest, length in ((None, 128), (100, 100), (512, 128)):
+    train = next(finetune.train_batches(rows, batch_size=3, seed=0, longest=longest))
+    (held_out,) = finetune.eval_batches(rows, batch_size=3, longest=longest)
+    assert train["input_ids"].shape == held_out["input_ids"].shape == (3, length)
+
+
 def test_groups_count_as_many_rows():
   rows = Rows({"input_ids": [np.ones(8, int)] * 64}, {}, group=4)
   shapes = {

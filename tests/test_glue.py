@@ -52,6 +52,8 @@ FILES = {
   "WNLI/dev.tsv": "index\tsentence1\tsentence2\tlabel\n0\ta\tb\t0\n",
   "WNLI/test.tsv": "index\tsentence1\tsentence2\n0\ta\tb\n",
   "AX/diagnostic.tsv": "index\tsentence1\tsentence2\n0\ta\tb\n1\tc\td\n",
+  "AX/diagnostic-full.tsv": "Logic\tDomain\tPremise\tHypothesis\tLabel\r\nNegation\tNews\ta\tb\tentailment\r\n"
+  "\t\tc\td\tneutral\r\n\t\te\tf\tcontradiction\r\n",
 }  # fmt: skip
 ALL = [name for name in glue.TASKS if name != "ax"]
 
@@ -118,6 +120,12 @@ class TestFiles:
       assert glue.read(glue.TASKS["mrpc"], tmp_path, split).gold.tolist() == [1, 0]
     with pytest.raises(UserError, match=r"expected dev\.tsv .* there is msr_paraphrase_test\.txt"):
       glue.read(glue.TASKS["mrpc"], tmp_path, "validation")
+
+  def test_diagnostics_with_labels(self, checkpoint, folder):
+    task = make(checkpoint, folder, "ax", validation_split="validation")
+    numbers, _ = answered(task, np.eye(3)[[0, 1, 1]])
+    assert numbers["mcc"] == pytest.approx(3 / np.sqrt(4 * 6)), "(3 * 2 - 3) / sqrt((9 - 5) (9 - 3))"
+    assert "mcc" not in answered(make(checkpoint, folder, "ax"), np.eye(3)[[0, 1]])[0]
 
   def test_a_label_that_is_none(self, folder, tmp_path):
     (tmp_path / "dev.tsv").write_text("sentence\tlabel\na\t1\nb\t2\n")

@@ -61,6 +61,7 @@ class TestFind:
     hf.save(tmp_path / "model", SMALL, PARAMS)
     with pytest.raises(UserError, match="holds no vocabulary"):
       convert.load_tokenizer(tmp_path / "model")
+    assert convert.load_tokenizer(tmp_path / "model", optional=True) is None
     (tmp_path / "model/spiece.model").write_bytes(b"not read yet")
     assert convert.load_tokenizer(tmp_path / "model").lower is True
     (tmp_path / "model/tokenizer_config.json").write_text('{"do_lower_case": false, "keep_accents": true}')

@@ -82,10 +82,10 @@ def about(path) -> dict:
   return {"name": purpose, **said} if purpose else said
 
 
-def load_tokenizer(path) -> Tokenizer:
+def load_tokenizer(path, *, optional=False) -> Tokenizer | None:
   """The tokenizer of the checkpoint at `path`, with the rules its tokenizer_config.json names.
 
-  Raises: UserError if there is no vocabulary.
+  Raises: UserError if there is no vocabulary; `optional` gives None then.
   """
   _, folder = find(path)
   folder = pathlib.Path(folder)
@@ -93,7 +93,12 @@ def load_tokenizer(path) -> Tokenizer:
   rules = folder / "tokenizer_config.json"
   said = json.loads(rules.read_text("utf-8")) if rules.is_file() else {}
   folder = folder / "assets" if (folder / "assets").is_dir() else folder
-  return Tokenizer(folder, lower=said.get("do_lower_case", True), keep_accents=said.get("keep_accents", False))
+  try:
+    return Tokenizer(folder, lower=said.get("do_lower_case", True), keep_accents=said.get("keep_accents", False))
+  except UserError:
+    if optional:
+      return None
+    raise
 
 
 def fit(params, loaded, *, new=(), unused=()):

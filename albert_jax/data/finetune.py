@@ -46,11 +46,14 @@ class Rows:
     return sizes.reshape(-1, self.group).max(axis=1, initial=0)
 
 
-def train_batches(rows, *, batch_size, seed, start_step=0, host=0, hosts=1, first_row=0, group_by_length=False):
+def train_batches(
+  rows, *, batch_size, seed, longest=None, start_step=0, host=0, hosts=1, first_row=0, group_by_length=False
+):
   """Endless training batches, shuffled anew each epoch; an epoch's last batch is filled up from the next epoch.
 
   Args:
     rows: Rows. batch_size: B of the global batch. start_step: the number of the first batch.
+    longest: what no row is padded beyond, such as the positions of the model; None: the next of LENGTHS.
     host, hosts: this host makes rows [host * B / hosts, (host + 1) * B / hosts) of every batch.
     first_row: the number of the first row of batch 0, for a run whose batch was of another size before.
     group_by_length: sort each 64 batches' rows by length before they are cut into batches, and shuffle those.
@@ -70,11 +73,11 @@ def train_batches(rows, *, batch_size, seed, start_step=0, host=0, hosts=1, firs
       index = index[draws.permute(np.array([place]), WINDOW, draws.keys(seed, "window", np.array([window])))[0]]
     else:
       _, index = mixture.locate(np.arange(batch_size) + step * batch_size + first_row, order, [len(rows)], seed)
-    yield _batch(rows, index, padded_length(lengths[index].max()), host, hosts)
+    yield _batch(rows, index, padded_length(lengths[index].max(), longest=longest), host, hosts)
     step += 1
 
 
-def eval_batches(rows, *, batch_size, host=0, hosts=1):
+def eval_batches(rows, *, batch_size, longest=None, host=0, hosts=1):
   """One pass, the shortest rows first; "row" is a row's number. Rows that fill up have row -1 and weight 0.
 
   Yields as many batches on every host. Args and errors: as train_batches.
@@ -85,7 +88,7 @@ def eval_batches(rows, *, batch_size, host=0, hosts=1):
   index = np.append(index, np.full(-len(index) % batch_size, -1))
   for start in range(0, len(index), batch_size):
     at = index[start : start + batch_size]
-    yield _batch(rows, at, padded_length(lengths[at].max()), host, hosts)
+    yield _batch(rows, at, padded_length(lengths[at].max(), longest=longest), host, hosts)
 
 
 def serving_batches(rows, *, most, tokens, lengths, longest):

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from albert_jax.data import choices, examples, finetune
+from albert_jax.data import choices, examples
 from albert_jax.errors import UserError
 from albert_jax.tasks import classify, heads, metrics
-from albert_jax.tasks.base import Task, about, model_and_vocabulary
+from albert_jax.tasks.base import Task, about, batches, model_and_vocabulary
 
 
 def make(config, vocabulary=None, first_row=0) -> Task:
@@ -42,13 +42,7 @@ def make(config, vocabulary=None, first_row=0) -> Task:
     init=functools.partial(classify.init, cfg, 1),
     sums=functools.partial(sums, cfg),
     terms=lambda batch: {"loss": 1 / jnp.maximum(jnp.sum(batch["weight"] * batch["labelled"]), 1)},
-    train_batches=lambda start_step, host, hosts: finetune.train_batches(
-      train_rows(), batch_size=config.batch_size, seed=config.seed, start_step=start_step, host=host, hosts=hosts,
-      first_row=first_row, group_by_length=data.group_by_length,
-    ),
-    eval_batches=lambda host, hosts: finetune.eval_batches(
-      held_out_rows(), batch_size=config.batch_size, host=host, hosts=hosts
-    ),
+    **batches(config, train_rows, held_out_rows, first_row),
     baselines=_baselines(held_out) if answered else {},
     vocabulary=vocabulary,
     outputs=lambda params, batch: {"logits": logits(cfg, params, batch)},

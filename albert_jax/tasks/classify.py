@@ -18,7 +18,7 @@ from albert_jax.data import examples, finetune
 from albert_jax.errors import UserError
 from albert_jax.model.layers import dropout
 from albert_jax.tasks import heads, metrics
-from albert_jax.tasks.base import Task, about, model_and_vocabulary, named
+from albert_jax.tasks.base import Task, about, batches, model_and_vocabulary, named
 
 # What transformers calls each kind.
 KINDS = {
@@ -122,13 +122,7 @@ def build(
     init=functools.partial(init, cfg, max(len(labels), 1)),
     sums=functools.partial(sums, cfg, kind, task.label_smoothing, task.r_drop),
     terms=functools.partial(terms, task.r_drop),
-    train_batches=lambda start_step, host, hosts: finetune.train_batches(
-      encoded(), batch_size=config.batch_size, seed=config.seed, start_step=start_step, host=host, hosts=hosts,
-      first_row=first_row, group_by_length=config.data.group_by_length,
-    ),
-    eval_batches=lambda host, hosts: finetune.eval_batches(
-      held_out_encoded(), batch_size=config.batch_size, host=host, hosts=hosts
-    ),
+    **batches(config, encoded, held_out_encoded, first_row),
     baselines=baselines,
     vocabulary=vocabulary,
     outputs=lambda params, batch: {"outputs": logits(cfg, params, batch)},

@@ -70,6 +70,8 @@ FILES = {
 }
 # CoLA's training and dev files have no header: source, label, the author's mark, sentence.
 HEADLESS = {"sentence": "3", "label": "1"}
+# The diagnostics with labels are a file of its own, with names of its own: texts, label.
+DIAGNOSTICS, DIAGNOSTICS_COLUMNS = "diagnostic-full.tsv", (("Premise", "Hypothesis"), "Label")
 INDEX = ("index", "id", "idx")  # what the column with a row's number is called, in files and TFDS
 METRICS = {
   "accuracy": lambda gold, outputs: metrics.accuracy(gold, outputs.argmax(axis=1)),
@@ -123,7 +125,8 @@ def read(row, dataset, split, tfds_dir="", skip_ragged=False) -> classify.Split:
   """A split, from the dataset's own folder of TSV files, the folder that holds those of all datasets, or TFDS."""
   folder = pathlib.Path(dataset).expanduser()
   folder = folder / row.folder if (folder / row.folder).is_dir() else folder
-  path = examples.find(folder if folder.exists() else dataset, split, FILES.get(split))
+  files = (DIAGNOSTICS,) if row.folder == "AX" and split == "validation" else FILES.get(split)
+  path = examples.find(folder if folder.exists() else dataset, split, files)
   if path is None:
     texts, label = row.tfds_texts, "label"
     found = examples.read(dataset, split, texts, optional=(label, *INDEX), tfds_dir=tfds_dir)
@@ -147,8 +150,11 @@ def _gold(row, found, column, may_lack=False):
 def _read_file(row, path, has_labels, skip_ragged):
   """(its columns of texts, that of labels, the rows) of an official file."""
   texts, label = row.texts, row.label
-  if row.folder == "CoLA" and "sentence" not in examples.read_text(path).split("\n", 1)[0].split("\t"):
+  header = examples.read_text(path).split("\n", 1)[0].rstrip("\r").split("\t")
+  if row.folder == "CoLA" and "sentence" not in header:
     texts, label = tuple(HEADLESS[name] for name in texts), HEADLESS[label]
+  if row.folder == "AX" and "Premise" in header:
+    texts, label = DIAGNOSTICS_COLUMNS
   required = [*texts, label] if has_labels else texts
   # Quotes are plain characters in these files.
   return texts, label, examples.read_file(

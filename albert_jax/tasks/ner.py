@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from albert_jax import model
-from albert_jax.data import finetune, tagged
+from albert_jax.data import tagged
 from albert_jax.errors import UserError
 from albert_jax.model.layers import dropout
 from albert_jax.tasks import entities, heads
-from albert_jax.tasks.base import Task, about, model_and_vocabulary, named
+from albert_jax.tasks.base import Task, about, batches, model_and_vocabulary, named
 
 # Words of running text, cut as the usual corpora are: punctuation and 's by themselves; a Chinese character is a word.
 _HAN = "\u3400-\u9fff\uf900-\ufaff"
@@ -60,13 +60,7 @@ def make(config, vocabulary=None, first_row=0) -> Task:
     init=functools.partial(init, cfg, len(labels)),
     sums=functools.partial(sums, cfg, config.task.label_smoothing),
     terms=terms,
-    train_batches=lambda start_step, host, hosts: finetune.train_batches(
-      train_rows(), batch_size=config.batch_size, seed=config.seed, start_step=start_step, host=host, hosts=hosts,
-      first_row=first_row, group_by_length=data.group_by_length,
-    ),
-    eval_batches=lambda host, hosts: finetune.eval_batches(
-      dev_rows.rows, batch_size=config.batch_size, host=host, hosts=hosts
-    ),
+    **batches(config, train_rows, lambda: dev_rows.rows, first_row),
     baselines={
       "f1": (entities.scores(dev.tags, [[most] * len(words) for words in dev.words])["f1"], f"always {most}"),
       "token_accuracy": (tags[most] / tags.total(), f"always {most}"),

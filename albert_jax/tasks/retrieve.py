@@ -23,7 +23,7 @@ from albert_jax import model
 from albert_jax.data import examples, finetune
 from albert_jax.errors import UserError
 from albert_jax.tasks import heads, metrics
-from albert_jax.tasks.base import Task, about, model_and_vocabulary
+from albert_jax.tasks.base import Task, about, batches, model_and_vocabulary
 
 POOLING = ("mean", "cls")
 RECALL_AT = (1, 5, 10)
@@ -67,13 +67,7 @@ def make(config, vocabulary=None, first_row=0) -> Task:
     init=functools.partial(heads.encoder, cfg, pooler=False),
     sums=functools.partial(sums, cfg, pooling, temperature, scored),
     terms=heads.mean_loss,
-    train_batches=lambda start_step, host, hosts: finetune.train_batches(
-      train_rows(), batch_size=config.batch_size, seed=config.seed, start_step=start_step, host=host, hosts=hosts,
-      first_row=first_row, group_by_length=data.group_by_length,
-    ),
-    eval_batches=lambda host, hosts: finetune.eval_batches(
-      dev_rows, batch_size=config.batch_size, host=host, hosts=hosts
-    ),
+    **batches(config, train_rows, lambda: dev_rows, first_row),
     baselines=baselines(dev),
     vocabulary=vocabulary,
     outputs=functools.partial(outputs, cfg, pooling),

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from albert_jax import model
-from albert_jax.data import finetune, squad
+from albert_jax.data import squad
 from albert_jax.errors import UserError
 from albert_jax.tasks import heads, squad_answers, squad_heads, squad_score
-from albert_jax.tasks.base import Task, about, model_and_vocabulary
+from albert_jax.tasks.base import Task, about, batches, model_and_vocabulary
 from albert_jax.tasks.squad_answers import Search
 
 
@@ -47,13 +47,7 @@ def make(config, vocabulary=None, first_row=0) -> Task:
     init=functools.partial(init, cfg, head),
     sums=functools.partial(sums, cfg, head),
     terms=heads.mean_loss,
-    train_batches=lambda start_step, host, hosts: finetune.train_batches(
-      training().rows, batch_size=config.batch_size, seed=config.seed, start_step=start_step, host=host, hosts=hosts,
-      first_row=first_row, group_by_length=data.group_by_length,
-    ),
-    eval_batches=lambda host, hosts: finetune.eval_batches(
-      validation().rows, batch_size=config.batch_size, host=host, hosts=hosts
-    ),
+    **batches(config, lambda: training().rows, lambda: validation().rows, first_row),
     baselines={name: (100 * silent / len(held_out), "never an answer") for name in ("exact", "f1")},
     vocabulary=vocabulary,
     outputs=functools.partial(squad_answers.spans, cfg, head, search),

@@ -16,12 +16,12 @@ import numpy as np
 from tqdm import tqdm
 
 from albert_jax import model
-from albert_jax.data import examples, finetune, windows
+from albert_jax.data import examples, windows
 from albert_jax.data.sentences import split_sentences
 from albert_jax.errors import UserError
 from albert_jax.model.layers import dropout
 from albert_jax.tasks import heads, rouge
-from albert_jax.tasks.base import Task, about, model_and_vocabulary
+from albert_jax.tasks.base import Task, about, batches, model_and_vocabulary
 from albert_jax.tasks.ner import label_weights, terms
 
 
@@ -61,13 +61,7 @@ def make(config, vocabulary=None, first_row=0) -> Task:
     init=functools.partial(init, cfg),
     sums=functools.partial(sums, cfg),
     terms=terms,
-    train_batches=lambda start_step, host, hosts: finetune.train_batches(
-      train_rows(), batch_size=config.batch_size, seed=config.seed, start_step=start_step, host=host, hosts=hosts,
-      first_row=first_row, group_by_length=data.group_by_length,
-    ),
-    eval_batches=lambda host, hosts: finetune.eval_batches(
-      dev_rows.rows, batch_size=config.batch_size, host=host, hosts=hosts
-    ),
+    **batches(config, train_rows, lambda: dev_rows.rows, first_row),
     baselines={name: (value, f"the first {most} of each document (lead-{most})") for name, value in lead.items()},
     vocabulary=vocabulary,
     outputs=lambda params, batch: {"score": jax.nn.sigmoid(logits_BL(cfg, params, batch))},

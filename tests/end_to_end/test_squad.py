@@ -101,6 +101,12 @@ def test_what_a_run_leaves(trained, folder, tmp_path, capsys):
   assert main(scored) == 0
   again = json.loads(capsys.readouterr().out)
   assert again.items() <= found.items() and again["f1"] == found["f1"]
+  if version == "2.0":
+    assert main([*scored, f"--null_odds={out}/null_odds.json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert {name: again[name] for name in found if "best" in name} == {k: v for k, v in found.items() if "best" in k}
+  assert main([*scored, "--task=ner", "--null_odds=odds.json"]) == 2
+  assert "--null_odds is for --task=squad, not ner" in capsys.readouterr().err
 
 
 def test_asking(trained, folder):
