@@ -116,9 +116,10 @@ def timed(function, *args, **kwargs):
 def measure(contenders, texts, rounds, singles):
   """{contender: numbers}. Each runs all texts in every round, forth and back; then some texts one by one."""
   import numpy as np
+  import tqdm
 
   taken = {name: [] for name in contenders}
-  for number in range(rounds):
+  for number in tqdm.trange(rounds, desc="rounds"):
     for name in list(contenders)[:: -1 if number % 2 else 1]:
       taken[name].append(timed(contenders[name], texts))
   alone = {name: [] for name in contenders if "sorted" not in name}
@@ -126,7 +127,7 @@ def measure(contenders, texts, rounds, singles):
   for name in alone:
     for text in picked:  # What each shape has to be compiled for is not counted.
       contenders[name]([text])
-  for text in picked:
+  for text in tqdm.tqdm(picked, desc="one by one"):
     for name in alone:
       alone[name].append(timed(contenders[name], [text]))
   numbers = {}

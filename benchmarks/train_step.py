@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tqdm
 
 from albert_jax import VARIANTS, convert, model
 from albert_jax.plan import flops_per_step
@@ -250,7 +251,7 @@ def main():
     np.testing.assert_allclose(losses[name], reference, rtol=1e-4 if dtype == "float32" else 1e-2, err_msg=name)
 
   times = {name: [] for name in runs}
-  for _ in range(args.steps):
+  for _ in tqdm.trange(args.steps, desc="steps of each"):
     for name, run in runs.items():
       start = time.perf_counter()
       run()
