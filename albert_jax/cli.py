@@ -12,6 +12,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from albert_jax import files
 from albert_jax.errors import UserError
 
 
@@ -37,8 +38,7 @@ def keep_compiled():
   with contextlib.suppress(OSError):
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     processor += next((line for line in lines if line.startswith(("flags", "Features"))), "")
-  home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-  folder = home / "albert_jax" / f"compiled-{hashlib.sha256(processor.encode()).hexdigest()[:12]}"
+  folder = files.cache() / f"compiled-{hashlib.sha256(processor.encode()).hexdigest()[:12]}"
   with contextlib.suppress(OSError):  # A home that cannot be written to is no reason to stop.
     folder.mkdir(parents=True, exist_ok=True)
     if os.access(folder, os.W_OK):

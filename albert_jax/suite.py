@@ -14,7 +14,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from albert_jax import cli, convert
+from albert_jax import cli, convert, files
 from albert_jax.errors import UserError
 from albert_jax.model import VARIANTS
 from albert_jax.training.best import Best
@@ -99,6 +99,8 @@ def suite(tasks, checkpoint, out, *, seeds=5, data=(), overrides=(), version="v2
   Returns: what suite.json holds.
   Raises: UserError; also where a run says that what it was given is wrong.
   """
+  if files.is_url(out):
+    raise UserError(f"--out={out} must be a folder of this machine")
   names, out = _named(tasks), pathlib.Path(out)
   if seeds < 1:
     raise UserError(f"--seeds={seeds} must be 1 or more")
@@ -158,10 +160,14 @@ def _start(name, checkpoint, mnli, runs, out, planned):
   """
   runs = runs or _finished(out / "mnli")
   if not TASKS[name].after_mnli or not (mnli or runs or planned):
-    return pathlib.Path(checkpoint).absolute()
+    return _absolute(checkpoint)
   if mnli:
-    return pathlib.Path(mnli).absolute()
+    return _absolute(mnli)
   return (out / "mnli" / f"seed-{max(runs, key=lambda seed: runs[seed]['accuracy'])}").absolute() if runs else None
+
+
+def _absolute(checkpoint):
+  return checkpoint if files.is_url(checkpoint) else pathlib.Path(checkpoint).absolute()
 
 
 def _finished(folder):

@@ -6,7 +6,6 @@ import functools
 import json
 import math
 import os
-import pathlib
 import statistics
 import sys
 import time
@@ -37,29 +36,29 @@ from albert_jax.training.writer import Writer, last_evaluation
 def train(config, folder, profile: tuple[int, int] | None = None) -> dict:
   """Trains by `config` (see configs/) in `folder`, going on from its newest checkpoint if there is one.
 
-  Args: profile: the first and last step of which to write a profile.
+  Args: folder: a path, or gs://BUCKET/FOLDER. profile: the first and last step of which to write a profile.
   Returns: the newest held-out metrics, {"name": value}; with config.best, those of the best checkpoint.
   Raises: UserError for a config that contradicts itself, the data or the checkpoint; FloatingPointError when the run is
     sick, see training/guard.py, and going back has not helped.
   """
-  if "://" in str(folder):
-    raise UserError(f"--workdir={folder}: only folders are supported so far; mount the bucket and give its path")
-  folder = pathlib.Path(folder).absolute()
+  place = workdir.place(folder)
   host, hosts = jax.process_index(), jax.process_count()
-  run = _settle(config, folder)
+  run = _settle(config, place)
   config, task, mesh = run.config, run.task, run.mesh
 
   with contextlib.ExitStack() as stack:
-    stack.enter_context(workdir.alone(folder))
-    workdir.same_run(config, folder)
+    home = stack.enter_context(workdir.opened(place))
+    workdir.same_run(config, place)
+    home.claim()
+    folder = home.folder
     stack.enter_context(jax.set_mesh(mesh))
-    saved = Checkpoints(folder / "checkpoints", config.keep_checkpoints, config.keep_every, bool(config.best))
+    saved = Checkpoints(f"{place}/checkpoints", config.keep_checkpoints, config.keep_every, bool(config.best))
     stack.enter_context(contextlib.closing(saved))
     is_new = saved.latest() is None
     now = run.begin() if is_new else saved.restore(run.abstract, run.places)
     start = int(now["step"])
-    card = workdir.card(config, task.vocabulary.path, folder, start)
-    _announce(config, task, mesh, start, folder)
+    card = workdir.card(config, task.vocabulary.path, place, start)
+    _announce(config, task, mesh, start, place)
 
     health = Guard(GuardConfig(**config.guard), folder, is_new)
     writer = Writer(folder, start, config.steps, config.log_every, run.peak, trackers.start(run.sinks, folder, card))
@@ -106,6 +105,8 @@ def train(config, folder, profile: tuple[int, int] | None = None) -> dict:
             writer.pause()
             _advise(config, step, held_out, task.baselines)
             saving |= best.improved(step, held_out) or best.enough()
+          if saving or evaluating:
+            home.push()  # To the bucket, if the run is in one; so the checkpoint is never newer than its numbers.
           if saving:
             notes = {"run.json": json.dumps(card, indent=2), guard.HISTORY: health.remember()}
             saved.save(step, now, best.scores.get(step), notes)
@@ -119,6 +120,7 @@ def train(config, folder, profile: tuple[int, int] | None = None) -> dict:
         start = int(now["step"])
         writer.rewind(start)
         writer.write(start, "guard", health.numbers())
+        home.share()
 
     if stop and step < config.steps:
       print(f"Stopped at step {step} by {stop}; saved. The same command goes on from there.", file=sys.stderr)
@@ -131,7 +133,7 @@ def train(config, folder, profile: tuple[int, int] | None = None) -> dict:
       held_out, files = evaluate(task, run.stages[-1].eval_step, run.weights(now), mesh)
     params = jax.jit(lambda params: params, out_shardings=NamedSharding(mesh, P()))(run.weights(now))
     if host == 0:
-      _finish(task, params, held_out, files, folder)
+      _finish(task, params, held_out, files, folder, place)
   return held_out
 
 
@@ -155,7 +157,7 @@ class _Run:
   sinks: dict
 
 
-def _settle(config, folder) -> _Run:
+def _settle(config, place) -> _Run:
   """Tasks, mesh, optimizer, steps. Raises: UserError for all that can be found wrong with a config."""
   if config.early_stop and not config.best:
     raise UserError(f"early_stop={config.early_stop} needs a metric to go by; give one, as --config.best=mlm_loss")
@@ -183,7 +185,7 @@ def _settle(config, folder) -> _Run:
     programs.append(_Program(its, train_step, make_eval_step(its)))
   if config.hours:
     create = functools.partial(state.create, task.init, tx, key_init, places)
-    config.steps = workdir.settled_steps(config, folder) or _steps_in(config, parts, programs, create, mesh)
+    config.steps = workdir.settled_steps(config, place) or _steps_in(config, parts, programs, create, mesh)
   stages = [
     _Stage(
       task_of(parts[s.part], s.first_row), programs[s.part].train_step, programs[s.part].eval_step, s.first, s.last,
@@ -313,7 +315,7 @@ def _micro_batches(batch_size, accumulate, mesh) -> int:
   return accumulate
 
 
-def _finish(task, params, held_out, files, folder):
+def _finish(task, params, held_out, files, folder, place):
   """What a complete run leaves: weights for others, answers, the curves, and a table on stdout."""
   convert.save(
     folder / "export", task.model, jax.device_get(params), vocabulary=task.vocabulary, overwrite=True,
@@ -322,9 +324,9 @@ def _finish(task, params, held_out, files, folder):
   if files:
     write_files(folder / "predictions", files)
   print(table(held_out, task.baselines))
-  print(f"Weights: {folder / 'export'}")
+  print(f"Weights: {place}/export")
   if curves.plot(folder, task.baselines):
-    print(f"Curves:  {folder / 'curves.png'}")
+    print(f"Curves:  {place}/curves.png")
 
 
 def _given(config, task, key):
@@ -342,14 +344,14 @@ def _given(config, task, key):
   return params
 
 
-def _announce(config, task, mesh, start, folder):
+def _announce(config, task, mesh, start, place):
   """One line that says what is about to happen."""
   if jax.process_index() == 0:
     devices = f"{mesh.size} {mesh.devices.flat[0].device_kind}"
     size = model.param_count(jax.eval_shape(task.init, jax.random.key(0)))
     begin = f"going on from step {start}" if start else "from step 0"
     what = f"{begin} to {config.steps}" if start < config.steps else f"complete at step {start}; raise steps to go on"
-    print(f"{size:,} parameters on {devices}, {what}, in {folder}", file=sys.stderr)
+    print(f"{size:,} parameters on {devices}, {what}, in {place}", file=sys.stderr)
 
 
 def join(coordinator: str, processes: int, process: int):
@@ -383,7 +385,7 @@ def main(argv):
     "export/, a Hugging Face directory. Run again, it goes on from the newest checkpoint.",
     "albert-jax train --config=configs/pretrain.py:tiny --config.data.dataset=DIR --workdir=RUN",
   )
-  parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder of this run")
+  parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder of this run, or gs://BUCKET/FOLDER")
   parser.add_argument("--profile", default="", metavar="FIRST:LAST", help="write a profile of these steps, as 10:13")
   several = parser.add_argument_group("several processes (found by themselves on TPU pods and SLURM)")
   several.add_argument("--coordinator", default="", metavar="HOST:PORT", help="where process 0 listens")

@@ -4,14 +4,14 @@
 #   launch/tpu.sh create --name=NAME --zone=ZONE --accelerator=v5litepod-16 --spot
 #   launch/tpu.sh setup  --name=NAME --zone=ZONE
 #   launch/tpu.sh train  --name=NAME --zone=ZONE -- --config=configs/pretrain.py:base \
-#       --config.data.dataset=/mnt/BUCKET/data --workdir=/mnt/BUCKET/runs/base
+#       --config.data.dataset=gs://BUCKET/data --workdir=gs://BUCKET/runs/base
 #   launch/tpu.sh logs   --name=NAME --zone=ZONE --follow
 #   launch/tpu.sh delete --name=NAME --zone=ZONE
 #
 # Or all of it at once, surviving preemption, and paying for nothing afterwards:
 #
 #   launch/tpu.sh train --babysit --delete_after --name=NAME --zone=ZONE --accelerator=v5litepod-256 --spot -- \
-#       --config=configs/pretrain.py:base --config.data.dataset=/mnt/BUCKET/data --workdir=/mnt/BUCKET/runs/base
+#       --config=configs/pretrain.py:base --config.data.dataset=gs://BUCKET/data --workdir=gs://BUCKET/runs/base
 #
 # Every command can be given again: it does what is still to be done.
 #
@@ -197,11 +197,11 @@ check_training() {
     esac
   done
   [[ -n $config && -n $workdir ]] ||
-    die 2 "give the training's own arguments after --, as: -- --config=configs/pretrain.py:base --workdir=/mnt/BUCKET/RUN"
-  [[ $workdir != gs://* ]] ||
-    die 2 "--workdir=$workdir: training cannot write to gs:// yet; mount the bucket with gcsfuse, give the mounted path"
-  [[ $workdir == /mnt/* ]] ||
-    say "--workdir=$workdir is not below /mnt/: unless all workers share it, it is lost with the TPU"
+    die 2 "give the training's own arguments after --, as: -- --config=configs/pretrain.py:base --workdir=gs://BUCKET/RUN"
+  [[ $workdir != gs://* || $workdir =~ ^gs://[^/]+/. ]] ||
+    die 2 "--workdir=$workdir names no folder of a bucket; give one, as --workdir=gs://BUCKET/RUN"
+  [[ $workdir == gs://* || $workdir == /mnt/* ]] ||
+    say "--workdir=$workdir is neither in a bucket nor below /mnt/: unless all workers share it, it is lost with the TPU"
 }
 
 # --- gcloud: every call goes through here ---
@@ -354,7 +354,7 @@ worker_setup() { # $1 URL and $2 commit, or '' and the checksum of ~/albert_jax_
   command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh >/dev/null
   uv python install --quiet 3.12
   PYTHON=$(uv python find 3.12)
-  EXTRAS=tpu
+  EXTRAS=tpu,gcs
   export PYTHON EXTRAS
   # shellcheck source=launch/venv.sh
   source launch/venv.sh

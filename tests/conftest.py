@@ -1,10 +1,15 @@
 """What every test shares: strict arithmetic, and the real data where ALBERT_DATA names it."""
 
+import importlib.util
 import os
 import pathlib
 
+import fsspec
+import gcs_stand_in
 import jax
 import pytest
+
+from albert_jax import files
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)  # So that meshes can be tested on any machine.
@@ -14,6 +19,30 @@ jax.config.update("jax_num_cpu_devices", 8)  # So that meshes can be tested on a
 def real_data():
   """The folder of real corpora, vocabularies and checkpoints; tests that use it are marked `realdata`."""
   return pathlib.Path(os.environ["ALBERT_DATA"])
+
+
+@pytest.fixture(scope="session")
+def cloud_storage():
+  """The stand-in, and the environment by which programs find it. One for all tests: TensorStore looks for it once."""
+  store = gcs_stand_in.Store("bucket")
+  with store.running() as environment:
+    yield store, environment
+
+
+@pytest.fixture
+def bucket(cloud_storage, tmp_path, monkeypatch):
+  """Google Cloud Storage, or what stands in for it, with an empty bucket called `bucket`; on a machine that knows none
+  of it yet."""
+  if importlib.util.find_spec("gcsfs") is None:
+    pytest.skip("needs gcsfs: pip install 'albert-jax[gcs]'")
+  store, environment = cloud_storage
+  store.objects["bucket"], store.refuse = {}, None
+  store.calls.clear()
+  for name, value in {**environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
+    monkeypatch.setenv(name, value)
+  monkeypatch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})  # What it read of the environment was before.
+  files.local.cache_clear()
+  return store
 
 
 def pytest_collection_modifyitems(items):

@@ -8,15 +8,16 @@ import sys
 PACKAGE = pathlib.Path(__file__).parents[1] / "albert_jax"
 # Each room may use those after it. Commands are the files at the top that have a `main`.
 MAY_USE = {
-  "commands": {"training", "tasks", "convert", "model", "data", "paths", "errors", "cli", "curves"},
-  "cli": {"errors"},
+  "commands": {"training", "tasks", "convert", "model", "data", "paths", "files", "errors", "cli", "curves"},
+  "cli": {"files", "errors"},
   "curves": {"training"},
-  "tasks": {"model", "data", "errors"},
-  "training": {"paths", "errors"},
-  "convert": {"model", "data", "paths", "errors", "cli"},
+  "tasks": {"model", "data", "files", "errors"},
+  "training": {"paths", "files", "errors"},
+  "convert": {"model", "data", "paths", "files", "errors", "cli"},
   "model": {"errors"},
-  "data": {"errors", "cli"},
+  "data": {"files", "errors", "cli"},
   "paths": {"errors"},
+  "files": {"errors"},
   "errors": set(),
 }
 COMMANDS = {"train", "evaluate", "pipelines", "predict", "suite", "plan"}

@@ -128,3 +128,46 @@ def test_the_best_and_every_so_manyth_stay(tmp_path):
     saved.save(step, state(step), score)
   saved.close()
   assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4", "7"]
+
+
+def in_bucket(steps=(1, 2, 3)):
+  saved = Checkpoints("gs://bucket/run/checkpoints", 2)
+  for step in steps:
+    saved.save(step, state(step), notes={"run.json": str(step)})
+  saved.close()
+
+
+def test_in_a_bucket_it_is_the_same(bucket, capsys):
+  in_bucket()
+  assert {name.split("/")[2] for name in bucket.names("run/")} == {"2", "3"}
+  now = restore("gs://bucket/run/checkpoints")
+  np.testing.assert_array_equal(now["params"]["w"], state(3)["params"]["w"])
+  largest = max(bucket.names("run/checkpoints/3/"), key=lambda name: len(bucket.objects["bucket"][name][1]))
+  number, data = bucket.objects["bucket"][largest]
+  bucket.objects["bucket"][largest] = number, data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
+  now = restore("gs://bucket/run/checkpoints")
+  np.testing.assert_array_equal(now["params"]["w"], state(2)["params"]["w"])
+  assert "Going on from step 2; removing the damaged checkpoint of step 3" in capsys.readouterr().err
+  assert not bucket.names("run/checkpoints/3/")
+  saved = Checkpoints("gs://bucket/run/checkpoints", 2)
+  assert saved.note(2, "run.json") == "2" and saved.note(2, "other") is None
+  saved.close()
+
+
+@pytest.mark.parametrize("reading", ["GET /download/", "GET /storage/.*alt=media"])  # Checksums, and TensorStore.
+def test_a_bucket_that_cannot_be_reached_costs_no_checkpoint(bucket, reading):
+  in_bucket()
+  before = bucket.names()
+  bucket.refuse = reading, 418
+  with pytest.raises(OSError, match="could not be reached"):
+    restore("gs://bucket/run/checkpoints")
+  assert bucket.names() == before
+
+
+def test_what_a_killed_run_left_half_written_in_a_bucket_is_not_there(bucket):
+  in_bucket()
+  for name in bucket.names("run/checkpoints/3/"):
+    if "commit_success" in name or "checksums" in name:
+      del bucket.objects["bucket"][name]
+  assert int(restore("gs://bucket/run/checkpoints")["step"]) == 2
+  assert not bucket.names("run/checkpoints/3/")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import fsspec
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -40,6 +41,25 @@ def test_there_and_back(tmp_path, capsys):
     run("--checkpoint", tmp_path / "hf", "--out", tmp_path / "back")
   run("--checkpoint", tmp_path / "hf", "--out", tmp_path / "back", "--overwrite")
   assert (tmp_path / "back/config.json").exists()
+
+
+def test_from_a_store_and_not_into_one(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  albert_jax.save(tmp_path / "hf", SMALL, PARAMS)
+  store = fsspec.filesystem("memory")
+  store.put(str(tmp_path / "hf"), "/weights/run/export", recursive=True)
+  store.pipe("/weights/run/checkpoints/2/state", b"what nobody needs to fetch")
+  try:
+    run("--checkpoint=memory://weights/run", "--out", tmp_path / "google", "--to=google")
+    assert_same(albert_jax.load(tmp_path / "google")[1], PARAMS)
+    assert_same(albert_jax.load("memory://weights/run/export")[1], PARAMS)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.name == "state"]
+    with pytest.raises(UserError, match=r"memory://weights/out is not on this machine.*gcloud storage cp"):
+      run("--checkpoint=memory://weights/run", "--out=memory://weights/out")
+    with pytest.raises(UserError, match="nothing at memory://weights/other"):
+      run("--checkpoint=memory://weights/other", "--out", tmp_path / "other")
+  finally:
+    store.rm("/weights", recursive=True)
 
 
 def test_what_a_config_says_beside_is_kept(tmp_path):

@@ -216,6 +216,7 @@ def test_help_shows_an_example_and_every_flag(still, script):
     ("tpu.sh", ["train", *TPU], "after --"),
     ("tpu.sh", ["train", *TPU, "--workdir=w"], "put it after --"),
     ("tpu.sh", ["train", *TPU, "--", "--config=c"], "--workdir="),
+    ("tpu.sh", ["train", *TPU, "--", "--config=c", "--workdir=gs://bucket"], "--workdir=gs://BUCKET/RUN"),
     ("tpu.sh", ["create", *TPU, "--", "x"], "nothing after --"),
     ("tpu.sh", ["create", *TPU, "--poll=soon"], "--poll=soon"),
     ("tpu.sh", ["create", *TPU, "--babysit"], "flag of train"),
@@ -249,6 +250,17 @@ def test_without_gcloud_or_slurm_it_says_so(world):
 
 
 # --- TPU ---
+
+
+@pytest.mark.parametrize(
+  ("workdir", "is_lost"), [("gs://bucket/run", False), ("/mnt/disk/run", False), ("runs/x", True)]
+)
+def test_a_workdir_that_goes_with_the_tpu_is_noticed(still, workdir, is_lost):
+  text = still.run(
+    "tpu.sh", "train", *TPU, "--dry_run", "--", *TRAINING, f"--workdir={workdir}", "--config.data.dataset=gs://b/d"
+  )
+  assert ("lost with the TPU" in text) == is_lost
+  assert f"--workdir={workdir} --config.data.dataset=gs://b/d" in text
 
 
 @pytest.mark.parametrize("command", ["create", "setup", "train", "status", "logs", "ssh", "stop", "delete"])
@@ -315,7 +327,7 @@ def test_a_request_that_failed_is_made_anew_but_not_for_ever(world):
 def test_setup_copies_the_checkout_as_it_is_and_again_does_nothing(ready):
   homes = [ready.folder / "homes" / str(i) / "albert_jax" for i in range(2)]
   installed = ready.folder / "installed"
-  assert sorted(installed.read_text().split("\n")) == ["", "t1v-n-abc-w-0 tpu", "t1v-n-abc-w-1 tpu"]
+  assert sorted(installed.read_text().split("\n")) == ["", "t1v-n-abc-w-0 tpu,gcs", "t1v-n-abc-w-1 tpu,gcs"]
   assert not (homes[0] / "src" / "keys.secret").exists()
   ready.tpu("setup")
   assert len(installed.read_text().splitlines()) == 2

@@ -63,7 +63,10 @@ def test_mnli_comes_first_and_others_begin_with_its_best_run(runs, checkpoint, t
 def test_without_mnli_everything_begins_with_the_checkpoint_or_with_a_run_that_is_given(runs, checkpoint, tmp_path):
   suite.suite(["rte"], checkpoint, tmp_path / "out", seeds=1)
   suite.suite(["rte", "cola"], checkpoint, tmp_path / "other", seeds=1, mnli="/runs/mnli")
-  assert [flags["init_from"] for _, _, flags in runs.begun] == [str(checkpoint), "/runs/mnli", str(checkpoint)]
+  suite.suite(["rte"], checkpoint, tmp_path / "third", seeds=1, mnli="gs://runs/mnli")
+  assert [flags["init_from"] for _, _, flags in runs.begun] == [
+    str(checkpoint), "/runs/mnli", str(checkpoint), "gs://runs/mnli",
+  ]  # fmt: skip
 
 
 def test_a_failed_run_is_said_and_costs_no_other(runs, checkpoint, tmp_path, capsys):
@@ -138,6 +141,7 @@ def test_mistakes(checkpoint, tmp_path, capsys):
   good = {"tasks": "rte", "checkpoint": str(checkpoint), "out": str(tmp_path / "out")}
   for change, said in (
     ({"tasks": "rte,sst"}, "no task sst; use glue, squad, race, mnli"), ({"seeds": "0"}, "--seeds=0 must be 1 or more"),
+    ({"out": "gs://b/out"}, "--out=gs://b/out must be a folder of this machine"),
     ({"config.seed": "3"}, "is what the suite sets itself"), ({"checkpoint": str(tmp_path)}, "holds no checkpoint"),
   ):  # fmt: skip
     assert main(["suite", *(f"--{name}={value}" for name, value in (good | change).items())]) == 2

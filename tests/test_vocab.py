@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from albert_jax import files
 from albert_jax.data import vocab
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
@@ -40,6 +41,16 @@ def test_the_same_corpus_gives_the_same_vocabulary(corpus, tmp_path):
     models.append((tmp_path / name / "spiece.model").read_bytes())
   assert models[0] == models[1]
   assert any("\u0301" in piece for piece in Tokenizer(tmp_path / "a" / "spiece.model").pieces)
+
+
+def test_into_a_store(corpus, tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  args = [f"--input={corpus}", "--vocab_size=200"]
+  vocab.main([*args, f"--out={tmp_path / 'here'}"])
+  vocab.main([*args, "--out=memory://vocabulary"])
+  there = files.read("memory://vocabulary/spiece.model")
+  files.remove("memory://vocabulary")
+  assert there == (tmp_path / "here" / "spiece.model").read_bytes()
 
 
 @pytest.mark.parametrize("size", [20, 100_000])

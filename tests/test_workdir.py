@@ -4,6 +4,7 @@ import fcntl
 import json
 import pathlib
 
+import fsspec
 import pytest
 from ml_collections import ConfigDict
 
@@ -58,6 +59,70 @@ def test_the_card_says_where_the_numbers_come_from(tmp_path):
   assert [was["step"] for was in again["resumed"]] == [7]
   assert (again["id"], again["started"]) == (first["id"], first["started"])
   assert workdir.card(given, tmp_path / "spiece.model", tmp_path, 0)["id"] != first["id"]  # Another run.
+
+
+def test_where_a_run_can_be(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert workdir.place("run") == str(tmp_path / "run")
+  assert workdir.place("gs://bucket/runs/base/") == "gs://bucket/runs/base"
+  for wrong in ("gs://bucket", "gs://bucket/", "s3://bucket/run"):
+    with pytest.raises(UserError, match=f"--workdir={wrong}: .*gs://BUCKET/FOLDER"):
+      workdir.place(wrong)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+  """{name: text} of what is in memory://run, where a run can be as well, but for its checkpoints."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  memory = fsspec.filesystem("memory")
+  yield lambda: {name.removeprefix("/run/"): memory.cat(name).decode() for name in memory.find("/run")}
+  memory.rm("/run", recursive=True)
+
+
+def test_a_bucket_gets_what_a_run_writes_and_gives_it_back_elsewhere(store, tmp_path, monkeypatch):
+  with workdir.opened("memory://run") as home:
+    assert home.folder.is_relative_to(tmp_path / "cache") and home.folder.name == "run"
+    (home.folder / "metrics.jsonl").write_text("1\n")
+    home.push()
+    assert not store()  # Until it is claimed, it may be another's.
+    home.claim()
+    (home.folder / "guard.json").write_text("[]")
+    home.push()
+    assert {name: text for name, text in store().items() if name != "owner.json"} == {
+      "metrics.jsonl": "1\n", "guard.json": "[]",
+    }  # fmt: skip
+    (home.folder / "guard.json").unlink()
+    (home.folder / "export").mkdir()
+    (home.folder / "export" / "config.json").write_text("{}")
+  assert store().keys() == {"owner.json", "metrics.jsonl", "export/config.json"}
+  (home.folder / "metrics.jsonl").write_text("1\n2, which the bucket never got\n")
+  with workdir.opened("memory://run") as home:
+    assert (home.folder / "metrics.jsonl").read_text() == "1\n"
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+  with pytest.raises(ZeroDivisionError), workdir.opened("memory://run") as home:
+    assert (home.folder / "metrics.jsonl").read_text() == "1\n"
+    home.claim()
+    (home.folder / "metrics.jsonl").write_text("1\n3\n")
+    raise ZeroDivisionError
+  assert store()["metrics.jsonl"] == "1\n3\n"
+
+
+def test_of_two_machines_in_one_bucket_the_first_ends(store, tmp_path, monkeypatch):
+  with (
+    pytest.raises(OSError, match=r"memory://run was taken over at .* process \d+ on "),
+    workdir.opened("memory://run") as one,
+  ):
+    one.claim()
+    with pytest.raises(UserError, match="memory://run is in use by another run"), workdir.opened("memory://run"):
+      pass
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+    with workdir.opened("memory://run") as other:
+      one.push()  # It has not said yet that it means it.
+      other.claim()
+      (other.folder / "metrics.jsonl").write_text("other\n")
+    (one.folder / "metrics.jsonl").write_text("one\n")
+    one.push()
+  assert store()["metrics.jsonl"] == "other\n"
 
 
 def test_a_checkout_has_a_revision():

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import tempfile
 
+from albert_jax import files
 from albert_jax.errors import UserError
 
 
@@ -16,6 +17,8 @@ def new_folder(path, *, overwrite=False):
   Raises:
     UserError: something is at `path` already, and `overwrite` is not set.
   """
+  if files.is_url(path):
+    raise UserError(f"{path} is not on this machine; write to a folder here, and copy it: gcloud storage cp -r DIR URL")
   path = pathlib.Path(path)
   taken = path.is_file() or (path.is_dir() and any(path.iterdir()))
   if taken and not overwrite:

@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 
+from albert_jax import files
 from albert_jax.convert import configs, mapping, tf_checkpoint
 from albert_jax.convert.files import new_folder
 from albert_jax.data.tokenizer import Tokenizer
@@ -117,7 +118,7 @@ def load_optimizer(path, rules=None):
 
 def find(path):
   """The prefix of the checkpoint at `path`; a TF-Hub module has it in a folder `variables`."""
-  path = pathlib.Path(path)
+  path = pathlib.Path(files.local(path))
   hub = path / "variables"
   return tf_checkpoint.find(hub if not list(path.glob("*.index")) and (hub / "variables.index").is_file() else path)
 

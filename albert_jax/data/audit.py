@@ -250,10 +250,10 @@ def main(argv):
   parser.add_argument("--json", default="", help="write the numbers to this file, the picture beside it")
   if any(arg.startswith("--config") for arg in argv) or "--help" in argv or "-h" in argv:
     args, config = cli.parse_with_config(parser, argv)
-    cfg, seed = DataConfig(**config.data.to_dict() | {"dataset": args.dataset}), config.seed
+    cfg, seed = DataConfig(**config.data.to_dict() | {"dataset": source.here(args.dataset)}), config.seed
   else:
     args = parser.parse_args(argv)
-    cfg, seed = DataConfig(args.dataset), 0
+    cfg, seed = DataConfig(source.here(args.dataset)), 0
   if args.examples < 1:
     raise UserError(f"--examples={args.examples}: expected at least 1")
   numbers, (batch, details) = measure(cfg, args.examples, seed)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from albert_jax.data import files, readers
+from albert_jax import files
+from albert_jax.data import readers
 from albert_jax.errors import UserError
 
 # Which names of files a split goes by, in a folder. The first is TFDS' name of it.

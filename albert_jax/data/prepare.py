@@ -16,7 +16,8 @@ import pathlib
 
 import numpy as np
 
-from albert_jax.data import files, near_duplicates, readers, records, runners, shards, source, tokenise
+from albert_jax import files
+from albert_jax.data import near_duplicates, readers, records, runners, shards, source, tokenise
 from albert_jax.data.tokenise import Settings
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError

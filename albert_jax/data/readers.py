@@ -20,7 +20,7 @@ import pathlib
 import re
 import sys
 
-from albert_jax.data import files
+from albert_jax import files
 from albert_jax.data.sentences import split_sentences
 from albert_jax.errors import UserError
 

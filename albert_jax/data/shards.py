@@ -6,7 +6,8 @@ import tempfile
 
 import numpy as np
 
-from albert_jax.data import files, records
+from albert_jax import files
+from albert_jax.data import records
 
 NAME = "albert_segments"  # the TFDS name; it also starts the names of the shards
 _COPY_RECORDS = 1024

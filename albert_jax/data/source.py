@@ -7,6 +7,7 @@ import pathlib
 
 import numpy as np
 
+from albert_jax import files
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
@@ -22,6 +23,11 @@ def sha256(path):
 def lengths_file(split):
   """The name of the file with the tokens and sentences of each record of a split, a uint16 array [n, 2]."""
   return f"lengths-{split}.npy"
+
+
+def here(dataset):
+  """What `data.dataset` names, with each folder in a store replaced by its copy on this machine, see files.local."""
+  return ",".join(files.local(name.strip()) for name in dataset.split(",")) if files.is_url(dataset) else dataset
 
 
 def folders(dataset):

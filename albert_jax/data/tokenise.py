@@ -7,7 +7,8 @@ import json
 
 import numpy as np
 
-from albert_jax.data import files, near_duplicates, readers, records
+from albert_jax import files
+from albert_jax.data import near_duplicates, readers, records
 from albert_jax.data.sentences import split_sentences
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.data.word_ids import WordIds

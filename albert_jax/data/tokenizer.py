@@ -17,6 +17,7 @@ import unicodedata
 import numpy as np
 import sentencepiece
 
+from albert_jax import files
 from albert_jax.errors import UserError
 
 _SPACE = "▁"  # SentencePiece's mark for "a word starts here"
@@ -131,7 +132,7 @@ class Tokenizer:
     Raises:
       UserError: nothing is there.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(files.local(path))
     if path.is_dir():
       found = [path / name for name in _VOCABULARIES if (path / name).is_file()]
       if not found:

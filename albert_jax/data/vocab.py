@@ -3,12 +3,13 @@
 import argparse
 import collections
 import json
-import pathlib
+import os
 import random
 
 import sentencepiece
 import tqdm
 
+from albert_jax import files
 from albert_jax.data import readers
 from albert_jax.data.sentences import split_sentences
 from albert_jax.data.tokenizer import Tokenizer, normalize
@@ -126,8 +127,8 @@ def main(argv):
   parser.add_argument("--overwrite", action="store_true", help="replace the vocabulary if it is there")
   args = parser.parse_args(argv)
 
-  path = pathlib.Path(args.out) / "spiece.model"
-  if path.exists() and not args.overwrite:
+  path = f"{os.path.expanduser(args.out).rstrip('/')}/spiece.model"
+  if files.exists(path) and not args.overwrite:
     raise UserError(f"{path} is already there; choose another --out, or add --overwrite to replace it")
   reading = readers.from_arguments(args)
   sample, tally = [], collections.Counter()
@@ -145,10 +146,7 @@ def main(argv):
     character_coverage=args.character_coverage,
     input_sentence_size=args.input_sentence_size,
   )
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix(".tmp")
-  temporary.write_bytes(model)
-  temporary.replace(path)
+  files.write(path, model)
   tokenizer = Tokenizer(path, lower=args.lower, keep_accents=args.keep_accents)
   result = {"input": dict(sorted(tally.items())), "vocab_size": tokenizer.vocab_size, **report(tokenizer, sample)}
   print(json.dumps(result, indent=2, ensure_ascii=False))

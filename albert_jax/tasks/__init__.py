@@ -1,7 +1,10 @@
 """Tasks by name. A new one is a file here and a row in this table."""
 
+import copy
 import importlib
 
+from albert_jax import files
+from albert_jax.data import source
 from albert_jax.errors import UserError
 from albert_jax.model import STRUCTURE
 from albert_jax.tasks.base import Task, joined
@@ -23,4 +26,7 @@ def make(config, vocabulary=None, first_row=0) -> Task:
   """
   if config.task.name not in TASKS:
     raise UserError(f"task.name={config.task.name!r} is unknown; use one of {sorted(TASKS)}")
+  if files.is_url(config.data.dataset):  # Fetched now, so that worker processes need not know of it.
+    config = copy.deepcopy(config).unlock()
+    config.data.dataset = source.here(config.data.dataset)
   return importlib.import_module(f"albert_jax.tasks.{TASKS[config.task.name]}").make(config, vocabulary, first_row)

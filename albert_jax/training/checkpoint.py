@@ -4,13 +4,13 @@ import concurrent.futures
 import contextlib
 import json
 import logging
-import pathlib
 import sys
 import zlib
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from albert_jax import files
 from albert_jax.errors import UserError
 
 CHECKSUMS = "checksums.json"
@@ -20,16 +20,18 @@ class Checkpoints:
   """The checkpoints of one run: one folder a step, written in the background, each visible only when complete."""
 
   def __init__(self, directory, keep: int, keep_every: int = 0, keep_best: bool = False):
-    """Args: directory: path, made if absent. keep: how many of the newest are kept; beside them those of every
-    `keep_every` steps (0: none), and the one with the highest score."""
+    """Args: directory: an absolute path, or gs://BUCKET/FOLDER; made if absent. keep: how many of the newest are kept;
+    beside them those of every `keep_every` steps (0: none), and the one with the highest score."""
     # Orbax's threads log a failed save with all their frames; here it is raised, in one line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    self._orbax = ocp.training.Checkpointer(
-      directory,
-      preservation_policy=_kept(keep, keep_every, keep_best),
-      cleanup_tmp_directories=True,  # What a killed run left half-written.
-    )
-    self._directory = pathlib.Path(directory)
+    files.filesystem(directory)  # Settles how stores are spoken to, which goes for Orbax too.
+    with files.reaching(directory):
+      self._orbax = ocp.training.Checkpointer(
+        directory,
+        preservation_policy=_kept(keep, keep_every, keep_best),
+        cleanup_tmp_directories=True,  # What a killed run left half-written.
+      )
+    self._directory = str(directory)
     self._background = concurrent.futures.ThreadPoolExecutor(1)
     self._sealed = None
 
@@ -46,12 +48,12 @@ class Checkpoints:
     """Removes the checkpoints of later steps."""
     for later in self.steps():
       if later > step:
-        self._orbax.delete(later)
+        self._delete(later)
 
   def note(self, step: int, name: str) -> str | None:
     """One of the notes saved with a checkpoint; None if there is no such note."""
-    path = self._directory / str(step) / name
-    return path.read_text() if path.exists() else None
+    path = f"{self._directory}/{step}/{name}"
+    return files.read(path).decode() if files.exists(path) else None
 
   def save(self, step: int, state, score: float | None = None, notes=()):
     """Starts writing `state` and returns; nothing happens where this step is there already.
@@ -65,14 +67,14 @@ class Checkpoints:
         # Without `force` Orbax leaves a save out, silently, while the one before is still being written.
         metrics = None if score is None else {"score": score}
         written = self._orbax.save_async(step, state, force=True, metrics=metrics)
-      self._sealed = self._background.submit(_seal, written, self._directory / str(step), dict(notes))
+      self._sealed = self._background.submit(_seal, written, f"{self._directory}/{step}", dict(notes))
 
   def restore(self, abstract, shardings, step: int | None = None):
     """The newest state that can be read, placed by `shardings`, which may be those of another mesh than it came from.
 
     Args: step: that of the state to read, and no other.
     A checkpoint that is damaged is passed over, with a word, and removed, so that its step can be saved again.
-    Raises: UserError if none can be read.
+    Raises: UserError if none can be read; OSError if the store they are in cannot be reached: then none is removed.
     """
     target = jax.tree.map(
       lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract, shardings
@@ -81,18 +83,27 @@ class Checkpoints:
     broken, there = {}, {found.step for found in self._orbax.checkpoints}
     candidates = there if step is None else there & {step}
     for step in sorted(candidates, reverse=True):
+      folder = f"{self._directory}/{step}"
       try:
-        _verify(self._directory / str(step))
-        state = self._orbax.load(step, target)
+        is_whole = _verify(folder)
+        # Where one that is whole cannot be read all the same, it is the store's fault.
+        with files.reaching(folder if is_whole else ""):
+          state = self._orbax.load(step, target)
+      except (files.Unreachable, UserError):
+        raise
       except Exception as error:  # Orbax and TensorStore raise many kinds for files that are cut or gone.
         broken[step] = str(error).strip().splitlines()[0][:200]
         print(f"The checkpoint of step {step} cannot be used: {broken[step]}", file=sys.stderr)
         continue
       for bad in broken:
         print(f"Going on from step {step}; removing the damaged checkpoint of step {bad}.", file=sys.stderr)
-        self._orbax.delete(bad)
+        self._delete(bad)
       return state
     raise UserError(f"no checkpoint in {self._directory} can be used: {broken}; start in a new --workdir")
+
+  def _delete(self, step):
+    with files.reaching(self._directory):
+      self._orbax.delete(step)
 
   def close(self):
     """Waits for what is being written. Raises: OSError if that failed."""
@@ -138,29 +149,31 @@ def _seal(written, folder, notes):
   if jax.process_index() > 0:
     return
   for name, text in notes.items():
-    (folder / name).write_text(text)
-  temporary = folder / f".{CHECKSUMS}"
-  temporary.write_text(json.dumps(_checksums(folder)))
-  temporary.rename(folder / CHECKSUMS)
+    files.write(f"{folder}/{name}", text.encode())
+  files.write(f"{folder}/{CHECKSUMS}", json.dumps(_checksums(folder)).encode())
 
 
 def _verify(folder):
-  """Raises: OSError if a file is not the one that was written. A checkpoint that was never sealed is believed."""
-  path = folder / CHECKSUMS
-  if path.exists():
-    expected, found = json.loads(path.read_text()), _checksums(folder)
-    if bad := sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name)):
-      raise OSError(f"damaged or missing: {', '.join(bad)}")
+  """Whether all files are the ones that were written. One that was never sealed is believed, but False.
+
+  Raises: OSError if a file is another, or missing.
+  """
+  path = f"{folder}/{CHECKSUMS}"
+  if not files.exists(path):
+    return False
+  expected, found = json.loads(files.read(path)), _checksums(folder)
+  if bad := sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name)):
+    raise OSError(f"damaged or missing: {', '.join(bad)}")
+  return True
 
 
 def _checksums(folder):
   """{file: CRC-32 of its bytes} of everything in a checkpoint's folder."""
   found = {}
-  for path in sorted(folder.rglob("*")):
-    if path.is_file() and not path.name.endswith(CHECKSUMS):
+  for name in files.everything(folder):
+    if name != CHECKSUMS:
       crc = 0
-      with path.open("rb") as file:
-        while block := file.read(1 << 22):
-          crc = zlib.crc32(block, crc)
-      found[str(path.relative_to(folder))] = crc
+      for block in files.blocks(f"{folder}/{name}"):
+        crc = zlib.crc32(block, crc)
+      found[name] = crc
   return found

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import random
 import re
 import resource
@@ -15,7 +16,7 @@ import pytest
 from conftest import end, flags, run, start
 
 import albert_jax
-from albert_jax import paths
+from albert_jax import files, paths
 from albert_jax.training.writer import read
 
 pytestmark = pytest.mark.slow
@@ -197,6 +198,32 @@ def test_killed_in_the_middle_of_a_save_it_goes_on_from_the_one_before(whole, da
   assert not list(workdir.glob("checkpoints/*tmp*"))
 
 
+def test_killed_and_without_its_disk_a_run_in_a_bucket_goes_on_bit_for_bit(whole, dataset, bucket):
+  bucket.put(dataset, "data")
+  command = ["train", *flags("gs://bucket/data", "gs://bucket/run")]
+  bucket.refuse = r"POST .*checkpoints/10/.*manifest", 503  # So that it cannot finish before it is killed.
+  process = start(*command)
+  while process.poll() is None and not any("checkpoints/10/" in name for name in bucket.names()):
+    time.sleep(0.01)
+  process.kill()
+  process.communicate()
+  bucket.refuse = None
+  shutil.rmtree(os.environ["XDG_CACHE_HOME"])
+  ((code, out, err),) = end([start(*command)])
+  assert code == 0, err
+  assert "going on from step 5 to 12, in gs://bucket/run" in err
+  assert out == whole[1].replace(str(whole[0]), "gs://bucket/run")
+
+  assert {name.split("/")[1].split(".tfevents")[0] for name in bucket.names("run/")} == {
+    "checkpoints", "config.json", "curves.png", "events.out", "export", "metrics.jsonl", "owner.json", "run.json",
+  }  # fmt: skip
+  assert numbers(files.local("gs://bucket/run")) == numbers(whole[0])
+  same_weights("gs://bucket/run", whole[0])
+  mine, expected = json.loads(files.read("gs://bucket/run/run.json")), json.loads((whole[0] / "run.json").read_text())
+  assert mine["dataset"] == {"gs://bucket/data": expected["dataset"][str(dataset)]}
+  assert mine["resumed"] and mine["vocabulary"] == expected["vocabulary"]
+
+
 def test_where_files_cannot_grow_it_is_one_line_and_it_goes_on_when_they_can(whole, dataset, tmp_path):
   """As on a full disk, which needs a disk to try."""
   workdir = tmp_path / "run"
@@ -220,7 +247,7 @@ def read_while_written(workdir):
 
 
 def same_weights(a, b):
-  a, b = (paths.flatten(albert_jax.load(x / "export")[1]) for x in (a, b))
+  a, b = (paths.flatten(albert_jax.load(x)[1]) for x in (a, b))
   for path in a:
     np.testing.assert_array_equal(a[path], b[path], err_msg=path)
 
