@@ -12,8 +12,6 @@ import shutil
 import sys
 import tempfile
 
-from tqdm import tqdm
-
 from albert_jax.errors import UserError
 
 BLOCK = 1 << 24  # bytes read at a time
@@ -209,6 +207,8 @@ def _version(facts):
 
 def _fetch(path, found, place):
   """Copies the files `found` at `path` to `place`, but for those that are there already."""
+  from tqdm import tqdm  # Here, as every command imports this file.
+
   fs, root = filesystem(path)
   wanted = {name: facts["size"] for name, facts in found.items() if not _has_size(place / name, facts["size"])}
   total = sum(wanted.values())
