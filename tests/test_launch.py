@@ -464,7 +464,8 @@ def test_babysit_goes_on_after_a_preemption_in_the_middle(world):
   assert len(world.calls("create")) == 2
   assert (world.run_folder / "step").read_text() == "5\n"
   starts = world.starts()
-  assert [step == 3 for _, step, _ in starts] == [False, False, True, True]
+  steps = [step for _, step, _ in starts]  # On a busy machine a worker begins when the other has got somewhere already.
+  assert len(steps) == 4 and steps[0] == 0 and min(steps[2:]) >= 3
   assert {version for _, _, version in starts} == {"1"}
 
 
