@@ -58,7 +58,7 @@ def train(config, folder, profile: tuple[int, int] | None = None) -> dict:
     now = run.begin() if is_new else saved.restore(run.abstract, run.places)
     start = int(now["step"])
     card = workdir.card(config, task.vocabulary.path, place, start)
-    _announce(config, task, mesh, start, place)
+    _announce(config, now["params"], mesh, start, place)
 
     health = Guard(GuardConfig(**config.guard), folder, is_new)
     writer = Writer(folder, start, config.steps, config.log_every, run.peak, trackers.start(run.sinks, folder, card))
@@ -165,7 +165,7 @@ def _settle(config, place) -> _Run:
   task, opt = task_of(parts[-1]), OptimizerConfig(**config.optimizer)
   mesh = sharding.make_mesh(MeshConfig(**config.mesh), config.batch_size)
   key_init, key_step = jax.random.split(jax.random.key(config.seed))
-  tx = optimizer.make(opt, model.layer_axes(task.model, jax.eval_shape(task.init, key_init)))
+  tx = optimizer.make(opt, model.layer_axes(task.model, jax.eval_shape(jax.jit(task.init), key_init)))
   abstract = state.abstract(task.init, tx, key_init)
   places = sharding.shardings(mesh, abstract, config.mesh.zero1)
   # Placed as the parameters are: left to the compiler, evaluation might be compiled for a second placement.
@@ -344,14 +344,13 @@ def _given(config, task, key):
   return params
 
 
-def _announce(config, task, mesh, start, place):
+def _announce(config, params, mesh, start, place):
   """One line that says what is about to happen."""
   if jax.process_index() == 0:
     devices = f"{mesh.size} {mesh.devices.flat[0].device_kind}"
-    size = model.param_count(jax.eval_shape(task.init, jax.random.key(0)))
     begin = f"going on from step {start}" if start else "from step 0"
     what = f"{begin} to {config.steps}" if start < config.steps else f"complete at step {start}; raise steps to go on"
-    print(f"{size:,} parameters on {devices}, {what}, in {place}", file=sys.stderr)
+    print(f"{model.param_count(params):,} parameters on {devices}, {what}, in {place}", file=sys.stderr)
 
 
 def join(coordinator: str, processes: int, process: int):

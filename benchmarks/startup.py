@@ -3,7 +3,8 @@
   python benchmarks/startup.py --dataset=DIR --size=base --batch=8 --length=128
 
 The clock runs from the start of the process `albert-jax train` until the first step's line is in metrics.jsonl, so it
-includes Python's imports, the data, fresh weights, compiling (or finding what was compiled) and the step itself.
+includes Python's imports, the data, fresh weights, compiling (or finding what was compiled) and the step itself. What
+a step takes, which is the time from the first line to the second, is printed beside it.
 """
 
 import argparse
@@ -26,12 +27,12 @@ from albert_jax.data import source
 from albert_jax.tasks import pretrain
 
 
-def first_step(args, folder, cache) -> float:
-  """Seconds from the start of a new process until its first step is written down."""
+def first_steps(args, folder, cache) -> tuple[float, float]:
+  """Seconds from the start of a new process until its first step is written down, and from then to its second."""
   workdir = pathlib.Path(tempfile.mkdtemp(dir=folder))
   root = pathlib.Path(__file__).resolve().parents[1]
   overrides = {
-    "steps": 2, "log_every": 1, "eval_every": 1000, "eval_batches": 1, "checkpoint_every": 1000,
+    "steps": 3, "log_every": 1, "eval_every": 1000, "eval_batches": 1, "checkpoint_every": 1000,
     "batch_size": args.batch, "optimizer.warmup_steps": 1, "data.dataset": args.dataset, "data.seq_length": args.length,
     "model.vocab_size": source.tokenizer(args.dataset, "").vocab_size,
   }  # fmt: skip
@@ -40,16 +41,17 @@ def first_step(args, folder, cache) -> float:
   environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
   log = workdir / "metrics.jsonl"
   with open(os.devnull, "w") as nowhere:
-    begin = time.perf_counter()
+    times = [time.perf_counter()]
     process = subprocess.Popen(command, env=environment, stdout=nowhere, stderr=subprocess.PIPE, text=True, cwd=root)
-    while not (log.exists() and log.stat().st_size):
-      if process.poll() is not None:
-        raise SystemExit(f"the run ended before its first step:\n{process.stderr.read()[-2000:]}")
+    while len(times) < 3:
+      if log.exists() and log.read_text().count("\n") >= len(times):
+        times.append(time.perf_counter())
+      elif process.poll() is not None:
+        raise SystemExit(f"the run ended before its second step:\n{process.stderr.read()[-2000:]}")
       time.sleep(0.005)
-    seconds = time.perf_counter() - begin
     process.kill()
     process.wait()
-  return seconds
+  return times[1] - times[0], times[2] - times[1]
 
 
 def compile_seconds(cfg, batch) -> float:
@@ -77,11 +79,13 @@ def main():
   found = {"size": args.size, "batch": args.batch, "length": args.length}
   with tempfile.TemporaryDirectory() as folder:
     cache = pathlib.Path(folder) / "cache"
-    found["cold_s"] = first_step(args, folder, cache)
-    warm = [first_step(args, folder, cache) for _ in range(args.repeats)]
+    found["cold_s"], _ = first_steps(args, folder, cache)
+    warm, step = zip(*(first_steps(args, folder, cache) for _ in range(args.repeats)), strict=True)
     found |= {"warm_s": statistics.median(warm), "warm_s_min": min(warm), "warm_s_max": max(warm)}
+    found["step_s"] = statistics.median(step)
   print(f"process start to first step: {found['cold_s']:.2f} s cold, {found['warm_s']:.2f} s warm "
-        f"({found['warm_s_min']:.2f} to {found['warm_s_max']:.2f}, {args.repeats} times)")  # fmt: skip
+        f"({found['warm_s_min']:.2f} to {found['warm_s_max']:.2f}, {args.repeats} times); of which the step itself "
+        f"{found['step_s']:.2f} s")  # fmt: skip
   batch = {
     **{name: np.ones((args.batch, args.length), np.int32) for name in ("input_ids", "attention_mask")},
     "token_type_ids": np.zeros((args.batch, args.length), np.int32),

@@ -33,7 +33,8 @@ def from_params(params, tx, shardings, moments=None):
 
 
 def _new(init, tx):
-  return lambda key: _state(init(key), tx)
+  # A jit of its own is traced once a process, whoever asks for shapes or arrays; building the modules takes a while.
+  return lambda key: _state(jax.jit(init)(key), tx)
 
 
 def _state(params, tx):
