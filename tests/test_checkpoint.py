@@ -90,11 +90,29 @@ def test_a_save_that_fails_is_one_plain_error(tmp_path, monkeypatch):
   def full(*args, **kwargs):
     raise ValueError("RESOURCE_EXHAUSTED: many\nlines: No space left on device")
 
-  monkeypatch.setattr(saved._orbax, "save_async", full)
-  with pytest.raises(OSError, match="could not be written: lines: No space left on device"):
-    saved.save(2, state(2))
+  for function in ("save", "save_async"):  # On one host, and on several.
+    monkeypatch.setattr(saved._orbax, function, full)
+  message = "could not be written: lines: No space left on device"
+  saved.save(2, state(2))
+  with pytest.raises(OSError, match=message):
+    saved.save(3, state(3))
+  with monkeypatch.context() as several:
+    several.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(OSError, match=message):
+      saved.save(3, state(3))
   saved.close()
   assert int(restore(tmp_path)["step"]) == 1
+
+
+def test_what_is_saved_may_be_donated_at_once(tmp_path):
+  saved = Checkpoints(tmp_path, 3)
+  now = state(1)
+  expected = jax.tree.map(np.array, now)
+  saved.save(1, now)
+  overwritten = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0, tree), donate_argnums=0)(now)
+  saved.close()
+  assert not np.asarray(overwritten["params"]["w"]).any()
+  jax.tree.map(np.testing.assert_array_equal, restore(tmp_path), expected)
 
 
 def test_notes_lie_beside_the_state_and_are_checked_too(tmp_path, capsys):
