@@ -34,7 +34,6 @@ def plan(config, topology: str, mfu: float = 0.5) -> dict:
   """
   cfg, data = model.AlbertConfig(**config.model), DataConfig(**{**config.data.to_dict(), "dataset": "-"})
   chip, chips, devices = machine(topology)
-  gib = chip.gib * chips / len(devices)  # A v4 chip is two devices.
   mesh = sharding.make_mesh(MeshConfig(**config.mesh), config.batch_size, devices)
   rows = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
   if rows % config.accumulate:
@@ -45,7 +44,7 @@ def plan(config, topology: str, mfu: float = 0.5) -> dict:
   numbers = {
     "topology": topology, "chips": chips,
     "devices": len(devices), "batch_size": config.batch_size, "rows_per_device": rows,
-    "accumulate": config.accumulate, "remat": cfg.remat, "dtype": cfg.dtype, "memory_gib": gib,
+    "accumulate": config.accumulate, "remat": cfg.remat, "dtype": cfg.dtype, "memory_gib": chip.gib,
     "parameters": model.param_count(arguments[0]["params"]),
   }  # fmt: skip
   try:
@@ -67,7 +66,7 @@ def plan(config, topology: str, mfu: float = 0.5) -> dict:
   seconds = compute / mfu + communicate
   return {
     **numbers,
-    "fits": needed <= gib * GIB,
+    "fits": needed <= chip.gib * GIB,
     "needed_gib": needed / GIB,
     "temp_gib": memory.temp_size_in_bytes / GIB,
     "argument_gib": memory.argument_size_in_bytes / GIB,
@@ -248,6 +247,8 @@ def machine(topology: str):
     needs = "the CUDA plugin: pip install 'albert-jax[gpu]'; shapes are as h200:8 or h100:4x8"
   else:
     asked = {"platform": "tpu", "topology_name": topology}
+    if kind == "v4":  # Its two cores are one device, as they are on a real machine; v5p does so by itself.
+      asked["chip_config_name"] = "megacore"
     needs = "libtpu: pip install 'albert-jax[plan]'; shapes are as v5e:4x4, v5p:2x2x1"
   try:
     return CHIPS[kind], chips, list(topologies.get_topology_desc(**asked).devices)

@@ -8,7 +8,7 @@ import pytest
 from albert_jax import VARIANTS, cli
 from albert_jax import plan as planning
 from albert_jax.errors import UserError
-from albert_jax.plan import advice, cycles, describe, flops_per_step, largest_batch, plan
+from albert_jax.plan import advice, cycles, describe, flops_per_step, largest_batch, machine, plan
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "pretrain.py"
 needs_libtpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu: the extra [plan]")
@@ -90,6 +90,13 @@ ENTRY %main (p: f32[]) -> f32[] {
 }
 """
   assert cycles(hlo) == 127
+
+
+@needs_libtpu
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5p:2x2x1", "v5e:2x2", "v6e:2x2"])
+def test_a_chip_is_one_device(topology):
+  _, chips, devices = machine(topology)
+  assert len(devices) == chips == 4
 
 
 @needs_libtpu
