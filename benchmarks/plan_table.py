@@ -32,10 +32,11 @@ BATCH = 4096
 TEXT = """# What a run needs: the paper's batch on five machines
 
 The real train step of `configs/pretrain.py`, batch 4096, length 512, 20 predictions, bfloat16, compiled ahead of time
-for chips that were not there ({versions}). Nothing here was run. Memory, state and bytes sent are the compiler's;
-"at least" is the model's operations at the datasheet's peak; the estimate assumes a model-operations share (MFU) of
-{mfu:.0%} and adds the bytes over the links, and hours are those of 125,000 such steps. Names count as their vendor
-does: a v4 or v5p counts two cores a chip, so v5p-128 and v4-128 are 64 chips.
+for chips that were not there ({versions}). **Nothing here was run.** Memory, state and
+bytes sent are the compiler's; "at least" is the model's operations at the datasheet's peak; the estimate assumes a
+model-operations share (MFU) of {mfu:.0%} and adds the bytes over the links, and hours are those of 125,000 such steps.
+What a chip does not do at a time it does in turns (`--config.accumulate`). Names count as their vendor does: a v4 or
+v5p counts two cores a chip, so v5p-128 and v4-128 are 64 chips.
 
 One command makes this table: `python benchmarks/plan_table.py --cache=plan.json`. For another config or machine, GPUs
 too: `albert-jax plan --config=configs/pretrain.py:base --topology=h200:8`, with `--find_batch` for the most rows a
@@ -56,7 +57,7 @@ def row(name, size, n):
   return [
     *cells, "yes" if n["fits"] else "no", f"{n['temp_gib']:.2f}", f"{n['argument_gib']:.2f}", f"{n['memory_gib']:g}",
     f"{n['collective_bytes'] / 1e6:,.0f}", f"{n['step_s_at_least'] * 1e3:,.0f}", f"{n['step_s_estimate'] * 1e3:,.0f}",
-    f"{n['run_hours_estimate']:,.0f}",
+    f"{n['run_hours_estimate']:,.1f}",
   ]  # fmt: skip
 
 
