@@ -27,15 +27,15 @@ COMMON = {
 # name: config, metric, steps, the data below ALBERT_DATA, and what else differs from the config. No row is longer than
 # those that the checkpoint was pre-trained on, as positions beyond would be fresh ones.
 TASKS = {
-  "SST-2": ("glue.py:sst-2", "accuracy", 400, "glue", {"data.seq_length": 64}),
-  "MRPC": ("glue.py:mrpc", "accuracy", 300, "glue", {}),
-  "STS-B": ("glue.py:sts-b", "pearson", 400, "glue", {"data.seq_length": 64}),
-  "SQuAD 1.1": ("squad.py:tiny-1.1", "f1", 400, "squad_v1", {
+  "SST-2": ("glue.py:sst-2", "accuracy", 1400, "glue", {"data.seq_length": 64}),
+  "MRPC": ("glue.py:mrpc", "accuracy", 400, "glue", {}),
+  "STS-B": ("glue.py:sts-b", "pearson", 800, "glue", {"data.seq_length": 64}),
+  "SQuAD 1.1": ("squad.py:tiny-1.1", "f1", 600, "squad_v1", {
     "data.split": "newwiki_train.json", "data.validation_split": "newwiki_dev.json", "task.doc_stride": 64,
   }),
   "RACE": ("race.py:tiny", "accuracy", 150, "race/RACE", {"data.qa_length": 48, "data.levels": "middle"}),
-  "WNUT-17": ("ner.py:tiny", "f1", 400, "ner_wnut17", {}),
-  "IMDb": ("classify.py:tiny", "accuracy", 300, "sentiment/imdb_orig", {
+  "WNUT-17": ("ner.py:tiny", "f1", 800, "ner_wnut17", {}),
+  "IMDb": ("classify.py:tiny", "accuracy", 400, "sentiment/imdb_orig", {
     "best": "accuracy", "data.text_fields": "Text", "data.label_field": "Sentiment",
   }),
 }  # fmt: skip
