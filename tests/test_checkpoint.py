@@ -90,16 +90,9 @@ def test_a_save_that_fails_is_one_plain_error(tmp_path, monkeypatch):
   def full(*args, **kwargs):
     raise ValueError("RESOURCE_EXHAUSTED: many\nlines: No space left on device")
 
-  for function in ("save", "save_async"):  # On one host, and on several.
-    monkeypatch.setattr(saved._orbax, function, full)
-  message = "could not be written: lines: No space left on device"
-  saved.save(2, state(2))
-  with pytest.raises(OSError, match=message):
-    saved.save(3, state(3))
-  with monkeypatch.context() as several:
-    several.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(OSError, match=message):
-      saved.save(3, state(3))
+  monkeypatch.setattr(saved._orbax, "save_async", full)
+  with pytest.raises(OSError, match="could not be written: lines: No space left on device"):
+    saved.save(2, state(2))
   saved.close()
   assert int(restore(tmp_path)["step"]) == 1
 

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import functools
 import json
 import logging
 import sys
@@ -38,7 +37,6 @@ class Checkpoints:
 
   def latest(self) -> int | None:
     """The newest step that is complete, or None."""
-    self._wait()
     return None if self._orbax.latest is None else self._orbax.latest.step
 
   def steps(self) -> list[int]:
@@ -63,18 +61,13 @@ class Checkpoints:
     Args: score: how good it is, if that is known; the best is kept. notes: {file name: text} to put beside it.
     Raises: OSError if the save before failed, for want of space say.
     """
-    if self.latest() == step:
-      return
-    # Without `force` Orbax leaves a save out, silently, while the one before is still being written.
-    metrics = None if score is None else {"score": score}
-    if jax.process_count() == 1:
-      # The loop waits for the transfer alone; what Orbax does before it writes takes longer. On CPUs there is none: the
-      # host reads the device's own memory, which is not given to the next step while somebody looks at it.
-      write = functools.partial(self._orbax.save, step, jax.device_get(state), force=True, metrics=metrics)
-    else:  # There it talks to the other hosts, which must all be at the same place.
+    self._wait()
+    if self.latest() != step:
       with self._plainly():
-        write = self._orbax.save_async(step, state, force=True, metrics=metrics).result
-    self._sealed = self._background.submit(_seal, write, f"{self._directory}/{step}", dict(notes))
+        # Without `force` Orbax leaves a save out, silently, while the one before is still being written.
+        metrics = None if score is None else {"score": score}
+        written = self._orbax.save_async(step, state, force=True, metrics=metrics)
+      self._sealed = self._background.submit(_seal, written, f"{self._directory}/{step}", dict(notes))
 
   def restore(self, abstract, shardings, step: int | None = None):
     """The newest state that can be read, placed by `shardings`, which may be those of another mesh than it came from.
@@ -149,12 +142,10 @@ def _kept(keep, keep_every, keep_best):
   return policies.AnyPreservationPolicy(wanted)
 
 
-def _seal(write, folder, notes):
-  """Once a checkpoint is complete, adds notes, and the checksum of each file: what it is made of has none.
-
-  Args: write: () -> None, returns when it is complete.
-  """
-  write()
+def _seal(written, folder, notes):
+  """Once a checkpoint is complete, adds notes, and the checksum of each file: what it is made of has none."""
+  if written is not None:
+    written.result()
   if jax.process_index() > 0:
     return
   for name, text in notes.items():
