@@ -2,8 +2,9 @@
 
   ALBERT_DATA=DIR python benchmarks/pretraining_helps.py --checkpoint=RUN --out=FOLDER
 
-Both begin with the same shape, vocabulary, data order and hyper-parameters; only the weights differ. Every run is an
-`albert-jax train` of its own; what is done is not done again. Meant for small models: steps and lengths are short.
+Both begin with the same shape, vocabulary, data order and hyper-parameters; only the weights differ. Of several
+learning rates each has the one that suits it. Every run is an `albert-jax train` of its own; what is done is not done
+again. Meant for small models: steps and lengths are short.
 """
 
 import argparse
@@ -20,8 +21,8 @@ from albert_jax.training.writer import read
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 COMMON = {
-  "optimizer.learning_rate": 5e-4, "optimizer.textbook": True, "optimizer.warmup_steps": 50, "epochs": 0,
-  "batch_size": 16, "data.seq_length": 128, "log_every": 50,
+  "optimizer.textbook": True, "optimizer.warmup_steps": 50, "epochs": 0, "batch_size": 16, "data.seq_length": 128,
+  "log_every": 50,
   "model.hidden_dropout_prob": 0.0, "model.attention_probs_dropout_prob": 0.0,
 }  # fmt: skip
 # name: config, metric, steps, the data below ALBERT_DATA, and what else differs from the config. No row is longer than
@@ -41,11 +42,12 @@ TASKS = {
 }  # fmt: skip
 
 
-def run(name, start, folder) -> float:
-  """The best held-out number of one task from one start."""
+def run(name, start, rate, folder) -> float:
+  """The best held-out number of one task from one start at one learning rate."""
   config, metric, steps, data, more = TASKS[name]
-  workdir = folder / f"{name.replace(' ', '-')}-{start.name}"
-  overrides = {**COMMON, "steps": steps, "eval_every": steps // 2, "checkpoint_every": steps, "init_from": start,
+  workdir = folder / f"{name.replace(' ', '-')}-{start.name}-{rate}"
+  overrides = {**COMMON, "optimizer.learning_rate": rate, "steps": steps, "eval_every": steps // 2,
+               "checkpoint_every": steps, "init_from": start,
                "data.dataset": pathlib.Path(os.environ["ALBERT_DATA"]) / data, **more}  # fmt: skip
   command = [sys.executable, "-m", "albert_jax", "train", f"--config={ROOT}/configs/{config}", f"--workdir={workdir}",
              *(f"--config.{key}={value}" for key, value in overrides.items())]  # fmt: skip
@@ -61,6 +63,7 @@ def main():
   parser.add_argument("--checkpoint", required=True, metavar="DIR")
   parser.add_argument("--out", required=True, metavar="DIR", help="where the runs go")
   parser.add_argument("--tasks", default=",".join(TASKS))
+  parser.add_argument("--rates", default="2e-4,5e-4", help="learning rates (default 2e-4,5e-4)")
   parser.add_argument("--json", metavar="FILE")
   args = parser.parse_args()
   folder = pathlib.Path(args.out).absolute()
@@ -72,11 +75,13 @@ def main():
     if not start.exists():
       convert.save(start, cfg, jax.device_get(weights), vocabulary=vocabulary)
   found = {}
-  print(f"{'':<12}{'metric':<10}{'steps':>6}{'pre-trained':>13}{'from scratch':>14}")
+  print(f"{'':<12}{'metric':<10}{'steps':>6}{'pre-trained':>13}{'from scratch':>14}  at learning rate")
   for name in args.tasks.split(","):
-    numbers = [run(name, start, folder) for start in starts]
-    found[name] = {"metric": TASKS[name][1], "steps": TASKS[name][2], "pretrained": numbers[0], "scratch": numbers[1]}
-    print(f"{name:<12}{TASKS[name][1]:<10}{TASKS[name][2]:>6}{numbers[0]:>13.4f}{numbers[1]:>14.4f}", flush=True)
+    by_rate = [{rate: run(name, start, rate, folder) for rate in args.rates.split(",")} for start in starts]
+    found[name] = {"metric": TASKS[name][1], "steps": TASKS[name][2], "pretrained": by_rate[0], "scratch": by_rate[1]}
+    best = [max(numbers, key=numbers.get) for numbers in by_rate]
+    a, b = (numbers[rate] for numbers, rate in zip(by_rate, best, strict=True))
+    print(f"{name:<12}{TASKS[name][1]:<10}{TASKS[name][2]:>6}{a:>13.4f}{b:>14.4f}  {', '.join(best)}", flush=True)
     if args.json:
       pathlib.Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
 
