@@ -64,8 +64,8 @@ def affine(module, x, name):
   `name` is the result's in REMAT, which says what the backward pass keeps.
   """
   kernel, bias = (p[...].astype(module.dtype) for p in (module.kernel, module.bias))
-  # One axis of B x L tokens: the kernel's gradient is then a product over one axis. Over two, XLA's CPU compiler takes a
-  # slow form of it with transposed copies, which made a step a sixth longer (docs/performance.md).
+  # B and L as one axis of tokens: the kernel's gradient is then a sum over one axis. For two, XLA's CPU compiler makes
+  # transposed copies and takes a slow product, which made a step a sixth longer (docs/performance.md).
   tokens = x.astype(module.dtype).reshape(-1, x.shape[-1])
   y = (tokens @ kernel.reshape(x.shape[-1], -1)).reshape(*x.shape[:-1], -1) + bias.reshape(1, 1, -1)
   return checkpoint_name(y, name)
