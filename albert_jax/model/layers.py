@@ -65,7 +65,7 @@ def affine(module, x, name):
   """
   kernel, bias = (p[...].astype(module.dtype) for p in (module.kernel, module.bias))
   # B and L as one axis of tokens: the kernel's gradient is then a sum over one axis. For two, XLA's CPU compiler makes
-  # transposed copies and takes a slow product, which made a step a sixth longer (docs/performance.md).
+  # transposed copies and takes a slow product, which made a step up to a sixth longer (docs/performance.md).
   tokens = x.astype(module.dtype).reshape(-1, x.shape[-1])
   y = (tokens @ kernel.reshape(x.shape[-1], -1)).reshape(*x.shape[:-1], -1) + bias.reshape(1, 1, -1)
   return checkpoint_name(y, name)
