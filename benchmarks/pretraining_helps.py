@@ -1,6 +1,6 @@
 """Does pre-training help: the same model fine-tuned from a pre-trained checkpoint, and from random weights.
 
-  ALBERT_DATA=DIR python benchmarks/pretraining_helps.py --checkpoint=RUN --out=FOLDER
+  ALBERT_DATA=DIR python benchmarks/pretraining_helps.py --checkpoint=RUN --out=FOLDER --rates=2e-4,5e-4
 
 Both begin with the same shape, vocabulary, data order and hyper-parameters; only the weights differ. Of several
 learning rates each has the one that suits it. Every run is an `albert-jax train` of its own; what is done is not done
@@ -22,8 +22,7 @@ from albert_jax.training.writer import read
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 COMMON = {
   "optimizer.textbook": True, "optimizer.warmup_steps": 50, "epochs": 0, "batch_size": 16, "data.seq_length": 128,
-  "log_every": 50,
-  "model.hidden_dropout_prob": 0.0, "model.attention_probs_dropout_prob": 0.0,
+  "log_every": 50, "model.hidden_dropout_prob": 0.0, "model.attention_probs_dropout_prob": 0.0,
 }  # fmt: skip
 # name: config, metric, steps, the data below ALBERT_DATA, and what else differs from the config. No row is longer than
 # those that the checkpoint was pre-trained on, as positions beyond would be fresh ones.
