@@ -43,12 +43,20 @@ def cross_entropy(logits, labels, weights, smoothing: float = 0.0):
 
   Returns: ((sum of losses, sum of weights), (sum of correct answers, sum of weights)).
   """
-  log_probs = jax.nn.log_softmax(logits, axis=-1)
-  losses = -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
+  # In these terms the gradient is one pass over the logits; gathering the label's one makes it a scatter into zeros, and
+  # argmax is a slow loop on CPUs. A label that does not exist makes the loss NaN, as gathering it does.
+  classes = logits.shape[-1]
+  is_label = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
+  top = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
+  shifted = logits - top[..., None]
+  log_total = jnp.log(jnp.sum(jnp.exp(shifted), axis=-1))
+  of_label = jnp.sum(jnp.where(is_label, shifted, 0), axis=-1)
+  exists = (labels >= 0) & (labels < classes)
+  losses = jnp.where(exists, log_total - of_label, jnp.nan)
   if smoothing:
-    losses = (1 - smoothing) * losses - smoothing * jnp.mean(log_probs, axis=-1)
+    losses = (1 - smoothing) * losses + smoothing * (log_total - jnp.mean(shifted, axis=-1))
   weight = jnp.sum(weights)
-  hits = jnp.sum(weights * (jnp.argmax(logits, axis=-1) == labels))
+  hits = jnp.sum(weights * (exists & (of_label == 0)))
   return (jnp.sum(weights * losses), weight), (hits, weight)
 
 
