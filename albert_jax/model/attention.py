@@ -55,14 +55,63 @@ def xla(cfg, batch):
 
 
 def _xla(cfg, mask_B1Ll, q_BLD, k_BLD, v_BLD, keys_B):
-  q_BLHK, k_BLHK, v_BLHK = (x.reshape(*x.shape[:2], -1, cfg.head_size) for x in (q_BLD, k_BLD, v_BLD))
-  scores_BHLl = jnp.einsum("BLHK,BlHK->BHLl", q_BLHK, k_BLHK, preferred_element_type=jnp.float32)
-  scores_BHLl = scores_BHLl * cfg.head_size**-0.5
+  # Heads before positions, asked for here: left to itself, XLA's CPU compiler copies more, into worse forms.
+  q_BHLK, k_BHlK, v_BHlK = (x.reshape(*x.shape[:2], -1, cfg.head_size).swapaxes(1, 2) for x in (q_BLD, k_BLD, v_BLD))
+  if keys_B is None or cfg.attention_probs_dropout_prob == 0:
+    return checkpoint_name(_formula(q_BHLK, k_BHlK, v_BHlK, mask_B1Ll), "context")
+  weights_BHLl, sums_BHL1 = _weights(q_BHLK, k_BHlK, mask_B1Ll)
+  probs_BHLl = (weights_BHLl / sums_BHL1).astype(v_BHlK.dtype)
+  probs_BHLl = dropout(probs_BHLl, cfg.attention_probs_dropout_prob, keys_B)
+  context_BHLK = jnp.einsum("BHLl,BHlK->BHLK", probs_BHLl, v_BHlK)
+  return checkpoint_name(_columns(context_BHLK), "context")
+
+
+@jax.custom_vjp
+def _formula(q_BHLK, k_BHlK, v_BHlK, mask_B1Ll):
+  """softmax(q k' / sqrt(K)) v as [B, L, D], without dropout.
+
+  Its gradient is written out: what is L x L is computed again, not kept, and is never divided by the softmax's sums.
+  """
+  weights_BHLl, sums_BHL1 = _weights(q_BHLK, k_BHlK, mask_B1Ll)
+  context_BHLK = jnp.einsum("BHLl,BHlK->BHLK", weights_BHLl.astype(v_BHlK.dtype), v_BHlK, preferred_element_type=jnp.float32)
+  return _columns((context_BHLK / sums_BHL1).astype(v_BHlK.dtype))
+
+
+def _formula_forward(*arguments):
+  return _formula(*arguments), arguments
+
+
+def _formula_backward(arguments, d_context_BLD):
+  q_BHLK, k_BHlK, v_BHlK, mask_B1Ll = arguments
+  scale, dtype = q_BHLK.shape[-1] ** -0.5, q_BHLK.dtype
+  weights_BHLl, sums_BHL1 = _weights(q_BHLK, k_BHlK, mask_B1Ll)
+  d_BHLK = d_context_BLD.reshape(*d_context_BLD.shape[:2], -1, q_BHLK.shape[-1]).swapaxes(1, 2)
+  d_BHLK = (d_BHLK / sums_BHL1).astype(dtype)
+  dv_BHlK = jnp.einsum("BHLl,BHLK->BHlK", weights_BHLl.astype(dtype), d_BHLK)
+  d_weights_BHLl = jnp.einsum("BHLK,BHlK->BHLl", d_BHLK, v_BHlK, preferred_element_type=jnp.float32)
+  mean_BHL1 = jnp.sum(weights_BHLl * d_weights_BHLl, axis=-1, keepdims=True) / sums_BHL1
+  d_scores_BHLl = (weights_BHLl * (d_weights_BHLl - mean_BHL1) * scale).astype(dtype)
+  dq_BHLK = jnp.einsum("BHLl,BHlK->BHLK", d_scores_BHLl, k_BHlK)
+  dk_BHlK = jnp.einsum("BHLl,BHLK->BHlK", d_scores_BHLl, q_BHLK)
+  return dq_BHLK, dk_BHlK, dv_BHlK, None
+
+
+_formula.defvjp(_formula_forward, _formula_backward)
+
+
+def _weights(q_BHLK, k_BHlK, mask_B1Ll):
+  """The softmax's numerators, float32 [B, H, L, l], and their sums [B, H, L, 1]."""
+  scores_BHLl = jnp.einsum("BHLK,BHlK->BHLl", q_BHLK, k_BHlK, preferred_element_type=jnp.float32)
   # The lowest float, not the original's -10000: the same result at every position that is a token, and no row
   # without any token turns into NaN.
-  probs_BHLl = jax.nn.softmax(jnp.where(mask_B1Ll, scores_BHLl, LOWEST), axis=-1)
-  probs_BHLl = dropout(probs_BHLl.astype(v_BLHK.dtype), cfg.attention_probs_dropout_prob, keys_B)
-  return checkpoint_name(jnp.einsum("BHLl,BlHK->BLHK", probs_BHLl, v_BLHK).reshape(q_BLD.shape), "context")
+  scores_BHLl = scores_BHLl * q_BHLK.shape[-1] ** -0.5 + jnp.where(mask_B1Ll, 0.0, LOWEST)
+  weights_BHLl = jnp.exp(scores_BHLl - jnp.max(scores_BHLl, axis=-1, keepdims=True))
+  return weights_BHLl, jnp.sum(weights_BHLl, axis=-1, keepdims=True)
+
+
+def _columns(x_BHLK):
+  """All heads side by side: [B, L, D]."""
+  return x_BHLK.swapaxes(1, 2).reshape(x_BHLK.shape[0], x_BHLK.shape[2], -1)
 
 
 def _mask(batch):
