@@ -29,6 +29,8 @@ def main(argv=None) -> int:
     print(f"albert-jax: no command {argv[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
     return 2
   cli.keep_compiled()
+  if argv[0] in ("train", "evaluate", "predict"):
+    cli.keep_memory()
   try:
     return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
   except UserError as error:

@@ -1,6 +1,7 @@
 """What every command does before it begins."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -49,3 +50,28 @@ def test_a_home_that_cannot_be_written_to_is_no_reason_to_stop(environment):
   (environment / "cache").write_text("a file where the folder should be")
   cli.keep_compiled()
   assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the switches are those of glibc")
+def test_memory_of_one_step_is_there_for_the_next():
+  program = """if True:
+    import resource, sys
+    from albert_jax import cli
+    if sys.argv[1] == "keep":
+      cli.keep_memory()
+    import jax, jax.numpy as jnp
+    step = jax.jit(lambda x: jax.lax.scan(lambda x, _: (x * 1.01, x), x, length=256)[1].max(0).sum())
+    x = jnp.ones(65536)
+    for _ in range(3):
+      step(x).block_until_ready()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+      step(x).block_until_ready()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"""
+  keep, plain = (
+    int(subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, check=True).stdout)
+    for how in ("keep", "plain")
+  )
+  pages = 3 * 256 * 65536 * 4 // 4096  # of the temporary array in three steps
+  assert plain > pages / 2
+  assert keep < pages / 20

@@ -23,6 +23,7 @@ from albert_jax.model.layers import (
   lead_axes,
   split_keys,
   stacked,
+  turned,
 )
 
 # What the backward pass keeps of a layer, besides its input: results by their names in layers.py and attention.py.
@@ -107,7 +108,7 @@ class Albert(nnx.Module):
   def until_settled(self, batch, readout, patience):
     """Layer after layer, until every row has given the same answer `patience` times; see `early_exit`."""
     attend, order_BL = attention.make(self.cfg, batch, drops=False)
-    x_BLD = self.embed(batch, None)
+    x_BLD, ffn = self.embed(batch, None), turned(self.ffn)
     back_BL = None if order_BL is None else jnp.argsort(order_BL, axis=1)
 
     def answer(x_BLD):
@@ -123,7 +124,7 @@ class Albert(nnx.Module):
 
     def layer(carry):
       x_BLD, n, logits_BC, same_B, settled_B, layers_B = carry
-      x_BLD = self.layer({"attention": self.attention, "ffn": self.ffn}, x_BLD, attend, None)
+      x_BLD = self.layer({"attention": self.attention, "ffn": ffn}, x_BLD, attend, None)
       new_BC = answer(x_BLD)
       agree_B = (n > 0) & (jnp.argmax(new_BC, axis=1) == jnp.argmax(logits_BC, axis=1))
       same_B = jnp.where(agree_B, same_B + 1, 0)
@@ -146,7 +147,7 @@ class Albert(nnx.Module):
     keys_NB = None if keys_B is None else jnp.stack(split_keys(keys_B, N))
     depth_B = self.depth(keys_B)
     # A part with a copy for every layer is scanned whole; then there is nothing that changes from group to group.
-    parts = {"attention": self.attention, "ffn": self.ffn}
+    parts = {"attention": self.attention, "ffn": turned(self.ffn)}
     per_layer = {name: cfg.copies(name) == N > 1 for name in parts}
     groups = 1 if all(per_layer.values()) else cfg.num_hidden_groups
     for group in range(groups):

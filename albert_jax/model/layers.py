@@ -58,16 +58,17 @@ def split_keys(keys_B, count):
   return [None] * count if keys_B is None else list(jax.vmap(lambda k: jax.random.split(k, count), out_axes=1)(keys_B))
 
 
-def affine(module, x, name):
+def affine(module, x, name, is_turned=False):
   """`module` on the last axis of `x`, whatever axes its kernel splits it into: [B, L, in] -> [B, L, out].
 
-  `name` is the result's in REMAT, which says what the backward pass keeps.
+  `name` is the result's in REMAT, which says what the backward pass keeps. is_turned: the kernel is [out, in].
   """
   kernel, bias = (p[...].astype(module.dtype) for p in (module.kernel, module.bias))
   # B and L as one axis of tokens: the kernel's gradient is then a sum over one axis. For two, XLA's CPU compiler makes
   # transposed copies and takes a slow product, which made a step up to a sixth longer (docs/performance.md).
   tokens = x.astype(module.dtype).reshape(-1, x.shape[-1])
-  y = (tokens @ kernel.reshape(x.shape[-1], -1)).reshape(*x.shape[:-1], -1) + bias.reshape(1, 1, -1)
+  kernel = kernel.T if is_turned else kernel.reshape(x.shape[-1], -1)
+  y = (tokens @ kernel).reshape(*x.shape[:-1], -1) + bias.reshape(1, 1, -1)
   return checkpoint_name(y, name)
 
 
@@ -92,7 +93,7 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-  """Two dense layers with their residual and layer norm."""
+  """Two dense layers with their residual and layer norm. It is called `turned`."""
 
   def __init__(self, cfg, rngs):
     self.cfg = cfg
@@ -102,8 +103,19 @@ class FeedForward(nnx.Module):
 
   def __call__(self, x_BLD, keys_B):
     h_BLF = ACTIVATIONS[self.cfg.hidden_act](affine(self.up, x_BLD, "up"))
-    y_BLD = affine(self.down, h_BLF, "down")
+    y_BLD = affine(self.down, h_BLF, "down", is_turned=True)
     return self.norm(x_BLD + dropout(y_BLD, self.cfg.hidden_dropout_prob, keys_B))
+
+
+def turned(ffn):
+  """The FeedForward with the kernel of `down` as [..., D, F], the form in which all layers use it.
+
+  Its gradient is then summed over layers as [D, F], which is a product of tokens x D by tokens x F. XLA's CPU compiler
+  takes an eighth longer for the other way round, and would take it if the kernel were turned anew in each layer.
+  """
+  graphdef, state = nnx.split(ffn)
+  state["down"]["kernel"] = jax.tree.map(lambda p: p.swapaxes(-1, -2), state["down"]["kernel"])
+  return nnx.merge(graphdef, state)
 
 
 def lead_axes(cfg, part):
