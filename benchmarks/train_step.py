@@ -4,14 +4,21 @@
   python benchmarks/train_step.py --size=base --batch=8 --length=128
 
 All begin with the same weights and batch, dropout 0, AdamW with clipping; their losses must agree over three steps
-before anything is timed. Then they take turns, one step each, so that a machine that slows down slows all of them.
+before anything is timed. Each has a process of its own, as its user would start it: ours as `albert-jax train` does,
+with memory kept between steps (cli.keep_memory), which the plain version is also shown with. They take turns, one step
+each, so that a machine that slows down slows all of them.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
+import os
 import pathlib
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 
@@ -173,24 +180,87 @@ def torch_step(folder, batch, dtype, attention, compiled, masked_only):
   return run, torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
 
 
-def contestants(cfg, params, batch, folder, dtypes, peers):
-  """{name: (make, dtype)}, each `make()` giving (run, GiB of temporaries)."""
-  found = {}
+KEPT = ", memory kept"
+TORCH = {  # name: (attention, compiled, masked slots only)
+  "eager": ("eager", False, False),
+  "SDPA": ("sdpa", False, False),
+  "SDPA, masked slots only": ("sdpa", False, True),
+  "compile": ("sdpa", True, False),
+  "compile, masked slots only": ("sdpa", True, True),
+}
+
+
+def contestants(dtypes, peers) -> list[str]:
+  """Their names, which say what they are: see `made`."""
+  names = []
   for dtype in dtypes:
-    typed = dataclasses.replace(cfg, dtype=dtype)
-    found[f"albert_jax {dtype}"] = functools.partial(ours, typed, params, batch), dtype
-    found[f"plain JAX {dtype}"] = functools.partial(plain, typed, params, batch), dtype
-    if peers:
-      make = functools.partial(torch_step, folder, batch, dtype)
-      for name, arguments in {
-        "eager": ("eager", False, False),
-        "SDPA": ("sdpa", False, False),
-        "SDPA, masked slots only": ("sdpa", False, True),
-        "compile": ("sdpa", True, False),
-        "compile, masked slots only": ("sdpa", True, True),
-      }.items():
-        found[f"PyTorch {name} {dtype}"] = functools.partial(make, *arguments), dtype
-  return found
+    names += [f"albert_jax {dtype}", f"plain JAX {dtype}", f"plain JAX {dtype}{KEPT}"]
+    names += [f"PyTorch {name} {dtype}" for name in TORCH] if peers else []
+  return names
+
+
+def made(name, folder, batch):
+  """The contestant's (run, GiB of temporaries or None): `run` takes a step and gives the loss."""
+  dtype = dtype_of(name)
+  if name.startswith("PyTorch "):
+    return torch_step(folder, batch, dtype, *TORCH[name.removeprefix("PyTorch ").removesuffix(f" {dtype}")])
+  cfg, params = convert.load(folder)
+  # transformers drops out before the SOP head too, which the original does not.
+  cfg = dataclasses.replace(cfg, dtype=dtype)
+  return (ours if name.startswith("albert_jax") else plain)(cfg, params, batch)
+
+
+def dtype_of(name) -> str:
+  return "bfloat16" if "bfloat16" in name else "float32"
+
+
+class Worker:
+  """A contestant in a process of its own."""
+
+  def __init__(self, name, folder, argv):
+    start = "from albert_jax import cli; cli.keep_memory(); " if name.startswith("albert_jax") or KEPT in name else ""
+    start += "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", start, __file__, *argv, f"--worker={name}", f"--folder={folder}"]
+    self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    self.about = self._read()
+
+  def step(self) -> float:
+    """Seconds of one step."""
+    return self._ask("step")
+
+  def peak_gib(self) -> float:
+    """The most memory the process has had: libraries, weights and all."""
+    return self._ask("peak")
+
+  def close(self):
+    self._process.communicate()
+
+  def _ask(self, what):
+    print(what, file=self._process.stdin, flush=True)
+    return self._read()
+
+  def _read(self):
+    while line := self._process.stdout.readline():
+      if line.startswith("> "):  # Libraries may print too.
+        return json.loads(line[2:])
+    raise SystemExit(f"a contestant ended with {self._process.wait()}: see above")
+
+
+def serve(name, folder, batch):
+  """What a worker does: gets ready, then a step for each line it reads."""
+
+  def answer(value):
+    print(f"> {json.dumps(value)}", flush=True)
+
+  run, gib = made(name, folder, batch)
+  answer({"losses": [run() for _ in range(3)], "temp_gib": gib})
+  for line in sys.stdin:
+    if line.strip() == "peak":
+      answer(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    else:
+      start = time.perf_counter()
+      run()
+      answer(time.perf_counter() - start)
 
 
 def matmul_ceiling(dtype, size=2048) -> float:
@@ -227,53 +297,58 @@ def main():
   parser.add_argument("--only", default="", help="those whose name has one of these parts, with commas between")
   parser.add_argument("--no-peers", action="store_true", help="without PyTorch")
   parser.add_argument("--json", metavar="FILE")
+  parser.add_argument("--worker", help=argparse.SUPPRESS)
+  parser.add_argument("--folder", help=argparse.SUPPRESS)
   args = parser.parse_args()
-  # transformers drops out before the SOP head too, which the original does not.
-  cfg = dataclasses.replace(VARIANTS[args.size], classifier_dropout_prob=0.0)
+  # On a GPU, where JAX would else take most of the memory for whichever process comes first.
+  os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   slots = args.slots or round(0.15 * args.length)
-  params = jax.device_get(model.init(cfg, jax.random.key(0)))
+  cfg = dataclasses.replace(VARIANTS[args.size], classifier_dropout_prob=0.0)
   batch = make_batch(cfg, args.batch, args.length, slots)
+  if args.worker:
+    serve(args.worker, args.folder, batch)
+    return
   flops = flops_per_step(cfg, args.batch, args.length, slots)
+  wanted = [part for part in args.only.split(",") if part]
+  names = contestants(args.dtypes.split(","), not args.no_peers)
+  names = [name for name in names if not wanted or any(part in name for part in wanted)]
 
-  with tempfile.TemporaryDirectory() as folder:
-    convert.save(pathlib.Path(folder) / "model", cfg, params)
-    every = contestants(cfg, params, batch, f"{folder}/model", args.dtypes.split(","), not args.no_peers)
-    wanted = [part for part in args.only.split(",") if part]
-    every = {k: v for k, v in every.items() if not wanted or any(part in k for part in wanted)}
-    runs, memory, losses = {}, {}, {}
-    for name, (make, _) in every.items():
+  with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    convert.save(pathlib.Path(folder) / "model", cfg, jax.device_get(model.init(cfg, jax.random.key(0))))
+    workers = {}
+    for name in names:
       start = time.perf_counter()
-      runs[name], memory[name] = make()
-      losses[name] = [runs[name]() for _ in range(3)]
-      print(f"{name}: ready in {time.perf_counter() - start:.1f} s, losses {losses[name]}", flush=True)
-  for name, (_, dtype) in every.items():
-    reference = next(value for key, value in losses.items() if every[key][1] == dtype)
-    np.testing.assert_allclose(losses[name], reference, rtol=1e-4 if dtype == "float32" else 1e-2, err_msg=name)
-
-  times = {name: [] for name in runs}
-  for _ in tqdm.trange(args.steps, desc="steps of each"):
-    for name, run in runs.items():
-      start = time.perf_counter()
-      run()
-      times[name].append(time.perf_counter() - start)
+      workers[name] = Worker(name, f"{folder}/model", sys.argv[1:])
+      stack.callback(workers[name].close)
+      print(f"{name}: ready in {time.perf_counter() - start:.1f} s, losses {workers[name].about['losses']}", flush=True)
+    for name, worker in workers.items():
+      dtype = dtype_of(name)
+      reference = next(w.about["losses"] for other, w in workers.items() if dtype_of(other) == dtype)
+      rtol = 1e-4 if dtype == "float32" else 1e-2
+      np.testing.assert_allclose(worker.about["losses"], reference, rtol=rtol, err_msg=name)
+    times = {name: [] for name in workers}
+    for _ in tqdm.trange(args.steps, desc="steps of each"):
+      for name, worker in workers.items():
+        times[name].append(worker.step())
+    peaks = {name: worker.peak_gib() for name, worker in workers.items()}
   ceiling = {dtype: matmul_ceiling(dtype) for dtype in args.dtypes.split(",")}
   base = np.median(next(iter(times.values())))
   rows = [
     {
       "name": name, "ms": 1e3 * np.median(seconds), "ms_p10": 1e3 * np.quantile(seconds, 0.1),
       "ms_p90": 1e3 * np.quantile(seconds, 0.9), "rows_per_s": args.batch / np.median(seconds),
-      "share_of_matmul_ceiling": flops / np.median(seconds) / ceiling[every[name][1]],
-      "temp_gib": memory[name], "times_first": np.median(seconds) / base,
+      "share_of_matmul_ceiling": flops / np.median(seconds) / ceiling[dtype_of(name)],
+      "temp_gib": workers[name].about["temp_gib"], "peak_gib": peaks[name], "times_first": np.median(seconds) / base,
     }
     for name, seconds in times.items()
   ]  # fmt: skip
   print(f"\n{args.size}, {args.batch} rows of {args.length}, {slots} masked, {args.steps} steps each, in turns")
-  print(f"{'':<44}{'ms':>9}{'p10':>9}{'p90':>9}{'rows/s':>8}{'ceiling':>9}{'GiB':>7}{'x first':>9}")
+  print(f"{'':<44}{'ms':>9}{'p10':>9}{'p90':>9}{'rows/s':>8}{'ceiling':>9}{'GiB':>7}{'peak':>7}{'x first':>9}")
   for row in rows:
     gib = "" if row["temp_gib"] is None else f"{row['temp_gib']:.2f}"
     print(
       f"{row['name']:<44}{row['ms']:>9.1f}{row['ms_p10']:>9.1f}{row['ms_p90']:>9.1f}{row['rows_per_s']:>8.2f}"
-      f"{row['share_of_matmul_ceiling']:>9.1%}{gib:>7}{row['times_first']:>9.2f}"
+      f"{row['share_of_matmul_ceiling']:>9.1%}{gib:>7}{row['peak_gib']:>7.2f}{row['times_first']:>9.2f}"
     )
   if args.json:
     about = {"size": args.size, "batch": args.batch, "length": args.length, "slots": slots, "flops": flops,

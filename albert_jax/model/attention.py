@@ -73,7 +73,9 @@ def _formula(q_BHLK, k_BHlK, v_BHlK, mask_B1Ll):
   Its gradient is written out: what is L x L is computed again, not kept, and is never divided by the softmax's sums.
   """
   weights_BHLl, sums_BHL1 = _weights(q_BHLK, k_BHlK, mask_B1Ll)
-  context_BHLK = jnp.einsum("BHLl,BHlK->BHLK", weights_BHLl.astype(v_BHlK.dtype), v_BHlK, preferred_element_type=jnp.float32)
+  context_BHLK = jnp.einsum(
+    "BHLl,BHlK->BHLK", weights_BHLl.astype(v_BHlK.dtype), v_BHlK, preferred_element_type=jnp.float32
+  )
   return _columns((context_BHLK / sums_BHL1).astype(v_BHlK.dtype))
 
 

@@ -43,8 +43,8 @@ def cross_entropy(logits, labels, weights, smoothing: float = 0.0):
 
   Returns: ((sum of losses, sum of weights), (sum of correct answers, sum of weights)).
   """
-  # In these terms the gradient is one pass over the logits; gathering the label's one makes it a scatter into zeros, and
-  # argmax is a slow loop on CPUs. A label that does not exist makes the loss NaN, as gathering it does.
+  # In these terms the gradient is one pass over the logits: gathering the label's makes it a scatter into zeros, and
+  # argmax is a slow loop on CPUs. A label that does not exist makes the loss NaN.
   classes = logits.shape[-1]
   is_label = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
   top = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
