@@ -46,7 +46,7 @@ def keep_compiled():
     folder.mkdir(parents=True, exist_ok=True)
     if os.access(folder, os.W_OK):
       os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
-      os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+      os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def keep_memory():

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from albert_jax import VARIANTS, AlbertConfig, UserError, apply, init, model, param_count, paths
 from albert_jax.model import attention, layers
@@ -93,7 +94,7 @@ def by_hand(cfg, params, batch, key=None):
   for n, key_n in enumerate(layers.split_keys(key_layers, cfg.num_hidden_layers)):
     for i, key_i in enumerate(layers.split_keys(key_n, cfg.inner_group_num)):
       parts = []
-      for name, part in (("attention", module.attention), ("ffn", module.ffn)):
+      for name, part in (("attention", module.attention), ("ffn", layers.turned(module.ffn))):
         if cfg.copies(name) > 1:
           part = layers.at(part, n if cfg.copies(name) == cfg.num_hidden_layers else cfg.group_of(n))
         parts.append(layers.at(part, i) if cfg.inner_group_num > 1 else part)
@@ -233,11 +234,12 @@ def test_bfloat16_gradients_of_shared_weights_accumulate_in_float32(remat):
   params, batch = init(cfg, jax.random.key(0)), make_batch(cfg)
   jaxpr = jax.make_jaxpr(jax.grad(lambda params: loss_of(cfg, params, batch)))(params)
   kernel = params["ffn"]["up"]["kernel"].shape
-  # What is stacked over layers has one axis more, so an output of the kernel's own shape is carried.
+  # What is stacked over layers has one axis more, so an output of the kernel's own shape is carried; that of `down` is
+  # turned, and so has this shape too.
   carried = [
     var.aval.dtype for scan in _equations(jaxpr.jaxpr, "scan") for var in scan.outvars if var.aval.shape == kernel
   ]
-  assert carried == [jnp.float32]
+  assert carried == [jnp.float32, jnp.float32]
 
 
 def _equations(jaxpr, name):
@@ -328,6 +330,12 @@ def test_initialisation_is_truncated_at_two_deviations():
   assert abs(kernel.std() - 0.02 * 0.8796) < 3e-4  # What is left of the deviation after the cut.
   assert not params["ffn"]["up"]["bias"].any()
   assert (params["ffn"]["norm"]["scale"] == 1).all()
+
+
+def test_keys_are_those_of_flax():
+  ours, flax = layers.Keys(jax.random.key(3)), nnx.Rngs(jax.random.key(3))
+  for _ in range(3):
+    assert ours.params() == flax.params()
 
 
 def test_stacked_layers_begin_different():

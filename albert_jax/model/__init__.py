@@ -13,7 +13,7 @@ from flax import nnx
 from albert_jax.errors import UserError
 from albert_jax.model.albert import Albert, structure
 from albert_jax.model.config import STRUCTURE, VARIANTS, AlbertConfig
-from albert_jax.model.layers import lead_axes
+from albert_jax.model.layers import Keys, lead_axes
 
 __all__ = [
   "STRUCTURE",
@@ -32,7 +32,7 @@ OPTIONAL = ("pooler", "mlm", "sop")  # Parts a checkpoint may lack.
 
 def init(cfg: AlbertConfig, key) -> dict:
   """Fresh float32 parameters with pooler, MLM and SOP head, as a nested dict. `key`: jax.random.key(seed)."""
-  return nnx.to_pure_dict(nnx.split(Albert(cfg, nnx.Rngs(key)))[1])
+  return nnx.to_pure_dict(nnx.split(Albert(cfg, Keys(key)))[1])
 
 
 def shapes(cfg: AlbertConfig, parts=OPTIONAL) -> dict:

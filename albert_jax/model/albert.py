@@ -15,6 +15,7 @@ from albert_jax.model.heads import MlmHead, SopHead, at_positions, pool
 from albert_jax.model.layers import (
   Attention,
   FeedForward,
+  Keys,
   at,
   dense,
   dropout,
@@ -191,4 +192,4 @@ class Albert(nnx.Module):
 @functools.lru_cache(maxsize=64)
 def structure(cfg, parts):
   """(graphdef, abstract state) of the model: its code and its shapes, without any array."""
-  return nnx.split(nnx.eval_shape(lambda: Albert(cfg, nnx.Rngs(0), parts)))
+  return nnx.split(nnx.eval_shape(lambda: Albert(cfg, Keys(jax.random.key(0)), parts)))

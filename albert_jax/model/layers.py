@@ -32,6 +32,20 @@ def layer_norm(cfg, size, rngs):
   return nnx.LayerNorm(size, epsilon=cfg.layer_norm_eps, use_fast_variance=False, dtype=cfg.dtype, rngs=rngs)
 
 
+class Keys:
+  """Keys for initialisers, one after the other: those that nnx.Rngs would give.
+
+  Its counter is a variable of the program, which takes longer to count up than all of the model takes to be built.
+  """
+
+  def __init__(self, key):
+    self._key, self._given = key, 0
+
+  def params(self):
+    self._given += 1
+    return jax.random.fold_in(self._key, self._given - 1)
+
+
 def initializer(cfg):
   """Normal, cut at two standard deviations and not rescaled: tf.truncated_normal_initializer of the original."""
 
@@ -126,12 +140,12 @@ def lead_axes(cfg, part):
 def stacked(make, lead, rngs):
   """One module whose parameters carry the leading axes `lead`, each index initialised by itself.
 
-  Args: make: rngs -> module. lead: tuple of axis sizes, maybe empty. rngs: nnx.Rngs.
+  Args: make: rngs -> module. lead: tuple of axis sizes, maybe empty. rngs: Keys.
   """
-  graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+  graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(Keys(jax.random.key(0)))))
 
   def init(key):
-    return nnx.split(make(nnx.Rngs(key)))[1]
+    return nnx.split(make(Keys(key)))[1]
 
   for _ in lead:
     init = jax.vmap(init)

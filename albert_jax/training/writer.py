@@ -6,7 +6,6 @@ import sys
 import time
 
 import jax
-import tensorboardX
 from tqdm import tqdm
 
 # Written, but not shown on each line of progress.
@@ -27,7 +26,7 @@ class Writer:
     self.active = jax.process_index() == 0
     self.workdir, self.steps, self.log_every, self.peak = pathlib.Path(workdir), steps, log_every, peak
     self.bar = tqdm(total=steps, bar_format=BAR, disable=not (self.active and sys.stderr.isatty()))
-    self.file, self.board, self.trackers = None, None, trackers
+    self.file, self.trackers = None, trackers
     self.rewind(start)
 
   def rewind(self, start: int):
@@ -39,7 +38,7 @@ class Writer:
       path = self.workdir / "metrics.jsonl"
       _drop_after(path, start)
       self.file = path.open("a")
-      self.board = tensorboardX.SummaryWriter(str(self.workdir), purge_step=start + 1)
+      self.board, self.purge_step = None, start + 1
       self.bar.reset()
       self.bar.update(start)
 
@@ -77,6 +76,11 @@ class Writer:
       return
     self.file.write(json.dumps({"step": step, "split": split, **{k: _short(v) for k, v in metrics.items()}}) + "\n")
     self.file.flush()
+    if self.board is None:
+      # Imported here, while the device is at work: with PyTorch or Google's clients installed it takes seconds.
+      import tensorboardX
+
+      self.board = tensorboardX.SummaryWriter(str(self.workdir), purge_step=self.purge_step)
     for name, value in metrics.items():
       self.board.add_scalar(f"{split}/{name}", value, step)
     for tracker in self.trackers:
@@ -103,8 +107,9 @@ class Writer:
 
   def _close(self):
     if self.file:
-      self.board.close()
       self.file.close()
+      if self.board:
+        self.board.close()
 
 
 def ratios(sums) -> dict:
