@@ -56,7 +56,8 @@ def train(config, folder, profile: tuple[int, int] | None = None) -> dict:
     stack.enter_context(contextlib.closing(saved))
     is_new = saved.latest() is None
     now = run.begin() if is_new else saved.restore(run.abstract, run.places)
-    start = int(now["step"])
+    # A new state is still being computed, and to read its step would be to wait for it.
+    start = 0 if is_new and not config.init_optimizer else int(now["step"])
     card = workdir.card(config, task.vocabulary.path, place, start)
     _announce(config, now["params"], mesh, start, place)
 

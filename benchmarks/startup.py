@@ -3,8 +3,8 @@
   python benchmarks/startup.py --dataset=DIR --size=base --batch=8 --length=128
 
 The clock runs from the start of the process `albert-jax train` until the first step's line is in metrics.jsonl, so it
-includes Python's imports, the data, fresh weights, compiling (or finding what was compiled) and the step itself. What
-a step takes, which is the time from the first line to the second, is printed beside it.
+includes Python's imports, the data, fresh weights, compiling (or finding what was compiled) and the step itself. Also
+printed is when the step began: when JAX said that it had compiled, or found, its program.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import jax
@@ -27,31 +28,40 @@ from albert_jax.data import source
 from albert_jax.tasks import pretrain
 
 
-def first_steps(args, folder, cache) -> tuple[float, float]:
-  """Seconds from the start of a new process until its first step is written down, and from then to its second."""
+def first_step(args, folder, cache) -> tuple[float, float]:
+  """Seconds from the start of a new process until its first step begins, and until its numbers are written down."""
   workdir = pathlib.Path(tempfile.mkdtemp(dir=folder))
   root = pathlib.Path(__file__).resolve().parents[1]
   overrides = {
-    "steps": 3, "log_every": 1, "eval_every": 1000, "eval_batches": 1, "checkpoint_every": 1000,
+    "steps": 2, "log_every": 1, "eval_every": 1000, "eval_batches": 1, "checkpoint_every": 1000,
     "batch_size": args.batch, "optimizer.warmup_steps": 1, "data.dataset": args.dataset, "data.seq_length": args.length,
     "model.vocab_size": source.tokenizer(args.dataset, "").vocab_size,
   }  # fmt: skip
   command = [sys.executable, "-m", "albert_jax", "train", f"--config={root}/configs/pretrain.py:{args.size}",
              f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in overrides.items())]  # fmt: skip
-  environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
-  log = workdir / "metrics.jsonl"
-  with open(os.devnull, "w") as nowhere:
-    times = [time.perf_counter()]
-    process = subprocess.Popen(command, env=environment, stdout=nowhere, stderr=subprocess.PIPE, text=True, cwd=root)
-    while len(times) < 3:
-      if log.exists() and log.read_text().count("\n") >= len(times):
-        times.append(time.perf_counter())
-      elif process.poll() is not None:
-        raise SystemExit(f"the run ended before its second step:\n{process.stderr.read()[-2000:]}")
-      time.sleep(0.005)
-    process.kill()
-    process.wait()
-  return times[1] - times[0], times[2] - times[1]
+  environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_LOG_COMPILES": "1"}
+  log, said, began = workdir / "metrics.jsonl", [], []
+  start = time.perf_counter()
+  process = subprocess.Popen(
+    command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=root
+  )
+
+  def listen():
+    for line in process.stderr:
+      said.append(line)
+      if "XLA compilation of jit(train_step)" in line:
+        began.append(time.perf_counter() - start)
+
+  listener = threading.Thread(target=listen)
+  listener.start()
+  while not (log.exists() and "\n" in log.read_text()) and process.poll() is None:
+    time.sleep(0.005)
+  done = time.perf_counter() - start
+  process.kill()
+  listener.join()
+  if not began:
+    raise SystemExit(f"the run ended before its first step:\n{''.join(said)[-2000:]}")
+  return began[0], done
 
 
 def compile_seconds(cfg, batch) -> float:
@@ -79,13 +89,15 @@ def main():
   found = {"size": args.size, "batch": args.batch, "length": args.length}
   with tempfile.TemporaryDirectory() as folder:
     cache = pathlib.Path(folder) / "cache"
-    found["cold_s"], _ = first_steps(args, folder, cache)
-    warm, step = zip(*(first_steps(args, folder, cache) for _ in range(args.repeats)), strict=True)
-    found |= {"warm_s": statistics.median(warm), "warm_s_min": min(warm), "warm_s_max": max(warm)}
-    found["step_s"] = statistics.median(step)
-  print(f"process start to first step: {found['cold_s']:.2f} s cold, {found['warm_s']:.2f} s warm "
-        f"({found['warm_s_min']:.2f} to {found['warm_s_max']:.2f}, {args.repeats} times); of which the step itself "
-        f"{found['step_s']:.2f} s")  # fmt: skip
+    found["cold_begins_s"], found["cold_s"] = first_step(args, folder, cache)
+    begins, done = zip(*(first_step(args, folder, cache) for _ in range(args.repeats)), strict=True)
+  for name, seconds in {"warm_begins_s": begins, "warm_s": done}.items():
+    found |= {name: statistics.median(seconds), f"{name}_min": min(seconds), f"{name}_max": max(seconds)}
+  print("process start until the first step begins, and until it is done:")
+  print(f"cold  {found['cold_begins_s']:.2f} s  {found['cold_s']:.2f} s")
+  for name, until in {"begins_s": "begins", "s": "is done"}.items():
+    low, middle, high = (found[f"warm_{name}{end}"] for end in ("_min", "", "_max"))
+    print(f"warm  {middle:.2f} s until it {until} ({low:.2f} to {high:.2f}, {args.repeats} times)")
   batch = {
     **{name: np.ones((args.batch, args.length), np.int32) for name in ("input_ids", "attention_mask")},
     "token_type_ids": np.zeros((args.batch, args.length), np.int32),
