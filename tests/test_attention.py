@@ -1,6 +1,7 @@
 """Each way to attend against the plain formula; the Pallas kernel in its interpreter, cuDNN's by what goes into it."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -41,13 +42,16 @@ def outputs(attend, q, k, v, d):
   return context, *pull(d.astype(context.dtype))
 
 
-@pytest.mark.parametrize("name", ["xla", "pallas"])
+@pytest.mark.parametrize("name", ["xla", "xla elsewhere", "pallas"])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(
   ("head_size", "dtype", "atol"), [(64, "float32", 2e-6), (128, "float32", 2e-6), (32, "float32", 2e-6),
                                    (64, "bfloat16", 0.03)]
 )  # fmt: skip
-def test_context_and_gradients_are_the_formulas(name, packed, head_size, dtype, atol):
+def test_context_and_gradients_are_the_formulas(name, packed, head_size, dtype, atol, monkeypatch):
+  if name == "xla elsewhere":  # On a CPU the formula has a form of its own.
+    name = "xla"
+    monkeypatch.setattr(attention, "_device", lambda: types.SimpleNamespace(platform="tpu"))
   cfg, batch, q, k, v, d = setup(head_size, packed, dtype=dtype, attention=name)
   attend, order = attention.make(cfg, batch, drops=False)
   assert order is None

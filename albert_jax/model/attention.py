@@ -55,22 +55,26 @@ def xla(cfg, batch):
 
 
 def _xla(cfg, mask_B1Ll, q_BLD, k_BLD, v_BLD, keys_B):
-  # Heads before positions, asked for here: left to itself, XLA's CPU compiler copies more, into worse forms.
-  q_BHLK, k_BHlK, v_BHlK = (x.reshape(*x.shape[:2], -1, cfg.head_size).swapaxes(1, 2) for x in (q_BLD, k_BLD, v_BLD))
-  if keys_B is None or cfg.attention_probs_dropout_prob == 0:
-    return checkpoint_name(_formula(q_BHLK, k_BHlK, v_BHlK, mask_B1Ll), "context")
-  weights_BHLl, sums_BHL1 = _weights(q_BHLK, k_BHlK, mask_B1Ll)
-  probs_BHLl = (weights_BHLl / sums_BHL1).astype(v_BHlK.dtype)
-  probs_BHLl = dropout(probs_BHLl, cfg.attention_probs_dropout_prob, keys_B)
-  context_BHLK = jnp.einsum("BHLl,BHlK->BHLK", probs_BHLl, v_BHlK)
-  return checkpoint_name(_columns(context_BHLK), "context")
+  q_BLHK, k_BLHK, v_BLHK = (x.reshape(*x.shape[:2], -1, cfg.head_size) for x in (q_BLD, k_BLD, v_BLD))
+  drops = keys_B is not None and cfg.attention_probs_dropout_prob > 0
+  if _device().platform == "cpu" and not drops:
+    context_BLD = _on_cpu(*(x.swapaxes(1, 2) for x in (q_BLHK, k_BLHK, v_BLHK)), mask_B1Ll)
+    return checkpoint_name(context_BLD, "context")
+  scores_BHLl = jnp.einsum("BLHK,BlHK->BHLl", q_BLHK, k_BLHK, preferred_element_type=jnp.float32)
+  scores_BHLl = scores_BHLl * cfg.head_size**-0.5
+  # The lowest float, not the original's -10000: the same result at every position that is a token, and no row
+  # without any token turns into NaN.
+  probs_BHLl = jax.nn.softmax(jnp.where(mask_B1Ll, scores_BHLl, LOWEST), axis=-1)
+  probs_BHLl = dropout(probs_BHLl.astype(v_BLHK.dtype), cfg.attention_probs_dropout_prob, keys_B)
+  return checkpoint_name(jnp.einsum("BHLl,BlHK->BLHK", probs_BHLl, v_BLHK).reshape(q_BLD.shape), "context")
 
 
 @jax.custom_vjp
-def _formula(q_BHLK, k_BHlK, v_BHlK, mask_B1Ll):
-  """softmax(q k' / sqrt(K)) v as [B, L, D], without dropout.
+def _on_cpu(q_BHLK, k_BHlK, v_BHlK, mask_B1Ll):
+  """The same in the form that is quickest on a CPU: softmax(q k' / sqrt(K)) v as [B, L, D], without dropout.
 
-  Its gradient is written out: what is L x L is computed again, not kept, and is never divided by the softmax's sums.
+  Heads stand before positions, and the gradient is written out: what is L x L is computed again, not kept, and is never
+  divided by the softmax's sums. On a TPU this form needs more of everything (docs/performance.md).
   """
   weights_BHLl, sums_BHL1 = _weights(q_BHLK, k_BHlK, mask_B1Ll)
   context_BHLK = jnp.einsum(
@@ -79,11 +83,11 @@ def _formula(q_BHLK, k_BHlK, v_BHlK, mask_B1Ll):
   return _columns((context_BHLK / sums_BHL1).astype(v_BHlK.dtype))
 
 
-def _formula_forward(*arguments):
-  return _formula(*arguments), arguments
+def _on_cpu_forward(*arguments):
+  return _on_cpu(*arguments), arguments
 
 
-def _formula_backward(arguments, d_context_BLD):
+def _on_cpu_backward(arguments, d_context_BLD):
   q_BHLK, k_BHlK, v_BHlK, mask_B1Ll = arguments
   scale, dtype = q_BHLK.shape[-1] ** -0.5, q_BHLK.dtype
   weights_BHLl, sums_BHL1 = _weights(q_BHLK, k_BHlK, mask_B1Ll)
@@ -98,14 +102,12 @@ def _formula_backward(arguments, d_context_BLD):
   return dq_BHLK, dk_BHlK, dv_BHlK, None
 
 
-_formula.defvjp(_formula_forward, _formula_backward)
+_on_cpu.defvjp(_on_cpu_forward, _on_cpu_backward)
 
 
 def _weights(q_BHLK, k_BHlK, mask_B1Ll):
   """The softmax's numerators, float32 [B, H, L, l], and their sums [B, H, L, 1]."""
   scores_BHLl = jnp.einsum("BHLK,BHlK->BHLl", q_BHLK, k_BHlK, preferred_element_type=jnp.float32)
-  # The lowest float, not the original's -10000: the same result at every position that is a token, and no row
-  # without any token turns into NaN.
   scores_BHLl = scores_BHLl * q_BHLK.shape[-1] ** -0.5 + jnp.where(mask_B1Ll, 0.0, LOWEST)
   weights_BHLl = jnp.exp(scores_BHLl - jnp.max(scores_BHLl, axis=-1, keepdims=True))
   return weights_BHLl, jnp.sum(weights_BHLl, axis=-1, keepdims=True)
