@@ -1,4 +1,4 @@
-"""How commands read `--config=FILE:VARIANT --config.x=y` beside their own flags."""
+"""How commands read `--config=FILE:VARIANT --config.x=y` beside their own flags, and what they settle for JAX."""
 
 import argparse
 import contextlib

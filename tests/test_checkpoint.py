@@ -1,5 +1,7 @@
 """Checkpoints that were damaged, cut, or never finished: the run goes on from the one before, and says so."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +44,14 @@ def test_the_newest_few_are_kept_and_the_newest_is_read(folder):
   now = restore(folder)
   assert int(now["step"]) == 4
   np.testing.assert_array_equal(now["params"]["w"], state(4)["params"]["w"])
+
+
+def test_threads_have_their_usual_turns_after_a_save(tmp_path):
+  usual = sys.getswitchinterval()
+  saved = Checkpoints(tmp_path / "checkpoints", 1)
+  saved.save(1, state(1))
+  assert sys.getswitchinterval() == usual
+  saved.close()
 
 
 def flip_a_bit(folder):
