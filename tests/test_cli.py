@@ -62,16 +62,15 @@ def test_memory_of_one_step_is_there_for_the_next():
     import jax, jax.numpy as jnp
     step = jax.jit(lambda x: jax.lax.scan(lambda x, _: (x * 1.01, x), x, length=256)[1].max(0).sum())
     x = jnp.ones(65536)
-    for _ in range(3):
-      step(x).block_until_ready()
+    step(x).block_until_ready()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(3):
+    for _ in range(100):
       step(x).block_until_ready()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"""
   keep, plain = (
     int(subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, check=True).stdout)
     for how in ("keep", "plain")
   )
-  pages = 3 * 256 * 65536 * 4 // 4096  # of the temporary array in three steps
-  assert plain > pages / 2
-  assert keep < pages / 20
+  pages = 256 * 65536 * 4 // 4096  # of the temporary array
+  assert plain > 90 * pages
+  assert keep < 10 * pages  # The heap grows a few times, until every step finds a hole that is large enough.
