@@ -29,11 +29,11 @@ def main(argv=None) -> int:
   if argv[0] not in COMMANDS:
     print(f"albert-jax: no command {argv[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
     return 2
-  # Imports and tracing make a million objects that stay; looking for garbage among them was an eighth of a start.
-  gc.set_threshold(100_000)
   cli.keep_compiled()
   if argv[0] in ("train", "evaluate", "predict"):
     cli.keep_memory()
+    # Imports and tracing make many objects that stay; looking for garbage among them was an eighth of a start.
+    gc.set_threshold(100_000)
   try:
     return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
   except UserError as error:

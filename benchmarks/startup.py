@@ -59,7 +59,7 @@ def first_step(args, folder, cache) -> tuple[float, float]:
   done = time.perf_counter() - start
   process.kill()
   listener.join()
-  if not began:
+  if not began or not log.exists():
     raise SystemExit(f"the run ended before its first step:\n{''.join(said)[-2000:]}")
   return began[0], done
 
