@@ -5,8 +5,8 @@
 
 All begin with the same weights and batch, dropout 0, AdamW with clipping; their losses must agree over three steps
 before anything is timed. Each has a process of its own, as its user would start it: ours as `albert-jax train` does,
-with memory kept between steps (cli.keep_memory), which the plain version is also shown with. They take turns, one step
-each, so that a machine that slows down slows all of them.
+with memory kept between steps (cli.keep_memory), which the best of the others are also shown with. They take turns, one
+step each, so that a machine that slows down slows all of them.
 """
 
 import argparse
@@ -195,7 +195,7 @@ def contestants(dtypes, peers) -> list[str]:
   names = []
   for dtype in dtypes:
     names += [f"albert_jax {dtype}", f"plain JAX {dtype}", f"plain JAX {dtype}{KEPT}"]
-    names += [f"PyTorch {name} {dtype}" for name in TORCH] if peers else []
+    names += [*(f"PyTorch {name} {dtype}" for name in TORCH), f"PyTorch compile {dtype}{KEPT}"] if peers else []
   return names
 
 
@@ -203,7 +203,9 @@ def made(name, folder, batch):
   """The contestant's (run, GiB of temporaries or None): `run` takes a step and gives the loss."""
   dtype = dtype_of(name)
   if name.startswith("PyTorch "):
-    return torch_step(folder, batch, dtype, *TORCH[name.removeprefix("PyTorch ").removesuffix(f" {dtype}")])
+    return torch_step(
+      folder, batch, dtype, *TORCH[name.removeprefix("PyTorch ").removesuffix(KEPT).removesuffix(f" {dtype}")]
+    )
   cfg, params = convert.load(folder)
   # transformers drops out before the SOP head too, which the original does not.
   cfg = dataclasses.replace(cfg, dtype=dtype)
