@@ -22,6 +22,7 @@ import time
 SMALL = {"embedding_size": 128, "hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4,
          "intermediate_size": 1024}  # fmt: skip
 CUT, BATCH = 384, 32
+PAUSE = 0.5  # s: the threads of PyTorch and ONNX Runtime wait busily for a while, and would cost the next one a core.
 
 
 def texts_of(name, data):
@@ -129,6 +130,8 @@ def measure(contenders, texts, rounds, singles):
       contenders[name]([text])
   for text in tqdm.tqdm(picked, desc="one by one"):
     for name in alone:
+      time.sleep(PAUSE)
+      contenders[name]([text])
       alone[name].append(timed(contenders[name], [text]))
   numbers = {}
   for name, values in taken.items():

@@ -1,16 +1,18 @@
 """Does pre-training help: the same model fine-tuned from a pre-trained checkpoint, and from random weights.
 
-  ALBERT_DATA=DIR python benchmarks/pretraining_helps.py --checkpoint=RUN --out=FOLDER --rates=2e-4,5e-4
+  ALBERT_DATA=DIR python benchmarks/pretraining_helps.py --checkpoint=RUN --out=FOLDER --rates=2e-4,5e-4 --seeds=3
 
 Both begin with the same shape, vocabulary, data order and hyper-parameters; only the weights differ. Of several
-learning rates each has the one that suits it. Every run is an `albert-jax train` of its own; what is done is not done
-again. Meant for small models: steps and lengths are short.
+learning rates each has the one that suits it, by the median over seeds (of the random weights, the task's head and the
+data order). Every run is an `albert-jax train` of its own; what is done is not done again. Meant for small models:
+steps and lengths are short.
 """
 
 import argparse
 import json
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
 
@@ -41,11 +43,11 @@ TASKS = {
 }  # fmt: skip
 
 
-def run(name, start, rate, folder) -> float:
-  """The best held-out number of one task from one start at one learning rate."""
+def run(name, start, rate, seed, folder) -> float:
+  """The best held-out number of one task from one start at one learning rate, with one seed."""
   config, metric, steps, data, more = TASKS[name]
-  workdir = folder / f"{name.replace(' ', '-')}-{start.name}-{rate}"
-  overrides = {**COMMON, "optimizer.learning_rate": rate, "steps": steps, "eval_every": steps // 2,
+  workdir = folder / f"{name.replace(' ', '-')}-{start.name}-{rate}-seed{seed}"
+  overrides = {**COMMON, "seed": seed, "optimizer.learning_rate": rate, "steps": steps, "eval_every": steps // 2,
                "checkpoint_every": steps, "init_from": start,
                "data.dataset": pathlib.Path(os.environ["ALBERT_DATA"]) / data, **more}  # fmt: skip
   command = [sys.executable, "-m", "albert_jax", "train", f"--config={ROOT}/configs/{config}", f"--workdir={workdir}",
@@ -63,24 +65,38 @@ def main():
   parser.add_argument("--out", required=True, metavar="DIR", help="where the runs go")
   parser.add_argument("--tasks", default=",".join(TASKS))
   parser.add_argument("--rates", default="2e-4,5e-4", help="learning rates (default 2e-4,5e-4)")
+  parser.add_argument("--seeds", type=int, default=1, help="runs a rate (default 1)")
   parser.add_argument("--json", metavar="FILE")
   args = parser.parse_args()
   folder = pathlib.Path(args.out).absolute()
   folder.mkdir(parents=True, exist_ok=True)
   cfg, params = convert.load(args.checkpoint)
   vocabulary = convert.load_tokenizer(args.checkpoint)
-  starts = [folder / "pretrained", folder / "scratch"]
-  for start, weights in zip(starts, (params, model.init(cfg, jax.random.key(0))), strict=True):
-    if not start.exists():
-      convert.save(start, cfg, jax.device_get(weights), vocabulary=vocabulary)
+  weights = {"pretrained": params}
+  weights.update({f"scratch{seed}": model.init(cfg, jax.random.key(seed)) for seed in range(args.seeds)})
+  for start, values in weights.items():
+    if not (folder / start).exists():
+      convert.save(folder / start, cfg, jax.device_get(values), vocabulary=vocabulary)
   found = {}
-  print(f"{'':<12}{'metric':<10}{'steps':>6}{'pre-trained':>13}{'from scratch':>14}  at learning rate")
+  print(f"{'':<11}{'metric':<10}{'steps':>5}{'pre-trained':>13}{'least':>9}{'most':>9}", end="")
+  print(f"{'from scratch':>14}{'least':>9}{'most':>9}  learning rates")
   for name in args.tasks.split(","):
-    by_rate = [{rate: run(name, start, rate, folder) for rate in args.rates.split(",")} for start in starts]
-    found[name] = {"metric": TASKS[name][1], "steps": TASKS[name][2], "pretrained": by_rate[0], "scratch": by_rate[1]}
-    best = [max(numbers, key=numbers.get) for numbers in by_rate]
-    a, b = (numbers[rate] for numbers, rate in zip(by_rate, best, strict=True))
-    print(f"{name:<12}{TASKS[name][1]:<10}{TASKS[name][2]:>6}{a:>13.4f}{b:>14.4f}  {', '.join(best)}", flush=True)
+    metric, steps = TASKS[name][1:3]
+    found[name] = {"metric": metric, "steps": steps}
+    print(f"{name:<11}{metric:<10}{steps:>5}", end="", flush=True)
+    chosen = []
+    for start, places in (("pretrained", ["pretrained"] * args.seeds), ("scratch", list(weights)[1:])):
+      by_rate = {
+        rate: [run(name, folder / place, rate, seed, folder) for seed, place in enumerate(places)]
+        for rate in args.rates.split(",")
+      }
+      best = max(by_rate, key=lambda rate: statistics.median(by_rate[rate]))
+      numbers = by_rate[best]
+      found[name][start] = by_rate
+      chosen.append(best)
+      width = 13 if start == "pretrained" else 14
+      print(f"{statistics.median(numbers):>{width}.4f}{min(numbers):>9.4f}{max(numbers):>9.4f}", end="", flush=True)
+    print(f"  {', '.join(chosen)}", flush=True)
     if args.json:
       pathlib.Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
 

@@ -94,7 +94,7 @@ def by_hand(cfg, params, batch, key=None):
   for n, key_n in enumerate(layers.split_keys(key_layers, cfg.num_hidden_layers)):
     for i, key_i in enumerate(layers.split_keys(key_n, cfg.inner_group_num)):
       parts = []
-      for name, part in (("attention", module.attention), ("ffn", layers.turned(module.ffn))):
+      for name, part in (("attention", module.attention), ("ffn", module.ffn)):
         if cfg.copies(name) > 1:
           part = layers.at(part, n if cfg.copies(name) == cfg.num_hidden_layers else cfg.group_of(n))
         parts.append(layers.at(part, i) if cfg.inner_group_num > 1 else part)
@@ -120,10 +120,19 @@ def by_hand(cfg, params, batch, key=None):
 def test_scan_equals_a_loop(fields):
   cfg = small(**{"num_hidden_layers": 3, **fields})
   params, batch = init(cfg, jax.random.key(0)), make_batch(cfg)
-  key = jax.random.split(jax.random.key(1), 3) if cfg.hidden_dropout_prob else None
-  np.testing.assert_allclose(
-    apply(cfg, params, batch, key)["sequence_output"], by_hand(cfg, params, batch, key), atol=2e-6
-  )
+  key = jax.random.split(jax.random.key(1), 3)
+  expected = by_hand(cfg, params, batch, key if cfg.hidden_dropout_prob else None)
+  # Layers are laid out otherwise where a key says that there will be a gradient.
+  for given in (key,) if cfg.hidden_dropout_prob else (None, key):
+    np.testing.assert_allclose(apply(cfg, params, batch, given)["sequence_output"], expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("share", ["all", "attention", "ffn", "none"])
+def test_gradients_do_not_depend_on_how_layers_are_laid_out(share):
+  cfg = small(num_hidden_layers=3, share=share)
+  params, batch = init(cfg, jax.random.key(0)), make_batch(cfg)
+  plain, laid_out = (grads_of(cfg, params, batch, key) for key in (None, jax.random.key(0)))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, laid_out)
 
 
 def test_groups_are_the_originals():
@@ -232,7 +241,7 @@ def test_bfloat16_gradients_of_shared_weights_accumulate_in_float32(remat):
   """
   cfg = small(num_hidden_layers=64, dtype="bfloat16", remat=remat)
   params, batch = init(cfg, jax.random.key(0)), make_batch(cfg)
-  jaxpr = jax.make_jaxpr(jax.grad(lambda params: loss_of(cfg, params, batch)))(params)
+  jaxpr = jax.make_jaxpr(jax.grad(lambda params: loss_of(cfg, params, batch, jax.random.key(0))))(params)
   kernel = params["ffn"]["up"]["kernel"].shape
   # What is stacked over layers has one axis more, so an output of the kernel's own shape is carried; that of `down` is
   # turned, and so has this shape too.

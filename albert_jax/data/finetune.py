@@ -91,10 +91,11 @@ def eval_batches(rows, *, batch_size, longest=None, host=0, hosts=1):
     yield _batch(rows, at, padded_length(lengths[at].max(), longest=longest), host, hosts)
 
 
-def serving_batches(rows, *, most, tokens, lengths, longest):
+def serving_batches(rows, *, most, tokens, filled, lengths, longest):
   """One pass for prediction, the shortest rows first, in batches of SIZES: a single row pays for no other.
 
-  A batch has the largest size that is at most `most`, no more than `tokens` with its padding, and filled at least half.
+  A batch has the largest size that is at most `most`, no more than `tokens` with its padding, and of which a share
+  `filled` is rows.
   Args: lengths: what to pad to the next of. longest: positions of the model, beyond which nothing is padded.
   Yields: as eval_batches, which is for metrics: there every batch has as many rows.
   """
@@ -104,7 +105,7 @@ def serving_batches(rows, *, most, tokens, lengths, longest):
     for size in SIZES:
       index = order[:size]
       length = padded_length(sizes[index].max(), lengths, longest)
-      if size <= most and size * rows.group * length <= tokens and size <= 2 * len(order):
+      if size <= most and size * rows.group * length <= tokens and filled * size <= len(order):
         break
     yield _batch(rows, np.append(index, np.full(size - len(index), -1)), length, 0, 1)
     order = order[size:]

@@ -50,7 +50,8 @@ def apply(cfg: AlbertConfig, params: dict, batch: dict, key=None) -> dict:
       and all zeros; mlm_positions [B, M] int32, optional. Rows that hold several examples (data.packing) also have
       segment_ids [B, L] (which example, from 1; 0 is padding), position_ids [B, L] and cls_positions [B, S]; their
       pooled_output is [B, S, D] and sop_logits [B, S, 2].
-    key: jax.random key for dropout, or [B] of them, one a row. One key becomes `fold_in(key, row)` for each row.
+    key: jax.random key for dropout, or [B] of them, one a row. One key becomes `fold_in(key, row)` for each row. With a
+      key the layers are laid out for their gradient, also where there is no dropout.
   Returns: sequence_output [B, L, D] and, where the parameters exist, pooled_output [B, D], mlm_logits [B, M, V] in
     float32 (at all L positions without mlm_positions), sop_logits [B, 2] in float32.
   Raises: UserError for a length over max_position_embeddings, ids that are not whole numbers, or, outside jit, ids
@@ -61,13 +62,14 @@ def apply(cfg: AlbertConfig, params: dict, batch: dict, key=None) -> dict:
   needed = {*shapes(cfg, parts), *(("pooler",) if "sop" in parts else ())}
   if missing := sorted(needed - params.keys()):
     raise UserError(f"these parameters are missing: {missing}; there are {sorted(params)}")
-  return _apply(cfg, parts, {name: params[name] for name in needed}, batch, _row_keys(cfg, batch, key))
+  keys_B = _row_keys(cfg, batch, key)
+  return _apply(cfg, parts, key is not None, {name: params[name] for name in needed}, batch, keys_B)
 
 
 # Compiled also when nobody asked for it: run op by op, the scan would be compiled anew at every call.
-@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
-def _apply(cfg, parts, params, batch, keys_B):
-  return nnx.merge(structure(cfg, parts)[0], params)(batch, keys_B)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
+def _apply(cfg, parts, is_training, params, batch, keys_B):
+  return nnx.merge(structure(cfg, parts)[0], params)(batch, keys_B, is_training)
 
 
 def early_exit(cfg: AlbertConfig, params: dict, batch: dict, readout, patience: int) -> dict:

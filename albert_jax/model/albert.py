@@ -80,15 +80,16 @@ class Albert(nnx.Module):
     self.mlm = MlmHead(cfg, rngs) if "mlm" in parts else None
     self.sop = SopHead(cfg, rngs) if "sop" in parts else None
 
-  def __call__(self, batch, keys_B=None):
+  def __call__(self, batch, keys_B=None, is_training=False):
+    """is_training changes no number: whether there will be a gradient, for which the layers are laid out."""
     key_embed, key_layers = split_keys(keys_B, 2)
     x_BLD = self.embed(batch, key_embed)
     drops = keys_B is not None and self.cfg.attention_probs_dropout_prob > 0
     attend, order_BL = attention.make(self.cfg, batch, drops)
     if order_BL is None:
-      x_BLD = self.layers(x_BLD, attend, key_layers)
+      x_BLD = self.layers(x_BLD, attend, key_layers, is_training)
     else:
-      x_BLD = self.layers(at_positions(x_BLD, order_BL), attend, key_layers)
+      x_BLD = self.layers(at_positions(x_BLD, order_BL), attend, key_layers, is_training)
       x_BLD = at_positions(x_BLD, jnp.argsort(order_BL, axis=1))
 
     out = {"sequence_output": x_BLD}
@@ -109,7 +110,7 @@ class Albert(nnx.Module):
   def until_settled(self, batch, readout, patience):
     """Layer after layer, until every row has given the same answer `patience` times; see `early_exit`."""
     attend, order_BL = attention.make(self.cfg, batch, drops=False)
-    x_BLD, ffn = self.embed(batch, None), turned(self.ffn)
+    x_BLD = self.embed(batch, None)
     back_BL = None if order_BL is None else jnp.argsort(order_BL, axis=1)
 
     def answer(x_BLD):
@@ -125,7 +126,7 @@ class Albert(nnx.Module):
 
     def layer(carry):
       x_BLD, n, logits_BC, same_B, settled_B, layers_B = carry
-      x_BLD = self.layer({"attention": self.attention, "ffn": ffn}, x_BLD, attend, None)
+      x_BLD = self.layer({"attention": self.attention, "ffn": self.ffn}, x_BLD, attend, None)
       new_BC = answer(x_BLD)
       agree_B = (n > 0) & (jnp.argmax(new_BC, axis=1) == jnp.argmax(logits_BC, axis=1))
       same_B = jnp.where(agree_B, same_B + 1, 0)
@@ -141,14 +142,14 @@ class Albert(nnx.Module):
     _, _, logits_BC, _, _, layers_B = jax.lax.while_loop(undecided, layer, start)
     return {"logits": logits_BC, "layers": layers_B}
 
-  def layers(self, x_BLD, attend, keys_B):
+  def layers(self, x_BLD, attend, keys_B, is_training):
     """All N layers. Groups follow each other; within one, what is shared is closed over and the rest is scanned."""
     cfg = self.cfg
     N = cfg.num_hidden_layers
     keys_NB = None if keys_B is None else jnp.stack(split_keys(keys_B, N))
     depth_B = self.depth(keys_B)
     # A part with a copy for every layer is scanned whole; then there is nothing that changes from group to group.
-    parts = {"attention": self.attention, "ffn": turned(self.ffn)}
+    parts = {"attention": self.attention, "ffn": turned(self.ffn) if is_training else self.ffn}
     per_layer = {name: cfg.copies(name) == N > 1 for name in parts}
     groups = 1 if all(per_layer.values()) else cfg.num_hidden_groups
     for group in range(groups):

@@ -107,29 +107,32 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-  """Two dense layers with their residual and layer norm. It is called `turned`."""
+  """Two dense layers with their residual and layer norm. is_turned: see `turned`."""
 
   def __init__(self, cfg, rngs):
-    self.cfg = cfg
+    self.cfg, self.is_turned = cfg, False
     self.up = dense(cfg, cfg.hidden_size, cfg.intermediate_size, rngs)
     self.down = dense(cfg, cfg.intermediate_size, cfg.hidden_size, rngs)
     self.norm = layer_norm(cfg, cfg.hidden_size, rngs)
 
   def __call__(self, x_BLD, keys_B):
     h_BLF = ACTIVATIONS[self.cfg.hidden_act](affine(self.up, x_BLD, "up"))
-    y_BLD = affine(self.down, h_BLF, "down", is_turned=True)
+    y_BLD = affine(self.down, h_BLF, "down", self.is_turned)
     return self.norm(x_BLD + dropout(y_BLD, self.cfg.hidden_dropout_prob, keys_B))
 
 
 def turned(ffn):
-  """The FeedForward with the kernel of `down` as [..., D, F], the form in which all layers use it.
+  """The FeedForward with the kernel of `down` as [..., D, F], the form in which all layers use it in training.
 
   Its gradient is then summed over layers as [D, F], which is a product of tokens x D by tokens x F. XLA's CPU compiler
   takes an eighth longer for the other way round, and would take it if the kernel were turned anew in each layer.
+  Without a gradient this only costs: a quarter of the time of a single short text (docs/performance.md).
   """
   graphdef, state = nnx.split(ffn)
   state["down"]["kernel"] = jax.tree.map(lambda p: p.swapaxes(-1, -2), state["down"]["kernel"])
-  return nnx.merge(graphdef, state)
+  ffn = nnx.merge(graphdef, state)
+  ffn.is_turned = True
+  return ffn
 
 
 def lead_axes(cfg, part):
