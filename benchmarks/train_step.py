@@ -16,6 +16,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import resource
 import subprocess
 import sys
@@ -296,7 +297,7 @@ def main():
   parser.add_argument("--slots", type=int, help="masked slots a row (default 15 %% of the length)")
   parser.add_argument("--steps", type=int, default=20, help="timed steps of each (default 20)")
   parser.add_argument("--dtypes", default="float32,bfloat16")
-  parser.add_argument("--only", default="", help="those whose name has one of these parts, with commas between")
+  parser.add_argument("--only", default="", metavar="REGEX", help="those in whose name it is found (default all)")
   parser.add_argument("--no-peers", action="store_true", help="without PyTorch")
   parser.add_argument("--json", metavar="FILE")
   parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -311,9 +312,7 @@ def main():
     serve(args.worker, args.folder, batch)
     return
   flops = flops_per_step(cfg, args.batch, args.length, slots)
-  wanted = [part for part in args.only.split(",") if part]
-  names = contestants(args.dtypes.split(","), not args.no_peers)
-  names = [name for name in names if not wanted or any(part in name for part in wanted)]
+  names = [name for name in contestants(args.dtypes.split(","), not args.no_peers) if re.search(args.only, name)]
 
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
     convert.save(pathlib.Path(folder) / "model", cfg, jax.device_get(model.init(cfg, jax.random.key(0))))
