@@ -7,6 +7,10 @@ All begin with the same weights and batch, dropout 0, AdamW with clipping; their
 before anything is timed. Each has a process of its own, as its user would start it: ours as `albert-jax train` does,
 with memory kept between steps (cli.keep_memory), which the best of the others are also shown with. They take turns, one
 step each, so that a machine that slows down slows all of them.
+
+  python benchmarks/train_step.py --dtypes=float32 --virtual 2 4 8 --only=albert_jax
+
+What sharding costs: the same batch on one CPU device and on several virtual ones, which share its cores.
 """
 
 import argparse
@@ -56,10 +60,10 @@ def make_batch(cfg, rows, length, slots):
   }
 
 
-def ours(cfg, params, batch):
-  """albert_jax as `albert-jax train` runs it. Returns: function that takes a step and gives the loss; GiB of it."""
+def ours(cfg, params, batch, devices=1):
+  """albert_jax as `albert-jax train` runs it. Returns: function that takes a step and gives the loss; GiB a device."""
   opt = OptimizerConfig(name="adamw", textbook=True, learning_rate=RATE, warmup_steps=0, weight_decay=DECAY)
-  mesh = sharding.make_mesh(MeshConfig(), len(batch["input_ids"]), jax.devices()[:1])
+  mesh = sharding.make_mesh(MeshConfig(), len(batch["input_ids"]), jax.devices()[:devices])
   tx = optimizer.make(opt, model.layer_axes(cfg, params))
   places = sharding.shardings(mesh, jax.eval_shape(lambda: state.from_params(params, tx, None)))
   sums, terms = functools.partial(pretrain.sums, cfg), functools.partial(pretrain.terms, 1.0, 1.0)
@@ -182,6 +186,7 @@ def torch_step(folder, batch, dtype, attention, compiled, masked_only):
 
 
 KEPT = ", memory kept"
+VIRTUAL = " on virtual devices: "
 TORCH = {  # name: (attention, compiled, masked slots only)
   "eager": ("eager", False, False),
   "SDPA": ("sdpa", False, False),
@@ -191,11 +196,12 @@ TORCH = {  # name: (attention, compiled, masked slots only)
 }
 
 
-def contestants(dtypes, peers) -> list[str]:
+def contestants(dtypes, peers, virtual) -> list[str]:
   """Their names, which say what they are: see `made`."""
   names = []
   for dtype in dtypes:
-    names += [f"albert_jax {dtype}", f"plain JAX {dtype}", f"plain JAX {dtype}{KEPT}"]
+    names += [f"albert_jax {dtype}", *(f"albert_jax {dtype}{VIRTUAL}{n}" for n in virtual)]
+    names += [f"plain JAX {dtype}", f"plain JAX {dtype}{KEPT}"]
     names += [*(f"PyTorch {name} {dtype}" for name in TORCH), f"PyTorch compile {dtype}{KEPT}"] if peers else []
   return names
 
@@ -207,10 +213,13 @@ def made(name, folder, batch):
     return torch_step(
       folder, batch, dtype, *TORCH[name.removeprefix("PyTorch ").removesuffix(KEPT).removesuffix(f" {dtype}")]
     )
+  devices = int(name.partition(VIRTUAL)[2] or 1)
+  if devices > 1:
+    jax.config.update("jax_num_cpu_devices", devices)
   cfg, params = convert.load(folder)
   # transformers drops out before the SOP head too, which the original does not.
   cfg = dataclasses.replace(cfg, dtype=dtype)
-  return (ours if name.startswith("albert_jax") else plain)(cfg, params, batch)
+  return ours(cfg, params, batch, devices) if name.startswith("albert_jax") else plain(cfg, params, batch)
 
 
 def dtype_of(name) -> str:
@@ -298,6 +307,7 @@ def main():
   parser.add_argument("--steps", type=int, default=20, help="timed steps of each (default 20)")
   parser.add_argument("--dtypes", default="float32,bfloat16")
   parser.add_argument("--only", default="", metavar="REGEX", help="those in whose name it is found (default all)")
+  parser.add_argument("--virtual", type=int, nargs="+", default=[], metavar="N", help="ours on N CPU devices too")
   parser.add_argument("--no-peers", action="store_true", help="without PyTorch")
   parser.add_argument("--json", metavar="FILE")
   parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -312,7 +322,10 @@ def main():
     serve(args.worker, args.folder, batch)
     return
   flops = flops_per_step(cfg, args.batch, args.length, slots)
-  names = [name for name in contestants(args.dtypes.split(","), not args.no_peers) if re.search(args.only, name)]
+  everyone = contestants(args.dtypes.split(","), not args.no_peers, args.virtual)
+  names = [name for name in everyone if re.search(args.only, name)]
+  if not names:
+    parser.error(f"--only={args.only} is found in none of: {', '.join(everyone)}")
 
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
     convert.save(pathlib.Path(folder) / "model", cfg, jax.device_get(model.init(cfg, jax.random.key(0))))
