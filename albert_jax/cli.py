@@ -53,8 +53,8 @@ def keep_memory():
   """On machines without an accelerator, lets the process keep memory that it has freed, for the next step to use.
 
   Every step's temporaries, half a gigabyte for base, would else be given back to the system and be asked for anew, page
-  by page: a twentieth of a step's processor time (docs/performance.md). The heap shrinks only
-  where more than 2 GiB at its end are free.
+  by page: a twentieth of a step's processor time (docs/performance.md). The heap shrinks only where more than 2 GiB at
+  its end are free.
   Must be called before JAX is imported, as threads that are there have heaps of their own, which stay as they are.
   Does nothing where there are no such switches (they are glibc's).
   """

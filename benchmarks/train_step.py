@@ -322,6 +322,8 @@ def main():
     serve(args.worker, args.folder, batch)
     return
   flops = flops_per_step(cfg, args.batch, args.length, slots)
+  if args.virtual and jax.default_backend() != "cpu":
+    parser.error(f"--virtual is for CPUs, and this is a {jax.default_backend()}; set JAX_PLATFORMS=cpu")
   everyone = contestants(args.dtypes.split(","), not args.no_peers, args.virtual)
   names = [name for name in everyone if re.search(args.only, name)]
   if not names:
