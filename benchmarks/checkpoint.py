@@ -23,6 +23,8 @@ from albert_jax.training.optimizer import OptimizerConfig
 from albert_jax.training.sharding import MeshConfig
 from albert_jax.training.writer import read
 
+STEPS = 20  # of a loop that does nothing but go through the state, which is longer than a save takes to be written
+
 
 def blocking(size: str, saves: int, folder) -> dict:
   """Saves the state of a model, LAMB's moments included, and measures how long the loop would stand still."""
@@ -44,6 +46,7 @@ def blocking(size: str, saves: int, folder) -> dict:
     begin = time.perf_counter()
     jax.block_until_ready(saved.restore(abstract, places))
     restored = time.perf_counter() - begin
+    costs = _costs(saved, saves, now)
   saved.close()
   return {
     "size": size,
@@ -54,8 +57,27 @@ def blocking(size: str, saves: int, folder) -> dict:
     "save_blocks_ms_max": 1e3 * max(blocked[1:]),
     "save_blocks_cpu_ms": 1e3 * statistics.median(busy),  # of the loop's thread: what a crowded machine does not change
     "save_written_ms": 1e3 * statistics.median(whole),
+    "save_costs_ms": 1e3 * costs,  # in all: where the device is the host's cores, writing takes them from steps
     "restore_ms": 1e3 * restored,
   }
+
+
+def _costs(saved, saves, now) -> float:
+  """How much later, in seconds, a loop is done that begins with a save: the median of as many pairs, in turns."""
+  step = jax.jit(lambda state: jax.tree.map(lambda x: -x, state), donate_argnums=0)
+  differences = []
+  for at in range(saves, 2 * saves):
+    seconds = []
+    for saving in (False, True):
+      begin = time.perf_counter()
+      if saving:
+        saved.save(at, now)
+      for _ in range(STEPS):
+        now = jax.block_until_ready(step(now))
+      seconds.append(time.perf_counter() - begin)
+      saved.steps()  # Waits until it is written.
+    differences.append(seconds[1] - seconds[0])
+  return statistics.median(differences)
 
 
 def killed(dataset: str, folder) -> dict:

@@ -1,6 +1,8 @@
 """Checkpoints that were damaged, cut, or never finished: the run goes on from the one before, and says so."""
 
+import shutil
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -101,10 +103,38 @@ def test_a_save_that_fails_is_one_plain_error(tmp_path, monkeypatch):
     raise ValueError("RESOURCE_EXHAUSTED: many\nlines: No space left on device")
 
   monkeypatch.setattr(saved._orbax, "save_async", full)
+  saved.save(2, state(2))  # In the background.
   with pytest.raises(OSError, match="could not be written: lines: No space left on device"):
-    saved.save(2, state(2))
+    saved.save(3, state(3))
+  monkeypatch.setattr(jax, "process_count", lambda: 2)  # Then it is started by the loop.
+  with pytest.raises(OSError, match="could not be written: lines: No space left on device"):
+    saved.save(3, state(3))
+  monkeypatch.undo()
   saved.close()
   assert int(restore(tmp_path)["step"]) == 1
+
+
+def test_where_there_is_no_room_nothing_is_begun(tmp_path, monkeypatch):
+  saved = Checkpoints(tmp_path, 3)
+  saved.save(1, state(1))
+  saved.steps()
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=2**16))
+  with pytest.raises(OSError, match=r"could not be written: it takes 0\.3 MiB, and there is room for 0\.1"):
+    saved.save(2, state(2))
+  saved.close()
+  assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_what_is_saved_may_be_overwritten_at_once(tmp_path):
+  """As the training step does with the state it is given."""
+  saved = Checkpoints(tmp_path, 3)
+  now = state(1)
+  expected = jax.tree.map(np.array, now)
+  saved.save(1, now)
+  overwritten = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0, tree), donate_argnums=0)(now)
+  saved.close()
+  assert not np.asarray(overwritten["params"]["w"]).any()
+  jax.tree.map(np.testing.assert_array_equal, restore(tmp_path), expected)
 
 
 def test_what_is_saved_may_be_donated_at_once(tmp_path):

@@ -2,8 +2,10 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import json
 import logging
+import shutil
 import sys
 import zlib
 
@@ -59,15 +61,29 @@ class Checkpoints:
     """Starts writing `state` and returns; nothing happens where this step is there already.
 
     Args: score: how good it is, if that is known; the best is kept. notes: {file name: text} to put beside it.
-    Raises: OSError if the save before failed, for want of space say.
+    Raises: OSError if the save before failed, for want of space say, or there is none for this one.
     """
     self._wait()
-    if self.latest() != step:
+    if self.latest() == step:
+      return
+    with self._plainly():
+      self._room(sum(x.nbytes for x in jax.tree.leaves(state)))
+    metrics = None if score is None else {"score": score}
+    # Without `force` Orbax leaves a save out, silently, while the one before is still being written.
+    start = functools.partial(self._orbax.save_async, step, force=True, metrics=metrics)
+    if device := _reading_device():
+      # The loop waits for the transfer alone. On CPUs there is none: these are views of the device's own memory, which
+      # no step is given to write to while somebody looks at it.
+      held = jax.device_get(state)
+
+      def write():
+        # As arrays of JAX's: those of NumPy Orbax writes one by one, and ends in a traceback for each that fails.
+        start(jax.device_put(held, device)).result()
+
+    else:
       with self._plainly(), _short_turns():
-        # Without `force` Orbax leaves a save out, silently, while the one before is still being written.
-        metrics = None if score is None else {"score": score}
-        written = self._orbax.save_async(step, state, force=True, metrics=metrics)
-      self._sealed = self._background.submit(_seal, written, f"{self._directory}/{step}", dict(notes))
+        write = start(state).result
+    self._sealed = self._background.submit(_seal, write, f"{self._directory}/{step}", dict(notes))
 
   def restore(self, abstract, shardings, step: int | None = None):
     """The newest state that can be read, placed by `shardings`, which may be those of another mesh than it came from.
@@ -114,6 +130,14 @@ class Checkpoints:
       with contextlib.suppress(Exception):  # Said already, by the line above.
         self._orbax.close()
 
+  def _room(self, size):
+    """Raises: OSError where `size` bytes cannot fit. On a full disk Orbax ends in a traceback for each array."""
+    if files.is_url(self._directory):
+      return
+    # A file gets smaller than its arrays: by a tenth or so, by more where many moments are still zero.
+    if (free := shutil.disk_usage(self._directory).free) < size / 2:
+      raise OSError(f"it takes {size / 2**20:.1f} MiB, and there is room for {free / 2**20:.1f}; make room, and go on")
+
   def _wait(self):
     if self._sealed is not None:
       sealed, self._sealed = self._sealed, None
@@ -153,10 +177,25 @@ def _kept(keep, keep_every, keep_best):
   return policies.AnyPreservationPolicy(wanted)
 
 
-def _seal(written, folder, notes):
-  """Once a checkpoint is complete, adds notes, and the checksum of each file: what it is made of has none."""
-  if written is not None:
-    written.result()
+def _reading_device():
+  """The CPU as a device, from which a thread can write what the loop goes on from; None where the loop has to.
+
+  Orbax spends some 50 ms on a state of a hundred arrays before the first byte is written.
+  """
+  if jax.process_count() > 1:
+    return None  # The state lies on all hosts, and Orbax talks to them: all must be at the same place.
+  try:
+    return jax.local_devices(backend="cpu")[0]
+  except RuntimeError:  # JAX_PLATFORMS names others only.
+    return None
+
+
+def _seal(write, folder, notes):
+  """Once a checkpoint is complete, adds notes, and the checksum of each file: what it is made of has none.
+
+  Args: write: () -> None, returns when it is complete.
+  """
+  write()
   if jax.process_index() > 0:
     return
   for name, text in notes.items():
