@@ -165,7 +165,8 @@ def _settle(config, place) -> _Run:
   config, parts, task_of = _tasks(config)
   task, opt = task_of(parts[-1]), OptimizerConfig(**config.optimizer)
   mesh = sharding.make_mesh(MeshConfig(**config.mesh), config.batch_size)
-  key_init, key_step = jax.random.split(jax.random.key(config.seed))
+  # As one program: each that has to be found among those compiled before takes its time.
+  key_init, key_step = jax.jit(lambda: tuple(jax.random.split(jax.random.key(config.seed))))()
   tx = optimizer.make(opt, model.layer_axes(task.model, jax.eval_shape(jax.jit(task.init), key_init)))
   abstract = state.abstract(task.init, tx, key_init)
   places = sharding.shardings(mesh, abstract, config.mesh.zero1)
@@ -263,7 +264,7 @@ def _steps_in(config, parts, programs, create, mesh) -> int:
         batch = sharding.global_batch(mesh, next(batches))
         now, _ = jax.block_until_ready(program.train_step(now, batch, rate))
         times.append(time.perf_counter() - last)
-      costs.append(statistics.median(times[2:]))  # The first waits for the compiler, the second has its batch ready.
+      costs.append(statistics.median(times[2:]))  # The first waits for the compiler, the second for Grain.
     for _ in range(2):  # And here too the first one does.
       last = time.perf_counter()
       evaluate(program.task, program.eval_step, now["params"], mesh)

@@ -64,3 +64,13 @@ def test_optimizer_and_state_do_not_know_the_loop():
 def test_making_batches_needs_no_jax():
   code = "import sys, albert_jax.data.pretrain, albert_jax.data.pipeline; sys.exit('jax' in sys.modules)"
   assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_start_waits_for_no_import_that_can_come_later():
+  """Each of these takes a tenth of a second or more; the loop imports them once the device is at work."""
+  code = """
+import sys, albert_jax.train
+late = {"grain", "orbax", "tensorboardX", "tensorflow_datasets", "torch", "transformers", "matplotlib", "pandas"}
+assert not late & sys.modules.keys(), late & sys.modules.keys()
+"""
+  subprocess.run([sys.executable, "-c", code], check=True)

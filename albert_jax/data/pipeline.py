@@ -112,17 +112,19 @@ def _check(cfg, split, batch_size, host, hosts):
 
 
 def _batches(maker, first, stop, workers):
-  # Imported here: Grain imports JAX, which the rest of this package can do without.
+  if first < stop:
+    yield maker(first)
+  # Imported here: it takes a while, in which the device is at work on the first batch.
   import grain
   from absl import flags
 
-  dataset = grain.MapDataset.range(first, stop).map(maker)
+  dataset = grain.MapDataset.range(first + 1, stop).map(maker)
   dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_BUFFERED))
   if workers:
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()  # Grain's workers read flags, which only absl's own `app.run` parses
     dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_BUFFERED))
-  return iter(dataset)
+  yield from dataset
 
 
 def batch_maker(cfg, *, batch_size, seed, host=0, hosts=1, first_row=0):

@@ -193,4 +193,4 @@ class Albert(nnx.Module):
 @functools.lru_cache(maxsize=64)
 def structure(cfg, parts):
   """(graphdef, abstract state) of the model: its code and its shapes, without any array."""
-  return nnx.split(nnx.eval_shape(lambda: Albert(cfg, Keys(jax.random.key(0)), parts)))
+  return nnx.split(nnx.eval_shape(lambda: Albert(cfg, Keys(), parts)))

@@ -36,14 +36,15 @@ class Keys:
   """Keys for initialisers, one after the other: those that nnx.Rngs would give.
 
   Its counter is a variable of the program, which takes longer to count up than all of the model takes to be built.
+  Without a key there are none to give: where only shapes matter, tracing the draws would take longer than all else.
   """
 
-  def __init__(self, key):
+  def __init__(self, key=None):
     self._key, self._given = key, 0
 
   def params(self):
     self._given += 1
-    return jax.random.fold_in(self._key, self._given - 1)
+    return None if self._key is None else jax.random.fold_in(self._key, self._given - 1)
 
 
 def initializer(cfg):
@@ -51,6 +52,8 @@ def initializer(cfg):
 
   def truncated_normal(key, shape, dtype=jnp.float32, out_sharding=None):
     del out_sharding  # Placement is decided outside, by the sharding rules.
+    if key is None:
+      return jnp.zeros(shape, dtype)
     return cfg.initializer_range * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
 
   return truncated_normal
@@ -145,14 +148,17 @@ def stacked(make, lead, rngs):
 
   Args: make: rngs -> module. lead: tuple of axis sizes, maybe empty. rngs: Keys.
   """
-  graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(Keys(jax.random.key(0)))))
+  if not lead:
+    return make(Keys(rngs.params()))
+  graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(Keys())))
 
   def init(key):
     return nnx.split(make(Keys(key)))[1]
 
-  for _ in lead:
-    init = jax.vmap(init)
-  return nnx.merge(graphdef, init(jax.random.split(rngs.params(), lead) if lead else rngs.params()))
+  for size in reversed(lead):
+    init = jax.vmap(init, axis_size=size)
+  key = rngs.params()
+  return nnx.merge(graphdef, init(None if key is None else jax.random.split(key, lead)))
 
 
 def at(module, index):

@@ -2,15 +2,14 @@
 
 import concurrent.futures
 import contextlib
-import functools
 import json
 import logging
+import pathlib
 import shutil
 import sys
 import zlib
 
 import jax
-from orbax.checkpoint import v1 as ocp
 
 from albert_jax import files
 from albert_jax.errors import UserError
@@ -24,27 +23,38 @@ class Checkpoints:
   def __init__(self, directory, keep: int, keep_every: int = 0, keep_best: bool = False):
     """Args: directory: an absolute path, or gs://BUCKET/FOLDER; made if absent. keep: how many of the newest are kept;
     beside them those of every `keep_every` steps (0: none), and the one with the highest score."""
-    # Orbax's threads log a failed save with all their frames; here it is raised, in one line.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    files.filesystem(directory)  # Settles how stores are spoken to, which goes for Orbax too.
-    with files.reaching(directory):
-      self._orbax = ocp.training.Checkpointer(
-        directory,
-        preservation_policy=_kept(keep, keep_every, keep_best),
-        cleanup_tmp_directories=True,  # What a killed run left half-written.
-      )
-    self._directory = str(directory)
+    self._directory, self._keeps = str(directory), (keep, keep_every, keep_best)
     self._background = concurrent.futures.ThreadPoolExecutor(1)
     self._sealed = None
+    # Orbax takes a while to be imported. A run that begins needs it at its first save, which is in the background; but
+    # a store is better found unreachable now than then.
+    is_new = _reading_device() and not files.is_url(directory) and _made_empty(pathlib.Path(directory))
+    self._orbax = None if is_new else self._open()
+
+  def _open(self):
+    from orbax.checkpoint import v1 as ocp
+
+    # Orbax's threads log a failed save with all their frames; here it is raised, in one line.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    files.filesystem(self._directory)  # Settles how stores are spoken to, which goes for Orbax too.
+    with files.reaching(self._directory):
+      return ocp.training.Checkpointer(
+        self._directory,
+        preservation_policy=_kept(ocp.training.preservation_policies, *self._keeps),
+        cleanup_tmp_directories=True,  # What a killed run left half-written.
+      )
 
   def latest(self) -> int | None:
     """The newest step that is complete, or None."""
-    return None if self._orbax.latest is None else self._orbax.latest.step
+    return max(self._complete(), default=None)
 
   def steps(self) -> list[int]:
     """All steps that are complete, in order."""
     self._wait()
-    return sorted(found.step for found in self._orbax.checkpoints)
+    return sorted(self._complete())
+
+  def _complete(self):
+    return {found.step for found in self._orbax.checkpoints} if self._orbax else set()
 
   def forget_after(self, step: int):
     """Removes the checkpoints of later steps."""
@@ -69,8 +79,12 @@ class Checkpoints:
     with self._plainly():
       self._room(sum(x.nbytes for x in jax.tree.leaves(state)))
     metrics = None if score is None else {"score": score}
-    # Without `force` Orbax leaves a save out, silently, while the one before is still being written.
-    start = functools.partial(self._orbax.save_async, step, force=True, metrics=metrics)
+
+    def start(state):
+      self._orbax = self._orbax or self._open()
+      # Without `force` Orbax leaves a save out, silently, while the one before is still being written.
+      return self._orbax.save_async(step, state, force=True, metrics=metrics)
+
     if device := _reading_device():
       # The loop waits for the transfer alone. On CPUs there is none: these are views of the device's own memory, which
       # no step is given to write to while somebody looks at it.
@@ -96,7 +110,7 @@ class Checkpoints:
       lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract, shardings
     )
     self._wait()
-    broken, there = {}, {found.step for found in self._orbax.checkpoints}
+    broken, there = {}, self._complete()
     candidates = there if step is None else there & {step}
     for step in sorted(candidates, reverse=True):
       folder = f"{self._directory}/{step}"
@@ -128,7 +142,8 @@ class Checkpoints:
     finally:
       self._background.shutdown()
       with contextlib.suppress(Exception):  # Said already, by the line above.
-        self._orbax.close()
+        if self._orbax:
+          self._orbax.close()
 
   def _room(self, size):
     """Raises: OSError where `size` bytes cannot fit. On a full disk Orbax ends in a traceback for each array."""
@@ -165,9 +180,14 @@ def _short_turns():
     sys.setswitchinterval(interval)
 
 
-def _kept(keep, keep_every, keep_best):
-  """Orbax's policy of what stays: the newest, and maybe milestones, and maybe the best."""
-  policies = ocp.training.preservation_policies
+def _made_empty(folder):
+  """Makes the folder if it is absent. Returns: whether it is empty."""
+  folder.mkdir(parents=True, exist_ok=True)
+  return next(folder.iterdir(), None) is None
+
+
+def _kept(policies, keep, keep_every, keep_best):
+  """Orbax's policy of what stays: the newest, and maybe milestones, and maybe the best. policies: its module."""
   wanted = [policies.LatestN(keep)]
   if keep_every:
     wanted.append(policies.EveryNSteps(keep_every))

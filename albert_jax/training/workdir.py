@@ -31,7 +31,7 @@ FREE = ("steps", "epochs", "tokens", "hours", "log_", "eval_every", "eval_batche
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "sentencepiece")
 NEEDED = ("metrics.jsonl", HISTORY)  # the files of a run in a bucket that it goes on from, besides its checkpoints
 OWNER = "owner.json"  # in a bucket: which process the run belongs to
-PART = 1 << 22  # bytes; of larger files only the first and last so many are read for a fingerprint
+PART = 1 << 16  # bytes; of larger files only the first and last so many are read for a fingerprint
 
 
 def place(workdir) -> str:

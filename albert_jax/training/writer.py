@@ -53,9 +53,12 @@ class Writer:
       self.sums[name] = (so_far[0] + float(total), so_far[1] + float(weight))
     self.bar.update()
     if self.clock is None:  # The first step's time is mostly the compiler's.
-      self.clock, self.work = time.perf_counter(), (0, 0, 0)
+      self.clock, self.work, self.has_batch = time.perf_counter(), (0, 0, 0), True
     else:
-      self.work = tuple(a + b for a, b in zip(self.work, work, strict=True))
+      tokens, operations, waited = work
+      # The step after the first had its batch before the clock began.
+      work = (tokens, operations, 0 if self.has_batch else waited)
+      self.work, self.has_batch = tuple(a + b for a, b in zip(self.work, work, strict=True)), False
     if step % self.log_every == 0 or step == self.steps:
       scalars = {name: float(value) for name, value in scalars.items()}
       self.write(step, "train", {**ratios(self.sums), **scalars, **self._speed(), **_memory()})
