@@ -90,6 +90,7 @@ def train(config, folder, profile: tuple[int, int] | None = None) -> dict:
           learning_rate = sharding.everywhere(mesh, stage.rate(step - 1) * health.rate(step))
           with jax.transfer_guard("disallow"):
             now, numbers = stage.train_step(now, batch, learning_rate)
+          saved.open()  # Now that the device is at work.
           if before is not None:
             look(*before)
           before = (step, (*flops.work(stage.task.model, batch), waited), numbers)

@@ -36,6 +36,7 @@ def blocking(size: str, saves: int, folder) -> dict:
   saved, blocked, busy, whole = Checkpoints(folder, 2), [], [], []
   with jax.set_mesh(mesh):
     now = jax.block_until_ready(state.create(init, tx, key, places))
+    saved.open()  # As the loop does.
     for step in range(saves):
       begin, processor = time.perf_counter(), time.thread_time()
       saved.save(step, now)

@@ -98,7 +98,6 @@ def test_when_none_can_be_used_it_says_why(folder):
 def test_a_save_that_fails_is_one_plain_error(tmp_path, monkeypatch):
   saved = Checkpoints(tmp_path, 3)
   saved.save(1, state(1))
-  saved.steps()
 
   def full(*args, **kwargs):
     raise ValueError("RESOURCE_EXHAUSTED: many\nlines: No space left on device")

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import json
 import logging
 import pathlib
@@ -26,19 +27,23 @@ class Checkpoints:
     self._directory, self._keeps = str(directory), (keep, keep_every, keep_best)
     self._background = concurrent.futures.ThreadPoolExecutor(1)
     self._sealed = None
-    # Orbax takes a while to be imported. A run that begins needs it at its first save, which is in the background; but
-    # a store is better found unreachable now than then.
-    is_new = _reading_device() and not files.is_url(directory) and _made_empty(pathlib.Path(directory))
-    self._orbax = None if is_new else self._open()
+    # Orbax takes a while to be imported, and is not needed before a run that begins saves for the first time. Where
+    # several hosts or a store are concerned, what is wrong with them is better found now than then.
+    self._orbax = None
+    if not (jax.process_count() == 1 and not files.is_url(directory) and _made_empty(pathlib.Path(directory))):
+      self.open()
 
-  def _open(self):
+  def open(self):
+    """Imports and starts what writes checkpoints, if it is not there yet; `save` does so too."""
+    if self._orbax:
+      return
     from orbax.checkpoint import v1 as ocp
 
     # Orbax's threads log a failed save with all their frames; here it is raised, in one line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     files.filesystem(self._directory)  # Settles how stores are spoken to, which goes for Orbax too.
     with files.reaching(self._directory):
-      return ocp.training.Checkpointer(
+      self._orbax = ocp.training.Checkpointer(
         self._directory,
         preservation_policy=_kept(ocp.training.preservation_policies, *self._keeps),
         cleanup_tmp_directories=True,  # What a killed run left half-written.
@@ -77,14 +82,11 @@ class Checkpoints:
     if self.latest() == step:
       return
     with self._plainly():
+      self.open()
       self._room(sum(x.nbytes for x in jax.tree.leaves(state)))
     metrics = None if score is None else {"score": score}
-
-    def start(state):
-      self._orbax = self._orbax or self._open()
-      # Without `force` Orbax leaves a save out, silently, while the one before is still being written.
-      return self._orbax.save_async(step, state, force=True, metrics=metrics)
-
+    # Without `force` Orbax leaves a save out, silently, while the one before is still being written.
+    start = functools.partial(self._orbax.save_async, step, force=True, metrics=metrics)
     if device := _reading_device():
       # The loop waits for the transfer alone. On CPUs there is none: these are views of the device's own memory, which
       # no step is given to write to while somebody looks at it.
