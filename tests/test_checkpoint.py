@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from albert_jax.errors import UserError
+from albert_jax.training import checkpoint
 from albert_jax.training.checkpoint import Checkpoints
 
 
@@ -48,12 +49,14 @@ def test_the_newest_few_are_kept_and_the_newest_is_read(folder):
   np.testing.assert_array_equal(now["params"]["w"], state(4)["params"]["w"])
 
 
-def test_threads_have_their_usual_turns_after_a_save(tmp_path):
+def test_a_save_that_the_loop_starts_is_the_same_and_leaves_threads_their_usual_turns(tmp_path, monkeypatch):
+  monkeypatch.setattr(checkpoint, "_reading_device", lambda: None)  # As on several hosts.
   usual = sys.getswitchinterval()
-  saved = Checkpoints(tmp_path / "checkpoints", 1)
+  saved = Checkpoints(tmp_path, 1)
   saved.save(1, state(1))
   assert sys.getswitchinterval() == usual
   saved.close()
+  jax.tree.map(np.testing.assert_array_equal, restore(tmp_path), state(1))
 
 
 def flip_a_bit(folder):
@@ -123,18 +126,6 @@ def test_where_there_is_no_room_nothing_is_begun(tmp_path, monkeypatch):
     saved.save(2, state(2))
   saved.close()
   assert [path.name for path in tmp_path.iterdir()] == ["1"]
-
-
-def test_what_is_saved_may_be_overwritten_at_once(tmp_path):
-  """As the training step does with the state it is given."""
-  saved = Checkpoints(tmp_path, 3)
-  now = state(1)
-  expected = jax.tree.map(np.array, now)
-  saved.save(1, now)
-  overwritten = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0, tree), donate_argnums=0)(now)
-  saved.close()
-  assert not np.asarray(overwritten["params"]["w"]).any()
-  jax.tree.map(np.testing.assert_array_equal, restore(tmp_path), expected)
 
 
 def test_what_is_saved_may_be_donated_at_once(tmp_path):
