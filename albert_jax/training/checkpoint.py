@@ -41,6 +41,7 @@ class Checkpoints:
 
     # Orbax's threads log a failed save with all their frames; here it is raised, in one line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    _hush_latecomers()
     files.filesystem(self._directory)  # Settles how stores are spoken to, which goes for Orbax too.
     with files.reaching(self._directory):
       self._orbax = ocp.training.Checkpointer(
@@ -169,6 +170,21 @@ class Checkpoints:
     except Exception as error:
       reason = str(error).strip().splitlines()[-1][:300]
       raise OSError(f"a checkpoint in {self._directory} could not be written: {reason}") from error
+
+
+@functools.cache
+def _hush_latecomers():
+  """Keeps off stderr that TensorStore comes too late: of a save or a load that failed, Orbax waits for no other array.
+
+  Each of them would else print a traceback, a hundred of them on a full disk, after the line that says what is wrong.
+  """
+  usual = sys.unraisablehook
+
+  def hook(unraisable):
+    if str(unraisable.exc_value) != "Event loop is closed":
+      usual(unraisable)
+
+  sys.unraisablehook = hook
 
 
 @contextlib.contextmanager
