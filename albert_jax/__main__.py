@@ -32,7 +32,7 @@ def main(argv=None) -> int:
   cli.keep_compiled()
   if argv[0] in ("train", "evaluate", "predict"):
     cli.keep_memory()
-    # Tracing makes many objects that stay; looking for garbage among them took a twentieth of a start.
+    # Tracing makes many objects that stay; looking for garbage among them takes long and finds little.
     gc.set_threshold(100_000)
   try:
     return _imported(COMMANDS[argv[0]][0]).main(argv[1:]) or 0

@@ -94,7 +94,7 @@ class Checkpoints:
       held = jax.device_get(state)
 
       def write():
-        # As arrays of JAX's: those of NumPy Orbax writes one by one, and ends in a traceback for each that fails.
+        # As arrays of JAX's, which Orbax writes in one transaction; those of NumPy it copies, and writes one by one.
         start(jax.device_put(held, device)).result()
 
     else:
