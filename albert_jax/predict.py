@@ -58,7 +58,7 @@ def main(argv):
     with contextlib.ExitStack() as stack:
       write = stack.enter_context(_output(args.output))
       sources = [(f"{file} ", stack.enter_context(open(file, "rb"))) for file in args.input]
-      sources = sources or [("", [text.encode("utf-8", "surrogateescape") for text in args.texts] or sys.stdin.buffer)]
+      sources = sources or [("", [text.encode("utf-8", "surrogateescape") for text in args.texts] or _stdin())]
       # On a terminal the bar would stand between the answers.
       bar = stack.enter_context(tqdm.tqdm(unit=" lines", mininterval=1, disable=_quiet(args.output)))
       for name, lines in sources:
@@ -84,6 +84,11 @@ def main(argv):
   for count, what in ((skipped, "lines could not be read and were skipped"), (blank, "blank lines were passed over")):
     if count:
       print(f"{count:,} {what}", file=sys.stderr)
+
+
+def _stdin():
+  """Standard input with a buffer of its own: Python aborts if `_chunks` still waits in that of sys.stdin at the end."""
+  return open(sys.stdin.fileno(), "rb", closefd=False)
 
 
 def _quiet(output):

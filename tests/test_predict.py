@@ -153,7 +153,8 @@ sys.exit(__main__.main(["predict", "--checkpoint=X"]))
 """
 
 
-def test_whoever_reads_may_have_enough():
+@pytest.mark.parametrize("has_ended", [True, False])
+def test_whoever_reads_may_have_enough(has_ended):
   process = subprocess.Popen(
     [sys.executable, "-W", "error", "-c", SCRIPT],
     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -164,8 +165,11 @@ def test_whoever_reads_may_have_enough():
   assert process.stdout.readline() == b'{"text": "one"}\n'
   process.stdout.close()
   process.stdin.write(b"two\n" * 10)
-  process.stdin.close()
+  process.stdin.flush()
+  if has_ended:
+    process.stdin.close()
   assert process.wait(60) == 0
+  process.stdin.close()
   assert process.stderr.read() == b""
   process.stderr.close()
 
