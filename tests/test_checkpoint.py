@@ -1,5 +1,6 @@
 """Checkpoints that were damaged, cut, or never finished: the run goes on from the one before, and says so."""
 
+import gc
 import shutil
 import sys
 import types
@@ -14,17 +15,18 @@ from albert_jax.errors import UserError
 from albert_jax.training import checkpoint
 from albert_jax.training.checkpoint import Checkpoints
 
-# Orbax drops work it has not begun where a load fails; when that is noticed is up to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+
+def state(step, arrays=1):
+  keys = jax.random.split(jax.random.key(step), arrays)
+  return {
+    "step": jnp.int32(step),
+    "params": {f"w{i}": jax.random.normal(key, (300, 300)) for i, key in enumerate(keys)},
+  }
 
 
-def state(step):
-  return {"step": jnp.int32(step), "params": {"w": jax.random.normal(jax.random.key(step), (300, 300))}}
-
-
-def restore(folder):
+def restore(folder, arrays=1):
   saved = Checkpoints(folder, 5)
-  abstract = jax.eval_shape(lambda: state(0))
+  abstract = jax.eval_shape(lambda: state(0, arrays))
   try:
     return saved.restore(abstract, jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), abstract))
   finally:
@@ -49,7 +51,7 @@ def test_the_newest_few_are_kept_and_the_newest_is_read(folder):
   assert sorted(path.name for path in folder.iterdir()) == ["2", "3", "4"]
   now = restore(folder)
   assert int(now["step"]) == 4
-  np.testing.assert_array_equal(now["params"]["w"], state(4)["params"]["w"])
+  np.testing.assert_array_equal(now["params"]["w0"], state(4)["params"]["w0"])
 
 
 def test_a_save_that_the_loop_starts_is_the_same_and_leaves_threads_their_usual_turns(tmp_path, monkeypatch):
@@ -79,7 +81,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder, damage, capsys
   damage(folder / "4")
   now = restore(folder)
   assert int(now["step"]) == 3
-  np.testing.assert_array_equal(now["params"]["w"], state(3)["params"]["w"])
+  np.testing.assert_array_equal(now["params"]["w0"], state(3)["params"]["w0"])
   assert "Going on from step 3; removing the damaged checkpoint of step 4" in capsys.readouterr().err
   assert not (folder / "4").exists()
 
@@ -120,13 +122,39 @@ def test_a_save_that_fails_is_one_plain_error(tmp_path, monkeypatch):
   assert int(restore(tmp_path)["step"]) == 1
 
 
+def coroutine(file):
+  return types.SimpleNamespace(cr_code=types.SimpleNamespace(co_filename=file))
+
+
 def test_arrays_that_come_too_late_after_a_failure_say_nothing(monkeypatch):
   said = []
   monkeypatch.setattr(sys, "unraisablehook", said.append)
   checkpoint._hush_latecomers.__wrapped__()
-  for text in ("Event loop is closed", "something else"):
-    sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text)))
-  assert [str(one.exc_value) for one in said] == ["something else"]
+  for text, of in (
+    ("Event loop is closed", None),
+    ("an array", coroutine("site-packages/orbax/checkpoint/handlers.py")),
+    ("something else", None),
+    ("a coroutine", coroutine("notebook.py")),
+  ):
+    sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text), object=of))
+  assert [str(one.exc_value) for one in said] == ["something else", "a coroutine"]
+
+
+@pytest.mark.parametrize("file", ["manifest.ocdbt", "_METADATA", "ocdbt.process_0/d/*", "array_metadatas/process_0"])
+def test_damage_that_only_the_load_finds_is_said_in_two_lines(tmp_path, file, capfd, caplog):
+  saved = Checkpoints(tmp_path, 2)
+  for step in (1, 2):
+    saved.save(step, state(step, arrays=60))
+  saved.close()
+  (tmp_path / "2" / "checksums.json").unlink()
+  (path,) = (tmp_path / "2" / "state").glob(file)
+  path.write_bytes(bytes(byte ^ 0x5A for byte in path.read_bytes()))
+  assert int(restore(tmp_path, arrays=60)["step"]) == 1
+  gc.collect()  # What a failure leaves behind is heard of when it is thrown away.
+  first, second = capfd.readouterr().err.splitlines()
+  assert first.startswith("The checkpoint of step 2 cannot be used: ") and "handler" not in first
+  assert second == "Going on from step 1; removing the damaged checkpoint of step 2."
+  assert not caplog.records
 
 
 def test_where_there_is_no_room_nothing_is_begun(tmp_path, monkeypatch):
@@ -147,7 +175,7 @@ def test_what_is_saved_may_be_donated_at_once(tmp_path):
   saved.save(1, now)
   overwritten = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0, tree), donate_argnums=0)(now)
   saved.close()
-  assert not np.asarray(overwritten["params"]["w"]).any()
+  assert not np.asarray(overwritten["params"]["w0"]).any()
   jax.tree.map(np.testing.assert_array_equal, restore(tmp_path), expected)
 
 
@@ -173,7 +201,7 @@ def test_later_ones_are_forgotten_and_can_be_written_again(folder):
   saved.save(3, state(9))
   saved.close()
   now = restore(folder)
-  np.testing.assert_array_equal(now["params"]["w"], state(9)["params"]["w"])
+  np.testing.assert_array_equal(now["params"]["w0"], state(9)["params"]["w0"])
 
 
 def test_the_best_and_every_so_manyth_stay(tmp_path):
@@ -195,12 +223,12 @@ def test_in_a_bucket_it_is_the_same(bucket, capsys):
   in_bucket()
   assert {name.split("/")[2] for name in bucket.names("run/")} == {"2", "3"}
   now = restore("gs://bucket/run/checkpoints")
-  np.testing.assert_array_equal(now["params"]["w"], state(3)["params"]["w"])
+  np.testing.assert_array_equal(now["params"]["w0"], state(3)["params"]["w0"])
   largest = max(bucket.names("run/checkpoints/3/"), key=lambda name: len(bucket.objects["bucket"][name][1]))
   number, data = bucket.objects["bucket"][largest]
   bucket.objects["bucket"][largest] = number, data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
   now = restore("gs://bucket/run/checkpoints")
-  np.testing.assert_array_equal(now["params"]["w"], state(2)["params"]["w"])
+  np.testing.assert_array_equal(now["params"]["w0"], state(2)["params"]["w0"])
   assert "Going on from step 2; removing the damaged checkpoint of step 3" in capsys.readouterr().err
   assert not bucket.names("run/checkpoints/3/")
   saved = Checkpoints("gs://bucket/run/checkpoints", 2)

@@ -8,6 +8,7 @@ import logging
 import pathlib
 import shutil
 import sys
+import warnings
 import zlib
 
 import jax
@@ -39,8 +40,9 @@ class Checkpoints:
       return
     from orbax.checkpoint import v1 as ocp
 
-    # Orbax's threads log a failed save with all their frames; here it is raised, in one line.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Orbax logs a failure with all its frames, and so does asyncio for each array; here it is raised, in one line.
+    for logger in ("absl", "asyncio"):
+      logging.getLogger(logger).setLevel(logging.CRITICAL)
     _hush_latecomers()
     files.filesystem(self._directory)  # Settles how stores are spoken to, which goes for Orbax too.
     with files.reaching(self._directory):
@@ -125,7 +127,7 @@ class Checkpoints:
       except (files.Unreachable, UserError):
         raise
       except Exception as error:  # Orbax and TensorStore raise many kinds for files that are cut or gone.
-        broken[step] = str(error).strip().splitlines()[0][:200]
+        broken[step] = _root(error)[:300]
         print(f"The checkpoint of step {step} cannot be used: {broken[step]}", file=sys.stderr)
         continue
       for bad in broken:
@@ -168,23 +170,25 @@ class Checkpoints:
     try:
       yield
     except Exception as error:
-      reason = str(error).strip().splitlines()[-1][:300]
+      reason = _lines(error)[-1][:300]
       raise OSError(f"a checkpoint in {self._directory} could not be written: {reason}") from error
 
 
 @functools.cache
 def _hush_latecomers():
-  """Keeps off stderr that TensorStore comes too late: of a save or a load that failed, Orbax waits for no other array.
+  """Keeps off stderr what comes too late: after a failure Orbax closes its event loop without waiting for other arrays.
 
   Each of them would else print a traceback, a hundred of them on a full disk, after the line that says what is wrong.
   """
   usual = sys.unraisablehook
 
   def hook(unraisable):
-    if str(unraisable.exc_value) != "Event loop is closed":
+    coroutine_of = getattr(getattr(unraisable.object, "cr_code", None), "co_filename", "")
+    if "orbax" not in coroutine_of and str(unraisable.exc_value) != "Event loop is closed":
       usual(unraisable)
 
   sys.unraisablehook = hook
+  warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 @contextlib.contextmanager
@@ -196,6 +200,17 @@ def _short_turns():
     yield
   finally:
     sys.setswitchinterval(interval)
+
+
+def _root(error):
+  """The first line of the error that led to all others: Orbax wraps it in one about its own handlers."""
+  while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+    error = cause
+  return _lines(error)[0]
+
+
+def _lines(error):
+  return (str(error).strip() or type(error).__name__).splitlines()
 
 
 def _made_empty(folder):
