@@ -36,8 +36,9 @@ def filesystem(path):
 
   # What was listed a moment ago may be wrong by now: TensorStore and other hosts write there too.
   fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
-  if (log := logging.getLogger("gcsfs")).level == logging.NOTSET:  # Else somebody wants to hear it.
-    log.setLevel(logging.CRITICAL)  # It logs with all its frames what it raises too.
+  for log in map(logging.getLogger, ("fsspec", "gcsfs")):  # They log with all their frames what they raise too.
+    if log.level == logging.NOTSET:  # Else somebody wants to hear it.
+      log.setLevel(logging.CRITICAL)
   try:
     return fsspec.core.url_to_fs(os.path.expanduser(str(path)))
   except ImportError as error:
