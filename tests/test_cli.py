@@ -64,7 +64,7 @@ def test_memory_of_one_step_is_there_for_the_next():
     x = jnp.ones(65536)
     step(x).block_until_ready()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(100):
+    for _ in range(40):
       step(x).block_until_ready()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"""
   keep, plain = (
@@ -72,5 +72,5 @@ def test_memory_of_one_step_is_there_for_the_next():
     for how in ("keep", "plain")
   )
   pages = 256 * 65536 * 4 // 4096  # of the temporary array
-  assert plain > 90 * pages
+  assert plain > 36 * pages
   assert keep < 10 * pages  # The heap grows a few times, until every step finds a hole that is large enough.
