@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 
-from albert_jax.errors import UserError
+from albert_jax.errors import UserError, message_lines
 
 BLOCK = 1 << 24  # bytes read at a time
 AT_ONCE = 8  # files fetched at the same time
@@ -62,8 +62,7 @@ def reaching(path):
   except Exception as error:
     if not is_url(path):
       raise
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    said = " ".join(lines)[:300]
+    said = " ".join(message_lines(error))[:300]
     if isinstance(error, FileNotFoundError):
       raise UserError(f"{path}: not found ({said}); check its name") from error
     if isinstance(error, PermissionError) or "orbidden" in said or getattr(error, "code", None) in (401, 403):

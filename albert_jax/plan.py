@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from albert_jax import cli, model
 from albert_jax.data.pretrain import DataConfig
-from albert_jax.errors import UserError
+from albert_jax.errors import UserError, message_lines
 from albert_jax.tasks import pretrain
 from albert_jax.training import optimizer, sharding, state
 from albert_jax.training.flops import CHIPS, flops_per_step
@@ -253,7 +253,7 @@ def machine(topology: str):
   try:
     return CHIPS[kind], chips, list(topologies.get_topology_desc(**asked).devices)
   except Exception as error:
-    raise UserError(f"cannot compile for {topology}: {str(error).splitlines()[0]}. It needs {needs}") from error
+    raise UserError(f"cannot compile for {topology}: {message_lines(error)[0]}. It needs {needs}") from error
 
 
 def abstract_step(config, cfg, data, mesh):

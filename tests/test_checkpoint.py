@@ -1,5 +1,6 @@
 """Checkpoints that were damaged, cut, or never finished: the run goes on from the one before, and says so."""
 
+import errno
 import gc
 import shutil
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
 
+from albert_jax import files
 from albert_jax.errors import UserError
 from albert_jax.training import checkpoint
 from albert_jax.training.checkpoint import Checkpoints
@@ -155,6 +157,25 @@ def test_damage_that_only_the_load_finds_is_said_in_two_lines(tmp_path, file, ca
   assert first.startswith("The checkpoint of step 2 cannot be used: ") and "handler" not in first
   assert second == "Going on from step 1; removing the damaged checkpoint of step 2."
   assert not caplog.records
+
+
+@pytest.mark.parametrize("reader", ["its files", "Orbax"])
+def test_what_passes_costs_no_checkpoint(folder, reader, monkeypatch, capsys):
+  def too_many(*args):
+    raise OSError(errno.EMFILE, "Too many open files")
+
+  saved = Checkpoints(folder, 5)
+  if reader == "Orbax":
+    monkeypatch.setattr(saved._orbax, "load", too_many)
+  else:
+    monkeypatch.setattr(files, "blocks", too_many)
+  abstract = jax.eval_shape(lambda: state(0))
+  with pytest.raises(OSError, match=r"/4 could not be read, but is not damaged .*Too many open files; try again"):
+    saved.restore(abstract, jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), abstract))
+  saved.close()
+  monkeypatch.undo()
+  assert int(restore(folder)["step"]) == 4
+  assert not capsys.readouterr().err
 
 
 def test_where_there_is_no_room_nothing_is_begun(tmp_path, monkeypatch):

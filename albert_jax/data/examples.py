@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from albert_jax import files
 from albert_jax.data import readers
-from albert_jax.errors import UserError
+from albert_jax.errors import UserError, message_lines
 
 # Which names of files a split goes by, in a folder. The first is TFDS' name of it.
 SPLITS = {"train": ("train", "training"), "validation": ("validation", "dev", "valid", "val"), "test": ("test",)}
@@ -286,7 +286,7 @@ def _read_parquet(path, fields, optional):
     _check_columns(path, there, fields)
     table = pyarrow.parquet.read_table(path, columns=[name for name in (*fields, *optional) if name in there])
   except (pyarrow.ArrowInvalid, OSError) as error:
-    raise UserError(f"{path} is no whole Parquet file: {str(error).splitlines()[0]}") from None
+    raise UserError(f"{path} is no whole Parquet file: {message_lines(error)[0]}") from None
   columns = {name: table[name].to_pylist() if name in there else [None] * len(table) for name in (*fields, *optional)}
   return Examples(columns, list(range(1, len(table) + 1)), str(path))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from albert_jax import files
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.errors import UserError
+from albert_jax.errors import UserError, message_lines
 
 DESCRIPTION_FILE = "prepare.json"
 _RULES = ("lower", "keep_accents")  # settings that belong to the vocabulary
@@ -161,7 +161,7 @@ def fetch(source, indices):
     return [parse(example).features.feature["record"].bytes_list.value[0] for example in raw]
   except Exception as error:
     raise UserError(
-      f"a shard of the dataset cannot be read ({str(error).splitlines()[0]}); copy the dataset again, or make it again "
+      f"a shard of the dataset cannot be read ({message_lines(error)[0]}); copy the dataset again, or make it again "
       "with: albert-jax prepare"
     ) from error
 

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import errno
 import functools
 import json
 import logging
@@ -14,9 +15,11 @@ import zlib
 import jax
 
 from albert_jax import files
-from albert_jax.errors import UserError
+from albert_jax.errors import UserError, message_lines
 
 CHECKSUMS = "checksums.json"
+# Of a file that cannot be opened or read now, what says nothing of the file.
+PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT}
 
 
 class Checkpoints:
@@ -109,7 +112,8 @@ class Checkpoints:
 
     Args: step: that of the state to read, and no other.
     A checkpoint that is damaged is passed over, with a word, and removed, so that its step can be saved again.
-    Raises: UserError if none can be read; OSError if the store they are in cannot be reached: then none is removed.
+    Raises: UserError if none can be read; OSError if the store they are in cannot be reached, or one that is whole
+      cannot be read, for want of memory or of open files say: then none is removed.
     """
     target = jax.tree.map(
       lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract, shardings
@@ -118,7 +122,7 @@ class Checkpoints:
     broken, there = {}, self._complete()
     candidates = there if step is None else there & {step}
     for step in sorted(candidates, reverse=True):
-      folder = f"{self._directory}/{step}"
+      folder, is_whole = f"{self._directory}/{step}", False
       try:
         is_whole = _verify(folder)
         # Where one that is whole cannot be read all the same, it is the store's fault.
@@ -127,6 +131,11 @@ class Checkpoints:
       except (files.Unreachable, UserError):
         raise
       except Exception as error:  # Orbax and TensorStore raise many kinds for files that are cut or gone.
+        if is_whole or getattr(error, "errno", None) in PASSING:
+          raise OSError(
+            f"the checkpoint {folder} could not be read, but is not damaged as far as one can see: "
+            f"{_root(error)[:300]}; try again, or remove it to go on from the one before"
+          ) from error
         broken[step] = _root(error)[:300]
         print(f"The checkpoint of step {step} cannot be used: {broken[step]}", file=sys.stderr)
         continue
@@ -170,7 +179,7 @@ class Checkpoints:
     try:
       yield
     except Exception as error:
-      reason = _lines(error)[-1][:300]
+      reason = message_lines(error)[-1][:300]
       raise OSError(f"a checkpoint in {self._directory} could not be written: {reason}") from error
 
 
@@ -206,11 +215,7 @@ def _root(error):
   """The first line of the error that led to all others: Orbax wraps it in one about its own handlers."""
   while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
     error = cause
-  return _lines(error)[0]
-
-
-def _lines(error):
-  return (str(error).strip() or type(error).__name__).splitlines()
+  return message_lines(error)[0]
 
 
 def _made_empty(folder):

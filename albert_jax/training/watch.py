@@ -12,7 +12,7 @@ import traceback
 import jax
 from jax.experimental import multihost_utils
 
-from albert_jax.errors import UserError
+from albert_jax.errors import UserError, message_lines
 
 
 @contextlib.contextmanager
@@ -54,7 +54,7 @@ def together(hosts: int):
     if not isinstance(error, jax.errors.JaxRuntimeError | OSError):
       traceback.print_exc()
     print(
-      f"albert-jax: host {jax.process_index()} of {hosts} ends: {str(error).strip().splitlines()[0][:300]}. If nothing "
+      f"albert-jax: host {jax.process_index()} of {hosts} ends: {message_lines(error)[0][:300]}. If nothing "
       "else says why, another host is gone. Start all of them again: they go on from the last checkpoint.",
       file=sys.stderr, flush=True,
     )  # fmt: skip
