@@ -161,8 +161,7 @@ class _Run:
 
 def _settle(config, place) -> _Run:
   """Tasks, mesh, optimizer, steps. Raises: UserError for all that can be found wrong with a config."""
-  if config.early_stop and not config.best:
-    raise UserError(f"early_stop={config.early_stop} needs a metric to go by; give one, as --config.best=mlm_loss")
+  _check_numbers(config)
   config, parts, task_of = _tasks(config)
   task, opt = task_of(parts[-1]), OptimizerConfig(**config.optimizer)
   mesh = sharding.make_mesh(MeshConfig(**config.mesh), config.batch_size)
@@ -201,6 +200,18 @@ def _settle(config, place) -> _Run:
     weights=lambda now: averaged(now["opt"], now["params"]) if opt.ema else now["params"],
     peak=flops.peak(mesh.devices.flat[0].device_kind, mesh.size), sinks=trackers.find(config.log_to),
   )  # fmt: skip
+
+
+def _check_numbers(config):
+  for name in ("batch_size", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"):
+    if config[name] < 1:
+      never = "; for none before the last step, one above the number of steps" if name.endswith("every") else ""
+      raise UserError(f"{name}={config[name]} must be 1 or more{never}")
+  for name in ("eval_batches", "keep_every", "early_stop", "hang_minutes"):
+    if config[name] < 0:
+      raise UserError(f"{name}={config[name]} must be 0 or more; what 0 means is said in configs/common.py")
+  if config.early_stop and not config.best:
+    raise UserError(f"early_stop={config.early_stop} needs a metric to go by; give one, as --config.best=mlm_loss")
 
 
 @dataclass

@@ -291,6 +291,23 @@ def test_it_ends_early_and_stays_ended(go, monkeypatch):
     go("other", best="f1")
 
 
+@pytest.mark.parametrize(
+  ("name", "value", "message"),
+  [
+    ("keep_checkpoints", 0, "keep_checkpoints=0 must be 1 or more$"),
+    ("checkpoint_every", 0, "checkpoint_every=0 must be 1 or more; for none before the last step, one above"),
+    ("eval_every", 0, "eval_every=0 must be 1 or more; "),
+    ("log_every", 0, "log_every=0 must be 1 or more; "),
+    ("batch_size", 0, "batch_size=0 must be 1 or more$"),
+    ("keep_every", -1, "keep_every=-1 must be 0 or more"),
+  ],
+)
+def test_numbers_that_mean_nothing_are_refused_before_anything_is_there(go, name, value, message):
+  with pytest.raises(UserError, match=message):
+    go("run", epochs=1.0, **{name: value})
+  assert not (go.folder / "run").exists()
+
+
 def test_the_running_mean_is_what_is_evaluated_and_exported(go):
   more = {"optimizer__schedule": "constant", "eval_every": 2, "steps": 4}
   plain, mean = go("plain", **more), go("mean", optimizer__ema=0.5, **more)
