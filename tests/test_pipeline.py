@@ -1,9 +1,13 @@
 """Batches for the loop: the same bits however the work is shared."""
 
 import dataclasses
+import os
+import pathlib
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import tracemalloc
 
 import made_up
@@ -67,6 +71,48 @@ def test_workers_do_not_matter(cfg, workers):
   expected = take(train_batches(cfg, batch_size=8, seed=1, start_step=2, host=1, hosts=2), 7)
   cfg = dataclasses.replace(cfg, workers=workers)
   assert_equal(take(train_batches(cfg, batch_size=8, seed=1, start_step=2, host=1, hosts=2), 7), expected)
+
+
+def is_running(pid):
+  """Whether there is a process, and it is not one that has ended and that nobody has asked for."""
+  try:
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+  except OSError:
+    return False
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self").exists(), reason="looks at processes as Linux shows them")
+def test_workers_end_with_the_loop_and_not_before_it(cfg):
+  cfg = dataclasses.replace(cfg, workers=2)
+  program = f"""if True:
+    import multiprocessing, os, signal, sys
+    from albert_jax.data.pipeline import DataConfig, train_batches
+    if __name__ == "__main__":
+      batches = train_batches({cfg!r}, batch_size=8, seed=1)
+      for _ in range(3):
+        next(batches)  # The second one starts the workers, which have made it.
+      heard = []
+      signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+      print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+      while not heard:
+        next(batches)
+      for _ in range(50):
+        next(batches)
+      print("went on", flush=True)
+      signal.pause()"""
+  process = subprocess.Popen(
+    [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True
+  )  # fmt: skip
+  workers = [int(pid) for pid in process.stdout.readline().split()]
+  assert len(workers) == 2
+  os.killpg(process.pid, signal.SIGINT)  # As Ctrl-C.
+  assert process.stdout.readline() == "went on\n"
+  process.kill()
+  process.communicate()
+  until = time.monotonic() + 30
+  while any(is_running(pid) for pid in workers):
+    assert time.monotonic() < until, "workers of a loop that was killed are still there"
+    time.sleep(0.05)
 
 
 def test_resuming_is_a_slice(cfg):

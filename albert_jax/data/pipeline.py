@@ -6,6 +6,10 @@ from one batch to the next, so resuming is starting at another number, and hosts
 
 import dataclasses
 import functools
+import multiprocessing
+import os
+import signal
+import threading
 
 import numpy as np
 
@@ -123,8 +127,22 @@ def _batches(maker, first, stop, workers):
   if workers:
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()  # Grain's workers read flags, which only absl's own `app.run` parses
-    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_BUFFERED))
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_BUFFERED)
+    dataset = dataset.mp_prefetch(options, worker_init_fn=_follow_the_loop)
   yield from dataset
+
+
+def _follow_the_loop(_worker, _workers):
+  """A worker ends with the loop and not before it: Ctrl-C, and what a scheduler sends, go to all processes, but without
+  workers the loop could not save; and where it is killed, nobody is there to end them."""
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+
+  def wait():
+    multiprocessing.parent_process().join()
+    os._exit(0)
+
+  threading.Thread(target=wait, daemon=True).start()
 
 
 def batch_maker(cfg, *, batch_size, seed, host=0, hosts=1, first_row=0):
