@@ -126,19 +126,24 @@ def _chunks(lines):
   waiting = queue.Queue(2 * CHUNK)
 
   def read():
-    for each in numbered:
-      waiting.put(each)
-    waiting.put(None)
+    try:
+      for each in numbered:
+        waiting.put(each)
+      waiting.put(None)
+    except OSError as error:
+      waiting.put(error)
 
   threading.Thread(target=read, daemon=True).start()  # A daemon, as nothing can end its wait for a line.
-  last = False
-  while not last:
+  last = ()
+  while isinstance(last, tuple):
     chunk = [waiting.get()]
-    while chunk[-1] is not None and len(chunk) < CHUNK and not waiting.empty():
+    while isinstance(chunk[-1], tuple) and len(chunk) < CHUNK and not waiting.empty():
       chunk.append(waiting.get())
-    last = chunk[-1] is None
-    if chunk := chunk[:-1] if last else chunk:
+    last = chunk[-1]
+    if chunk := chunk if isinstance(last, tuple) else chunk[:-1]:
       yield chunk
+  if last:
+    raise UserError(f"standard input cannot be read: {last.strerror}; give texts by --input=FILE, or through a pipe")
 
 
 def _read(model, line, format, fields):

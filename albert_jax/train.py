@@ -409,4 +409,5 @@ def main(argv):
     raise UserError("--coordinator needs --processes=N and --process=I")
   profile = watch.parse_steps(args.profile)
   join(args.coordinator, args.processes, args.process)
-  train(config, args.workdir, profile)
+  with watch.parting():
+    train(config, args.workdir, profile)

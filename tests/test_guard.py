@@ -36,6 +36,14 @@ def test_what_is_no_finite_number_is_an_alarm(tmp_path):
         look(health, 2, **{name: value})
 
 
+def test_a_larger_batch_of_the_same_mean_loss_is_no_spike(tmp_path):
+  health = Guard(GuardConfig(loss_spike=2.5, window=4), tmp_path, True)
+  for step, weight in enumerate([32.0] * 4 + [128.0, 0.0], 1):
+    health.look(step, {"loss": (np.float32(0.6 * weight), weight)}, {"grad_norm": 1.0})
+  with pytest.raises(Alarm, match=r"loss=1\.8 is 3\.0 times its median of 4 steps at step 7"):
+    health.look(7, {"loss": (np.float32(1.8 * 8), 8.0)}, {"grad_norm": 1.0})
+
+
 def test_a_spike_is_an_alarm_once_there_is_a_median(tmp_path):
   health = Guard(GuardConfig(loss_spike=3.0, grad_spike=10.0, window=4), tmp_path, True)
   look(health, 1, loss=100)  # Not before the window is full.

@@ -1,5 +1,6 @@
 """albert-jax predict: lines in, JSON lines out, and what it says of lines that are none."""
 
+import errno
 import json
 import os
 import pathlib
@@ -180,3 +181,22 @@ def test_interrupted_it_ends_with_one_line():
     env={**os.environ, "JAX_PLATFORMS": "cpu"}, cwd=ROOT,
   )  # fmt: skip
   assert (result.returncode, result.stderr) == (130, b"albert-jax predict: interrupted\n")
+
+
+def test_an_input_that_breaks_is_an_error_and_no_wait():
+  class Broken:
+    def fileno(self):
+      return reads
+
+    def __iter__(self):
+      yield b"one\n"
+      raise OSError(errno.EIO, "Input/output error")
+
+  reads, writes = os.pipe()
+  lines = []
+  with pytest.raises(UserError, match=r"standard input cannot be read: Input/output error; give texts by --input=FILE"):
+    for chunk in predict._chunks(Broken()):
+      lines += chunk
+  assert lines == [(1, b"one\n")]
+  os.close(reads)
+  os.close(writes)

@@ -73,8 +73,8 @@ class Guard:
 
   def look(self, step: int, sums, scalars):
     """Takes the numbers of a step, see training/step.py, on the host. Raises: Alarm."""
-    totals = {name: float(total) for name, (total, _) in sums.items()}
-    values = {**totals, **{name: float(value) for name, value in scalars.items()}}
+    means = {name: float(total) / (float(weight) or 1.0) for name, (total, weight) in sums.items()}
+    values = {**means, **{name: float(value) for name, value in scalars.items()}}
     if broken := [name for name, value in values.items() if not math.isfinite(value)]:
       raise Alarm(step, f"{', '.join(broken)} is not a finite number")
     for name, factor in (("loss", self.cfg.loss_spike), ("grad_norm", self.cfg.grad_spike)):

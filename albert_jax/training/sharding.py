@@ -59,7 +59,22 @@ def make_mesh(cfg: MeshConfig, batch_size: int, devices=None):
       f"batch_size={batch_size} must divide by the axes that split rows, data x fsdp = {rows}; "
       f"try --config.batch_size={max(1, round(batch_size / rows)) * rows}"
     )
-  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+  mesh = jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+  if not _hosts_have_own_rows(mesh.devices):
+    # Host by host instead of by the wiring.
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    mesh = jax.sharding.Mesh(np.array(ordered).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    if not _hosts_have_own_rows(mesh.devices):
+      raise UserError(
+        f"mesh.tensor={sizes[2]} would put the same rows on several hosts, and each makes rows of its own; it must "
+        "divide the devices of a host. Try --config.mesh.tensor=1, and mesh.fsdp where a model does not fit a device"
+      )
+  return mesh
+
+
+def _hosts_have_own_rows(devices):
+  """Whether all devices that compute the same rows are of one host. Args: devices: [data, fsdp, tensor]."""
+  return all(len({device.process_index for device in row}) == 1 for row in devices.reshape(-1, devices.shape[-1]))
 
 
 def shardings(mesh, abstract, zero1=False):

@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 
@@ -47,7 +48,7 @@ def together(hosts: int):
   try:
     yield
   except (UserError, FloatingPointError):
-    raise  # All hosts see these.
+    raise  # Most of these all hosts see; see `parting`.
   except Exception as error:
     if hosts == 1:
       raise
@@ -59,6 +60,30 @@ def together(hosts: int):
       file=sys.stderr, flush=True,
     )  # fmt: skip
     os._exit(1)
+
+
+@contextlib.contextmanager
+def parting(seconds: float = 20.0):
+  """One of several hosts that ends with an error gives the others this time to end with it, and then goes alone.
+
+  JAX would wait for them for five minutes before a word was said, and they for this one.
+  """
+  try:
+    yield
+  except BaseException as error:
+    if jax.distributed.is_initialized():
+      leaving = threading.Thread(target=_leave, daemon=True)
+      leaving.start()
+      leaving.join(seconds)
+      if leaving.is_alive():
+        print(f"albert-jax train: {message_lines(error)[0]} (on this host, not on all)", file=sys.stderr, flush=True)
+        os._exit(2 if isinstance(error, UserError) else 1)
+    raise
+
+
+def _leave():
+  with contextlib.suppress(Exception):
+    jax.distributed.shutdown()
 
 
 @contextlib.contextmanager

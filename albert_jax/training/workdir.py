@@ -26,7 +26,7 @@ from albert_jax.training.guard import HISTORY
 
 # What may differ between a run and its continuation: how it is watched and computed, not what is computed.
 FREE = ("steps", "epochs", "tokens", "hours", "log_", "eval_every", "eval_batches", "checkpoint_every", "keep_",
-        "best", "early_stop", "guard.", "hang_", "init_", "accumulate", "data.workers", "model.remat",
+        "early_stop", "guard.", "hang_", "init_", "accumulate", "data.workers", "model.remat",
         "mesh.")  # fmt: skip
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "sentencepiece")
 NEEDED = ("metrics.jsonl", HISTORY)  # the files of a run in a bucket that it goes on from, besides its checkpoints

@@ -129,12 +129,29 @@ def test_two_processes_of_four_devices_are_one_run(whole, dataset, tmp_path):
 
 
 def two(dataset, workdir, devices=1, program=("-m", "albert_jax"), **overrides):
-  """Two processes of one run."""
+  """Two processes of one run. dataset: that of both, or a list of each one's."""
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     several = [f"--coordinator=127.0.0.1:{s.getsockname()[1]}", "--processes=2"]
-  command = ["train", *flags(dataset, workdir, **overrides), *several]
-  return [start(*command, f"--process={i}", devices=devices, program=program) for i in (0, 1)]
+  datasets = dataset if isinstance(dataset, list) else [dataset] * 2
+  return [
+    start("train", *flags(each, workdir, **overrides), *several, f"--process={i}", devices=devices, program=program)
+    for i, each in enumerate(datasets)
+  ]
+
+
+def test_hosts_that_would_compute_the_same_rows_are_an_error_on_each(dataset, tmp_path):
+  for code, _, err in end(two(dataset, tmp_path / "run", mesh__tensor=2), seconds=60):
+    assert code == 2, err
+    assert "mesh.tensor=2 would put the same rows on several hosts" in err
+    assert "Traceback" not in err
+
+
+def test_an_error_of_one_host_alone_ends_both(dataset, tmp_path):
+  (other, _, _), (code, _, err) = end(two([dataset, tmp_path / "nowhere"], tmp_path / "run"), seconds=120)
+  assert code == 2, err
+  assert "nowhere" in err and "Traceback" not in err
+  assert other > 0
 
 
 def test_a_host_that_dies_takes_the_other_along_and_both_go_on(dataset, tmp_path):
