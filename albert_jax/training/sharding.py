@@ -35,7 +35,7 @@ class MeshConfig:
 
   data: int = -1  # copies of the weights
   fsdp: int = 1  # each device stores a part of weights and slots, and computes with all of them
-  tensor: int = 1  # each device computes a part of every layer
+  tensor: int = 1  # each device computes a part of every layer; together they are of one host
   zero1: bool = False  # optimizer slots are split over `data`; each device updates its part
 
 
