@@ -409,5 +409,5 @@ def main(argv):
     raise UserError("--coordinator needs --processes=N and --process=I")
   profile = watch.parse_steps(args.profile)
   join(args.coordinator, args.processes, args.process)
-  with watch.parting():
+  with watch.parting(), watch.together(jax.process_count()):
     train(config, args.workdir, profile)

@@ -15,6 +15,8 @@ from jax.experimental import multihost_utils
 
 from albert_jax.errors import UserError, message_lines
 
+PARTING = 20.0  # seconds
+
 
 @contextlib.contextmanager
 def asked_to_stop(hosts: int):
@@ -63,8 +65,8 @@ def together(hosts: int):
 
 
 @contextlib.contextmanager
-def parting(seconds: float = 20.0):
-  """One of several hosts that ends with an error gives the others this time to end with it, and then goes alone.
+def parting():
+  """One of several hosts that ends with an error gives the others `PARTING` to end with it, and then goes alone.
 
   JAX would wait for them for five minutes before a word was said, and they for this one.
   """
@@ -74,7 +76,7 @@ def parting(seconds: float = 20.0):
     if jax.distributed.is_initialized():
       leaving = threading.Thread(target=_leave, daemon=True)
       leaving.start()
-      leaving.join(seconds)
+      leaving.join(PARTING)
       if leaving.is_alive():
         print(f"albert-jax train: {message_lines(error)[0]} (on this host, not on all)", file=sys.stderr, flush=True)
         os._exit(2 if isinstance(error, UserError) else 1)

@@ -147,11 +147,26 @@ def test_hosts_that_would_compute_the_same_rows_are_an_error_on_each(dataset, tm
     assert "Traceback" not in err
 
 
-def test_an_error_of_one_host_alone_ends_both(dataset, tmp_path):
-  (other, _, _), (code, _, err) = end(two([dataset, tmp_path / "nowhere"], tmp_path / "run"), seconds=120)
+IMPATIENT = """
+import sys
+from albert_jax import __main__
+from albert_jax.training import watch
+
+watch.PARTING = 2.0
+sys.exit(__main__.main())
+"""
+
+
+def test_a_host_with_an_error_of_its_own_does_not_wait_for_long(dataset, tmp_path):
+  other, one = two([dataset, tmp_path / "nowhere"], tmp_path / "run", program=("-c", IMPATIENT))
+  try:
+    ((code, _, err),) = end([one], seconds=60)
+  finally:
+    other.kill()  # It would see within half a minute that nobody answers.
+    other.communicate()
   assert code == 2, err
-  assert "nowhere" in err and "Traceback" not in err
-  assert other > 0
+  assert "nowhere" in err and "(on this host, not on all)" in err
+  assert "Traceback" not in err
 
 
 def test_a_host_that_dies_takes_the_other_along_and_both_go_on(dataset, tmp_path):
