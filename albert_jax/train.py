@@ -203,6 +203,7 @@ def _settle(config, place) -> _Run:
 
 
 def _check_numbers(config):
+  """Raises: UserError for what would only show in the loop, as a division by zero or as checkpoints that vanish."""
   for name in ("batch_size", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"):
     if config[name] < 1:
       never = "; for none before the last step, one above the number of steps" if name.endswith("every") else ""
@@ -409,5 +410,6 @@ def main(argv):
     raise UserError("--coordinator needs --processes=N and --process=I")
   profile = watch.parse_steps(args.profile)
   join(args.coordinator, args.processes, args.process)
+  # `together` is in the loop too, where an error must not wait for a save that waits for other hosts.
   with watch.parting(), watch.together(jax.process_count()):
     train(config, args.workdir, profile)

@@ -103,12 +103,14 @@ def test_workers_end_with_the_loop_and_not_before_it(cfg):
   process = subprocess.Popen(
     [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True
   )  # fmt: skip
-  workers = [int(pid) for pid in process.stdout.readline().split()]
-  assert len(workers) == 2
-  os.killpg(process.pid, signal.SIGINT)  # As Ctrl-C.
-  assert process.stdout.readline() == "went on\n"
-  process.kill()
-  process.communicate()
+  try:
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(workers) == 2
+    os.killpg(process.pid, signal.SIGINT)  # As Ctrl-C.
+    assert process.stdout.readline() == "went on\n"
+  finally:
+    process.kill()
+    process.communicate()
   until = time.monotonic() + 30
   while any(is_running(pid) for pid in workers):
     assert time.monotonic() < until, "workers of a loop that was killed are still there"

@@ -33,6 +33,8 @@ def test_the_same_run_may_be_longer_but_not_another_one(tmp_path):
   assert json.loads((tmp_path / "config.json").read_text())["steps"] == 9
   with pytest.raises(UserError, match=r"model\.hidden_size: 16 there, 8 here"):
     workdir.same_run(config(), tmp_path)
+  with pytest.raises(UserError, match=r"best: .* there, .*f1.* here"):
+    workdir.same_run(config(steps=9, best="f1", model={"hidden_size": 16}), tmp_path)
 
 
 def test_hours_are_looked_up(tmp_path):

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from albert_jax.errors import UserError, message_lines
 
-PARTING = 20.0  # seconds
+PARTING = 20.0  # seconds in which hosts that all see an error should have come to it
 
 
 @contextlib.contextmanager

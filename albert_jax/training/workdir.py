@@ -24,10 +24,10 @@ from albert_jax import files
 from albert_jax.errors import UserError
 from albert_jax.training.guard import HISTORY
 
-# What may differ between a run and its continuation: how it is watched and computed, not what is computed.
+# What may differ between a run and its continuation: how it is watched and computed, not what is computed; and not by
+# what the best is found, as the one by another metric may be gone.
 FREE = ("steps", "epochs", "tokens", "hours", "log_", "eval_every", "eval_batches", "checkpoint_every", "keep_",
-        "early_stop", "guard.", "hang_", "init_", "accumulate", "data.workers", "model.remat",
-        "mesh.")  # fmt: skip
+        "early_stop", "guard.", "hang_", "init_", "accumulate", "data.workers", "model.remat", "mesh.")  # fmt: skip
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "sentencepiece")
 NEEDED = ("metrics.jsonl", HISTORY)  # the files of a run in a bucket that it goes on from, besides its checkpoints
 OWNER = "owner.json"  # in a bucket: which process the run belongs to
