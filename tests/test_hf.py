@@ -67,7 +67,7 @@ def test_the_table_has_a_name_for_everything():
 
 def test_layers_where_transformers_counts_groups_differently():
   cfg = dataclasses.replace(SMALL, num_hidden_layers=18, num_hidden_groups=14)
-  assert mapping.layers_there(cfg) != mapping.layers_there(cfg, hf._group) == list(range(18))
+  assert mapping.layers_there(cfg) != mapping.layers_there(cfg, hf.group) == list(range(18))
 
 
 class TestConfig:

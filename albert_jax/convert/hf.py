@@ -4,12 +4,13 @@ import json
 import pathlib
 import pickle
 import shutil
+import zipfile
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from albert_jax.convert import configs, mapping
+from albert_jax.convert import configs, mapping, torch_file
 from albert_jax.convert.files import new_folder
 from albert_jax.convert.tokenizer_json import tokenizer_json
 from albert_jax.data.tokenizer import Tokenizer
@@ -51,14 +52,14 @@ _ABOUT_THE_FILE = ("architectures", "dtype", "model_type", "torch_dtype", "trans
 # A config.json's names for special ids, and a tokenizer's.
 _TOKENS = {"pad": "pad", "bos": "cls", "eos": "sep"}
 # Task heads that transformers does not have keep our own names behind this.
-_FREE = "albert_jax."
+FREE = "albert_jax."
 
 
 def _suffix(path):
   return ".bias" if path.endswith("bias") else ".weight"
 
 
-def _group(layer, layers, groups):
+def group(layer, layers, groups):
   """The group transformers runs at a layer (AlbertTransformer.forward); not always the original's: 14 groups of 18."""
   return int(layer / (layers / groups))
 
@@ -69,8 +70,8 @@ def _table(cfg, parts, heads):
     mapping.shapes(cfg, parts, heads),
     NAMES,
     _suffix,
-    lambda path: _FREE + path.replace("/", "."),
-    layers=mapping.layers_there(cfg, _group),
+    lambda path: FREE + path.replace("/", "."),
+    layers=mapping.layers_there(cfg, group),
     transposed=lambda path: path.endswith("kernel"),
   )
 
@@ -95,8 +96,8 @@ def load(path, rules=None):
   rules = rules or mapping.Rules()
   found = read_fields(path)
   cfg = from_fields(found, path)
-  tensors = _canonical(read_tensors(path), path)
-  if not any(name.startswith((NAMES["classifier"], NAMES["span"], _FREE)) for name in tensors):
+  tensors = canonical(read_tensors(path), path)
+  if not any(name.startswith((NAMES["classifier"], NAMES["span"], FREE)) for name in tensors):
     cfg = configs.corrected(cfg, found, path, rules)
   return cfg, params_of(cfg, tensors, path, rules)
 
@@ -116,7 +117,7 @@ def from_fields(found, path):
   """The AlbertConfig of a config.json."""
   cfg = configs.from_fields(found, _ACTIVATIONS)
   N, G = cfg.num_hidden_layers, cfg.num_hidden_groups
-  if configs.OURS not in found and any(_group(n, N, G) != mapping.copy_of(cfg, "ffn", n) for n in range(N)) and G > 1:
+  if configs.OURS not in found and any(group(n, N, G) != mapping.copy_of(cfg, "ffn", n) for n in range(N)) and G > 1:
     raise UserError(
       f"{path}: with {N} layers in {G} groups, transformers and the original disagree on which group a layer uses; "
       "such a model cannot be read"
@@ -132,8 +133,8 @@ def extra_fields(found):
 def read_tensors(path):
   """The tensors of a directory, {name: array}, as they are.
 
-  Read is model.safetensors, whole or in the shards of model.safetensors.index.json; else, if torch is installed,
-  pytorch_model.bin or the one .pth file.
+  Read is model.safetensors, whole or in the shards of model.safetensors.index.json; else pytorch_model.bin or the one
+  .pth file. Those of a PyTorch before 1.6 need torch.
   """
   path = pathlib.Path(path)
   index = path / "model.safetensors.index.json"
@@ -152,11 +153,11 @@ def read_tensors(path):
     )
   tensors = {}
   for file in files:
-    tensors |= _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    tensors |= read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
   return tensors
 
 
-def _read_safetensors(file):
+def read_safetensors(file):
   try:
     views = safetensors.deserialize(file.read_bytes())
   except safetensors.SafetensorError as error:
@@ -166,11 +167,13 @@ def _read_safetensors(file):
 
 def _read_torch(file):
   """A file of torch.save; nothing but tensors is unpickled, so that no code in it runs."""
+  if zipfile.is_zipfile(file):
+    return torch_file.read_tensors(file)
   try:
     import torch
   except ImportError:
     raise UserError(
-      f"{file} is a PyTorch file; pip install torch to read it, or save the model as model.safetensors"
+      f"{file} is a file of a PyTorch before 1.6; pip install torch to read it, or save the model as model.safetensors"
     ) from None
   try:
     found = torch.load(file, map_location="cpu", weights_only=True)
@@ -189,17 +192,17 @@ def _array(file, name, view):
   return (array.astype(np.uint32) << 16).view(np.float32) if view["dtype"] == "BF16" else array
 
 
-_BUFFERS = ("position_ids", "token_type_ids")  # of old versions: counted positions and zeros
+BUFFERS = ("position_ids", "token_type_ids")  # of old versions: counted positions and zeros
 _TIED = {
   "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",
   "predictions.decoder.bias": "predictions.bias",
 }
 
 
-def _canonical(tensors, where):
+def canonical(tensors, where):
   """Names as in NAMES: the model's own begin with `albert.`, buffers and tied copies are gone."""
   names = canonical_names(tensors)
-  result = {short: tensors[name] for name, short in names.items() if not short.endswith(_BUFFERS)}
+  result = {short: tensors[name] for name, short in names.items() if not short.endswith(BUFFERS)}
   for copy, original in _TIED.items():
     value = result.pop(copy, None)
     if value is not None and not np.array_equal(value, result.setdefault(original, value)):
@@ -237,8 +240,8 @@ def table_of(cfg, tensors):
     if any(name.startswith(f"{NAMES[head]}.") for name in tensors):
       heads[head] = mapping.HEADS[head](cfg.hidden_size, tensors.get(f"{NAMES[head]}.bias", np.empty(0)).size)
   for name, tensor in tensors.items():
-    if name.startswith(_FREE):
-      head, _, path = name.removeprefix(_FREE).replace(".", "/").partition("/")
+    if name.startswith(FREE):
+      head, _, path = name.removeprefix(FREE).replace(".", "/").partition("/")
       heads.setdefault(head, {})[path] = tensor.shape
   return _table(cfg, parts, heads)
 
@@ -251,7 +254,7 @@ def survey(path):
   cfg = from_fields(read_fields(path), path)
   tensors = dict(sorted(read_tensors(path).items()))
   names = canonical_names(tensors)
-  notes = {name: "buffer" for name, short in names.items() if short.endswith(_BUFFERS)}
+  notes = {name: "buffer" for name, short in names.items() if short.endswith(BUFFERS)}
   for name, short in list(names.items()):
     if _TIED.get(short) in names.values():
       notes[name] = f"tied to {_TIED[short]}"
@@ -293,7 +296,7 @@ def save(path, cfg, params, *, vocabulary=None, architecture=None, extra=None, o
 
 def to_fields(cfg, params, *, architecture=None, extra=None):
   """The object of a config.json (see `save`)."""
-  fields, ours = configs.to_fields(cfg, len(mapping.layers_there(cfg, _group)))
+  fields, ours = configs.to_fields(cfg, len(mapping.layers_there(cfg, group)))
   fields = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, **(extra or {}), **fields}
   fields |= {"model_type": "albert", "dtype": "float32", "architectures": [architecture or _architecture(params)]}
   heads = [head for head in ("classifier", "span") if head in params]

@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from albert_jax import files, paths
-from albert_jax.convert import google_tf1, hf
+from albert_jax.convert import google_tf1, hf, styletts2
 from albert_jax.convert.mapping import Rules
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
@@ -18,8 +18,8 @@ def load(path, *, allow_missing=(), allow_unused=(), keep_config=False):
 
   Args:
     path: a Hugging Face directory, a checkpoint of google-research/albert (its folder or, if that holds more, its
-      prefix), or the workdir of a complete run (its `export` is read). Folders in a store, as gs://BUCKET/FOLDER, are
-      read from a copy, see files.local.
+      prefix), the workdir of a complete run (its `export` is read), or the folder of a PL-BERT of StyleTTS2 or Kokoro
+      (see styletts2.py). Folders in a store, as gs://BUCKET/FOLDER, are read from a copy, see files.local.
     allow_missing: regular expressions of our parameter paths that may be absent; they are fresh then.
     allow_unused: regular expressions of names in the file that may be left over.
     keep_config: believe the config even where it is known to be wrong for the weights.
@@ -35,11 +35,13 @@ def load(path, *, allow_missing=(), allow_unused=(), keep_config=False):
 
 
 def find(path):
-  """Which format is at `path`, and where exactly: (the module `hf` or `google_tf1`, path for its `load`)."""
+  """Which format is at `path`, and where exactly: (module `hf`, `google_tf1` or `styletts2`, path for its `load`)."""
   if files.is_url(path):
     is_run = files.exists(f"{path}/checkpoints")  # Of a run only what is read is fetched.
     path = files.local(f"{path}/export" if is_run else path)
   path = pathlib.Path(path)
+  if styletts2.is_here(path):
+    return styletts2, path
   for folder in (path, path / "export"):
     if (folder / "config.json").is_file() and any(
       any(folder.glob(pattern)) for pattern in ("model.safetensors*", "pytorch_model.bin", "*.pth")
