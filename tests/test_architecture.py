@@ -8,9 +8,10 @@ import sys
 PACKAGE = pathlib.Path(__file__).parents[1] / "albert_jax"
 # Each room may use those after it. Commands are the files at the top that have a `main`.
 MAY_USE = {
-  "commands": {"training", "tasks", "convert", "model", "data", "paths", "files", "errors", "cli", "curves"},
+  "commands": {"training", "tasks", "convert", "export", "model", "data", "paths", "files", "errors", "cli", "curves"},
   "cli": {"files", "errors"},
   "curves": {"training"},
+  "export": {"tasks", "convert", "model", "data", "paths", "files", "errors"},
   "tasks": {"model", "data", "files", "errors"},
   "training": {"paths", "files", "errors"},
   "convert": {"model", "data", "paths", "files", "errors", "cli"},
