@@ -170,9 +170,7 @@ def pipeline(task: str | None, path, *, dtype: str = "", **options) -> Pipeline:
   cfg, params = convert.load(path)
   said = convert.about(path)
   name = said.get("name")
-  able = [x for x, purpose in TASKS.items() if any(parts <= params.keys() for parts in purpose.parts)]
-  # A head is for what it was trained for, where that is known; masks and vectors need none of its kind.
-  able = [x for x in able if name is None or x in (name, "fill-mask", "embed")]
+  able = able_tasks(params, name)
   heads = [x for x in able if x != "embed"]
   wanted = task or name or (heads[0] if len(heads) == 1 else None)
   if wanted not in TASKS:
@@ -194,6 +192,16 @@ def pipeline(task: str | None, path, *, dtype: str = "", **options) -> Pipeline:
     options["labels"] = [f"LABEL_{i}" for i in range(len(params["classifier"]["bias"]))]
   cfg = dataclasses.replace(cfg, dtype=dtype) if dtype else cfg
   return Pipeline(wanted, cfg, jax.device_put(params), convert.load_tokenizer(path), options)
+
+
+def able_tasks(params: dict, name: str | None) -> list[str]:
+  """The tasks of TASKS that a checkpoint can do.
+
+  Args: params: its parameters. name: the task it was trained for, "name" of convert.about, or None if not known.
+  """
+  able = [task for task, purpose in TASKS.items() if any(parts <= params.keys() for parts in purpose.parts)]
+  # A head is for what it was trained for, where that is known; masks and vectors need none of its kind.
+  return [task for task in able if name is None or task in (name, "fill-mask", "embed")]
 
 
 def _check_options(purpose, given):

@@ -65,21 +65,24 @@ def mean_loss(batch) -> dict:
   return {"loss": 1 / jnp.maximum(jnp.sum(batch["weight"]), 1)}
 
 
+def batch_limits() -> dict:
+  """The limits of a batch in prediction, by the machine: `tokens`, `filled`, `lengths` of finetune.serving_batches."""
+  cpu = jax.default_backend() == "cpu"
+  return {
+    "tokens": min(TOKENS, TOKENS_A_CORE * os.cpu_count()) if cpu else TOKENS,
+    "filled": 0.75 if cpu else 0.5,  # A processor takes as long for a row of padding as for any other.
+    "lengths": finetune.FINE_LENGTHS if cpu else finetune.LENGTHS,
+  }
+
+
 def by_row(function, params, rows, batch_size=BATCH):
   """Runs rows through a compiled function: the shortest first, in batches of a few shapes.
 
   Args: function: (params, batch) -> {name: [B, ...]}. rows: data.finetune.Rows. batch_size: the most rows in a batch.
   Returns: {name: list of one numpy array a row}; those over positions are as long as their batch's longest row.
   """
-  cpu = jax.default_backend() == "cpu"
-  batches = finetune.serving_batches(
-    rows,
-    most=batch_size,
-    tokens=min(TOKENS, TOKENS_A_CORE * os.cpu_count()) if cpu else TOKENS,
-    filled=0.75 if cpu else 0.5,  # A processor takes as long for a row of padding as for any other.
-    lengths=finetune.FINE_LENGTHS if cpu else finetune.LENGTHS,
-    longest=len(params["embeddings"]["position"]["embedding"]),
-  )
+  longest = len(params["embeddings"]["position"]["embedding"])
+  batches = finetune.serving_batches(rows, most=batch_size, longest=longest, **batch_limits())
   found, before = {}, None
   for batch in itertools.chain(batches, (None,)):
     # The next batch is on its way before the last one's answers are waited for.
