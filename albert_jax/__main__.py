@@ -4,38 +4,38 @@ import gc
 import importlib
 import sys
 
-from albert_jax import cli
+from albert_jax.commands import common
 from albert_jax.errors import UserError
 
 COMMANDS = {
-  "vocab": ("albert_jax.data.vocab", "train a SentencePiece vocabulary on a corpus"),
-  "prepare": ("albert_jax.data.prepare", "turn a corpus into a dataset of token segments"),
-  "audit": ("albert_jax.data.audit", "what a model will see of a dataset, and what is wrong with it"),
-  "train": ("albert_jax.train", "pre-train a model; resumes by itself"),
-  "evaluate": ("albert_jax.evaluate", "the numbers of a checkpoint on held-out data, as JSON"),
-  "predict": ("albert_jax.predict", "what a trained model says of texts: lines in, JSON lines out"),
-  "suite": ("albert_jax.suite", "a set of fine-tuning tasks and seeds, and one table beside the published numbers"),
-  "plan": ("albert_jax.plan", "will it fit a TPU that is not there, and how long will it take"),
-  "convert": ("albert_jax.convert.command", "weights from any format to another, or looked into"),
+  "vocab": "train a SentencePiece vocabulary on a corpus",
+  "prepare": "turn a corpus into a dataset of token segments",
+  "audit": "what a model will see of a dataset, and what is wrong with it",
+  "train": "pre-train a model; resumes by itself",
+  "evaluate": "the numbers of a checkpoint on held-out data, as JSON",
+  "predict": "what a trained model says of texts: lines in, JSON lines out",
+  "suite": "a set of fine-tuning tasks and seeds, and one table beside the published numbers",
+  "plan": "will it fit a TPU that is not there, and how long will it take",
+  "convert": "weights from any format to another, or looked into",
 }
 
 
 def main(argv=None) -> int:
   argv = sys.argv[1:] if argv is None else argv
   if not argv or argv[0] in ("-h", "--help", "help"):
-    listed = "\n".join(f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items())
+    listed = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
     print(f"usage: albert-jax COMMAND [--help] …\n\ncommands:\n{listed}")
     return 0 if argv else 2
   if argv[0] not in COMMANDS:
     print(f"albert-jax: no command {argv[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
     return 2
-  cli.keep_compiled()
+  common.keep_compiled()
   if argv[0] in ("train", "evaluate", "predict"):
-    cli.keep_memory()
+    common.keep_memory()
     # Tracing makes many objects that stay; looking for garbage among them takes long and finds little.
     gc.set_threshold(100_000)
   try:
-    return _imported(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
+    return _imported(f"albert_jax.commands.{argv[0]}").main(argv[1:]) or 0
   except UserError as error:
     print(f"albert-jax {argv[0]}: {error}", file=sys.stderr)
     return 2

@@ -22,8 +22,8 @@ import jax
 import numpy as np
 
 from albert_jax import convert, model
-from albert_jax.cli import load_config
-from albert_jax.evaluate import for_checkpoint
+from albert_jax.commands.common import load_config
+from albert_jax.evaluation import for_checkpoint
 from albert_jax.tasks import heads
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -22,10 +22,11 @@ import numpy as np
 import torch
 import transformers
 
-from albert_jax import cli, convert, tasks
+from albert_jax import convert, tasks
+from albert_jax.commands import common
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.evaluate import with_structure
-from albert_jax.train import train
+from albert_jax.evaluation import with_structure
+from albert_jax.loop import train
 from albert_jax.training.optimizer import OptimizerConfig
 from albert_jax.training.schedule import schedule
 from albert_jax.training.writer import read
@@ -95,10 +96,10 @@ def configure(case, data, start, steps):
     **{f"model.{name}_dropout_prob": 0.0 for name in ("hidden", "attention_probs", "classifier")},
     **case.overrides,
   }  # fmt: skip
-  parser = cli.parser("train", "", "")
+  parser = common.parser("train", "", "")
   arguments = [f"--config.{name}={value}" for name, value in values.items()]
   file, variant = case.config.split(":")
-  return cli.parse_with_config(parser, [f"--config={ROOT / file}:{variant}", *arguments])[1]
+  return common.parse_with_config(parser, [f"--config={ROOT / file}:{variant}", *arguments])[1]
 
 
 def with_head(case, data, checkpoint, vocabulary, folder):

@@ -175,9 +175,9 @@ def main():
     0, sorted(os.sched_getaffinity(0))[: args.threads]
   )  # XLA takes a thread for each core it may use.
 
-  from albert_jax import cli
+  from albert_jax.commands import common
 
-  cli.keep_memory()  # As `albert-jax predict` does; here the others have it too.
+  common.keep_memory()  # As `albert-jax predict` does; here the others have it too.
   import jax
   import numpy as np
 

@@ -24,8 +24,12 @@ import time
 
 import sentencepiece
 
-from albert_jax.data import pipeline, prepare, readers, source, vocab
-from albert_jax.data.pretrain import DataConfig
+from albert_jax.commands import corpus
+from albert_jax.commands import vocab as vocab_command
+from albert_jax.data import datasets
+from albert_jax.data.corpus import prepare, readers, segments
+from albert_jax.data.pretraining import batching
+from albert_jax.data.pretraining.examples import DataConfig
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
@@ -53,7 +57,7 @@ def measure_prepare(spec, spm, reading, folder):
   size = corpus_bytes(spec, reading)
   importlib.import_module("tensorflow_datasets.core.folder_dataset")  # its second is not the corpus'
   clock = Clock()
-  prepare.prepare(spec, spm, folder / "dataset", prepare.Settings(), reading)
+  prepare.prepare(spec, spm, folder / "dataset", segments.Settings(), reading)
   cpu, wall = clock.seconds()
   return {
     "prepare_mb_per_second_per_core": size / cpu / 1e6,
@@ -77,7 +81,7 @@ def measure_sentencepiece(spec, spm, reading):
 def measure_batches(dataset, *, batch_size, seconds, **config):
   """Makes batches one after the other in this thread: {name: examples/s}."""
   cfg = DataConfig(str(dataset), **config)
-  maker = pipeline.batch_maker(cfg, batch_size=batch_size, seed=0)
+  maker = batching.batch_maker(cfg, batch_size=batch_size, seed=0)
   maker(0)
   clock, steps = Clock(), 0
   while clock.seconds()[0] < seconds:
@@ -102,7 +106,7 @@ def training(dataset, size, batch_size, seq_length):
   from albert_jax.training import optimizer, sharding, state
   from albert_jax.training.step import make_train_step
 
-  vocab_size = source.describe(dataset)["vocabulary"]["size"]
+  vocab_size = datasets.describe(dataset)["vocabulary"]["size"]
   cfg = dataclasses.replace(VARIANTS[size], vocab_size=vocab_size, max_position_embeddings=max(512, seq_length))
   init, key = functools.partial(model.init, cfg), jax.random.key(0)
   mesh = sharding.make_mesh(sharding.MeshConfig(), batch_size, jax.devices()[:1])
@@ -133,7 +137,7 @@ def measure_steps(dataset, *, size, batch_size, seq_length, workers, steps, roun
   """Trains with the pipeline and with one batch held ready, in turns: {name: milliseconds a step, or a share}."""
   train, place = training(dataset, size, batch_size, seq_length)
   cfg = DataConfig(str(dataset), seq_length=seq_length, workers=workers)
-  batches = pipeline.train_batches(cfg, batch_size=batch_size, seed=0)
+  batches = batching.train_batches(cfg, batch_size=batch_size, seed=0)
   waited = 0.0
 
   def real():
@@ -175,7 +179,7 @@ def measure_steps(dataset, *, size, batch_size, seq_length, workers, steps, roun
 def main(argv):
   """The command; see the top of the file."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  readers.add_arguments(parser, default="python_docs")
+  corpus.add_arguments(parser, default="python_docs")
   parser.add_argument("--spm", default="", help="the vocabulary (default: one of 8,000 pieces made from the corpus)")
   parser.add_argument("--dataset", default="", help="measure batches only, from this folder made by prepare")
   parser.add_argument("--seq_length", type=int, default=512)
@@ -189,14 +193,14 @@ def main(argv):
   parser.add_argument("--rounds", type=int, default=10, help="turns of each kind")
   parser.add_argument("--json", default="", help="write the numbers to this file")
   args = parser.parse_args(argv)
-  reading = readers.from_arguments(args)
+  reading = corpus.reading(args)
   numbers = {}
   with tempfile.TemporaryDirectory() as folder:
     folder, dataset = pathlib.Path(folder), args.dataset
     if not dataset:
       spm = args.spm
       if not spm:
-        vocab.main([f"--input={args.input}", f"--out={folder}", "--vocab_size=8000"])
+        vocab_command.main([f"--input={args.input}", f"--out={folder}", "--vocab_size=8000"])
         spm = str(folder / "spiece.model")
       numbers |= measure_prepare(args.input, spm, reading, folder)
       numbers |= measure_sentencepiece(args.input, spm, reading)

@@ -17,8 +17,9 @@ import time
 import jax
 import numpy as np
 
-from albert_jax import VARIANTS, cli, init
-from albert_jax.plan import plan
+from albert_jax import VARIANTS, init
+from albert_jax.commands import common
+from albert_jax.planning import plan
 from albert_jax.tasks import pretrain
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -35,7 +36,7 @@ LEVERS = {
 
 
 def compiled(args, fields):
-  config = cli.load_config(f"{ROOT / 'configs' / 'pretrain.py'}:{args.size}")
+  config = common.load_config(f"{ROOT / 'configs' / 'pretrain.py'}:{args.size}")
   data = {"data.max_predictions": args.slots, "data.seq_length": args.length}
   config.update_from_flattened_dict({"model.dtype": args.dtype, **data, **{f"model.{k}": v for k, v in fields.items()}})
   chips = np.prod([int(n) for n in args.topology.split(":")[1].split("x")])

@@ -13,8 +13,8 @@ import sys
 
 import jax
 
-from albert_jax import cli
-from albert_jax.plan import plan
+from albert_jax.commands import common
+from albert_jax.planning import plan
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SIZES = ("base", "large", "xlarge", "xxlarge")
@@ -87,7 +87,7 @@ def main():
 
 
 def compiled(size, topology):
-  config = cli.load_config(f"{ROOT / 'configs' / 'pretrain.py'}:{size}")
+  config = common.load_config(f"{ROOT / 'configs' / 'pretrain.py'}:{size}")
   chips = 1
   for n in topology.split(":")[1].split("x"):
     chips *= int(n)

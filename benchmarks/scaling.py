@@ -11,8 +11,8 @@ import argparse
 import json
 import pathlib
 
-from albert_jax import cli
-from albert_jax.plan import machine, plan
+from albert_jax.commands import common
+from albert_jax.planning import machine, plan
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -27,7 +27,7 @@ def main():
   args = parser.parse_args()
   found = {}
   for topology in args.topologies:
-    config = cli.load_config(f"{ROOT / 'configs' / 'pretrain.py'}:{args.size}")
+    config = common.load_config(f"{ROOT / 'configs' / 'pretrain.py'}:{args.size}")
     overrides = {"model.dtype": "bfloat16", "data.max_predictions": 20}
     config.update_from_flattened_dict({**overrides, "batch_size": args.rows * len(machine(topology)[2])})
     n = plan(config, topology, args.mfu)

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from albert_jax import VARIANTS, model
-from albert_jax.data import source
+from albert_jax.data import datasets
 from albert_jax.tasks import pretrain
 
 
@@ -35,7 +35,7 @@ def first_step(args, folder, cache) -> tuple[float, float]:
   overrides = {
     "steps": 2, "log_every": 1, "eval_every": 1000, "eval_batches": 1, "checkpoint_every": 1000,
     "batch_size": args.batch, "optimizer.warmup_steps": 1, "data.dataset": args.dataset, "data.seq_length": args.length,
-    "model.vocab_size": source.tokenizer(args.dataset, "").vocab_size,
+    "model.vocab_size": datasets.tokenizer(args.dataset, "").vocab_size,
   }  # fmt: skip
   command = [sys.executable, "-m", "albert_jax", "train", f"--config={root}/configs/pretrain.py:{args.size}",
              f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in overrides.items())]  # fmt: skip

@@ -5,7 +5,7 @@
 
 All begin with the same weights and batch, dropout 0, AdamW with clipping; their losses must agree over three steps
 before anything is timed. Each has a process of its own, as its user would start it: ours as `albert-jax train` does,
-with memory kept between steps (cli.keep_memory), which the best of the others are also shown with. They take turns, one
+with memory kept between steps (keep_memory), which the best of the others are also shown with. They take turns, one
 step each, so that a machine that slows down slows all of them.
 
   python benchmarks/train_step.py --dtypes=float32 --virtual 2 4 8 --only=albert_jax
@@ -34,7 +34,7 @@ import optax
 import tqdm
 
 from albert_jax import VARIANTS, convert, model
-from albert_jax.plan import flops_per_step
+from albert_jax.planning import flops_per_step
 from albert_jax.tasks import pretrain
 from albert_jax.training import optimizer, sharding, state
 from albert_jax.training.optimizer import OptimizerConfig
@@ -230,7 +230,11 @@ class Worker:
   """A contestant in a process of its own."""
 
   def __init__(self, name, folder, argv):
-    start = "from albert_jax import cli; cli.keep_memory(); " if name.startswith("albert_jax") or KEPT in name else ""
+    start = (
+      "from albert_jax.commands import common; common.keep_memory(); "
+      if name.startswith("albert_jax") or KEPT in name
+      else ""
+    )
     start += "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", start, __file__, *argv, f"--worker={name}", f"--folder={folder}"]
     self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -8,7 +8,7 @@ sentiment, inference and the quality of translations. The values are from the ra
 batch 16 or 32, rate 2e-5 to 5e-5, 2 to 4 epochs).
 """
 
-from configs import common
+from albert_jax.configs import common
 
 
 def get_config(variant: str = "base"):

@@ -4,6 +4,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from albert_jax.errors import UserError
 from albert_jax.model import VARIANTS
 from albert_jax.training.guard import GuardConfig
 from albert_jax.training.optimizer import OptimizerConfig
@@ -13,7 +14,7 @@ from albert_jax.training.sharding import MeshConfig
 def get_config(variant: str) -> ConfigDict:
   """The fields of any run of the model `variant`, with no task yet."""
   if variant not in VARIANTS:
-    raise ValueError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
+    raise UserError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
   config = ConfigDict()
   config.seed = 0
   config.steps = 125_000

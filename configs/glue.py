@@ -10,8 +10,8 @@ init_from the model is the checkpoint's.
 The paper begins RTE, STS-B and MRPC with its model of MNLI: --config.init_from=MNLI_RUN, whose classifier is left out.
 """
 
+from albert_jax.configs import classify, common
 from albert_jax.tasks.glue import TASKS
-from configs import classify, common
 
 # The paper's values (arXiv 1909.11942, table 14); classifier dropout is 0.1 and the length 512 in every row. AX is for
 # evaluating a model of MNLI.

@@ -6,7 +6,7 @@ DIR holds train.conll and dev.conll (or .txt, .tsv, .jsonl; see docs/finetuning.
 values are from the ranges of BERT's (appendix A.3: batch 16 or 32, rate 2e-5 to 5e-5, 2 to 4 epochs).
 """
 
-from configs import common
+from albert_jax.configs import common
 
 
 def get_config(variant: str = "base"):

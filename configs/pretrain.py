@@ -11,8 +11,8 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from albert_jax.data.pipeline import DataConfig
-from configs import common
+from albert_jax.configs import common
+from albert_jax.data.pretraining.batching import DataConfig
 
 
 def get_config(variant: str = "base") -> ConfigDict:

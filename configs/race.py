@@ -7,7 +7,7 @@ DREAM, train.csv and val.csv of SWAG, or train.jsonl and dev.jsonl with a contex
 line; docs/finetuning.md shows them.
 """
 
-from configs import common
+from albert_jax.configs import common
 
 
 def get_config(variant: str = "base"):

@@ -9,7 +9,7 @@ how alike they are, as STS-B has them: --config.data.query_field=sentence1 --con
 temperature and batch are those of SimCSE (arXiv 2104.08821, supervised, base size).
 """
 
-from configs import common
+from albert_jax.configs import common
 
 
 def get_config(variant: str = "base"):

@@ -8,7 +8,7 @@ The hyper-parameters are those of the paper's table 14, also for 2.0's beam head
 
 from ml_collections import ConfigDict
 
-from configs import common
+from albert_jax.configs import common
 
 # Table 14 of the paper, and which head it uses. All: AdamW, batch 48, length 384, no dropout but the classifier's 0.1.
 VERSIONS = {

@@ -8,7 +8,7 @@ DIR holds train.jsonl and dev.jsonl with lines {"document": text or list of sent
 ones for fine-tuning (appendix A.3 of its paper).
 """
 
-from configs import common
+from albert_jax.configs import common
 
 
 def get_config(variant: str = "base"):

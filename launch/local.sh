@@ -24,7 +24,7 @@ export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} # The run is small; on an accelerator
 if [[ ! -f $RUN/vocab/spiece.model ]]; then
   albert-jax vocab --input=python_docs --tfds_dir=$RUN/tfds --out=$RUN/vocab --vocab_size=4096
 fi
-if [[ ! -f $RUN/data/prepare.json ]]; then
+if [[ ! -f $RUN/data/corpus/prepare.json ]]; then
   albert-jax prepare --input=python_docs --tfds_dir=$RUN/tfds --spm=$RUN/vocab/spiece.model --out=$RUN/data \
     --segment_tokens=64
 fi

@@ -7,7 +7,7 @@ import random
 import jax
 
 from albert_jax import convert, model
-from albert_jax.data import prepare, readers, vocab
+from albert_jax.data.corpus import prepare, readers, segments, vocab
 
 SYLLABLES = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
 
@@ -47,7 +47,7 @@ def dataset(folder, docs, *, spm=None, name="dataset", **settings):
       str(corpus),
       spm or vocabulary(folder),
       folder / name,
-      prepare.Settings(**{"sentences": "line"} | settings),
+      segments.Settings(**{"sentences": "line"} | settings),
       readers.Reading(layout="blank"),
     )
   return folder / name

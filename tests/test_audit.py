@@ -7,8 +7,10 @@ import made_up
 import numpy as np
 import pytest
 
-from albert_jax.data import audit, source
-from albert_jax.data.pretrain import DataConfig
+from albert_jax.commands import audit as audit_command
+from albert_jax.data import datasets
+from albert_jax.data.pretraining import audit
+from albert_jax.data.pretraining.examples import DataConfig
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +23,12 @@ def test_a_sound_dataset_passes(dataset, tmp_path, capsys):
   config = tmp_path / "configs" / "c.py"
   config.parent.mkdir()
   config.write_text(
-    "from ml_collections import ConfigDict\nimport dataclasses\nfrom albert_jax.data.pretrain import DataConfig\n"
+    "from ml_collections import ConfigDict\nimport dataclasses\n"
+    "from albert_jax.data.pretraining.examples import DataConfig\n"
     "def get_config():\n  return ConfigDict({'seed': 0, 'data': dataclasses.asdict(DataConfig('', seq_length=128))})\n"
   )
   args = [str(dataset), f"--config={config}", "--examples=3000", f"--json={tmp_path / 'a.json'}", "--show=3"]
-  assert audit.main(args) == 0
+  assert audit_command.main(args) == 0
   numbers = json.loads((tmp_path / "a.json").read_text())
   assert numbers["problems"] == [] and numbers["cross_document_pairs"] == 0
   assert numbers["mask_rate"] == pytest.approx(0.15, abs=0.002)
@@ -35,12 +38,12 @@ def test_a_sound_dataset_passes(dataset, tmp_path, capsys):
   assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
   assert capsys.readouterr().out.count("[CLS]") == 3
   # too few slots, the trap of the original's defaults
-  assert audit.main([*args, "--config.data.max_predictions=5"]) == 1
+  assert audit_command.main([*args, "--config.data.max_predictions=5"]) == 1
   assert "mask_rate" in capsys.readouterr().err
 
 
 def test_without_a_config_it_takes_the_papers(dataset, capsys):
-  assert audit.main([str(dataset), "--examples=300", "--show=0"]) == 1
+  assert audit_command.main([str(dataset), "--examples=300", "--show=0"]) == 1
   assert "padding_share" in capsys.readouterr().err  # these documents are too short for length 512
   assert (dataset / "audit.png").exists()
 
@@ -51,8 +54,8 @@ def test_documents_in_both_splits_and_repeated_text_are_found(tmp_path, monkeypa
   cfg = DataConfig(str(folder), seq_length=64)
   clean = audit.look_for_duplicates(cfg)
   assert clean["documents_in_both_splits"] == 0 and 0 < clean["duplicate_segments"] < 0.5
-  opened = source.open_split
-  monkeypatch.setattr(source, "open_split", lambda dataset, split: opened(dataset, "train"))
+  opened = datasets.open_split
+  monkeypatch.setattr(datasets, "open_split", lambda dataset, split: opened(dataset, "train"))
   assert audit.look_for_duplicates(cfg)["documents_in_both_splits"] > 10
 
 

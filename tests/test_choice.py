@@ -12,7 +12,7 @@ import pytest
 import albert_jax
 from albert_jax import convert, tasks
 from albert_jax.__main__ import main
-from albert_jax.cli import load_config
+from albert_jax.commands.common import load_config
 from albert_jax.errors import UserError
 from albert_jax.tasks import choice
 from albert_jax.training.writer import read

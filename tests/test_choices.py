@@ -6,7 +6,7 @@ import made_up
 import numpy as np
 import pytest
 
-from albert_jax.data import choices
+from albert_jax.data.finetuning import choices
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 

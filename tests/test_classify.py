@@ -15,8 +15,8 @@ import pytest
 import albert_jax
 from albert_jax import convert, tasks
 from albert_jax.__main__ import main
-from albert_jax.cli import load_config
-from albert_jax.data import examples
+from albert_jax.commands.common import load_config
+from albert_jax.data.finetuning import tables
 from albert_jax.errors import UserError
 from albert_jax.tasks import classify
 from albert_jax.training.writer import read
@@ -314,7 +314,7 @@ class TestKinds:
     assert (batch["token_type_ids"].max() == 1) == (name == "pair")
     # As good as it gets: the labels themselves.
     gold = classify.gold_of(
-      examples.read(folder, "validation", [changes.get("data__label_field", "label")]),
+      tables.read(folder, "validation", [changes.get("data__label_field", "label")]),
       changes.get("data__label_field", "label"), changes.get("task__kind", "classification"),
       task.about["albert_jax_task"]["labels"], ";",
     )  # fmt: skip

@@ -11,8 +11,8 @@ from small_models import SMALL, assert_same, random_params
 from test_tokenizer import train
 
 import albert_jax
+from albert_jax.commands.convert import main
 from albert_jax.convert import google_tf1, hf, tf_checkpoint
-from albert_jax.convert.command import main
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 

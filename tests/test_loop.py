@@ -12,7 +12,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import albert_jax
-from albert_jax import cli, model, paths, tasks, train
+from albert_jax import loop, model, paths, tasks
+from albert_jax.commands import common
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.tasks import pretrain
@@ -89,12 +90,12 @@ def go(vocabulary, tmp_path, monkeypatch):
     )  # fmt: skip
 
   monkeypatch.setattr(tasks, "make", make)
-  monkeypatch.setattr(train.curves, "plot", lambda *args: None)  # It is slow, and end_to_end has it.
-  one = functools.partial(train.sharding.make_mesh, devices=jax.devices()[:1])  # Quicker; meshes have their own tests.
-  monkeypatch.setattr(train.sharding, "make_mesh", one)
+  monkeypatch.setattr(loop.curves, "plot", lambda *args: None)  # It is slow, and end_to_end has it.
+  one = functools.partial(loop.sharding.make_mesh, devices=jax.devices()[:1])  # Quicker; meshes have their own tests.
+  monkeypatch.setattr(loop.sharding, "make_mesh", one)
 
   def run(name, profile=None, **overrides):
-    config = cli.load_config(f"{CONFIG}:tiny")
+    config = common.load_config(f"{CONFIG}:tiny")
     values = {
       "steps": 8, "batch_size": 8, "log_every": 1, "eval_every": 4, "checkpoint_every": 2, "data.seq_length": 8,
       "data.dataset": "", "optimizer.warmup_steps": 0,
@@ -104,7 +105,7 @@ def go(vocabulary, tmp_path, monkeypatch):
     }  # fmt: skip
     config.update_from_flattened_dict(values)
     served.clear()
-    train.train(config, tmp_path / name, profile)
+    loop.train(config, tmp_path / name, profile)
     return numbers(tmp_path / name)
 
   run.sick, run.absent, run.served, run.folder = sick, absent, served, tmp_path
@@ -241,10 +242,10 @@ def test_hours_are_settled_once(go, monkeypatch, capsys):
     timed.append(args)
     return real(*args)
 
-  real = train._steps_in
-  monkeypatch.setattr(train, "_steps_in", fake)
+  real = loop._steps_in
+  monkeypatch.setattr(loop, "_steps_in", fake)
   # A step of this model takes some milliseconds: the steps are too many, so the evaluations are made to cost.
-  monkeypatch.setattr(train.duration, "steps_in", lambda seconds, parts, costs, *rest: 4 if min(costs) > 0 else 0)
+  monkeypatch.setattr(loop.duration, "steps_in", lambda seconds, parts, costs, *rest: 4 if min(costs) > 0 else 0)
   found = go("run", hours=1.0)
   assert max(step for step, _ in found) == 4
   assert "1 hours are 4 steps" in capsys.readouterr().err
@@ -259,7 +260,7 @@ def scores(monkeypatch, *values):
   def evaluate(*args):
     return {"score": left.pop(0), "mlm_loss": 1.0}, {}
 
-  monkeypatch.setattr(train, "evaluate", evaluate)
+  monkeypatch.setattr(loop, "evaluate", evaluate)
   return left
 
 

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from albert_jax.data import draws, masking
+from albert_jax.data import rng
+from albert_jax.data.pretraining import masking
 
 MASK, ORDINARY = 4, np.arange(13, 500, dtype=np.int32)
 
@@ -28,7 +29,7 @@ def mask(words, length, *, rate=0.15, slots=None, ngram=3, seed=0, **kwargs):
   tokens = (~is_special).sum(axis=1)
   slots = slots or max(1, round(rate * length))
   budget = np.clip(np.rint(rate * tokens).astype(np.int64), 1, slots)
-  keys = draws.keys(seed, "x", np.arange(len(words)))
+  keys = rng.keys(seed, "x", np.arange(len(words)))
   spans = masking.choose_spans(is_start, is_special, budget, keys, ngram=ngram, **kwargs)
   masked = masking.mask_tokens(ids, spans, keys, slots=slots, mask_id=MASK, ordinary_ids=ORDINARY)
   return ids, is_start, is_special, budget, spans, masked
@@ -99,7 +100,7 @@ def test_a_row_does_not_depend_on_its_batch(ngram):
   random = np.random.default_rng(1)
   words = [random.integers(1, 4, random.integers(1, 60)).tolist() for _ in range(64)]
   ids, is_start, is_special = rows_of(words, 182)
-  keys = draws.keys(5, "x", np.arange(64))
+  keys = rng.keys(5, "x", np.arange(64))
   budget = np.maximum(1, (~is_special).sum(axis=1) // 6)
 
   def run(rows):

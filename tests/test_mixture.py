@@ -7,8 +7,9 @@ import made_up
 import numpy as np
 import pytest
 
-from albert_jax.data import mixture, records, source
-from albert_jax.data.pipeline import DataConfig, batch_maker, eval_batches
+from albert_jax.data import datasets, records
+from albert_jax.data.pretraining import mixture
+from albert_jax.data.pretraining.batching import DataConfig, batch_maker, eval_batches
 from albert_jax.errors import UserError
 
 
@@ -60,21 +61,21 @@ def folder(tmp_path_factory):
 def test_batches_come_from_all(folder):
   cfg = DataConfig(f"{folder / 'a'},{folder / 'b'}", weights="1,3", seq_length=64)
   documents = [
-    set(records.unpack(source.fetch(data, list(range(len(data))))).document.tolist())
-    for data in (source.open_split(str(folder / name), "train") for name in "ab")
+    set(records.unpack(datasets.fetch(data, list(range(len(data))))).document.tolist())
+    for data in (datasets.open_split(str(folder / name), "train") for name in "ab")
   ]
   _, details = batch_maker(cfg, batch_size=mixture.BLOCK, seed=0).explain(0)
   share = np.isin(details.records.document, np.array(list(documents[1]), np.uint64)).mean()
   assert share == 0.75
   parts = [batch_maker(cfg, batch_size=64, seed=0, host=h, hosts=2)(3)["input_ids"] for h in range(2)]
   np.testing.assert_array_equal(np.concatenate(parts), batch_maker(cfg, batch_size=64, seed=0)(3)["input_ids"])
-  sizes = [len(source.open_split(str(folder / name), "validation")) for name in "ab"]
+  sizes = [len(datasets.open_split(str(folder / name), "validation")) for name in "ab"]
   real = sum(int(batch["mlm_weights"].any(axis=1).sum()) for batch in eval_batches(cfg, batch_size=16, seed=0))
   assert real == sum(sizes)
 
 
 def test_the_description_is_that_of_all(folder):
-  both = source.describe(f"{folder / 'a'},{folder / 'b'}")
+  both = datasets.describe(f"{folder / 'a'},{folder / 'b'}")
   each = [json.loads((folder / name / "prepare.json").read_text()) for name in "ab"]
   assert both["splits"]["train"]["tokens"] == sum(one["splits"]["train"]["tokens"] for one in each)
   losses = sorted(one["baselines"]["unigram_loss"] for one in each)

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from albert_jax.data import packing, source
-from albert_jax.data.pipeline import DataConfig, batch_maker, eval_batches, train_batches
+from albert_jax.data import datasets
+from albert_jax.data.pretraining import packing
+from albert_jax.data.pretraining.batching import DataConfig, batch_maker, eval_batches, train_batches
 from albert_jax.errors import UserError
 
 
@@ -60,7 +61,7 @@ def test_segments_as_long_as_rows_leave_little_padding(tmp_path):
   docs = made_up.documents(60, sentences=(80, 120))
   folder = made_up.dataset(tmp_path, docs, segment_tokens=192, validation_fraction=0.1)
   cfg = DataConfig(str(folder), seq_length=192, short_seq_rate=0.0, packing=4)
-  sizes = packing.example_sizes(source.lengths(cfg.dataset, "train"), 192)
+  sizes = packing.example_sizes(datasets.lengths(cfg.dataset, "train"), 192)
   plan = packing.make_plan(sizes, 192, 4)
   assert 1 - sizes.sum() / (plan.rows * 192) > 0.04  # what the plan alone leaves
   batch, details = batch_maker(cfg, batch_size=512, seed=0).explain(0)
@@ -131,7 +132,7 @@ def test_packing_is_a_pure_function_too(cfg):
     for name, value in whole[step].items():
       np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), value)
   rows = sum(int(batch["mlm_weights"].any(axis=1).sum()) for batch in eval_batches(cfg, batch_size=8, seed=1))
-  sizes = packing.example_sizes(source.lengths(cfg.dataset, "validation"), 128)
+  sizes = packing.example_sizes(datasets.lengths(cfg.dataset, "validation"), 128)
   assert rows == packing.make_plan(sizes, 128, 4).rows < len(sizes)
 
 

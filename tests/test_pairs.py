@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from albert_jax.data import draws, pairs, records
+from albert_jax.data import records, rng
+from albert_jax.data.pretraining import pairs
 
 
 def batch_of(all_lengths):
@@ -26,7 +27,7 @@ def batch_of(all_lengths):
 )
 def test_two_runs_of_one_record_in_order(all_lengths, max_tokens, short_seq_rate, seed):
   batch = batch_of(all_lengths)
-  keys = draws.keys(seed, "pairs", np.arange(len(all_lengths)))
+  keys = rng.keys(seed, "pairs", np.arange(len(all_lengths)))
   chosen = pairs.choose(batch, keys, max_tokens=max_tokens, short_seq_rate=short_seq_rate)
   for r, lengths in enumerate(all_lengths):
     first, second = (int(chosen.first_start[r]), int(chosen.first_size[r])), None
@@ -50,7 +51,7 @@ def test_two_runs_of_one_record_in_order(all_lengths, max_tokens, short_seq_rate
 def test_swaps_and_short_sequences_have_their_rates():
   count = 20000
   lengths = np.random.default_rng(0).integers(3, 40, (count, 25)).tolist()
-  chosen = pairs.choose(batch_of(lengths), draws.keys(0, "pairs", np.arange(count)), max_tokens=253, short_seq_rate=0.1)
+  chosen = pairs.choose(batch_of(lengths), rng.keys(0, "pairs", np.arange(count)), max_tokens=253, short_seq_rate=0.1)
   assert chosen.is_pair.all()
   assert abs(chosen.label.mean() - 0.5) < 0.01
   assert abs(chosen.is_short.mean() - 0.1) < 0.01
@@ -63,7 +64,7 @@ def test_swaps_and_short_sequences_have_their_rates():
 
 def test_each_part_of_a_long_record_is_used():
   batch = batch_of([[10] * 50] * 4000)
-  chosen = pairs.choose(batch, draws.keys(0, "pairs", np.arange(4000)), max_tokens=60, short_seq_rate=0.0)
+  chosen = pairs.choose(batch, rng.keys(0, "pairs", np.arange(4000)), max_tokens=60, short_seq_rate=0.0)
   begin = np.minimum(chosen.first_start, chosen.second_start)
   end = np.maximum(chosen.first_start + chosen.first_size, chosen.second_start + chosen.second_size)
   assert begin.min() < 10 and end.max() > 490
@@ -73,14 +74,14 @@ def test_each_part_of_a_long_record_is_used():
 
 @pytest.mark.parametrize("lengths", [[[5]], [[300]], [[1, 1]], [[2, 300]], [[300, 2]]])
 def test_odd_records(lengths):
-  chosen = pairs.choose(batch_of(lengths), draws.keys(1, "pairs", np.arange(1)), max_tokens=29, short_seq_rate=0.0)
+  chosen = pairs.choose(batch_of(lengths), rng.keys(1, "pairs", np.arange(1)), max_tokens=29, short_seq_rate=0.0)
   assert chosen.first_size[0] + chosen.second_size[0] == min(29, sum(lengths[0]))
   assert chosen.is_pair[0] == (len(lengths[0]) == 2)
 
 
 def test_without_pairs_there_is_one_run():
   chosen = pairs.choose(
-    batch_of([[5, 6, 7]] * 9), draws.keys(1, "pairs", np.arange(9)), max_tokens=15, short_seq_rate=0.0, objective="none"
+    batch_of([[5, 6, 7]] * 9), rng.keys(1, "pairs", np.arange(9)), max_tokens=15, short_seq_rate=0.0, objective="none"
   )
   assert (chosen.first_size == 15).all() and not chosen.second_size.any()
   assert not chosen.is_pair.any() and not chosen.label.any()
@@ -91,7 +92,7 @@ def test_nsp_takes_half_of_the_second_texts_from_other_documents():
   random = np.random.default_rng(0)
   batch = batch_of(random.integers(3, 40, (2 * count, 9)).tolist())
   chosen = pairs.choose(
-    batch, draws.keys(0, "pairs", np.arange(count)), max_tokens=125, short_seq_rate=0.1, objective="nsp"
+    batch, rng.keys(0, "pairs", np.arange(count)), max_tokens=125, short_seq_rate=0.1, objective="nsp"
   )
   assert abs(chosen.label.mean() - 0.5) < 0.02 and chosen.is_pair.all()
   rows = np.arange(count)
@@ -105,6 +106,6 @@ def test_nsp_takes_half_of_the_second_texts_from_other_documents():
 def test_nsp_never_calls_the_same_document_another():
   same = records.pack(np.arange(20, dtype=np.uint16), np.array([0, 10], np.uint16), np.ones(20, bool), 7)
   chosen = pairs.choose(
-    records.unpack([same] * 20), draws.keys(0, "x", np.arange(10)), max_tokens=20, short_seq_rate=0, objective="nsp"
+    records.unpack([same] * 20), rng.keys(0, "x", np.arange(10)), max_tokens=20, short_seq_rate=0, objective="nsp"
   )
   assert not chosen.label.any()

@@ -13,7 +13,7 @@ from small_models import SMALL
 import albert_jax
 from albert_jax import pipelines
 from albert_jax.convert import hf
-from albert_jax.data import finetune
+from albert_jax.data.finetuning import batching
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.tasks import answers, entities
@@ -94,7 +94,7 @@ def test_a_few_programs_serve_all_inputs(classifier):
   for count in range(1, 20):
     pipe(TEXTS[:count])
   programs = answers._logits._cache_size()
-  assert programs <= max(before, len(finetune.FINE_LENGTHS[:8]) * len(finetune.SIZES))
+  assert programs <= max(before, len(batching.FINE_LENGTHS[:8]) * len(batching.SIZES))
   albert_jax.pipeline("classify", classifier)(TEXTS)  # Another pipeline of the same model compiles nothing.
   assert answers._logits._cache_size() == programs
 

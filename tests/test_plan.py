@@ -5,10 +5,10 @@ import pathlib
 
 import pytest
 
-from albert_jax import VARIANTS, cli
-from albert_jax import plan as planning
+from albert_jax import VARIANTS, planning
+from albert_jax.commands import common
 from albert_jax.errors import UserError
-from albert_jax.plan import advice, cycles, describe, flops_per_step, largest_batch, machine, plan
+from albert_jax.planning import advice, cycles, describe, flops_per_step, largest_batch, machine, plan
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "pretrain.py"
 needs_libtpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu: the extra [plan]")
@@ -20,7 +20,7 @@ def test_operations_of_a_step_are_those_of_the_formula(size, tera):
 
 
 def config(size, **values):
-  found = cli.load_config(f"{CONFIG}:{size}")
+  found = common.load_config(f"{CONFIG}:{size}")
   found.update_from_flattened_dict({"model.dtype": "bfloat16", "data.max_predictions": 20, **values})
   return found
 

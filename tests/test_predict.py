@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from albert_jax import predict
 from albert_jax.__main__ import main
+from albert_jax.commands import predict
 from albert_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -142,7 +142,8 @@ def test_arguments(model, capsys, tmp_path):
 
 SCRIPT = """
 import sys
-from albert_jax import __main__, predict
+from albert_jax import __main__
+from albert_jax.commands import predict
 class Model:
   takes_pairs = False
   def item(self, value, number=1): return value

@@ -9,7 +9,9 @@ import made_up
 import numpy as np
 import pytest
 
-from albert_jax.data import prepare, readers, records, runners, shards, source, tokenise
+from albert_jax.commands import prepare as prepare_command
+from albert_jax.data import datasets, records
+from albert_jax.data.corpus import prepare, readers, runners, segments, shards
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
@@ -26,8 +28,8 @@ def contents(folder):
 
 def read(folder, split):
   """The documents of a split: {document id: list of segments}, a segment being (ids, sentence starts)."""
-  data = source.open_split(str(folder), split)
-  many = records.unpack(source.fetch(data, list(range(len(data)))))
+  data = datasets.open_split(str(folder), split)
+  many = records.unpack(datasets.fetch(data, list(range(len(data)))))
   documents = collections.defaultdict(list)
   for r in range(len(data)):
     ids = many.ids[many.id_base[r] :][: many.tokens[r]].tolist()
@@ -76,7 +78,7 @@ def test_tfds_reads_it(tmp_path, spm):
 
 
 def make(corpus, spm, out, *, workers=1, reading=None, **kwargs):
-  settings = prepare.Settings(**{"sentences": "line", "segment_tokens": 64} | kwargs)
+  settings = segments.Settings(**{"sentences": "line", "segment_tokens": 64} | kwargs)
   reading = reading or readers.Reading(layout="blank")
   return prepare.prepare(str(corpus), spm, out, settings, reading, run=runners.local(workers))
 
@@ -96,7 +98,7 @@ def test_a_killed_run_continues(tmp_path, spm, monkeypatch):
   corpus = made_up.write(tmp_path / "a.txt", made_up.documents(100))
   make(corpus, spm, tmp_path / "whole")
   done = []
-  original = tokenise.tokenise_unit
+  original = segments.tokenise_unit
 
   def dies_at_the_third(number, *args):
     if len(done) == 2:
@@ -105,7 +107,7 @@ def test_a_killed_run_continues(tmp_path, spm, monkeypatch):
     return original(number, *args)
 
   with monkeypatch.context() as m:
-    m.setattr(tokenise, "tokenise_unit", dies_at_the_third)
+    m.setattr(segments, "tokenise_unit", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
       make(corpus, spm, tmp_path / "dataset")
   assert not (tmp_path / "dataset").exists()
@@ -160,18 +162,18 @@ def test_mistakes_leave_nothing_behind(tmp_path, spm):
 def test_the_command(tmp_path, spm, capsys):
   corpus = made_up.write(tmp_path / "a.txt", made_up.documents(20))
   args = [f"--input={corpus}", f"--spm={spm}", f"--out={tmp_path / 'out'}", "--workers=1"]
-  assert prepare.main(args) == 0
+  assert prepare_command.main(args) == 0
   assert '"unigram_loss"' in capsys.readouterr().out
-  assert prepare.main([*args, "--overwrite", "--segment_tokens=32"]) == 0
-  assert source.describe(str(tmp_path / "out"))["settings"]["segment_tokens"] == 32
-  assert dataclasses.asdict(prepare.Settings())["segment_tokens"] == 512
+  assert prepare_command.main([*args, "--overwrite", "--segment_tokens=32"]) == 0
+  assert datasets.describe(str(tmp_path / "out"))["settings"]["segment_tokens"] == 32
+  assert dataclasses.asdict(segments.Settings())["segment_tokens"] == 512
 
 
 def test_a_long_document_is_tokenised_in_parts(tmp_path, spm, monkeypatch):
   docs = made_up.documents(4, sentences=(200, 300))
   corpus = made_up.write(tmp_path / "a.txt", docs)
   make(corpus, spm, tmp_path / "one")
-  monkeypatch.setattr(tokenise, "_BATCH_CHARS", 500)
+  monkeypatch.setattr(segments, "_BATCH_CHARS", 500)
   make(corpus, spm, tmp_path / "other")
   assert contents(tmp_path / "one") == contents(tmp_path / "other")
 
@@ -198,7 +200,7 @@ def test_beam_makes_the_same(tmp_path, spm, monkeypatch):
     str(corpus),
     spm,
     tmp_path / "beam",
-    prepare.Settings(sentences="line", segment_tokens=64),
+    segments.Settings(sentences="line", segment_tokens=64),
     readers.Reading(layout="blank"),
     run=runners.beam(options),
   )

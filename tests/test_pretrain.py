@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from albert_jax.data import records
-from albert_jax.data.pretrain import DataConfig, Vocabulary, make_batch
+from albert_jax.data.pretraining.examples import DataConfig, Vocabulary, make_batch
 from albert_jax.errors import UserError
 
 VOCABULARY = Vocabulary(pad_id=0, cls_id=2, sep_id=3, mask_id=4, ordinary_ids=np.arange(5, 1000, dtype=np.int32))

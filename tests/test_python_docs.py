@@ -1,7 +1,7 @@
 """The corpus made of Python's own documentation."""
 
-from albert_jax.data import python_docs
-from albert_jax.data.python_docs import docstrings, paragraphs, topics
+from albert_jax.data.corpus import python_docs
+from albert_jax.data.corpus.python_docs import docstrings, paragraphs, topics
 
 
 def test_prose_is_kept_and_markup_is_not():

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from albert_jax.data import readers
-from albert_jax.data.readers import Reading, documents, plan
+from albert_jax.data.corpus import readers
+from albert_jax.data.corpus.readers import Reading, documents, plan
 from albert_jax.errors import UserError
 
 DOCUMENTS = [["First title", "One. Two."], ["Größe zählt.", "她走了。"], ["Third."]]

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from albert_jax import model, tasks
+from albert_jax.configs import retrieve as retrieve_config
 from albert_jax.errors import UserError
 from albert_jax.tasks import retrieve
 from albert_jax.training import optimizer, sharding, state
 from albert_jax.training.optimizer import OptimizerConfig
 from albert_jax.training.step import make_train_step
-from configs import retrieve as retrieve_config
 
 PAIRS = [("badefi gu", "lo ba"), ("muni", "ka ba gu"), ("lo lo", "lo ba"), ("ba", "gu gu gu gu"), ("kade", "de"),
          ("gu muni", "ba"), ("lo", "ka"), ("defi", "badefi lo")]  # fmt: skip

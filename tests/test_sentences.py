@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from albert_jax.data.sentences import split_sentences
+from albert_jax.data.corpus.sentences import split_sentences
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from albert_jax.data import records, shards
+from albert_jax.data import records
+from albert_jax.data.corpus import shards
 
 
 def test_documents_are_split_by_their_own_text():

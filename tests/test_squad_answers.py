@@ -9,7 +9,7 @@ import pytest
 from small_models import random_params
 
 import albert_jax
-from albert_jax.data import finetune, squad
+from albert_jax.data.finetuning import batching, squad
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.tasks import squad_answers, squad_heads
@@ -168,8 +168,8 @@ class TestAnswer:
     for count in (2, 9, 15, 20, 30, 40, 60, 61):
       items = [{"question": "a", "context": " ".join(random_words(count, count))}]
       squad_answers.answer(*model, items, top_k=min(count, 20), max_answer_length=count, doc_stride=count, **self.size)
-    sizes = [size for size in finetune.SIZES if size <= 4]
-    lengths = [length for length in finetune.FINE_LENGTHS if length <= 32]
+    sizes = [size for size in batching.SIZES if size <= 4]
+    lengths = [length for length in batching.FINE_LENGTHS if length <= 32]
     assert 0 < squad_answers._run._cache_size() - before <= len(sizes) * len(lengths)
 
   def test_a_model_that_always_answers(self, model):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from albert_jax.data import squad
+from albert_jax.data.finetuning import squad
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from albert_jax.data import squad
-from albert_jax.data.squad import Question
+from albert_jax.data.finetuning import squad
+from albert_jax.data.finetuning.squad import Question
 from albert_jax.errors import UserError
 from albert_jax.tasks import squad_score
 from albert_jax.tasks.squad_score import cmrc, normalize, squad1, squad2

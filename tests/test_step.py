@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from albert_jax import AlbertConfig, UserError, model, paths
-from albert_jax.plan import collectives
+from albert_jax.planning import collectives
 from albert_jax.tasks import pretrain
 from albert_jax.training import optimizer, sharding, state
 from albert_jax.training.optimizer import OptimizerConfig

@@ -94,7 +94,7 @@ class TestFolder:
     assert albert_jax.load(tmp_path / "x")[1].keys() == random_params(SMALL, parts=("pooler",)).keys()
 
   def test_convert_makes_a_directory_of_it(self, tmp_path):
-    from albert_jax.convert import command
+    from albert_jax.commands import convert as command
 
     styletts2.save(tmp_path / "x", SMALL, with_heads())
     command.main([f"--checkpoint={tmp_path / 'x'}", f"--out={tmp_path / 'hf'}"])

@@ -13,7 +13,7 @@ import made_up
 import pytest
 
 import albert_jax
-from albert_jax import suite
+from albert_jax import suites
 from albert_jax.__main__ import main
 from albert_jax.errors import UserError
 
@@ -44,12 +44,12 @@ class Runs:
 @pytest.fixture
 def runs(monkeypatch):
   runs = Runs()
-  monkeypatch.setattr(suite, "_run", runs)
+  monkeypatch.setattr(suites, "_run", runs)
   return runs
 
 
 def test_mnli_comes_first_and_others_begin_with_its_best_run(runs, checkpoint, tmp_path):
-  found = suite.suite(["rte", "sst-2", "mnli"], checkpoint, tmp_path / "out", seeds=3)
+  found = suites.suite(["rte", "sst-2", "mnli"], checkpoint, tmp_path / "out", seeds=3)
   assert [name for name, _, _ in runs.begun] == ["mnli"] * 3 + ["rte"] * 3 + ["sst-2"] * 3
   starts = {name: flags["init_from"] for name, _, flags in runs.begun}
   assert starts == {"mnli": str(checkpoint), "rte": str(tmp_path / "out/mnli/seed-1"), "sst-2": str(checkpoint)}
@@ -61,9 +61,9 @@ def test_mnli_comes_first_and_others_begin_with_its_best_run(runs, checkpoint, t
 
 
 def test_without_mnli_everything_begins_with_the_checkpoint_or_with_a_run_that_is_given(runs, checkpoint, tmp_path):
-  suite.suite(["rte"], checkpoint, tmp_path / "out", seeds=1)
-  suite.suite(["rte", "cola"], checkpoint, tmp_path / "other", seeds=1, mnli="/runs/mnli")
-  suite.suite(["rte"], checkpoint, tmp_path / "third", seeds=1, mnli="gs://runs/mnli")
+  suites.suite(["rte"], checkpoint, tmp_path / "out", seeds=1)
+  suites.suite(["rte", "cola"], checkpoint, tmp_path / "other", seeds=1, mnli="/runs/mnli")
+  suites.suite(["rte"], checkpoint, tmp_path / "third", seeds=1, mnli="gs://runs/mnli")
   assert [flags["init_from"] for _, _, flags in runs.begun] == [
     str(checkpoint), "/runs/mnli", str(checkpoint), "gs://runs/mnli",
   ]  # fmt: skip
@@ -80,28 +80,28 @@ def test_a_failed_run_is_said_and_costs_no_other(runs, checkpoint, tmp_path, cap
 
 
 def test_the_table_says_what_was_published_and_where(tmp_path):
-  rows = suite.rows(
+  rows = suites.rows(
     {"sst-2": {0: {"accuracy": 0.929}, 1: {"accuracy": 0.939}}, "wnli": {0: {"accuracy": 0.56}}}, "base", "v2"
   )
   assert rows[0]["difference"] == pytest.approx(0.5)
   assert (rows[1]["published"], rows[1]["difference"]) == (None, None)
-  text = suite.table({"checkpoint": "X", "size": "base", "rows": rows, "failed": []})
+  text = suites.table({"checkpoint": "X", "size": "base", "rows": rows, "failed": []})
   assert "| sst-2 | accuracy | 93.40 | 93.90 | 2 | 92.9 [1] | +0.50 |" in text
   assert "| wnli | accuracy | 56.00 | 56.00 | 1 |  |  |" in text
   assert "[1] google-research/albert, README, base v2" in text
   # v2 has no published CoLA: the number of v1 is shown, and said to be that.
-  [row] = suite.rows({"cola": {0: {"mcc": 0.7}}}, "xxlarge", "v2")
+  [row] = suites.rows({"cola": {0: {"mcc": 0.7}}}, "xxlarge", "v2")
   assert (row["published"], row["source"]) == (71.4, "google-research/albert, README, xxlarge v1")
 
 
 def test_published_numbers_are_of_tasks_and_metrics_that_there_are():
-  for size, version, source, numbers in suite.PUBLISHED:
+  for size, version, source, numbers in suites.PUBLISHED:
     assert source
     assert size in {name.removesuffix("_v1") for name in albert_jax.VARIANTS}
-    assert all(metric in suite.TASKS[task].metrics and 30 < value < 100 for (task, metric), value in numbers.items())
+    assert all(metric in suites.TASKS[task].metrics and 30 < value < 100 for (task, metric), value in numbers.items())
     assert version in ("v1", "v2", "")
   # The paper's average of five tasks, F1 and exact match counting half each, is printed beside them: 82.3 for base v2.
-  base = suite.PUBLISHED[0][3]
+  base = suites.PUBLISHED[0][3]
   squad = [(base[task, f1] + base[task, exact]) / 2 for task, f1, exact in
            (("squad1.1", "f1", "exact"), ("squad2.0", "best_f1", "best_exact"))]  # fmt: skip
   five = [*squad, base["mnli", "accuracy"], base["sst-2", "accuracy"], base["race", "accuracy"]]
@@ -109,32 +109,32 @@ def test_published_numbers_are_of_tasks_and_metrics_that_there_are():
 
 
 def test_every_task_has_a_config_and_its_metrics_are_the_configs(checkpoint):
-  from albert_jax.cli import load_config
+  from albert_jax.commands.common import load_config
 
-  for name, row in suite.TASKS.items():
-    config = load_config(str(suite.CONFIGS / row.config))
+  for name, row in suites.TASKS.items():
+    config = load_config(str(suites.CONFIGS / row.config))
     assert config.best in row.metrics, name
 
 
 @pytest.mark.parametrize("size", ["base", "large", "xlarge", "xxlarge", "bert_base"])
 def test_sizes_are_known_by_their_shape(size):
-  assert suite.size_of(albert_jax.VARIANTS[size]) == size
+  assert suites.size_of(albert_jax.VARIANTS[size]) == size
 
 
 def test_data(tmp_path, checkpoint, runs):
   (tmp_path / "data/glue/RTE").mkdir(parents=True)
   (tmp_path / "data/squad_v2").mkdir()
-  suite.suite(["rte", "squad2.0"], checkpoint, tmp_path / "a", seeds=1, data=[str(tmp_path / "data")])
-  suite.suite(["rte"], checkpoint, tmp_path / "b", seeds=1, data=["rte=/x", str(tmp_path)])
+  suites.suite(["rte", "squad2.0"], checkpoint, tmp_path / "a", seeds=1, data=[str(tmp_path / "data")])
+  suites.suite(["rte"], checkpoint, tmp_path / "b", seeds=1, data=["rte=/x", str(tmp_path)])
   assert [flags["data.dataset"] for _, _, flags in runs.begun] == [
     str(tmp_path / "data/glue/RTE"), str(tmp_path / "data/squad_v2"), "/x",
   ]  # fmt: skip
   with pytest.raises(UserError, match=r"race is in TFDS only in part; name the folder"):
-    suite.suite(["race"], checkpoint, tmp_path / "c")
-  suite.suite(["squad2.0", "cola"], checkpoint, tmp_path / "d", seeds=1)
+    suites.suite(["race"], checkpoint, tmp_path / "c")
+  suites.suite(["squad2.0", "cola"], checkpoint, tmp_path / "d", seeds=1)
   assert [flags.get("data.dataset") for _, _, flags in runs.begun[-2:]] == ["squad/v2.0", None]
   with pytest.raises(UserError, match=r"no data of race; expected .*data/race or .*data/RACE, or name its folder"):
-    suite.suite(["race"], checkpoint, tmp_path / "c", data=[str(tmp_path / "data")])
+    suites.suite(["race"], checkpoint, tmp_path / "c", data=[str(tmp_path / "data")])
 
 
 def test_mistakes(checkpoint, tmp_path, capsys):

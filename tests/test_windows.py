@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from albert_jax.data import windows
+from albert_jax.data.finetuning import windows
 
 
 @given(st.lists(st.integers(0, 5), max_size=40), st.integers(4, 30))

@@ -9,9 +9,9 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from albert_jax.data import word_ids
+from albert_jax.data.corpus import word_ids
+from albert_jax.data.corpus.word_ids import WordIds
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.data.word_ids import WordIds
 
 LINES = [line for document in made_up.documents(60, seed=3) for line in document]
 ODD = [

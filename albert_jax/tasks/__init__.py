@@ -4,7 +4,7 @@ import copy
 import importlib
 
 from albert_jax import files
-from albert_jax.data import source
+from albert_jax.data import datasets
 from albert_jax.errors import UserError
 from albert_jax.model import STRUCTURE
 from albert_jax.tasks.base import Task, joined
@@ -22,11 +22,11 @@ def make(config, vocabulary=None, first_row=0) -> Task:
   """The task a config names in `config.task.name`.
 
   Args: vocabulary: the Tokenizer of the checkpoint to begin with, where the config names none itself. first_row: how
-    many rows of the training data to pass over, see data/pipeline.py.
+    many rows of the training data to pass over, see data/pretraining/batching.py.
   """
   if config.task.name not in TASKS:
     raise UserError(f"task.name={config.task.name!r} is unknown; use one of {sorted(TASKS)}")
   if files.is_url(config.data.dataset):  # Fetched now, so that worker processes need not know of it.
     config = copy.deepcopy(config).unlock()
-    config.data.dataset = source.here(config.data.dataset)
+    config.data.dataset = datasets.here(config.data.dataset)
   return importlib.import_module(f"albert_jax.tasks.{TASKS[config.task.name]}").make(config, vocabulary, first_row)

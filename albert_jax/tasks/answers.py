@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from albert_jax import model
-from albert_jax.data import examples
-from albert_jax.data.finetune import Rows
+from albert_jax.data.finetuning import tables
+from albert_jax.data.finetuning.batching import Rows
 from albert_jax.errors import UserError
 from albert_jax.tasks import classify as classification
 from albert_jax.tasks import heads
@@ -82,7 +82,7 @@ def classify(
     raise UserError(f"this model is for {what}; {str(wrong[0])[:60]!r} is not one, or is among others that are not")
   first, second = zip(*items, strict=True) if wanted else (items, None)
   length = seq_length or cfg.max_position_embeddings
-  tokens = examples.encode(tokenizer, first, second, length, "input")
+  tokens = tables.encode(tokenizer, first, second, length, "input")
   rows = Rows(tokens, {}, {"input_ids": tokenizer.pad_id})
   outputs = np.stack(heads.by_row(functools.partial(_logits, cfg), params, rows, batch_size)["logits"])
   labels = list(labels) or [f"LABEL_{i}" for i in range(outputs.shape[1])]

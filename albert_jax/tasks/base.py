@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from albert_jax.data import finetune
+from albert_jax.data.finetuning import batching
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig
@@ -54,7 +54,7 @@ class Task:
 
 
 def batches(config, training, held_out, first_row) -> dict:
-  """`train_batches` and `eval_batches` of a Task whose splits are data.finetune.Rows.
+  """`train_batches` and `eval_batches` of a Task whose splits are data.finetuning.batching.Rows.
 
   Args: training, held_out: functions () -> Rows, called when they are first needed. first_row: see tasks.make.
   Rows are never padded beyond data.seq_length, which fits the model's positions.
@@ -62,14 +62,14 @@ def batches(config, training, held_out, first_row) -> dict:
   common = {"batch_size": config.batch_size, "longest": config.data.seq_length}
 
   def train_batches(start_step, host, hosts):
-    return finetune.train_batches(
+    return batching.train_batches(
       training(), **common, seed=config.seed, start_step=start_step, host=host, hosts=hosts, first_row=first_row,
       group_by_length=config.data.group_by_length,
     )  # fmt: skip
 
   return {
     "train_batches": train_batches,
-    "eval_batches": lambda host, hosts: finetune.eval_batches(held_out(), **common, host=host, hosts=hosts),
+    "eval_batches": lambda host, hosts: batching.eval_batches(held_out(), **common, host=host, hosts=hosts),
   }
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from albert_jax.data import choices, examples
+from albert_jax.data.finetuning import choices, tables
 from albert_jax.errors import UserError
 from albert_jax.tasks import classify, heads, metrics
 from albert_jax.tasks.base import Task, about, batches, model_and_vocabulary
@@ -138,7 +138,7 @@ def score_files(predictions, gold) -> dict:
   """Scores answers made elsewhere. Args: predictions: JSON lines with "prediction", an option's number, in the order of
   `gold`, a file as `data.choices.read` takes. Returns: {"accuracy": …}, with one for each group."""
   asked = choices.read(gold, "train")
-  answers = examples.read_file(predictions, ["prediction"])
+  answers = tables.read_file(predictions, ["prediction"])
   if len(answers) != len(asked):
     raise UserError(f"{predictions} has {len(answers):,} answers, {gold} {len(asked):,} questions")
   if any(choice.label is None for choice in asked):

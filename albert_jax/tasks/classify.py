@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from albert_jax import model
-from albert_jax.data import examples, finetune
+from albert_jax.data.finetuning import batching, tables
 from albert_jax.errors import UserError
 from albert_jax.model.layers import dropout
 from albert_jax.tasks import heads, metrics
@@ -63,18 +63,18 @@ def make(config, vocabulary=None, first_row=0) -> Task:
     shared = data.validation_fraction > 0
     name = data.split if split == "train" or shared else data.validation_split
     test = split == "held out" and not shared
-    found = examples.read(
+    found = tables.read(
       data.dataset, name, fields if test else [*fields, data.label_field], quotes=data.quotes, tfds_dir=data.tfds_dir,
       optional=[data.label_field] if test else (), skip_ragged=split == "train" or shared,
     )  # fmt: skip
     if shared:
-      away = examples.held_out(found, fields, data.validation_fraction)
+      away = tables.held_out(found, fields, data.validation_fraction)
       found = found.select(away if split == "held out" else ~away)
     unwanted = {label for label in data.drop_labels.split(",") if label}
     if unwanted:
       keep = np.array([str(label) not in unwanted for label in found.columns[data.label_field]], bool)
       if not keep.all():
-        examples.say(found.source, int(np.sum(~keep)), f"rows have a label of data.drop_labels={data.drop_labels}")
+        tables.say(found.source, int(np.sum(~keep)), f"rows have a label of data.drop_labels={data.drop_labels}")
       found = found.select(keep)
     return found
 
@@ -84,7 +84,7 @@ def make(config, vocabulary=None, first_row=0) -> Task:
 
   def split(which):
     rows = read(which)
-    columns = [examples.texts(rows, field) for field in fields]
+    columns = [tables.texts(rows, field) for field in fields]
     gold = gold_of(rows, data.label_field, kind, labels(), data.label_separator, may_lack=which == "held out")
     return Split(columns[0], columns[1] if len(fields) == 2 else None, gold, rows.source, list(range(len(rows))))
 
@@ -186,7 +186,7 @@ def _labels_of(rows, field, kind, separator):
       f"{rows.source}: the column {field!r} has {len(names):,} different labels in {len(rows):,} rows; is it the "
       "label? Choose with --config.data.label_field=…; for numbers, --config.task.kind=regression"
     )
-  return tuple(examples.numbered(names))
+  return tuple(tables.numbered(names))
 
 
 def _name(value):
@@ -209,7 +209,7 @@ def _number(rows, row, value):
   return number
 
 
-def rows(split, vocabulary, kind, labels, seq_length, class_weights="") -> finetune.Rows:
+def rows(split, vocabulary, kind, labels, seq_length, class_weights="") -> batching.Rows:
   """A Split as token ids, with "label", and "counts": a row's weight in the loss, 0 where it has no label.
 
   Args: labels: how many there are. class_weights: see configs/classify.py.
@@ -223,8 +223,8 @@ def rows(split, vocabulary, kind, labels, seq_length, class_weights="") -> finet
     counts = len(gold) / (np.sum(number > 0) * number[gold])
   else:
     counts = np.ones(len(split))
-  return finetune.Rows(
-    tokens=examples.encode(vocabulary, split.first, split.second, seq_length, split.source),
+  return batching.Rows(
+    tokens=tables.encode(vocabulary, split.first, split.second, seq_length, split.source),
     fixed={"label": gold, "counts": counts.astype(np.float32)},
     padding={"input_ids": vocabulary.pad_id},
   )

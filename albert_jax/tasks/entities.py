@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from albert_jax.data.tagged import parts
+from albert_jax.data.finetuning.tagged import parts
 
 
 def entities(tags):

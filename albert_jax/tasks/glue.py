@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from albert_jax.data import examples
+from albert_jax.data.finetuning import tables
 from albert_jax.errors import UserError
 from albert_jax.tasks import classify, metrics
 from albert_jax.tasks.base import Task
@@ -126,14 +126,14 @@ def read(row, dataset, split, tfds_dir="", skip_ragged=False) -> classify.Split:
   folder = pathlib.Path(dataset).expanduser()
   folder = folder / row.folder if (folder / row.folder).is_dir() else folder
   files = (DIAGNOSTICS,) if row.folder == "AX" and split == "validation" else FILES.get(split)
-  path = examples.find(folder if folder.exists() else dataset, split, files)
+  path = tables.find(folder if folder.exists() else dataset, split, files)
   if path is None:
     texts, label = row.tfds_texts, "label"
-    found = examples.read(dataset, split, texts, optional=(label, *INDEX), tfds_dir=tfds_dir)
+    found = tables.read(dataset, split, texts, optional=(label, *INDEX), tfds_dir=tfds_dir)
   else:
     texts, label, found = _read_file(row, path, split == "train", skip_ragged)
   gold = _gold(row, found, label, may_lack=split != "train")
-  first, *second = (examples.texts(found, field) for field in texts)
+  first, *second = (tables.texts(found, field) for field in texts)
   return classify.Split(first, second[0] if second else None, gold, found.source, _index(found))
 
 
@@ -150,14 +150,14 @@ def _gold(row, found, column, may_lack=False):
 def _read_file(row, path, has_labels, skip_ragged):
   """(its columns of texts, that of labels, the rows) of an official file."""
   texts, label = row.texts, row.label
-  header = examples.read_text(path).split("\n", 1)[0].rstrip("\r").split("\t")
+  header = tables.read_text(path).split("\n", 1)[0].rstrip("\r").split("\t")
   if row.folder == "CoLA" and "sentence" not in header:
     texts, label = tuple(HEADLESS[name] for name in texts), HEADLESS[label]
   if row.folder == "AX" and "Premise" in header:
     texts, label = DIAGNOSTICS_COLUMNS
   required = [*texts, label] if has_labels else texts
   # Quotes are plain characters in these files.
-  return texts, label, examples.read_file(
+  return texts, label, tables.read_file(
     path, required, optional=(label, *INDEX), quotes="none", skip_ragged=skip_ragged
   )  # fmt: skip
 
@@ -244,7 +244,7 @@ def score_files(predictions, gold) -> dict:
     raise UserError(f"{predictions}: its name should say which dataset it is of: {', '.join(called)}, as in SST-2.tsv")
   _, label, found = _read_file(row, gold, has_labels=True, skip_ragged=False)
   expected, index = _gold(row, found, label), _index(found)
-  answers = examples.read_file(predictions, ["index", "prediction"], optional=INDEX[1:], quotes="none")
+  answers = tables.read_file(predictions, ["index", "prediction"], optional=INDEX[1:], quotes="none")
   given = dict(zip(_index(answers), _gold(row, answers, "prediction"), strict=True))
   if len(given) != len(answers) or given.keys() != set(index):
     odd = sorted(given.keys() ^ set(index))[:3]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from albert_jax import model
-from albert_jax.data import finetune
+from albert_jax.data.finetuning import batching
 from albert_jax.model.layers import initializer
 
 BATCH = 64  # rows that are run together in prediction, at most
@@ -66,23 +66,23 @@ def mean_loss(batch) -> dict:
 
 
 def batch_limits() -> dict:
-  """The limits of a batch in prediction, by the machine: `tokens`, `filled`, `lengths` of finetune.serving_batches."""
+  """The limits of a batch in prediction, by the machine: `tokens`, `filled`, `lengths` of batching.serving_batches."""
   cpu = jax.default_backend() == "cpu"
   return {
     "tokens": min(TOKENS, TOKENS_A_CORE * os.cpu_count()) if cpu else TOKENS,
     "filled": 0.75 if cpu else 0.5,  # A processor takes as long for a row of padding as for any other.
-    "lengths": finetune.FINE_LENGTHS if cpu else finetune.LENGTHS,
+    "lengths": batching.FINE_LENGTHS if cpu else batching.LENGTHS,
   }
 
 
 def by_row(function, params, rows, batch_size=BATCH):
   """Runs rows through a compiled function: the shortest first, in batches of a few shapes.
 
-  Args: function: (params, batch) -> {name: [B, ...]}. rows: data.finetune.Rows. batch_size: the most rows in a batch.
+  Args: function: (params, batch) -> {name: [B, ...]}. rows: batching.Rows. batch_size: the most rows in a batch.
   Returns: {name: list of one numpy array a row}; those over positions are as long as their batch's longest row.
   """
   longest = len(params["embeddings"]["position"]["embedding"])
-  batches = finetune.serving_batches(rows, most=batch_size, longest=longest, **batch_limits())
+  batches = batching.serving_batches(rows, most=batch_size, longest=longest, **batch_limits())
   found, before = {}, None
   for batch in itertools.chain(batches, (None,)):
     # The next batch is on its way before the last one's answers are waited for.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from albert_jax import model
-from albert_jax.data import tagged
+from albert_jax.data.finetuning import tagged
 from albert_jax.errors import UserError
 from albert_jax.model.layers import dropout
 from albert_jax.tasks import entities, heads

@@ -5,8 +5,9 @@ import functools
 import jax.numpy as jnp
 
 from albert_jax import model
-from albert_jax.data import pipeline, source
-from albert_jax.data.pipeline import DataConfig
+from albert_jax.data import datasets
+from albert_jax.data.pretraining import batching
+from albert_jax.data.pretraining.batching import DataConfig
 from albert_jax.errors import UserError
 from albert_jax.tasks.base import Task
 from albert_jax.tasks.heads import cross_entropy
@@ -19,7 +20,7 @@ def make(config, vocabulary=None, first_row=0) -> Task:
   """
   cfg = model.AlbertConfig(**config.model)
   data = DataConfig(**config.data)
-  vocabulary = source.tokenizer(data.dataset, data.spm)
+  vocabulary = datasets.tokenizer(data.dataset, data.spm)
   if vocabulary.vocab_size != cfg.vocab_size:
     raise UserError(
       f"{data.dataset} was prepared with a vocabulary of {vocabulary.vocab_size} pieces, the model has "
@@ -30,16 +31,16 @@ def make(config, vocabulary=None, first_row=0) -> Task:
       f"data.seq_length={data.seq_length} exceeds model.max_position_embeddings={cfg.max_position_embeddings}; "
       f"try --config.data.seq_length={cfg.max_position_embeddings}"
     )
-  found = source.describe(data.dataset)["baselines"]
+  found = datasets.describe(data.dataset)["baselines"]
   if not found:
     raise UserError(
       f"{data.dataset} has no held-out documents; make it again with albert-jax prepare --validation_fraction=0.05"
     )
   batches = functools.partial(
-    pipeline.train_batches, data, batch_size=config.batch_size, seed=config.seed, first_row=first_row
+    batching.train_batches, data, batch_size=config.batch_size, seed=config.seed, first_row=first_row
   )
   eval_batches = functools.partial(
-    pipeline.eval_batches, data, batch_size=config.batch_size, seed=config.seed, max_batches=config.eval_batches or None
+    batching.eval_batches, data, batch_size=config.batch_size, seed=config.seed, max_batches=config.eval_batches or None
   )
   return Task(
     model=cfg,
@@ -60,7 +61,7 @@ def make(config, vocabulary=None, first_row=0) -> Task:
 def sums(cfg, params, batch, key) -> dict:
   """{"mlm_loss", "mlm_accuracy", "sop_loss", "sop_accuracy": (total, weight)}: sums over masked slots, and over pairs.
 
-  Args: batch: see data/pretrain.py. key: for dropout (one, or one a row), or None.
+  Args: batch: see data/pretraining/examples.py. key: for dropout (one, or one a row), or None.
   """
   out = model.apply(cfg, params, batch, key)
   mlm_loss, mlm_hits = cross_entropy(out["mlm_logits"], batch["mlm_labels"], batch["mlm_weights"])

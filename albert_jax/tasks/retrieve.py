@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from albert_jax import model
-from albert_jax.data import examples, finetune
+from albert_jax.data.finetuning import batching, tables
 from albert_jax.errors import UserError
 from albert_jax.tasks import heads, metrics
 from albert_jax.tasks.base import Task, about, batches, model_and_vocabulary
@@ -88,9 +88,7 @@ def read(data, split, score_range) -> Pairs:
   Raises: UserError for a score that is no number or outside the range, and where only some rows have one.
   """
   optional = [data.score_field] if data.score_field else []
-  found = examples.read(
-    data.dataset, split, [data.query_field, data.answer_field], optional=optional, quotes=data.quotes
-  )
+  found = tables.read(data.dataset, split, [data.query_field, data.answer_field], optional=optional, quotes=data.quotes)
   scores = None
   given = found.columns[data.score_field] if optional else []
   if any(value not in (None, "") for value in given):
@@ -107,7 +105,7 @@ def read(data, split, score_range) -> Pairs:
         f"try --config.task.score_range={scores.min():g},{scores.max():g}"
       )
     scores = ((scores - low) / (high - low)).astype(np.float32)
-  return Pairs(examples.texts(found, data.query_field), examples.texts(found, data.answer_field), scores)
+  return Pairs(tables.texts(found, data.query_field), tables.texts(found, data.answer_field), scores)
 
 
 def _number(found, row, value):
@@ -120,15 +118,15 @@ def _number(found, row, value):
   return number
 
 
-def rows(pairs, vocabulary, seq_length, source) -> finetune.Rows:
+def rows(pairs, vocabulary, seq_length, source) -> batching.Rows:
   """Pairs as token ids, [2, L] a row; "query" and "answer" are numbers that equal texts share, "score" is theirs."""
   texts = [text for pair in zip(pairs.queries, pairs.answers, strict=True) for text in pair]
-  tokens = examples.encode(vocabulary, texts, None, seq_length, source)
+  tokens = tables.encode(vocabulary, texts, None, seq_length, source)
   numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
   fixed = {name: np.array([numbers[text] for text in side], np.int32)
            for name, side in {"query": pairs.queries, "answer": pairs.answers}.items()}  # fmt: skip
   fixed["score"] = np.zeros(len(pairs), np.float32) if pairs.scores is None else pairs.scores
-  return finetune.Rows({"input_ids": tokens["input_ids"]}, fixed, {"input_ids": vocabulary.pad_id}, group=2)
+  return batching.Rows({"input_ids": tokens["input_ids"]}, fixed, {"input_ids": vocabulary.pad_id}, group=2)
 
 
 # The model.
@@ -270,8 +268,8 @@ def embed(cfg, params, tokenizer, texts, *, pooling="mean", seq_length=512, batc
   if pooling not in POOLING:
     raise UserError(f"pooling={pooling!r} is unknown; use one of {', '.join(POOLING)}")
   seq_length = min(seq_length, cfg.max_position_embeddings)
-  tokens = examples.encode(tokenizer, texts, None, seq_length, "embed")
-  encoded = finetune.Rows({"input_ids": tokens["input_ids"]}, {}, {"input_ids": tokenizer.pad_id})
+  tokens = tables.encode(tokenizer, texts, None, seq_length, "embed")
+  encoded = batching.Rows({"input_ids": tokens["input_ids"]}, {}, {"input_ids": tokenizer.pad_id})
   found = heads.by_row(functools.partial(_embed, cfg, pooling), params, encoded, batch_size)
   return [{"text": t, "embedding": x.tolist()} for t, x in zip(texts, found.get("embedding", ()), strict=True)]
 

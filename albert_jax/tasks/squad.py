@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from albert_jax import model
-from albert_jax.data import squad
+from albert_jax.data.finetuning import squad
 from albert_jax.errors import UserError
 from albert_jax.tasks import heads, squad_answers, squad_heads, squad_score
 from albert_jax.tasks.base import Task, about, batches, model_and_vocabulary

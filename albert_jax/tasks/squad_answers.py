@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from albert_jax import model
-from albert_jax.data import squad
+from albert_jax.data.finetuning import squad
 from albert_jax.errors import UserError
 from albert_jax.tasks import heads, squad_heads
 

@@ -10,7 +10,7 @@ import re
 import string
 import sys
 
-from albert_jax.data import squad
+from albert_jax.data.finetuning import squad
 from albert_jax.errors import UserError
 
 _PUNCTUATION = set(string.punctuation)

@@ -16,8 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from albert_jax import model
-from albert_jax.data import examples, windows
-from albert_jax.data.sentences import split_sentences
+from albert_jax.data.corpus.sentences import split_sentences
+from albert_jax.data.finetuning import tables, windows
 from albert_jax.errors import UserError
 from albert_jax.model.layers import dropout
 from albert_jax.tasks import heads, rouge
@@ -83,7 +83,7 @@ def read(data, split, most) -> Split:
   Args: data: config.data, for the fields. most: how many sentences to label where the file does not say which.
   Raises: UserError where a row has neither a summary nor labels, or not a label a sentence.
   """
-  rows = examples.read(
+  rows = tables.read(
     data.dataset, split, [data.document_field], optional=[data.summary_field, data.labels_field], quotes=data.quotes
   )
   documents, references, labels, chosen = [], [], [], 0

@@ -5,14 +5,14 @@ import numpy as np
 from conftest import flags, run
 
 from albert_jax import AlbertConfig, init
-from albert_jax.data import pipeline
-from albert_jax.data.pipeline import DataConfig
+from albert_jax.data.pretraining import batching
+from albert_jax.data.pretraining.batching import DataConfig
 from albert_jax.tasks import pretrain
 from albert_jax.training.writer import read
 
 
 def one_example_a_row(packed):
-  """The examples of packed rows, each in a row of its own, as data/pretrain.py would have laid them out."""
+  """The examples of packed rows, each in a row of its own, as data/pretraining/examples.py would have laid them out."""
   rows = {name: [] for name in packed if name not in ("segment_ids", "position_ids", "cls_positions")}
   for b, s in np.argwhere(packed["cls_positions"] + packed["segment_ids"].max(axis=1, keepdims=True) >= 0):
     at = np.flatnonzero(packed["segment_ids"][b] == s + 1)
@@ -38,7 +38,7 @@ def test_packed_rows_cost_what_their_examples_cost_alone(dataset):
     intermediate_size=64, max_position_embeddings=128, initializer_range=0.2,
   )  # fmt: skip
   data = DataConfig(str(dataset), seq_length=128, packing=6, short_seq_rate=0.0)
-  packed = next(pipeline.train_batches(data, batch_size=4, seed=0))
+  packed = next(batching.train_batches(data, batch_size=4, seed=0))
   alone = one_example_a_row(packed)
   assert len(alone["input_ids"]) > 6
   assert alone["mlm_weights"].sum() == packed["mlm_weights"].sum() > 30

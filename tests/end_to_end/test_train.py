@@ -189,7 +189,7 @@ def test_a_host_that_dies_takes_the_other_along_and_both_go_on(dataset, tmp_path
 
 SICK = """
 import sys
-from albert_jax.data import pipeline
+from albert_jax.data.pretraining import batching
 
 def train_batches(*args, start_step, **kwargs):
   for number, batch in enumerate(whole(*args, start_step=start_step, **kwargs), start_step):

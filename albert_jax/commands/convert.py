@@ -1,0 +1,160 @@
+"""`albert-jax convert`: weights from any format to another, looked into, or turned into a start for another model."""
+
+import sys
+
+import numpy as np
+
+from albert_jax import model
+from albert_jax.commands import common
+from albert_jax.convert import google_tf1, hf, surgery
+from albert_jax.convert.load import find, load, load_tokenizer
+from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.errors import UserError
+
+ARCHITECTURES = (
+  "AlbertModel", "AlbertForPreTraining", "AlbertForMaskedLM", "AlbertForSequenceClassification",
+  "AlbertForTokenClassification", "AlbertForQuestionAnswering", "AlbertForMultipleChoice",
+)  # fmt: skip
+
+
+def main(argv):
+  parser = common.parser(
+    "convert",
+    "Converts weights: a checkpoint of google-research/albert, a Hugging Face directory or the folder of a run, to a\n"
+    "Hugging Face directory or to Google's names. What does not fit is an error that lists it all.",
+    "albert-jax convert --checkpoint=albert_base_v2 --out=albert-base-v2 --to=hf",
+  )
+  parser.add_argument("--checkpoint", metavar="PATH", help="what to read")
+  parser.add_argument("--out", metavar="DIR", help="the folder to write; it appears whole or not at all")
+  parser.add_argument("--to", choices=("hf", "google"), default="hf", help="the format to write (default hf)")
+  parser.add_argument(
+    "--inspect", metavar="PATH", help="only show every variable at PATH: names, shape, mean, deviation"
+  )
+  parser.add_argument("--overwrite", action="store_true", help="replace what is at --out")
+
+  strict = parser.add_argument_group("what may differ from the config beside the weights")
+  strict.add_argument("--allow_missing", metavar="PATTERN", action="append", default=[], help="these may be fresh")
+  strict.add_argument("--allow_unused", metavar="PATTERN", action="append", default=[], help="these may be left out")
+  strict.add_argument("--keep_config", action="store_true", help="believe the config of a known model even if wrong")
+  strict.add_argument(
+    "--architecture", choices=ARCHITECTURES, help="the transformers class of the result, if not plain"
+  )
+
+  vocabulary = parser.add_argument_group("vocabulary (by default the one beside the weights)")
+  vocabulary.add_argument(
+    "--spm", metavar="FILE", help="the vocabulary to write: spiece.model, or vocab.txt (WordPiece)"
+  )
+  vocabulary.add_argument("--cased", action="store_true", help="it tells capitals from small letters")
+  vocabulary.add_argument("--keep_accents", action="store_true", help="it tells accents")
+  vocabulary.add_argument("--keep_pieces", action="store_true", help="--spm is new: keep the rows of pieces both share")
+
+  start = parser.add_argument_group("a start for another model")
+  start.add_argument("--max_position_embeddings", type=int, metavar="N", help="another number of positions")
+  start.add_argument("--positions", choices=("tile", "interpolate"), default="tile", help="how (default tile)")
+  start.add_argument("--num_hidden_layers", type=int, metavar="N", help="deeper or shallower")
+  start.add_argument("--num_hidden_groups", type=int, metavar="G", help="more groups")
+  start.add_argument("--share", choices=("all", "attention", "ffn", "none"), help="share less")
+  start.add_argument("--init_from_group0", action="store_true", help="all groups from group 0, as the original's flag")
+  start.add_argument("--hidden_size", type=int, metavar="D", help="wider, by tiling; heads and feed-forward grow along")
+  start.add_argument("--noise", type=float, default=0.01, help="that tells the tiles apart (default 0.01 deviations)")
+  args = parser.parse_args(argv)
+
+  if args.inspect:
+    print(inspect(args.inspect))
+    return
+  if not args.checkpoint or not args.out:
+    raise UserError("say what to read and where to write: --checkpoint=PATH --out=DIR (or only look: --inspect=PATH)")
+  format, place = find(args.checkpoint)
+  cfg, params = load(
+    args.checkpoint, allow_missing=args.allow_missing, allow_unused=args.allow_unused, keep_config=args.keep_config
+  )
+  _say(f"read {describe(cfg, params)} from {args.checkpoint}")
+
+  given = Tokenizer(args.spm, lower=not args.cased, keep_accents=args.keep_accents) if args.spm else None
+  tokenizer = given or _tokenizer_of(args.checkpoint)
+  if args.keep_pieces:
+    if given is None:
+      raise UserError("--keep_pieces needs the new vocabulary: --spm=FILE")
+    old = _tokenizer_of(args.checkpoint)
+    if old is None:
+      raise UserError(f"--keep_pieces needs the vocabulary of the weights: copy it into {args.checkpoint}")
+    cfg, params, kept = surgery.new_vocabulary(cfg, params, old, given)
+    _say(f"kept the rows of {kept:,} of {given.vocab_size:,} pieces; the others are fresh")
+  if args.max_position_embeddings:
+    cfg, params = surgery.longer(cfg, params, args.max_position_embeddings, args.positions)
+  fields = {name: getattr(args, name) for name in ("num_hidden_layers", "num_hidden_groups", "share")}
+  fields = {name: value for name, value in fields.items() if value}
+  if fields:
+    cfg, params = surgery.restructured(cfg, params, from_group0=args.init_from_group0, **fields)
+  if args.hidden_size:
+    cfg, params = surgery.wider(cfg, params, args.hidden_size, noise=args.noise)
+
+  if args.to == "google":
+    google_tf1.save(args.out, cfg, params, vocabulary=tokenizer, overwrite=args.overwrite)
+  else:
+    found = hf.read_fields(place) if format is hf else {}
+    named = next(iter(found.get("architectures") or []), None)
+    hf.save(
+      args.out,
+      cfg,
+      params,
+      vocabulary=tokenizer,
+      architecture=args.architecture or (named if named in ARCHITECTURES else None),
+      extra=hf.extra_fields(found),
+      overwrite=args.overwrite,
+    )
+  _say(
+    f"wrote {describe(cfg, params)} to {args.out}" + ("" if tokenizer else ", without a vocabulary: give --spm=FILE")
+  )
+
+
+def describe(cfg, params):
+  """One line about a model."""
+  extra = sorted(params.keys() - {"embeddings", "projection", "attention", "ffn"})
+  return (
+    f"{model.param_count(params):,} parameters ({cfg.num_hidden_layers} layers of {cfg.hidden_size}, "
+    f"{cfg.num_hidden_groups} group{'s' * (cfg.num_hidden_groups > 1)}, share={cfg.share}; "
+    f"with {', '.join(extra) or 'no head'})"
+  )
+
+
+def inspect(path):
+  """A table of every variable at `path`, what is missing, and what is not used, as text."""
+  format, place = find(path)
+  cfg, tensors, names, table, notes = format.survey(place)
+  entries = {entry.name: entry for entry in table}
+  rows = [("name there", "name here", "shape", "type", "mean", "std")]
+  unused = []
+  for name, tensor in tensors.items():
+    entry = entries.get(names[name])
+    if entry is None or name in notes:
+      here = f"({notes.get(name, 'NOT USED')})"
+      unused += [] if name in notes else [name]
+    else:
+      here = entry.path + (f"[{', '.join(map(str, entry.index))}]" if entry.index else "")
+      if tensor.shape != entry.there:
+        here += f" EXPECTED {list(entry.there)}"
+    value = np.asarray(tensor, np.float64)
+    numbers = (f"{value.mean():.4g}", f"{value.std():.4g}") if value.size else ("", "")
+    rows.append((name, here, "x".join(map(str, tensor.shape)) or "scalar", str(tensor.dtype), *numbers))
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+  missing = [entry.name for entry in table if entry.name not in names.values()]
+  lines += ["", f"{place}: {format.__name__.rpartition('.')[2]}, {cfg}"]
+  lines += [f"missing: {', '.join(missing) or 'nothing'}", f"not used: {', '.join(unused) or 'nothing'}"]
+  there = {entry.path.split("/")[0] for entry in table}
+  absent = [part for part in model.OPTIONAL if part not in there]
+  lines += [f"parts that are not there: {', '.join(absent)}"] if absent else []
+  return "\n".join(lines)
+
+
+def _tokenizer_of(path):
+  """The vocabulary beside the weights, or None."""
+  try:
+    return load_tokenizer(path)
+  except UserError:
+    return None
+
+
+def _say(line):
+  print(line, file=sys.stderr)

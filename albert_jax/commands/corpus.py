@@ -1,0 +1,33 @@
+"""What the commands that read a corpus share: --input and how to read it."""
+
+import dataclasses
+
+from albert_jax.data.corpus import readers
+
+
+def add_arguments(parser, default=None):
+  """Adds the options that every command with `--input` shares; without a default the input is required."""
+  parser.add_argument(
+    "--input",
+    required=default is None,
+    default=default,
+    help="files (.txt, .jsonl, .parquet, each also .gz, .xz or .zst), a folder, a quoted glob, or a TFDS name; several "
+    "with commas between",
+  )
+  for field in dataclasses.fields(readers.Reading):
+    choices = ("auto", *readers.LAYOUTS) if field.name == "layout" else None
+    parser.add_argument(f"--{field.name}", default=field.default, choices=choices, help=_READING_HELP[field.name])
+
+
+_READING_HELP = {
+  "layout": "what separates documents in plain text: a blank line; a file each, with paragraphs wrapped over lines "
+  "(book); WikiExtractor's <doc> tags; or what each file looks like (auto, the default)",
+  "text_field": "the field with the text in JSON lines, Parquet and TFDS (default: text)",
+  "tfds_split": "the split of a TFDS dataset (default: train)",
+  "tfds_dir": "where the TFDS datasets are (default: TFDS' own)",
+}
+
+
+def reading(args):
+  """The readers.Reading of what `add_arguments` parsed."""
+  return readers.Reading(**{field.name: getattr(args, field.name) for field in dataclasses.fields(readers.Reading)})

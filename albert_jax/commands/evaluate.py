@@ -1,0 +1,69 @@
+"""`albert-jax evaluate`: the numbers of a checkpoint on held-out data, as JSON."""
+
+import importlib
+import json
+import pathlib
+
+import jax
+
+from albert_jax import evaluation
+from albert_jax.commands import common
+from albert_jax.errors import UserError
+from albert_jax.training import sharding
+
+# Tasks whose answers can be scored wherever they were made: the function (predictions, gold) -> {metric: number}.
+SCORERS = {
+  "glue": "glue:score_files", "choice": "choice:score_files", "ner": "ner:score_files",
+  "squad": "squad_score:score_files",
+}  # fmt: skip
+
+
+def score_predictions(argv):
+  """`evaluate --task=… --predictions=FILE --gold=FILE`: no model, no config."""
+  parser = common.parser(
+    "evaluate",
+    "Scores answers made elsewhere and prints the numbers as one JSON object.",
+    "albert-jax evaluate --task=glue --predictions=SST-2.tsv --gold=glue_data/SST-2/dev.tsv",
+  )
+  parser.add_argument("--task", required=True, choices=SCORERS, help="what the answers are of")
+  parser.add_argument("--predictions", required=True, metavar="FILE", help="the answers")
+  parser.add_argument("--gold", required=True, metavar="FILE", help="the right ones, as the task's data has them")
+  parser.add_argument("--null_odds", metavar="FILE", help="squad: how sure each question has no answer, by its id")
+  parser.add_argument("--json", metavar="FILE", help="write the JSON there too")
+  args = parser.parse_args(argv)
+  if args.null_odds and args.task != "squad":
+    raise UserError(f"--null_odds is for --task=squad, not {args.task}")
+  more = {"null_odds": args.null_odds} if args.null_odds else {}
+  module, name = SCORERS[args.task].split(":")
+  numbers = getattr(importlib.import_module(f"albert_jax.tasks.{module}"), name)(args.predictions, args.gold, **more)
+  _print(numbers, args.json)
+
+
+def _print(numbers, file):
+  text = json.dumps(numbers)
+  print(text)
+  if file:
+    pathlib.Path(file).write_text(text + "\n")
+
+
+def main(argv):
+  if any(arg.startswith("--predictions") for arg in argv):
+    return score_predictions(argv)
+  parser = common.parser(
+    "evaluate",
+    "Computes the held-out numbers of a checkpoint and prints them as one JSON object. Answers made elsewhere are\n"
+    f"scored with --task=TASK --predictions=FILE --gold=FILE instead, where TASK is one of {', '.join(SCORERS)}.",
+    "albert-jax evaluate --config=configs/pretrain.py:tiny --config.data.dataset=DIR --checkpoint=RUN/export",
+  )
+  parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a Hugging Face directory, as RUN/export")
+  parser.add_argument("--json", metavar="FILE", help="write the JSON there too")
+  parser.add_argument("--out", metavar="DIR", help="write the answers there, in the files the task's community uses")
+  args, config = common.parse_with_config(parser, argv)
+  task, params = evaluation.for_checkpoint(config, args.checkpoint)
+  mesh = sharding.make_mesh(sharding.MeshConfig(**config.mesh), config.batch_size)
+  with jax.set_mesh(mesh):
+    params = jax.device_put(params, sharding.shardings(mesh, params))
+    numbers, files = evaluation.evaluate(task, evaluation.make_eval_step(task), params, mesh)
+  _print(numbers, args.json)
+  if args.out:
+    evaluation.write_files(pathlib.Path(args.out), files)

@@ -1,0 +1,194 @@
+"""Lines in, JSON lines out: what a trained model says of texts."""
+
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+import queue
+import stat
+import sys
+import threading
+
+import tqdm
+
+from albert_jax import pipelines
+from albert_jax.commands import common
+from albert_jax.errors import UserError
+
+CHUNK = 1024  # lines that are sorted by length together
+FORMATS = ("auto", "text", "pairs", "json")
+
+
+def main(argv):
+  parser = common.parser(
+    "predict",
+    "Reads texts, a line each, and writes a JSON line for each. A line that begins with { is a JSON object with the\n"
+    'fields the task wants: "text"; "text" and "pair"; "question" and "context"; …; its "id" is handed on. Where the\n'
+    "model is for pairs of texts, a line may also be both with a tab between.",
+    'albert-jax predict --checkpoint=RUN --task=fill-mask "The [MASK] statement ends a loop."',
+  )
+  parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a Hugging Face directory, or a run's workdir")
+  parser.add_argument("--task", help=f"one of {', '.join(pipelines.TASKS)} (default: what the checkpoint is for)")
+  parser.add_argument(
+    "--input", metavar="FILE", action="append", default=[], help="read there, not standard input; may be repeated"
+  )
+  parser.add_argument("--output", metavar="FILE", help="write there, once all is done, not to standard output")
+  parser.add_argument("--format", choices=FORMATS, default="auto", help="of the lines (default: as each one looks)")
+  parser.add_argument("--fields", metavar="A,B", help="which fields of the JSON objects hold the texts")
+  parser.add_argument("--skip_bad", action="store_true", help="report lines that cannot be read, and go on")
+  parser.add_argument("--batch_size", type=int, help="the most texts run together (default: by the machine)")
+  parser.add_argument("--top_k", type=int, help="how many answers, where there are several")
+  parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="", help="what to compute in")
+  parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts, instead of a file")
+  args = parser.parse_args(argv)
+  for name in ("batch_size", "top_k"):
+    if getattr(args, name) is not None and getattr(args, name) < 1:
+      raise UserError(f"--{name}={getattr(args, name)} must be 1 or more")
+  if args.texts and args.input:
+    raise UserError("give texts, or files with --input, not both")
+  missing = [file for file in args.input if not pathlib.Path(file).is_file()]
+  if missing:
+    raise UserError(f"no file {missing[0]!r}; give a text file with a text a line")
+
+  options = {name: getattr(args, name) for name in ("batch_size", "top_k") if getattr(args, name) is not None}
+  model = pipelines.pipeline(args.task, args.checkpoint, dtype=args.dtype, **options)
+  fields = args.fields.split(",") if args.fields else None
+  skipped = blank = 0
+  try:
+    with contextlib.ExitStack() as stack:
+      write = stack.enter_context(_output(args.output))
+      sources = [(f"{file} ", stack.enter_context(open(file, "rb"))) for file in args.input]
+      sources = sources or [("", [text.encode("utf-8", "surrogateescape") for text in args.texts] or _stdin())]
+      # On a terminal the bar would stand between the answers.
+      bar = stack.enter_context(tqdm.tqdm(unit=" lines", mininterval=1, disable=_quiet(args.output)))
+      for name, lines in sources:
+        for chunk in _chunks(lines):
+          items = []
+          for number, line in chunk:
+            if not line.strip():
+              blank += 1
+              continue
+            items.append((f"{name}line {number}", _read(model, line, args.format, fields)))
+          for where, id, result in _answers(model, items):
+            if isinstance(result, UserError):
+              if not args.skip_bad:
+                raise UserError(f"{where}: {result}; --skip_bad leaves such lines out")
+              print(f"{where} skipped: {result}", file=sys.stderr)
+              skipped += 1
+            else:
+              write(json.dumps({**id, **result}, ensure_ascii=False) + "\n")
+          bar.update(len(chunk))
+  except BrokenPipeError:  # Whoever reads has enough, as `head`.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return
+  for count, what in ((skipped, "lines could not be read and were skipped"), (blank, "blank lines were passed over")):
+    if count:
+      print(f"{count:,} {what}", file=sys.stderr)
+
+
+def _stdin():
+  """Standard input with a buffer of its own: Python aborts if `_chunks` still waits in that of sys.stdin at the end."""
+  return open(sys.stdin.fileno(), "rb", closefd=False)
+
+
+def _quiet(output):
+  return not sys.stderr.isatty() or (not output and sys.stdout.isatty())
+
+
+@contextlib.contextmanager
+def _output(path):
+  """Yields a function that writes a line to standard output, or to a file that appears when all is written."""
+  if not path:
+    yield lambda line: print(line, end="", flush=True)
+    return
+  path = pathlib.Path(path)
+  if not path.absolute().parent.is_dir():
+    raise UserError(f"--output={path}: there is no folder {str(path.parent)!r}")
+  temporary = path.with_name(f".{path.name}.partial")
+  try:
+    with open(temporary, "w", encoding="utf-8") as file:
+      yield file.write
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def _chunks(lines):
+  """Lists of (number from 1, line): of a file always as many lines, of a pipe those that have come.
+
+  So a program that writes a line and waits for its answer gets it.
+  """
+  numbered = enumerate(lines, 1)
+  if not hasattr(lines, "fileno") or stat.S_ISREG(os.fstat(lines.fileno()).st_mode):
+    while chunk := list(itertools.islice(numbered, CHUNK)):
+      yield chunk
+    return
+  waiting = queue.Queue(2 * CHUNK)
+
+  def read():
+    try:
+      for each in numbered:
+        waiting.put(each)
+      waiting.put(None)
+    except OSError as error:
+      waiting.put(error)
+
+  threading.Thread(target=read, daemon=True).start()  # A daemon, as nothing can end its wait for a line.
+  last = ()
+  while isinstance(last, tuple):
+    chunk = [waiting.get()]
+    while isinstance(chunk[-1], tuple) and len(chunk) < CHUNK and not waiting.empty():
+      chunk.append(waiting.get())
+    last = chunk[-1]
+    if chunk := chunk if isinstance(last, tuple) else chunk[:-1]:
+      yield chunk
+  if last:
+    raise UserError(f"standard input cannot be read: {last.strerror}; give texts by --input=FILE, or through a pipe")
+
+
+def _read(model, line, format, fields):
+  """A line as (what to hand on: {} or {"id": …}, the task's item or a UserError)."""
+  id = {}
+  try:
+    value = line.decode("utf-8-sig").rstrip("\r\n")
+    if format == "json" or (format == "auto" and value.lstrip().startswith("{")):
+      value = json.loads(value)
+      if isinstance(value, dict):
+        id = {"id": value["id"]} if "id" in value else {}
+        if fields:
+          lacking = [field for field in fields if field not in value]
+          if lacking:
+            raise UserError(f"no field {lacking[0]!r}; there are {', '.join(value)}")
+          value = tuple(value[field] for field in fields) if len(fields) > 1 else value[fields[0]]
+    elif format == "pairs" or (format == "auto" and model.takes_pairs):
+      value = tuple(value.split("\t"))
+      value = value if len(value) > 1 else value[0]
+    return id, model.item(value)
+  except UnicodeDecodeError as error:
+    return id, UserError(f"it is not UTF-8 ({error.reason}); convert it, as with: iconv -f latin1 -t utf-8")
+  except json.JSONDecodeError as error:
+    return id, UserError(f"it begins as a JSON object but is none ({error}); --format=text takes it as text")
+  except UserError as error:
+    return id, error
+
+
+def _answers(model, items):
+  """(where, id, result or UserError) of each (where, (id, item or UserError)), in order.
+
+  What the model refuses is found by halves, so that one bad line costs no other its answer.
+  """
+  good = [item for _, (_, item) in items if not isinstance(item, UserError)]
+  results = iter(_run(model, good))
+  for where, (id, item) in items:
+    yield where, id, item if isinstance(item, UserError) else next(results)
+
+
+def _run(model, items):
+  try:
+    return model.run(items)
+  except UserError as error:
+    if len(items) == 1:
+      return [error]
+    half = len(items) // 2
+    return [*_run(model, items[:half]), *_run(model, items[half:])]

@@ -1,0 +1,40 @@
+"""`albert-jax suite`: a set of fine-tuning tasks and seeds, and one table."""
+
+import json
+import pathlib
+import signal
+
+from albert_jax import suites
+from albert_jax.commands import common
+from albert_jax.errors import UserError
+
+
+def main(argv):
+  parser = common.parser(
+    "suite",
+    "Fine-tunes a checkpoint on a set of tasks with several seeds, MNLI first, and writes suite.md and suite.json in\n"
+    "the folder of the runs. Run again, it goes on. --config.x=y is for every run.",
+    "albert-jax suite --tasks=glue,squad,race --checkpoint=albert-base-v2 --seeds=5 --data=DIR --out=runs/suite",
+  )
+  parser.add_argument("--tasks", required=True, help=f"with commas: {', '.join([*suites.GROUPS, *suites.TASKS])}")
+  parser.add_argument("--checkpoint", required=True, metavar="DIR", help="what to fine-tune, of any kind")
+  parser.add_argument("--out", required=True, metavar="DIR", help="the folder of all runs")
+  parser.add_argument("--seeds", type=int, default=5, help="runs of each task (default 5)")
+  official = "official files, in DIR/glue/CoLA …, DIR/squad1.1, DIR/squad2.0, DIR/race; or TASK=DIR, also several times"
+  parser.add_argument("--data", action="append", default=[], metavar="DIR", help=f"{official} (default: TFDS)")
+  parser.add_argument("--mnli", default="", metavar="DIR", help="a run of MNLI to begin RTE, STS-B and MRPC with")
+  parser.add_argument("--published", choices=("v1", "v2"), default="v2", help="which weights to compare with (v2)")
+  parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
+  parser.add_argument("--config.FIELD", metavar="VALUE", dest="override", help="a value for every run")
+  overrides = [arg for arg in argv if arg.startswith("--config.")]
+  args = parser.parse_args([arg for arg in argv if not arg.startswith("--config.")])
+  for fixed in ("seed", "init_from", "data.dataset"):
+    if any(arg.startswith(f"--config.{fixed}=") for arg in overrides):
+      raise UserError(f"--config.{fixed} is what the suite sets itself; see --seeds, --checkpoint and --data")
+  signal.signal(signal.SIGTERM, suites.interrupted)
+  found = suites.suite([name for name in args.tasks.split(",") if name], args.checkpoint, args.out, seeds=args.seeds,
+                data=args.data, overrides=overrides, version=args.published, mnli=args.mnli)  # fmt: skip
+  print(suites.table(found), end="")
+  if args.json:
+    suites.write(pathlib.Path(args.json), json.dumps(found, indent=2) + "\n")
+  return 1 if found["failed"] else 0

@@ -1,0 +1,31 @@
+"""`albert-jax train`: pre-trains or fine-tunes a model; resumes by itself."""
+
+import jax
+
+from albert_jax import loop
+from albert_jax.commands import common
+from albert_jax.errors import UserError
+from albert_jax.training import watch
+
+
+def main(argv):
+  parser = common.parser(
+    "train",
+    "Trains a model in a folder: checkpoints, metrics.jsonl, TensorBoard events, and at the end curves.png and\n"
+    "export/, a Hugging Face directory. Run again, it goes on from the newest checkpoint.",
+    "albert-jax train --config=configs/pretrain.py:tiny --config.data.dataset=DIR --workdir=RUN",
+  )
+  parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder of this run, or gs://BUCKET/FOLDER")
+  parser.add_argument("--profile", default="", metavar="FIRST:LAST", help="write a profile of these steps, as 10:13")
+  several = parser.add_argument_group("several processes (found by themselves on TPU pods and SLURM)")
+  several.add_argument("--coordinator", default="", metavar="HOST:PORT", help="where process 0 listens")
+  several.add_argument("--processes", type=int, metavar="N", help="how many there are")
+  several.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+  args, config = common.parse_with_config(parser, argv)
+  if args.coordinator and (args.processes is None or args.process is None):
+    raise UserError("--coordinator needs --processes=N and --process=I")
+  profile = watch.parse_steps(args.profile)
+  loop.join(args.coordinator, args.processes, args.process)
+  # `together` is in the loop too, where an error must not wait for a save that waits for other hosts.
+  with watch.parting(), watch.together(jax.process_count()):
+    loop.train(config, args.workdir, profile)

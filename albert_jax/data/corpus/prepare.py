@@ -1,0 +1,178 @@
+"""`albert-jax prepare`: a corpus to a TFDS dataset of token segments, once, before any training.
+
+In two steps. Each unit of work (see readers.py) is tokenised into a file of packed records and a table of its documents
+(tokenise.py); a killed run keeps the units it has finished. Then, with all documents known, duplicates are dropped,
+documents are split into train and validation, and the units are copied into shards (shards.py). What is made depends
+neither on how many processes work nor on whose they are (runners.py).
+"""
+
+import collections
+import dataclasses
+import io
+import json
+import os
+import pathlib
+
+import numpy as np
+
+from albert_jax import files
+from albert_jax.data import datasets, records
+from albert_jax.data.corpus import near_duplicates, readers, runners, segments, shards
+from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.errors import UserError
+
+
+def _check(settings, out, overwrite):
+  if not 0 <= settings.validation_fraction < 1:
+    raise UserError(
+      f"--validation_fraction={settings.validation_fraction} leaves nothing to train on or is no fraction; expected a "
+      "number from 0 to below 1, such as 0.05"
+    )
+  if not 0 <= settings.near_duplicates <= 1:
+    raise UserError(
+      f"--near_duplicates={settings.near_duplicates:g}: expected 0 (keep all) to 1 (drop equal ones), such as 0.8"
+    )
+  if not 8 <= settings.segment_tokens <= records.MAX_TOKENS:
+    raise UserError(
+      f"--segment_tokens={settings.segment_tokens}: expected 8 to {records.MAX_TOKENS}; use the longest length "
+      "that you will train at, such as 512"
+    )
+  if files.exists(out) and not overwrite:
+    raise UserError(f"{out} is already there; choose another --out, or add --overwrite to replace it")
+
+
+def prepare(spec, spm, out, settings, reading, *, run=None, overwrite=False, mlm_only=False):
+  """Makes a dataset of token segments.
+
+  Args:
+    spec: str, the corpus (see readers.plan).
+    spm: path of the vocabulary.
+    out: path of the folder to make: `tfds.builder_from_directory(out)` reads it, and it holds its vocabulary.
+    settings: Settings.
+    reading: readers.Reading.
+    run: who does the work, see runners.py; None is this process.
+    overwrite: replace an existing folder.
+    mlm_only: accept a corpus without a single pair of sentences.
+
+  Returns:
+    dict, what is also in `out/prepare.json`.
+
+  Raises:
+    UserError: see the messages; nothing is left under the name `out`.
+  """
+  run = run or runners.local(1)
+  out = os.path.abspath(os.path.expanduser(out)) if files.is_local(out) else str(out).rstrip("/")
+  _check(settings, out, overwrite)
+  tokenizer = Tokenizer(spm, lower=settings.lower, keep_accents=settings.keep_accents)
+  spm = os.path.abspath(tokenizer.path)
+  units = readers.plan(spec, reading)
+  identity = {
+    "format": 1,
+    "corpus": spec,
+    "settings": dataclasses.asdict(settings),
+    "reading": dataclasses.asdict(reading),
+    "vocabulary": {"file": pathlib.Path(spm).name, "sha256": datasets.sha256(spm), "size": tokenizer.vocab_size},
+  }
+  parent, name = out.rsplit("/", 1)
+  partial = f"{parent}/.{name}.partial"
+  _continue_or_begin(partial, identity | {"units": [dataclasses.asdict(unit) for unit in units]})
+  sizes = [unit.size for unit in units]
+
+  jobs = [(i, unit, reading, settings, spm, f"{partial}/units") for i, unit in enumerate(units)]
+  run(segments.tokenise_unit, jobs, sizes, "tokenise")
+  tables = [shards.load_table(f"{partial}/units/{i:06d}.npz") for i in range(len(units))]
+  corpus = {key: np.concatenate([t[key] for t in tables]) for key in ("document", "tokens", "sentences", "unknown")}
+  _check_corpus(corpus, sum(int(t["pairs"]) for t in tables), spec, settings, mlm_only)
+
+  is_kept, is_validation = shards.split_documents(corpus["document"], settings.validation_fraction)
+  is_kept &= corpus["tokens"] > 0
+  is_near = np.zeros(len(is_kept), bool)
+  if settings.near_duplicates:
+    sketches = np.concatenate([t["sketch"] for t in tables])
+    is_near = near_duplicates.find(sketches, is_kept, settings.near_duplicates)
+    is_kept &= ~is_near
+  is_validation &= is_kept
+  ends = np.cumsum([len(t["document"]) for t in tables])[:-1]
+  members = {"train": is_kept & ~is_validation, "validation": is_validation}
+  members = {split: mask for split, mask in members.items() if mask.any()}
+  files.remove(f"{partial}/dataset")
+  paths = shards.name_shards(f"{partial}/dataset", {split: np.split(mask, ends) for split, mask in members.items()})
+  kept, held = np.split(is_kept, ends), np.split(is_validation, ends)
+  jobs = [(i, f"{partial}/units", kept[i], held[i], paths[i], tokenizer.vocab_size) for i in range(len(units))]
+  run(shards.copy_unit, jobs, sizes, "write")
+  parts = [shards.load_table(f"{partial}/units/{i:06d}.copied.npz") for i in range(len(units))]
+
+  tally = sum((collections.Counter(json.loads(str(t["tally"]))) for t in tables), collections.Counter())
+  lengths = {s: np.concatenate([part[f"{s}.lengths"] for part in parts if f"{s}.bytes" in part]) for s in members}
+  counts = {s: sum(part[f"{s}.counts"] for part in parts if f"{s}.bytes" in part) for s in members}
+  special = [tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
+  description = identity | {
+    "input": {
+      "documents": len(is_kept),
+      "duplicate_documents": _duplicates(corpus),
+      "near_duplicate_documents": int(is_near.sum()),
+      **dict(sorted(tally.items())),
+    },
+    "splits": {split: _split_counts(corpus, mask, len(lengths[split])) for split, mask in members.items()},
+    "baselines": shards.baselines(counts["train"], counts["validation"], special) if "validation" in counts else {},
+  }
+  _finish(f"{partial}/dataset", spm, parts, lengths, description)
+  files.remove(out)
+  files.move(f"{partial}/dataset", out)
+  files.remove(partial)
+  return description
+
+
+def _finish(dataset, spm, parts, lengths, description):
+  """Adds to the shards what makes them a dataset; notes the sizes of all files in the description."""
+  for name, data in shards.metadata(parts, list(lengths)).items():
+    files.write(f"{dataset}/{name}", data)
+  for split, array in lengths.items():  # what packing needs to know without reading all records
+    data = io.BytesIO()
+    np.save(data, array)
+    files.write(f"{dataset}/{datasets.lengths_file(split)}", data.getvalue())
+  files.write(f"{dataset}/{pathlib.Path(spm).name}", pathlib.Path(spm).read_bytes())
+  description["files"] = files.sizes(dataset)
+  files.write(f"{dataset}/{datasets.DESCRIPTION_FILE}", (json.dumps(description, indent=2) + "\n").encode())
+
+
+def _continue_or_begin(partial, identity):
+  """Keeps the units of an earlier run that was killed if they are of the same data; starts anew otherwise."""
+  text = json.dumps(identity, sort_keys=True).encode()
+  mark = f"{partial}/identity.json"
+  if not files.exists(mark) or files.read(mark) != text:
+    files.remove(partial)
+    files.write(mark, text)
+
+
+def _duplicates(corpus):
+  documents = corpus["document"][corpus["tokens"] > 0]
+  return len(documents) - len(np.unique(documents))
+
+
+def _check_corpus(corpus, pairs, spec, settings, mlm_only):
+  found = f"--input={spec} has {len(corpus['document'])} documents, {int(corpus['sentences'].sum())} sentences"
+  distinct = len(np.unique(corpus["document"][corpus["tokens"] > 0]))
+  if not distinct:
+    raise UserError(f"{found} and no tokens at all; expected text, a blank line between documents")
+  if settings.validation_fraction and distinct < 2:
+    raise UserError(
+      f"{found}, all in one document, which cannot be both trained on and held out; separate documents with blank "
+      "lines, or add --validation_fraction=0"
+    )
+  if not pairs and not mlm_only:
+    raise UserError(
+      f"{found}, but no document has two sentences, so there is no pair to put in order; expected several paragraphs "
+      "or sentences in each document and a blank line between documents (see --layout); add --mlm_only if this is meant"
+    )
+
+
+def _split_counts(corpus, mask, segment_count):
+  tokens = int(corpus["tokens"][mask].sum())
+  return {
+    "documents": int(mask.sum()),
+    "segments": segment_count,
+    "sentences": int(corpus["sentences"][mask].sum()),
+    "tokens": tokens,
+    "unknown_rate": float(corpus["unknown"][mask].sum() / max(1, tokens)),
+  }

@@ -1,0 +1,479 @@
+"""Corpora to documents: plain text, JSON lines, Parquet, each also compressed, and TFDS names.
+
+A corpus is planned as units of work: a list that depends on the corpus alone, never on who works on it, so that what is
+made of it is the same for one process and for fifty. A document is a list of lines (str, no empty ones): its paragraphs
+or its sentences.
+
+Bad input never ends a run and never passes in silence: it is repaired or left out, and counted in a tally.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import gzip
+import io
+import itertools
+import json
+import lzma
+import pathlib
+import re
+import sys
+
+from albert_jax import files
+from albert_jax.data import datasets
+from albert_jax.data.corpus.sentences import split_sentences
+from albert_jax.errors import UserError
+
+UNIT_BYTES = 16 << 20  # a unit of work: small enough to spread, large enough to make a decent shard
+# What is longer is cut, so that memory stays bounded.
+MAX_LINE_BYTES = 1 << 20
+MAX_JSON_BYTES = 1 << 26
+MAX_DOCUMENT_CHARS = 1 << 23
+LAYOUTS = ("blank", "book", "doc")
+_READ_BYTES = 1 << 18
+_LOOK_BYTES = 1 << 16  # how much of a file is looked at to see what it is
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """How to read a corpus; every field is an option of the commands that read one.
+
+  Attributes:
+    layout: what separates documents in plain text. `blank`: a blank line (one paragraph or sentence a line). `book`: a
+      file is a document, a blank line separates its paragraphs, which are wrapped over lines. `doc`: WikiExtractor's
+      `<doc …>` and `</doc>`. `auto`: looked up in each file.
+    text_field: the field of a JSON line, Parquet row or TFDS record that holds the text.
+    tfds_split: the split of a TFDS dataset.
+    tfds_dir: where TFDS datasets are; '' is TFDS' own default.
+  """
+
+  layout: str = "auto"
+  text_field: str = "text"
+  tfds_split: str = "train"
+  tfds_dir: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+  """A part of a source: bytes of a plain file, rows of a Parquet file, records of a TFDS split; stop -1 is its end."""
+
+  source: str
+  kind: str
+  start: int = 0
+  stop: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+  """What one worker reads at a time: spans in the order of the corpus, and about how many bytes they are."""
+
+  spans: tuple[Span, ...]
+  size: int
+
+
+# Opening files.
+
+
+def _zstd(file):
+  try:
+    from compression import zstd  # Python 3.14
+  except ImportError:
+    try:
+      import zstandard
+    except ImportError:
+      raise UserError("reading .zst files needs a library: pip install zstandard") from None
+    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))
+  return zstd.ZstdFile(file)
+
+
+COMPRESSIONS = {".gz": lambda file: gzip.GzipFile(fileobj=file), ".xz": lzma.LZMAFile, ".zst": _zstd}
+KINDS = {".txt": "text", "": "text", ".jsonl": "json", ".json": "json", ".ndjson": "json", ".parquet": "parquet"}
+
+
+def _suffixes(path):
+  """`a/b.jsonl.gz` -> ('.jsonl', '.gz')."""
+  name = path.rsplit("/", 1)[-1].lower()
+  compression = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
+  return pathlib.PurePosixPath(name.removesuffix(compression)).suffix, compression
+
+
+@contextlib.contextmanager
+def _open(path):
+  """A file's plain bytes, decompressed where its name says so."""
+  fs, name = files.filesystem(path)
+  with fs.open(name, "rb") as raw:
+    compression = _suffixes(path)[1]
+    if not compression:
+      yield raw
+      return
+    try:
+      with COMPRESSIONS[compression](raw) as file:
+        yield file
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
+      raise UserError(f"{path} is not a whole {compression} file ({error}); copy or download it again") from error
+
+
+# Planning.
+
+
+def _is_pattern(item):
+  return any(c in item for c in "*?[")
+
+
+def _files(item):
+  """The files that one item of `--input` names: list of str, sorted; empty where it names none."""
+  fs, path = files.filesystem(item)
+  if _is_pattern(item):
+    names = [name for name in fs.glob(path) if fs.isfile(name)]
+  elif fs.isdir(path):
+    names = [name for name in fs.find(path) if not re.search(r"/[._]", name[len(path.rstrip("/")) :])]  # no hidden ones
+    names = [name for name in names if _suffixes(name)[0] in KINDS]
+  else:
+    names = [path] if fs.isfile(path) else []
+  return sorted(fs.unstrip_protocol(name) if "://" in item else name for name in names)
+
+
+def plan(spec, reading, unit_bytes=UNIT_BYTES):
+  """Lists a corpus as units of work.
+
+  Args:
+    spec: str, a file, folder, glob or TFDS name (`wikipedia/20230601.en`), or several with commas between.
+    reading: Reading.
+    unit_bytes: about how many bytes of text a unit holds.
+
+  Returns:
+    list[Unit] in the order of the corpus; it depends on nothing but the corpus and the arguments.
+
+  Raises:
+    UserError: an item is neither a file nor a dataset, or there is no text at all.
+  """
+  spans = []
+  for item in [item.strip() for item in spec.split(",") if item.strip()]:
+    paths = _files(item)
+    for path in paths:
+      spans += _plan_file(path, reading, unit_bytes)
+    if not paths:
+      if _is_pattern(item) or ("/" not in item.strip("./") and "." in item) or item.startswith((".", "/", "~", "gs:")):
+        raise UserError(
+          f"--input={item} matches no file; expected a text, .jsonl or .parquet file (or .gz, .xz, .zst of one), a "
+          "folder, a quoted glob such as 'corpus/*.txt', or the name of a TFDS dataset"
+        )
+      spans += _plan_tfds(item, reading, unit_bytes)
+  units, pending, size = [], [], 0
+  for span, span_size in spans:
+    if pending and size + span_size > unit_bytes:
+      units.append(Unit(tuple(pending), size))
+      pending, size = [], 0
+    pending.append(span)
+    size += span_size
+  units += [Unit(tuple(pending), size)] if pending else []
+  if not sum(unit.size for unit in units):
+    raise UserError(f"--input={spec} holds no text: {len(spans)} files, all empty")
+  return units
+
+
+def _plan_file(path, reading, unit_bytes):
+  """One file as a list of (Span, bytes)."""
+  suffix, compression = _suffixes(path)
+  kind = KINDS.get(suffix, "text")
+  fs, name = files.filesystem(path)
+  size = fs.size(name)
+  if kind == "parquet":
+    return _plan_parquet(path, size, unit_bytes)
+  if kind == "text":
+    kind = reading.layout if reading.layout != "auto" else _guess_layout(path, size)
+  if compression or kind == "book" or size <= unit_bytes:
+    return [(Span(path, kind), size)]
+  starts = [0]
+  with _open(path) as file:
+    for target in range(unit_bytes, size, unit_bytes):
+      file.seek(target)
+      file.readline()  # the rest of some line
+      while line := file.readline():
+        position = file.tell()
+        if kind == "json" or (kind == "blank" and not line.strip()):
+          break
+        if kind == "doc" and line.startswith(b"<doc "):
+          position -= len(line)
+          break
+      if line and starts[-1] < position < size:
+        starts.append(position)
+  return [(Span(path, kind, a, b), b - a) for a, b in zip(starts, [*starts[1:], size], strict=True)]
+
+
+def _guess_layout(path, size):
+  """`doc`, `book` or `blank` (see Reading), from the first lines of a file of so many bytes.
+
+  Three things give a book away. Lines wrapped at a fixed width: the first word of the next line would not have fitted
+  on this one, and most lines that a further line follows break off in the middle of a sentence. Verse: most lines break
+  off likewise, many with a comma. And paragraphs of a line each with a blank line after every one: these would be poor
+  documents, if many are a single sentence, and many are speech or headings.
+  """
+  with _open(path) as file:
+    head = file.read(_LOOK_BYTES).decode("utf-8", "replace")
+  if re.match(r"\ufeff?\s*<doc ", head):
+    return "doc"
+  lines = [line.strip() for line in head.split("\n")[:-1]]
+  pairs = [(a, b) for a, b in itertools.pairwise(lines) if a and b]
+  if len(pairs) >= 20:
+    width = sorted(len(a) for a, _ in pairs)[int(0.9 * len(pairs))]
+    full = _share(len(a) + len(b.split(maxsplit=1)[0]) >= width - 4 for a, b in pairs)
+    broken = _share(a[-1].isalnum() or a[-1] in ",;-" for a, _ in pairs)
+    comma = _share(a[-1] in ",;" for a, _ in pairs)
+    if width <= 120 and broken > 0.6 and (full > 0.5 or comma > 0.1):
+      return "book"
+  blocks = [list(block) for is_text, block in itertools.groupby(lines, bool) if is_text]
+  # What is longer than a document may be is many of them.
+  if len(blocks) >= 20 and _share(len(block) == 1 for block in blocks) > 0.9 and size <= MAX_DOCUMENT_CHARS:
+    single = _share(len(split_sentences(block[0])) == 1 for block in blocks)
+    loose = _share(block[0][0] in _BEGINS_SPEECH or block[0][-1] not in _ENDS_SENTENCE for block in blocks)
+    if single > 0.15 and loose > 0.15:
+      return "book"
+  return "blank"
+
+
+_BEGINS_SPEECH = "\"'“”„‚‘’»«‹›–—-「『"
+_ENDS_SENTENCE = ".!?…。！？｡\"'”“’‘»«›‹)]」』）】》"
+
+
+def _share(values):
+  values = list(values)
+  return sum(values) / len(values)
+
+
+def _parquet():
+  try:
+    import pyarrow.parquet
+  except ImportError:
+    raise UserError("reading .parquet files needs a library: pip install pyarrow") from None
+  return pyarrow.parquet
+
+
+def _plan_parquet(path, size, unit_bytes):
+  with _open(path) as file:
+    groups = _parquet().ParquetFile(file).metadata.num_row_groups
+  del unit_bytes  # a row group is the smallest part that can be read alone
+  return [(Span(path, "parquet", i, i + 1), size // groups) for i in range(groups)]
+
+
+@functools.cache
+def _tfds_source(name, split, data_dir):
+  builder = datasets.tfds_builder(name, data_dir)
+  if name.split("/")[0] == "python_docs":
+    builder.download_and_prepare()  # made from what is on every machine; does nothing the second time
+  try:
+    return builder.as_data_source(split)
+  except Exception as error:
+    reason = str(error).strip().split("\n")[0]
+    raise UserError(
+      f"the TFDS dataset {name}, split {split}, cannot be read by index ({reason}); prepare it once with: "
+      f"tfds build {name} --file_format=array_record"
+    ) from None
+
+
+def _plan_tfds(name, reading, unit_bytes):
+  source = _tfds_source(name, reading.tfds_split, reading.tfds_dir)
+  info = source.dataset_info
+  if reading.text_field not in info.features:
+    raise UserError(
+      f"the TFDS dataset {name} has no field {reading.text_field!r}; expected one of {', '.join(info.features)}; "
+      "choose with --text_field=NAME"
+    )
+  total = max(info.splits[reading.tfds_split].num_bytes, 1)
+  step = max(1, unit_bytes * len(source) // total)
+  ranges = [(i, min(i + step, len(source))) for i in range(0, len(source), step)]
+  return [(Span(name, "tfds", a, b), total * (b - a) // len(source)) for a, b in ranges]
+
+
+# Reading.
+
+
+def documents(unit, reading, tally):
+  """Reads a unit of work.
+
+  Args:
+    unit: Unit, from `plan`.
+    reading: Reading, the same as there.
+    tally: collections.Counter; what was wrong with the input is added to it.
+
+  Yields:
+    list[str], the lines of a document.
+  """
+  for span in unit.spans:
+    if span.kind in LAYOUTS and span.start == 0:
+      tally[f"files read as --layout={span.kind}"] += 1
+    for lines in _READERS[span.kind](span, reading, tally):
+      lines = [line for line in lines if line]
+      if lines:
+        yield lines
+
+
+def _lines(span, tally, limit=None):
+  """The lines of a part of a file: stripped str, '' for a blank line. Endless lines are cut at about `limit` bytes."""
+  limit = limit or MAX_LINE_BYTES
+  with _open(span.source) as file:
+    if span.start:
+      file.seek(span.start)
+    left = span.stop - span.start if span.stop >= 0 else sys.maxsize
+    first, rest = span.start == 0, b""
+    while data := file.read(min(_READ_BYTES, limit, left)):
+      end = file.readline(min(limit, left - len(data)))  # the rest of the last line
+      left -= len(data) + len(end)
+      tally["bytes"] += len(data) + len(end)
+      if first:
+        data, first = data.removeprefix(b"\xef\xbb\xbf"), False
+      data, rest = rest + data + end, b""
+      if len(end) == limit and not end.endswith(b"\n"):
+        # Cut an endless line after white space if it has some, otherwise between two characters.
+        tally["overlong lines cut"] += 1
+        cut = max(data.rfind(b" "), data.rfind(b"\t")) + 1 or len(data)
+        while len(data) - cut < 4 and data[cut - 1] & 0xC0 == 0x80:
+          cut -= 1
+        if data[cut - 1] >= 0xC0:
+          cut -= 1
+        data, rest = data[:cut], data[cut:]
+      yield from _decode_lines(data, tally)
+    if rest:
+      yield _decode(rest, tally)
+    if first:
+      tally["empty files"] += 1
+
+
+def _decode_lines(data, tally):
+  """Lines of bytes as stripped str: all at once, or one by one where something is wrong with one of them."""
+  with contextlib.suppress(UnicodeDecodeError):
+    text = data.decode()
+    if "\0" not in text:
+      return map(str.strip, text.removesuffix("\n").split("\n"))
+  return [_decode(line, tally) for line in data.removesuffix(b"\n").split(b"\n")]
+
+
+def _decode(line, tally):
+  """A line of bytes as stripped str; what is not UTF-8 becomes U+FFFD, NUL a space, and is counted."""
+  try:
+    text = line.decode()
+  except UnicodeDecodeError:
+    tally["lines with invalid UTF-8"] += 1
+    text = line.decode("utf-8", "replace")
+  if "\0" in text:
+    tally["lines with NUL"] += 1
+    text = text.replace("\0", " ")
+  return text.strip()
+
+
+def _gather(lines, is_end, tally):
+  """Groups lines into documents, which end at a line of which `is_end` is true."""
+  document, size = [], 0
+  for line in lines:
+    if is_end(line):
+      yield document
+      document, size = [], 0
+      continue
+    document.append(line)
+    size += len(line)
+    if size > MAX_DOCUMENT_CHARS:
+      tally["overlong documents cut"] += 1
+      yield document
+      document, size = [], 0
+  yield document
+
+
+def _read_blank(span, reading, tally):
+  del reading
+  return _gather(_lines(span, tally), lambda line: not line, tally)
+
+
+def _read_book(span, reading, tally):
+  del reading
+  return _gather(_unwrap(_lines(span, tally)), lambda line: False, tally)
+
+
+def _unwrap(lines):
+  """Joins the lines between blank ones."""
+  wrapped = []
+  for line in lines:
+    if line:
+      wrapped.append(line)
+    elif wrapped:
+      yield " ".join(wrapped)
+      wrapped = []
+  yield " ".join(wrapped)
+
+
+def _read_doc(span, reading, tally):
+  del reading
+  return _gather(_lines(span, tally), lambda line: line == "</doc>" or line.startswith("<doc "), tally)
+
+
+def _read_json(span, reading, tally):
+  good = False
+  for number, line in enumerate(_lines(span, tally, MAX_JSON_BYTES)):
+    if not line:
+      continue
+    try:
+      record = json.loads(line)
+    except ValueError:
+      tally["lines that are not JSON"] += 1
+      continue
+    text = record.get(reading.text_field) if isinstance(record, dict) else None
+    if isinstance(text, str):
+      good = True
+      yield from _gather(_text_lines(text, tally), lambda line: False, tally)
+    elif not good and number == 0 and isinstance(record, dict):
+      raise UserError(
+        f"{span.source}: the first record has no text in the field {reading.text_field!r}; its fields are "
+        f"{', '.join(record)}; choose with --text_field=NAME"
+      )
+    else:
+      tally["records without text"] += 1
+
+
+def _read_parquet(span, reading, tally):
+  with _open(span.source) as raw:
+    file = _parquet().ParquetFile(raw)
+    names = file.schema_arrow.names
+    if reading.text_field not in names:
+      raise UserError(
+        f"{span.source} has no column {reading.text_field!r}; expected one of {', '.join(names)}; choose with "
+        "--text_field=NAME"
+      )
+    groups = list(range(span.start, span.stop))
+    for batch in file.iter_batches(batch_size=64, row_groups=groups, columns=[reading.text_field]):
+      for text in batch.column(0).to_pylist():
+        if isinstance(text, str):
+          tally["bytes"] += len(text.encode())
+          yield from _gather(_text_lines(text, tally), lambda line: False, tally)
+        else:
+          tally["records without text"] += 1
+
+
+# wiki40b marks its structure with words.
+_MARKUP = re.compile(r"_START_(?:ARTICLE|SECTION|PARAGRAPH)_|_NEWLINE_|\n")
+
+
+def _read_tfds(span, reading, tally):
+  source = _tfds_source(span.source, reading.tfds_split, reading.tfds_dir)
+  for i in range(span.start, span.stop, 64):
+    for record in source.__getitems__(list(range(i, min(i + 64, span.stop)))):
+      text = record[reading.text_field]
+      text = text.encode() if isinstance(text, str) else bytes(text)
+      tally["bytes"] += len(text)
+      yield from _gather(_text_lines(_decode(text, tally), tally), lambda line: False, tally)
+
+
+def _text_lines(text, tally):
+  """The lines of a text that was one value."""
+  if "\0" in text:
+    tally["lines with NUL"] += 1
+    text = text.replace("\0", " ")
+  return [line.strip() for line in (_MARKUP.split(text) if "_START_" in text else text.split("\n"))]
+
+
+_READERS = {
+  "blank": _read_blank,
+  "book": _read_book,
+  "doc": _read_doc,
+  "json": _read_json,
+  "parquet": _read_parquet,
+  "tfds": _read_tfds,
+}

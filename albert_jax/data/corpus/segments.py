@@ -1,0 +1,179 @@
+"""The first step of `prepare`: a unit of work (see readers.py) to packed records and a table of its documents."""
+
+import collections
+import dataclasses
+import functools
+import json
+
+import numpy as np
+
+from albert_jax import files
+from albert_jax.data import records
+from albert_jax.data.corpus import near_duplicates, readers
+from albert_jax.data.corpus.sentences import split_sentences
+from albert_jax.data.corpus.word_ids import WordIds
+from albert_jax.data.tokenizer import Tokenizer
+
+_BATCH_CHARS = 1 << 19  # how much text is tokenised at a time: enough to be fast, little enough to be small
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What the records depend on, beside the corpus itself.
+
+  Attributes:
+    segment_tokens: the model length that segments should fill, its three special tokens included.
+    sentences: `split` prose lines into sentences, or take each `line` as one.
+    lower, keep_accents: see tokenizer.normalize.
+    validation_fraction: the share of the documents that is held out.
+    near_duplicates: documents that are at least this similar to an earlier one are dropped; 0 keeps them.
+  """
+
+  segment_tokens: int = 512
+  sentences: str = "split"
+  lower: bool = True
+  keep_accents: bool = False
+  validation_fraction: float = 0.05
+  near_duplicates: float = 0.0
+
+
+def segment_bounds(lengths, limit):
+  """Cuts a document into segments of whole sentences.
+
+  Args:
+    lengths: list of n ints ≥ 1, tokens in each sentence.
+    limit: the most tokens in a segment; a longer sentence is cut.
+
+  Returns:
+    list of list[int]: for each segment the lengths of its sentences. All their sums are at most `limit`, and together
+    they are `lengths` but for the cuts.
+  """
+  segments, current, size = [], [], 0
+  for length in lengths:
+    while length > limit:
+      segments += [current] if current else []
+      segments.append([limit])
+      current, size, length = [], 0, length - limit
+    if size + length > limit:
+      segments.append(current)
+      current, size = [], 0
+    current.append(length)
+    size += length
+  return [*segments, current] if current else segments
+
+
+class Encoder:
+  """Tokenises documents in batches that span documents; the order is kept."""
+
+  def __init__(self, tokenizer, settings):
+    self.settings = settings
+    self.tokenizer = tokenizer
+    self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    self.words = WordIds(tokenizer, self.dtype)
+    self.starts_word = records.word_starts(tokenizer.pieces)
+
+  def sentences(self, lines):
+    """The sentences of a document, with single spaces between words."""
+    # Printable text has no white space but the space, so most lines need no look at each word.
+    lines = [line if "  " not in line and line.isprintable() else " ".join(line.split()) for line in lines]
+    return [s for line in lines for s in split_sentences(line)] if self.settings.sentences == "split" else lines
+
+  def documents(self, documents):
+    """Yields (document id, ids [T], sentence lengths) of an iterable of documents."""
+    waiting, size = [], 0
+    for lines in documents:
+      sentences = self.sentences(lines)
+      waiting.append((records.document_id(lines), sentences))
+      size += sum(map(len, sentences))
+      if size > _BATCH_CHARS:
+        yield from self._flush(waiting)
+        waiting, size = [], 0
+    yield from self._flush(waiting)
+
+  def _flush(self, waiting):
+    ids, lengths = self.encode([s for _, document in waiting for s in document])
+    token, sentence = 0, 0
+    for document, sentences in waiting:
+      own = lengths[sentence : sentence + len(sentences)]
+      size = sum(own)
+      yield document, ids[token : token + size], [n for n in own if n]
+      token += size
+      sentence += len(sentences)
+
+  def encode(self, sentences):
+    """The ids of sentences, joined, and the list of how many each has."""
+    parts, lengths, first, size = [np.zeros(0, self.dtype)], [], 0, 0
+    for i, sentence in enumerate(sentences):
+      size += len(sentence)
+      # Arrays over all characters are large, so even a single document is tokenised a part at a time.
+      if size > _BATCH_CHARS or i == len(sentences) - 1:
+        ids, own = self.words.encode(sentences[first : i + 1])
+        parts.append(ids)
+        lengths += own.tolist()
+        first, size = i + 1, 0
+    return np.concatenate(parts), lengths
+
+  def pack(self, document, ids, lengths):
+    """Yields the packed segments of a document."""
+    token = 0
+    for segment in segment_bounds(lengths, self.settings.segment_tokens - 3):
+      size = sum(segment)
+      own = ids[token : token + size]
+      starts = np.cumsum([0, *segment[:-1]]).astype("<u2")
+      yield records.pack(own, starts, self.starts_word[own], document), len(segment)
+      token += size
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(spm, settings):
+  """This process' encoder: making its tables takes as long as some megabytes of text."""
+  return Encoder(Tokenizer(spm, lower=settings.lower, keep_accents=settings.keep_accents), settings)
+
+
+def tokenise_unit(number, unit, reading, settings, spm, folder):
+  """Makes `folder/NUMBER.records`, packed records one after the other, and then the table `folder/NUMBER.npz`.
+
+  A unit whose table is there is done. The table's columns: for each document `document` (its id), `segments`,
+  `tokens`, `sentences`, `unknown` (tokens); for each record its `sizes` in bytes; and `pairs`, how many records have
+  two sentences, and `tally`, what was wrong with the input, as JSON; on request `sketch`, see near_duplicates.py.
+
+  Args:
+    number: int, the unit's place in the corpus.
+    unit: readers.Unit.
+    reading: readers.Reading.
+    settings: Settings.
+    spm: path of the vocabulary.
+    folder: where the files go.
+  """
+  path = f"{folder}/{number:06d}"
+  if files.exists(f"{path}.npz"):
+    return
+  encoder = _encoder(spm, settings)
+  unknown = encoder.tokenizer.unk_id
+  tally = collections.Counter()
+  documents, sizes, sketches, pairs = [], [], [], 0
+  with files.writing(f"{path}.records") as local, open(local, "wb") as file:
+    for document, ids, lengths in encoder.documents(readers.documents(unit, reading, tally)):
+      first = len(sizes)
+      for packed, sentences in encoder.pack(document, ids, lengths):
+        file.write(packed)
+        sizes.append(len(packed))
+        pairs += sentences > 1
+      tally["documents without tokens"] += not lengths
+      tally["documents of one sentence"] += len(lengths) == 1
+      tally["sentences longer than a segment"] += sum(n > settings.segment_tokens - 3 for n in lengths)
+      if settings.near_duplicates:
+        sketches.append(near_duplicates.sketch(ids))
+      documents.append((document, len(sizes) - first, len(ids), len(lengths), int((ids == unknown).sum())))
+  columns = np.array(documents, np.uint64).reshape(-1, 5).T
+  names = ("segments", "tokens", "sentences", "unknown")
+  with files.writing(f"{path}.npz") as local:
+    np.savez(
+      local,
+      document=columns[0],
+      sizes=np.array(sizes, np.int64),
+      sketch=np.array(sketches, np.uint32).reshape(-1, near_duplicates.SKETCH),
+      pairs=pairs,
+      tally=json.dumps(tally),
+      **{name: column.astype(np.int64) for name, column in zip(names, columns[1:], strict=True)},
+    )

@@ -1,0 +1,205 @@
+"""Prepared datasets: opened once a process, checked, and read a batch at a time."""
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import json
+import pathlib
+
+import numpy as np
+
+from albert_jax import files
+from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.errors import UserError, message_lines
+
+DESCRIPTION_FILE = "prepare.json"
+_RULES = ("lower", "keep_accents")  # settings that belong to the vocabulary
+
+
+def sha256(path):
+  """The SHA-256 of a file, as hexadecimal digits."""
+  return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+
+
+def lengths_file(split):
+  """The name of the file with the tokens and sentences of each record of a split, a uint16 array [n, 2]."""
+  return f"lengths-{split}.npy"
+
+
+def here(dataset):
+  """What `data.dataset` names, with each folder in a store replaced by its copy on this machine, see files.local."""
+  return ",".join(files.local(name.strip()) for name in dataset.split(",")) if files.is_url(dataset) else dataset
+
+
+def folders(dataset):
+  """The folders that `data.dataset` names, with commas between: list of str."""
+  return [folder.strip() for folder in dataset.split(",") if folder.strip()] or [dataset]
+
+
+def describe(dataset):
+  """What `albert-jax prepare` wrote about a dataset, or about several that are to be mixed.
+
+  Args:
+    dataset: str, its folder; or several with commas between.
+
+  Returns:
+    dict: `settings`, `vocabulary`, `splits`, `baselines` and, for a single folder, all else that prepare.json holds.
+    For several, the splits are added up and the baselines are averaged over their validation tokens.
+
+  Raises:
+    UserError: this is no such folder, its files are not those that were written, or the vocabularies differ.
+  """
+  every = {folder: _describe_folder(folder) for folder in folders(dataset)}
+  first, *others = every.values()
+  if not others:
+    return first
+  for folder, other in every.items():
+    if other["vocabulary"] != first["vocabulary"] or any(other["settings"][k] != first["settings"][k] for k in _RULES):
+      raise UserError(
+        f"{folder} was prepared with another vocabulary than {next(iter(every))}, so they cannot be mixed; make them "
+        "with the same --spm, --lower and --keep_accents of albert-jax prepare"
+      )
+  splits = {}
+  for name in first["splits"]:
+    parts = [other["splits"][name] for other in every.values() if name in other["splits"]]
+    splits[name] = {key: sum(part[key] for part in parts) for key in ("documents", "segments", "sentences", "tokens")}
+  held = [
+    (other["splits"]["validation"]["tokens"], other["baselines"]) for other in every.values() if other["baselines"]
+  ]
+  total = sum(tokens for tokens, _ in held)
+  baselines = {key: sum(n * found[key] for n, found in held) / total for key in (held[0][1] if held else ())}
+  return {key: first[key] for key in ("settings", "vocabulary")} | {"splits": splits, "baselines": baselines}
+
+
+@functools.lru_cache(maxsize=64)
+def _describe_folder(dataset):
+  """`describe` for one folder."""
+  folder = pathlib.Path(dataset).expanduser()
+  path = folder / DESCRIPTION_FILE
+  if not path.is_file():
+    what = "is a folder without prepare.json" if folder.is_dir() else "is no folder"
+    what = what if str(dataset) else "is not set"
+    raise UserError(
+      f"data.dataset={dataset} {what}; expected one made by: albert-jax prepare --input={dataset or 'GLOB'} "
+      "--spm=FILE --out=DIR, and then --config.data.dataset=DIR"
+    )
+  description = json.loads(path.read_text())
+  for name, size in description["files"].items():
+    found = (folder / name).stat().st_size if (folder / name).is_file() else None
+    if found != size:
+      state = "is missing" if found is None else f"has {found} bytes instead of {size}"
+      raise UserError(f"{folder / name} {state}; copy the dataset again, or make it again with: albert-jax prepare")
+  return description
+
+
+def tokenizer(dataset, spm=""):
+  """The tokenizer a dataset was made with.
+
+  Args:
+    dataset: str, its folder, or several.
+    spm: path of a vocabulary that must be the same one; '' takes the dataset's own.
+
+  Raises:
+    UserError: `spm` is another vocabulary.
+  """
+  description = describe(dataset)
+  vocabulary, settings = description["vocabulary"], description["settings"]
+  own = pathlib.Path(folders(dataset)[0]).expanduser() / vocabulary["file"]
+  result = Tokenizer(spm or own, lower=settings["lower"], keep_accents=settings["keep_accents"])
+  if spm and sha256(result.path) != vocabulary["sha256"]:
+    raise UserError(
+      f"data.spm={spm} is not the vocabulary that {dataset} was made with (its copy is {own}); leave data.spm empty, "
+      f"or make the dataset again with: albert-jax prepare --spm={spm}"
+    )
+  return result
+
+
+@functools.lru_cache(maxsize=64)
+def open_split(dataset, split):
+  """The records of a split, by index.
+
+  Args:
+    dataset: str, one folder.
+    split: str.
+
+  Returns:
+    A TFDS data source with `len`, and for `fetch`.
+
+  Raises:
+    UserError: there is no such split.
+  """
+  import tensorflow_datasets as tfds
+
+  splits = describe(dataset)["splits"]
+  if split not in splits:
+    raise UserError(f"{dataset} has no split {split!r}; expected one of {', '.join(splits)}")
+  return tfds.builder_from_directory(str(pathlib.Path(dataset).expanduser())).as_data_source(
+    split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+  )
+
+
+@functools.lru_cache(maxsize=64)
+def lengths(dataset, split):
+  """The tokens and sentences of each record of a split, of all folders one after the other: uint16 array [n, 2]."""
+  found = []
+  for folder in folders(dataset):
+    open_split(folder, split)  # says so if there is none
+    found.append(np.load(pathlib.Path(folder).expanduser() / lengths_file(split)))
+  return np.concatenate(found)
+
+
+def fetch(source, indices):
+  """Reads records of `open_split`: list of bytes, as they were packed.
+
+  Raises:
+    UserError: a shard cannot be read.
+  """
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  try:
+    raw = source.__getitems__(indices)
+    parse = tf_example_pb2.Example.FromString
+    return [parse(example).features.feature["record"].bytes_list.value[0] for example in raw]
+  except Exception as error:
+    raise UserError(
+      f"a shard of the dataset cannot be read ({message_lines(error)[0]}); copy the dataset again, or make it again "
+      "with: albert-jax prepare"
+    ) from error
+
+
+def fetch_from(sources, which, indices):
+  """Reads records of several sources: record `indices[i]` of `sources[which[i]]`, as a list of bytes."""
+  if len(sources) == 1:
+    return fetch(sources[0], indices.tolist())
+  packed = [b""] * len(which)
+  for k, source in enumerate(sources):
+    rows = (which == k).nonzero()[0]
+    for row, record in zip(rows.tolist(), fetch(source, indices[rows].tolist()), strict=True):
+      packed[row] = record
+  return packed
+
+
+@functools.cache
+def tfds_builder(name, data_dir):
+  """Finds a TFDS dataset by name, also one whose module TFDS does not import by itself.
+
+  Raises:
+    UserError: no such dataset, or it is not on this machine in a format with random access.
+  """
+  import tensorflow_datasets as tfds
+
+  base = name.split("/")[0].split(":")[0]
+  modules = ["albert_jax.data.corpus.python_docs"] if base == "python_docs" else []
+  modules += [f"tensorflow_datasets.{kind}.{base}" for kind in ("text", "translate", "question_answering")]
+  for module in modules:
+    with contextlib.suppress(ImportError):
+      importlib.import_module(module)
+  try:
+    return tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
+  except Exception as error:  # TFDS raises many kinds here, all of which mean the same to the user
+    reason = str(error).strip().split("\n")[0]
+    raise UserError(
+      f"--input={name} is neither a file nor a TFDS dataset that can be read here ({reason}); expected files, a quoted "
+      "glob such as 'corpus/*.txt', or a TFDS name such as wikipedia/20230601.en (--tfds_dir says where it is)"
+    ) from None

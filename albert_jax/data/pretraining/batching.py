@@ -1,0 +1,198 @@
+"""Batches for the loop: global batch number `step` is a pure function of (dataset, config, seed, step).
+
+Each element of the Grain pipeline is a whole batch, because an element costs more than an example. Nothing is carried
+from one batch to the next, so resuming is starting at another number, and hosts and workers only share the work.
+"""
+
+import dataclasses
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+
+import numpy as np
+
+from albert_jax.data import datasets, rng
+from albert_jax.data.pretraining import examples, mixture, packing
+from albert_jax.data.pretraining.examples import DataConfig
+from albert_jax.errors import UserError
+
+__all__ = ["DataConfig", "batch_maker", "eval_batches", "train_batches"]
+
+_FOREVER = 1 << 40  # steps
+_BUFFERED = 2  # batches that wait ready for the loop
+
+
+@dataclasses.dataclass(frozen=True)
+class _Maker:
+  """Makes one host's rows of a global batch; small and picklable, whatever it reads is opened where it works."""
+
+  cfg: DataConfig
+  split: str
+  batch_size: int
+  seed: int
+  host: int
+  hosts: int
+  is_training: bool
+  first_row: int = 0
+
+  def __call__(self, step):
+    """The batch's dict of arrays."""
+    return self.explain(step)[0]
+
+  def explain(self, step):
+    """The batch, and the pretrain.Details of how it came about."""
+    cfg = self.cfg
+    sources = [datasets.open_split(folder, self.split) for folder in datasets.folders(cfg.dataset)]
+    sizes = [len(records) for records in sources]
+    total = _rows(cfg, self.split)
+    rows = self.batch_size // self.hosts
+    numbers = self.first_row + int(step) * self.batch_size + self.host * rows + np.arange(rows)
+    is_real = self.is_training | (numbers < total)
+    numbers_or_last = numbers if self.is_training else np.minimum(numbers, total - 1)
+    is_used = max_tokens = None
+    if cfg.packing > 1:
+      plan = _plan(cfg.dataset, self.split, cfg.seq_length, cfg.packing)
+      members, is_used = packing.rows_to_records(plan, numbers_or_last, self.seed if self.is_training else None)
+      if self.is_training:
+        members, is_used, max_tokens = packing.fill(plan, numbers, self.seed, members, is_used, cfg.seq_length)
+      which, indices = mixture.locate_in_order(members[is_used], sizes)
+      numbers = (numbers[:, None] * cfg.packing + np.arange(cfg.packing))[is_used]
+    elif self.is_training:
+      which, indices = mixture.locate(numbers, mixture.places(cfg.weights, sizes), sizes, self.seed)
+    else:
+      which, indices = mixture.locate_in_order(numbers_or_last, sizes)
+    if cfg.objective == "nsp":
+      others = rng.below(rng.bits(rng.keys(self.seed, "others", numbers), 1)[:, 0], sum(sizes))
+      others = mixture.locate_in_order(others, sizes)
+      which, indices = np.append(which, others[0]), np.append(indices, others[1])
+    packed = datasets.fetch_from(sources, which, indices)
+    vocabulary = _vocabulary(cfg.dataset, cfg.spm)
+    batch, details = examples.explain_batch(packed, numbers, self.seed, cfg, vocabulary, is_used, max_tokens)
+    if not is_real.all():
+      for name in ("mlm_weights", "sop_weight"):
+        batch[name][~is_real] = 0
+    return batch, details
+
+
+@functools.lru_cache(maxsize=16)
+def _plan(dataset, split, length, most):
+  """The packing plan of a split, made once a process."""
+  sizes = packing.example_sizes(datasets.lengths(dataset, split), length)
+  return packing.make_plan(sizes, length, most)
+
+
+def _rows(cfg, split):
+  """How many rows one epoch of a split has."""
+  if cfg.packing > 1:
+    return _plan(cfg.dataset, split, cfg.seq_length, cfg.packing).rows
+  return sum(len(datasets.open_split(folder, split)) for folder in datasets.folders(cfg.dataset))
+
+
+@functools.lru_cache(maxsize=64)
+def _vocabulary(dataset, spm):
+  """The dataset's vocabulary, read once a process."""
+  return examples.Vocabulary.of(datasets.tokenizer(dataset, spm))
+
+
+def _check(cfg, split, batch_size, host, hosts):
+  """Finds the user's mistakes before a worker does, whose errors are hard to read; returns the rows of an epoch."""
+  if batch_size < 1 or batch_size % hosts:
+    raise UserError(
+      f"batch_size={batch_size} must divide by the number of hosts ({hosts}); try "
+      f"--config.batch_size={max(1, round(batch_size / hosts)) * hosts}"
+    )
+  if not 0 <= host < hosts:
+    raise UserError(f"host={host} is not one of {hosts} hosts; expected 0 to {hosts - 1}")
+  _vocabulary(cfg.dataset, cfg.spm)
+  sizes = [len(datasets.open_split(folder, split)) for folder in datasets.folders(cfg.dataset)]
+  mixture.places(cfg.weights, sizes)
+  if cfg.packing > 1 and cfg.weights:
+    raise UserError(
+      f"data.weights={cfg.weights} and data.packing={cfg.packing} do not go together: packed datasets are mixed by "
+      "size; leave data.weights empty, or add --config.data.packing=1"
+    )
+  return _rows(cfg, split)
+
+
+def _batches(maker, first, stop, workers):
+  if first < stop:
+    yield maker(first)
+  # Imported here: it takes a while, in which the device is at work on the first batch.
+  import grain
+  from absl import flags
+
+  dataset = grain.MapDataset.range(first + 1, stop).map(maker)
+  dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_BUFFERED))
+  if workers:
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()  # Grain's workers read flags, which only absl's own `app.run` parses
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_BUFFERED)
+    dataset = dataset.mp_prefetch(options, worker_init_fn=_follow_the_loop)
+  yield from dataset
+
+
+def _follow_the_loop(_worker, _workers):
+  """A worker ends with the loop and not before it: Ctrl-C, and what a scheduler sends, go to all processes, but without
+  workers the loop could not save; and where it is killed, nobody is there to end them."""
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+
+  def wait():
+    multiprocessing.parent_process().join()
+    os._exit(0)
+
+  threading.Thread(target=wait, daemon=True).start()
+
+
+def batch_maker(cfg, *, batch_size, seed, host=0, hosts=1, first_row=0):
+  """What makes the training batches: a function of the step, for whoever wants one batch or to measure.
+
+  Args and errors: as for train_batches.
+
+  Returns:
+    function from int, the step, to a dict of arrays; its method `explain` also returns the pretrain.Details.
+  """
+  _check(cfg, cfg.split, batch_size, host, hosts)
+  return _Maker(cfg, cfg.split, batch_size, seed, host, hosts, is_training=True, first_row=first_row)
+
+
+def train_batches(cfg, *, batch_size, seed, start_step=0, host=0, hosts=1, first_row=0):
+  """Endless training batches, shuffled anew each epoch.
+
+  Args:
+    cfg: DataConfig.
+    batch_size: B of the global batch.
+    seed: int ≥ 0.
+    start_step: the number of the first batch.
+    host, hosts: this host makes rows [host * B / hosts, (host + 1) * B / hosts) of every batch.
+    first_row: the number of the first row of batch 0, for a run whose batch was of another size before.
+
+  Returns:
+    iterator of dicts as pretrain.make_batch describes, B / hosts rows each.
+
+  Raises:
+    UserError: the dataset, the vocabulary or the sizes do not fit.
+  """
+  maker = batch_maker(cfg, batch_size=batch_size, seed=seed, host=host, hosts=hosts, first_row=first_row)
+  return _batches(maker, start_step, _FOREVER, cfg.workers)
+
+
+def eval_batches(cfg, *, batch_size, seed, host=0, hosts=1, max_batches=None):
+  """One pass over the validation split, in order, with the same masks every time for the same seed.
+
+  Args:
+    cfg, batch_size, seed, host, hosts: as for train_batches.
+    max_batches: int, to stop early; None for all.
+
+  Returns:
+    iterator of as many dicts on every host. Rows that fill the last batch up have weights 0.
+
+  Raises:
+    UserError: as train_batches.
+  """
+  total = _check(cfg, cfg.validation_split, batch_size, host, hosts)
+  maker = _Maker(cfg, cfg.validation_split, batch_size, seed, host, hosts, is_training=False)
+  batches = -(-total // batch_size)
+  return _batches(maker, 0, min(batches, max_batches or batches), 0)

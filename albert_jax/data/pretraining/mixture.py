@@ -1,0 +1,79 @@
+"""Several datasets as one stream, each with its share; which record an example is made of, by the example's number.
+
+Numbers come in blocks. In each block every dataset has the same number of places, in a random order, so shares are
+exact, every dataset goes through its own shuffled epochs, and any example is found without the ones before it.
+"""
+
+import numpy as np
+
+from albert_jax.data import rng
+from albert_jax.errors import UserError
+
+BLOCK = 4096
+
+
+def places(weights, sizes):
+  """How many places of a block each dataset gets.
+
+  Args:
+    weights: str, the shares with commas between, in any unit; '' goes by size, so that all epochs are equally long.
+    sizes: list of K ints, records in each dataset.
+
+  Returns:
+    int64 array [K], summing to BLOCK.
+
+  Raises:
+    UserError: the weights are not K positive numbers, or too unequal to be kept.
+  """
+  try:
+    shares = np.array([float(x) for x in weights.split(",")] if weights else sizes, float)
+  except ValueError:
+    shares = np.zeros(0)
+  if len(shares) != len(sizes) or not np.all(shares > 0) or not np.all(np.isfinite(shares)):
+    raise UserError(
+      f"data.weights={weights!r} must be {len(sizes)} positive numbers, one for each dataset, such as "
+      f"--config.data.weights={','.join(['1'] * len(sizes))}"
+    )
+  exact = shares / shares.sum() * BLOCK
+  result = np.floor(exact).astype(np.int64)
+  result[np.argsort(result - exact, kind="stable")[: BLOCK - result.sum()]] += 1  # the largest remainders
+  if not result.all():
+    raise UserError(
+      f"data.weights={weights or 'by size'} gives a dataset less than one example in {BLOCK}; expected shares of at "
+      f"least {1 / BLOCK:.2%}: raise them with --config.data.weights=…, or leave that dataset out"
+    )
+  return result
+
+
+def locate(numbers, block_places, sizes, seed):
+  """The records that training examples are made of.
+
+  Args:
+    numbers: int64 array [B], global example numbers.
+    block_places: int64 array [K], see `places`.
+    sizes: list of K ints, records in each dataset.
+    seed: int.
+
+  Returns:
+    (which, index): int64 arrays [B], the dataset and the record in it.
+  """
+  if len(sizes) == 1:
+    which, position = np.zeros(len(numbers), np.int64), numbers
+  else:
+    block = numbers // BLOCK
+    place = rng.permute(numbers % BLOCK, BLOCK, rng.keys(seed, "mixture", block))
+    ends = np.cumsum(block_places)
+    which = np.searchsorted(ends, place, side="right")
+    position = block * block_places[which] + place - (ends - block_places)[which]
+  index = np.empty(len(numbers), np.int64)
+  for k, size in enumerate(sizes):
+    in_k = which == k
+    index[in_k] = rng.shuffled(position[in_k], size, seed, "order" if len(sizes) == 1 else f"order {k}")
+  return which, index
+
+
+def locate_in_order(positions, sizes):
+  """The records at positions of all datasets one after the other: (which, index), int64 arrays [B]."""
+  ends = np.cumsum(sizes)
+  which = np.searchsorted(ends, positions, side="right")
+  return which, positions - np.append(0, ends)[which]

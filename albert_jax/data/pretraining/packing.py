@@ -1,0 +1,242 @@
+"""Several examples in one row: which records share a row, and how their examples are put together.
+
+Rows are planned from the records' lengths alone, by best fit. A plan says how many tokens go together; which records
+of those lengths they are is drawn anew each epoch. So every record still comes once an epoch, and any row is found
+without those before it.
+
+Segments end with a sentence, so most are a little shorter than a row, and few documents are short enough for the room
+that is left: with segments as long as rows, the best plan left 3.7 % of English Wikipedia and novels empty. Such room
+takes a short sequence more, a part of any record (`fill`).
+"""
+
+import dataclasses
+
+import numpy as np
+
+from albert_jax.data import rng
+
+_LEAST_ROOM = 12  # tokens of a row; less, and less than a sixteenth of a row, stays empty
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How R rows are filled, S examples at most in each.
+
+  Attributes:
+    sizes: int64 array [P, S], the patterns: tokens of each example in a row, special ones included; 0 is none.
+    ends: int64 array [P]; rows ends[p - 1] to ends[p] follow pattern p, and R is the last of them.
+    ordinals: int64 array [P, S]; example s of the pattern's first row is the record number ordinals[p, s] of its size.
+    order: int array [n], the records by size.
+    begin, count: int64 arrays [L + 1], where the records of a size begin in `order`, and how many they are.
+  """
+
+  sizes: np.ndarray
+  ends: np.ndarray
+  ordinals: np.ndarray
+  order: np.ndarray
+  begin: np.ndarray
+  count: np.ndarray
+
+  @property
+  def rows(self):
+    return int(self.ends[-1])
+
+
+def example_sizes(lengths, length):
+  """How many tokens the example of each record has, special ones included.
+
+  Args:
+    lengths: int array [n, 2], tokens and sentences of each record.
+    length: L.
+
+  Returns:
+    int64 array [n], from 3 to L.
+  """
+  tokens, sentences = lengths.astype(np.int64).T
+  return np.minimum(tokens, length - 3) + np.where(sentences > 1, 3, 2)
+
+
+def make_plan(sizes, length, most):
+  """Plans the rows by best fit, longest examples first.
+
+  Args:
+    sizes: int64 array [n], see example_sizes.
+    length: L, the tokens of a row.
+    most: S, the most examples in a row.
+
+  Returns:
+    Plan; each of the n records is in exactly one row.
+  """
+  count = np.bincount(sizes, minlength=length + 1)
+  # Rows that are filled alike are counted, not listed: {room: {pattern: rows}} of those that may take more.
+  open_rows, patterns = {}, {}
+  for size in np.flatnonzero(count)[::-1].tolist():
+    left = int(count[size])
+    while left and (fitting := [room for room in open_rows if room >= size]):
+      room = min(fitting)
+      pattern, rows = open_rows[room].popitem()
+      taken = min(rows, left)
+      left -= taken
+      if rows > taken:
+        open_rows[room][pattern] = rows - taken
+      if not open_rows[room]:
+        del open_rows[room]
+      _open(open_rows, patterns, (*pattern, size), room - size, taken, most)
+    # New rows; as many examples of this size as fit go together at once.
+    together = min(most, length // size)
+    for examples, rows in ((together, left // together), (left % together, 1)):
+      if examples and rows:
+        _open(open_rows, patterns, (size,) * examples, length - size * examples, rows, most)
+  for rows_of in open_rows.values():
+    for pattern, rows in rows_of.items():
+      patterns[pattern] = patterns.get(pattern, 0) + rows
+
+  table = np.zeros((len(patterns), most), np.int64)
+  ordinals = np.zeros((len(patterns), most), np.int64)
+  used = np.zeros(length + 1, np.int64)
+  for p, (pattern, rows) in enumerate(patterns.items()):
+    for s, size in enumerate(pattern):
+      table[p, s], ordinals[p, s] = size, used[size]
+      used[size] += rows
+  return Plan(
+    sizes=table,
+    ends=np.cumsum(list(patterns.values())),
+    ordinals=ordinals,
+    order=np.argsort(sizes, kind="stable"),
+    begin=np.cumsum(count) - count,
+    count=count,
+  )
+
+
+def _open(open_rows, patterns, pattern, room, rows, most):
+  """Notes rows of a pattern: among those that may take more, or as done."""
+  where = open_rows.setdefault(room, {}) if room >= 3 and len(pattern) < most else patterns
+  where[pattern] = where.get(pattern, 0) + rows
+
+
+def _locate(plan, numbers, seed):
+  """Where rows are in the plan: their pattern, the how-manieth row of it each is, and the epoch; int64 arrays [B]."""
+  rows, epoch = numbers, np.zeros_like(numbers)
+  if seed is not None:
+    epoch = numbers // plan.rows
+    rows = rng.permute(numbers % plan.rows, plan.rows, rng.keys(seed, "rows", epoch))
+  pattern = np.searchsorted(plan.ends, rows, side="right")
+  return pattern, rows - np.append(0, plan.ends)[pattern], epoch
+
+
+def rows_to_records(plan, numbers, seed=None):
+  """The records in rows.
+
+  Args:
+    plan: Plan.
+    numbers: int64 array [B], row numbers: any with a seed, which shuffles each epoch; below R without.
+    seed: int, or None for the plan's own order.
+
+  Returns:
+    (records, is_used): int64 and bool arrays [B, S].
+  """
+  pattern, nth, epoch = _locate(plan, numbers, seed)
+  sizes = plan.sizes[pattern]
+  is_used = sizes > 0
+  ordinal = (plan.ordinals[pattern] + nth[:, None])[is_used]
+  size = sizes[is_used]
+  if seed is not None:
+    keys = rng.keys(seed, "members", np.repeat(epoch, is_used.sum(axis=1)) << 20 | size)
+    ordinal = rng.permute(ordinal, plan.count[size], keys)
+  records = np.zeros(is_used.shape, np.int64)
+  records[is_used] = plan.order[plan.begin[size] + ordinal]
+  return records, is_used
+
+
+def fill(plan, numbers, seed, records, is_used, length):
+  """Gives rows that have room a short sequence more, each from a random record.
+
+  Args:
+    plan, numbers, seed: as for rows_to_records, which made
+    records, is_used: int64 and bool arrays [B, S].
+    length: L.
+
+  Returns:
+    (records, is_used, max_tokens): the same with what was added, and an int64 array [E] of the most tokens, special
+    ones not counted, of each of the E examples.
+  """
+  room = length - plan.sizes[_locate(plan, numbers, seed)[0]].sum(axis=1)
+  count = is_used.sum(axis=1)
+  most = is_used.shape[1]
+  rows = np.flatnonzero((room >= max(_LEAST_ROOM, length // 16)) & (count < most))
+  records, is_used = records.copy(), is_used.copy()
+  max_tokens = np.full(is_used.shape, length - 3)
+  place = rows, count[rows]
+  random = rng.bits(rng.keys(seed, "fill", numbers[rows]), 1)[:, 0]
+  records[place] = rng.below(random, len(plan.order))
+  is_used[place] = True
+  max_tokens[place] = room[rows] - 3
+  return records, is_used, max_tokens[is_used]
+
+
+def share_budget(budget, is_used, slots):
+  """Bounds the masks of examples so that those of a row fit into its slots.
+
+  Args:
+    budget: int64 array [E], how many tokens each example would mask.
+    is_used: bool array [B, S], with E True.
+    slots: M of a row.
+
+  Returns:
+    int64 array [E], at most `budget`; rounding up in several examples may ask for a slot or two too many.
+  """
+  wanted = np.zeros(is_used.shape, np.int64)
+  wanted[is_used] = budget
+  before = np.cumsum(wanted, axis=1) - wanted
+  return np.clip(slots - before, 0, wanted)[is_used]
+
+
+def pack_examples(examples, is_used, length, slots, pad_id):
+  """Puts examples into rows, one after the other.
+
+  Args:
+    examples: dict of arrays with E rows, see pretrain.make_batch: the used ones of B rows, in their order.
+    is_used: bool array [B, S], with E True.
+    length, slots: L and M of the rows.
+    pad_id: int.
+
+  Returns:
+    dict of arrays as pretrain.make_batch returns, but that sop_label and sop_weight are [B, S]; and besides
+    segment_ids [B, L] (1 to S: which example a token is of, the only ones it may attend to; 0 is padding),
+    position_ids [B, L] (from 0 in each example) and cls_positions [B, S] (where an example begins), all int32.
+  """
+  batch, most = is_used.shape
+  row = np.nonzero(is_used)[0]
+  nth = np.nonzero(is_used)[1]
+  size = examples["attention_mask"].sum(axis=1)
+  before = np.zeros(is_used.shape, np.int64)
+  before[is_used] = size
+  offset = (np.cumsum(before, axis=1) - before)[is_used]
+
+  example, column = np.nonzero(examples["attention_mask"])
+  at = row[example], offset[example] + column
+  result = {name: np.zeros((batch, length), np.int32) for name in (
+    "input_ids", "attention_mask", "token_type_ids", "segment_ids", "position_ids")}  # fmt: skip
+  result["input_ids"][:] = pad_id
+  for name in ("input_ids", "token_type_ids"):
+    result[name][at] = examples[name][example, column]
+  result["attention_mask"][at] = 1
+  result["segment_ids"][at] = nth[example] + 1
+  result["position_ids"][at] = column
+
+  example, slot = np.nonzero(examples["mlm_weights"])
+  rank = np.arange(len(example)) - np.searchsorted(row[example], np.arange(batch))[row[example]]
+  at = row[example], rank
+  for name in ("mlm_positions", "mlm_labels", "mlm_weights"):
+    result[name] = np.zeros((batch, slots), examples[name].dtype)
+    result[name][at] = examples[name][example, slot]
+  result["mlm_positions"][at] += offset[example].astype(np.int32)
+
+  for name, values in (
+    ("sop_label", examples["sop_label"]),
+    ("sop_weight", examples["sop_weight"]),
+    ("cls_positions", offset.astype(np.int32)),
+  ):
+    result[name] = np.zeros((batch, most), values.dtype)
+    result[name][is_used] = values
+  return result

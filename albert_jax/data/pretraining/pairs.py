@@ -1,0 +1,108 @@
+"""From a segment of a document to the two texts of an example: which sentences, where they part, which comes first."""
+
+import typing
+
+import numpy as np
+
+from albert_jax.data import rng
+
+
+class Pairs(typing.NamedTuple):
+  """Two runs of tokens a row, as offsets into their records; all arrays are [B].
+
+  Attributes:
+    first_start, first_size, second_start, second_size: int64; `second_size` is 0 where a row has one run only.
+    second_record: int64, which record the second run is from; the first is from the row's own.
+    label: bool, what the model is asked: whether the second run comes before the first in the document (`sop`), or
+      comes from another document (`nsp`).
+    is_pair: bool, the row has two runs, so it can be asked.
+    is_short: bool, the row was drawn to be a short sequence.
+  """
+
+  first_start: np.ndarray
+  first_size: np.ndarray
+  second_start: np.ndarray
+  second_size: np.ndarray
+  second_record: np.ndarray
+  label: np.ndarray
+  is_pair: np.ndarray
+  is_short: np.ndarray
+
+
+def choose(records, keys_B, *, max_tokens, short_seq_rate, objective="sop"):
+  """Chooses the texts of a batch.
+
+  As in the original (create_pretraining_data.py), a row is a run of whole sentences that reaches its target length, and
+  parts at a random sentence boundary; what exceeds `max_tokens` is trimmed from the longer part, at random ends. Here
+  the run is drawn anew in each epoch from a record that is longer than the target. Trimming treats both parts alike, so
+  it cannot give their order away. Under `sop` both parts come from one record, so from one document, always.
+
+  Args:
+    records: records.Records of B segments; for `nsp` of 2 B, the second B to take other documents' texts from.
+    keys_B: uint64 array [B], see draws.keys.
+    max_tokens: int ≥ 2, or int64 array [B] of such, the most tokens of a row, special ones not counted.
+    short_seq_rate: the share of the rows whose target is drawn from 2 to `max_tokens`; the others' is `max_tokens`.
+    objective: `sop` (half of the pairs swapped), `nsp` (half of the second parts from another document), or `none`
+      (one run a row).
+
+  Returns:
+    Pairs.
+  """
+  random = rng.bits(keys_B, 8).T
+  rows = np.arange(len(keys_B))
+  tokens = records.tokens[rows]
+  is_short = rng.chance(random[0], short_seq_rate)
+  target = np.where(is_short, 2 + rng.below(random[1], max_tokens - 1), max_tokens)
+
+  # One sorted array of all sentence starts answers "which sentence holds this token" for all rows at once.
+  starts = records.sentence_starts
+  line = np.repeat(np.arange(len(records.tokens)) << 16, records.sentences) + starts
+
+  def sentence_at(record, token):
+    return np.searchsorted(line, (record << 16) + token, side="right") - 1
+
+  first_sentence = sentence_at(rows, rng.below(random[2], np.maximum(tokens - target, 0) + 1))
+  last_sentence = sentence_at(rows, np.minimum(starts[first_sentence] + target, tokens) - 1)
+
+  # A run of one sentence takes a neighbour, where there is one, to make a pair.
+  initial = records.sentence_base[rows]
+  final = initial + records.sentences[rows] - 1
+  is_lone = (first_sentence == last_sentence) & (objective != "none")
+  last_sentence = last_sentence + (is_lone & (last_sentence < final))
+  first_sentence = first_sentence - (is_lone & (last_sentence == first_sentence) & (first_sentence > initial))
+
+  count = last_sentence - first_sentence + 1
+  is_pair = (count > 1) & (objective != "none")
+  begin = starts[first_sentence]
+  end = np.where(last_sentence < final, np.append(starts, 0)[last_sentence + 1], tokens)
+  part = 1 + rng.below(random[3], np.maximum(count - 1, 1))
+  middle = np.where(is_pair, starts[np.minimum(first_sentence + part, final)], end)
+  a_size, b_begin, b_size = middle - begin, middle, end - middle
+  record, label = rows, np.zeros(len(rows), bool)
+
+  if objective == "nsp":
+    other = len(rows) + rows
+    label = rng.chance(random[6], 0.5) & (records.document[other] != records.document[rows])
+    other_begin = starts[sentence_at(other, rng.below(random[7], records.tokens[other]))]
+    other_size = np.minimum(records.tokens[other] - other_begin, np.maximum(target - a_size, 1))
+    record = np.where(label, other, rows)
+    b_begin, b_size = np.where(label, other_begin, b_begin), np.where(label, other_size, b_size)
+    is_pair |= label
+
+  b_kept = np.minimum(b_size, np.maximum(max_tokens - a_size, max_tokens // 2))
+  a_kept = np.minimum(a_size, max_tokens - b_kept)
+  a_start = begin + rng.below(random[4], a_size - a_kept + 1)
+  b_start = b_begin + rng.below(random[5], b_size - b_kept + 1)
+  swap = np.zeros(len(rows), bool)
+  if objective == "sop":
+    swap = label = is_pair & rng.chance(random[6], 0.5)
+  return Pairs(
+    first_start=np.where(swap, b_start, a_start),
+    first_size=np.where(swap, b_kept, a_kept),
+    second_start=np.where(swap, a_start, b_start),
+    second_size=np.where(swap, a_kept, b_kept),
+    second_record=record,
+    label=label,
+    is_pair=is_pair,
+    is_short=is_short,
+  )

@@ -1,0 +1,287 @@
+"""Will it fit, and how long will it take: the real train step, compiled for a machine that is not there."""
+
+import math
+import os
+import re
+import sys
+import time
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from albert_jax import model
+from albert_jax.data.pretraining.examples import DataConfig
+from albert_jax.errors import UserError, message_lines
+from albert_jax.tasks import pretrain
+from albert_jax.training import optimizer, sharding, state
+from albert_jax.training.flops import CHIPS, flops_per_step
+from albert_jax.training.optimizer import OptimizerConfig
+from albert_jax.training.sharding import MeshConfig
+from albert_jax.training.step import make_train_step
+
+GIB = 1 << 30
+
+
+def plan(config, topology: str, mfu: float = 0.5) -> dict:
+  """Compiles the train step of a pre-training config for `topology`, as "v5e:4x4" or "h200:8", and reads the result.
+
+  Returns: plain numbers, see `describe` for their meaning; "fits" is False where the compiler ran out of memory.
+  Raises: UserError for a machine it does not know, or a config that cannot be.
+  """
+  cfg, data = model.AlbertConfig(**config.model), DataConfig(**{**config.data.to_dict(), "dataset": "-"})
+  chip, chips, devices = machine(topology)
+  mesh = sharding.make_mesh(MeshConfig(**config.mesh), config.batch_size, devices)
+  rows = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
+  if rows % config.accumulate:
+    raise UserError(f"accumulate={config.accumulate} must divide the {rows} rows a device has")
+
+  step, arguments = abstract_step(config, cfg, data, mesh)
+  start = time.perf_counter()
+  numbers = {
+    "topology": topology, "chips": chips,
+    "devices": len(devices), "batch_size": config.batch_size, "rows_per_device": rows,
+    "accumulate": config.accumulate, "remat": cfg.remat, "dtype": cfg.dtype, "memory_gib": chip.gib,
+    "parameters": model.param_count(arguments[0]["params"]),
+  }  # fmt: skip
+  try:
+    with jax.set_mesh(mesh):
+      compiled = step.lower(*arguments).compile(OPTIONS.get(devices[0].platform))
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    wanted = re.search(r"\(([\d.]+)G\) exceeds|Used ([\d.]+)G of", str(error))
+    return {**numbers, "fits": False, **({"needed_gib": float(wanted[1] or wanted[2])} if wanted else {})}
+  memory, hlo = compiled.memory_analysis(), compiled.as_text()
+  sent = [(kind, size) for _, kind, size in collectives(hlo)]
+  needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.generated_code_size_in_bytes
+  flops = flops_per_step(cfg, config.batch_size, data.seq_length, data.slots)
+  reduced = sum(size for kind, size in sent if kind == "all-reduce")
+  compute = flops / (chips * chip.teraflops * 1e12)
+  # A ring sends each byte about twice.
+  communicate = 2 * sum(size for _, size in sent) / (chip.link_gb_per_s * 1e9) if len(devices) > 1 else 0.0
+  seconds = compute / mfu + communicate
+  return {
+    **numbers,
+    "fits": needed <= chip.gib * GIB,
+    "needed_gib": needed / GIB,
+    "temp_gib": memory.temp_size_in_bytes / GIB,
+    "argument_gib": memory.argument_size_in_bytes / GIB,
+    "flops_per_step": flops,
+    "estimated_cycles": cycles(hlo),
+    "all_reduce_count": sum(kind == "all-reduce" and size > 1000 for kind, size in sent),
+    "all_reduce_bytes": reduced,
+    "collective_bytes": sum(size for _, size in sent),
+    "compile_s": time.perf_counter() - start,
+    "assumed_mfu": mfu,
+    "step_s_at_least": compute,
+    "step_s_estimate": seconds,
+    "run_hours_estimate": seconds * config.steps / 3600,
+  }
+
+
+def largest_batch(config, topology: str, first: dict) -> dict:
+  """The most rows a device that fit at a time: {"largest_micro_batch", "largest_batch_size"}; each try is compiled.
+
+  Memory grows nearly linearly with the rows, so a line through what was found, and through what the compiler said it
+  would have needed, gives the next try. Above 16 rows only multiples of 8 are tried. `first`: the plan of the config.
+  """
+  ways = first["batch_size"] // first["rows_per_device"]
+  low, high, needed = 0, math.inf, {}
+  rows, numbers = first["rows_per_device"] // first["accumulate"], first
+  while True:
+    low, high = (max(low, rows), high) if numbers["fits"] else (low, min(high, rows))
+    if "needed_gib" in numbers:
+      needed[rows] = numbers["needed_gib"]
+    unit = 8 if low >= 16 else 1
+    if high - low <= unit:
+      return {"largest_micro_batch": low, "largest_batch_size": low * ways * first["accumulate"]}
+    near = sorted(needed, key=lambda r: abs(needed[r] - first["memory_gib"]))[:2]
+    if len(near) == 2 and needed[near[0]] != needed[near[1]]:
+      a_row = (needed[near[0]] - needed[near[1]]) / (near[0] - near[1])
+      rows = int(near[0] + (first["memory_gib"] - needed[near[0]]) / a_row)
+    else:
+      rows = low * 2 if high == math.inf else high // 2
+    rows = rows // unit * unit
+    rows = int(min(max(rows, low + unit), high - 1 if high - 1 - low < unit else high - unit, 4096))
+    with config.unlocked():
+      config.batch_size = rows * ways * first["accumulate"]
+    numbers = plan(config, topology)
+    print(f"{rows} rows: {'fits' if numbers['fits'] else 'does not fit'}", file=sys.stderr, flush=True)
+
+
+def cycles(hlo: str) -> int:
+  """What the TPU compiler thinks one step takes, in cycles of a chip: its estimates a fused operation, times the loop.
+
+  No measurement: it knows nothing of Pallas kernels nor of waiting for other chips, and is good for comparing two
+  programs. 0 where the compiler gives no estimates.
+  """
+  bodies, name, entry = {}, None, None
+  for line in hlo.splitlines():
+    if line and not line.startswith((" ", "}")):
+      name = re.match(r"(?:ENTRY )?%?([\w.\-]+)", line)[1]
+      entry = name if line.startswith("ENTRY") else entry
+      bodies[name] = []
+    elif name:
+      bodies[name].append(line)
+
+  def count(name):
+    total = 0
+    for line in bodies.get(name, ()):
+      if found := re.search(r'estimated_cycles":"(\d+)"', line):
+        total += int(found[1])
+      if " while(" in line:
+        condition, body = (re.search(rf"{part}=%?([\w.\-]+)", line)[1] for part in ("condition", "body"))
+        turns = [int(n) for n in re.findall(r"constant\((\d+)\)", "\n".join(bodies[condition]))]
+        total += max(turns, default=1) * count(body)
+      elif found := re.search(r" call\(.*to_apply=%?([\w.\-]+)", line):
+        total += count(found[1])
+    return total
+
+  return count(entry)
+
+
+def collectives(hlo: str) -> list:
+  """[(computation, kind, bytes)] of every operation in compiled code that sends something between devices."""
+  found, computation = [], ""
+  pattern = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
+  width = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2}
+  for line in hlo.splitlines():
+    if line and not line.startswith((" ", "}")):
+      computation = line.split(" (")[0]
+    if match := pattern.search(line):
+      shapes = re.findall(r"(pred|bf16|f16|[fsu]32|[su]8)\[([\d,]*)\]", match[1])
+      sizes = [width.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n) for kind, shape in shapes]
+      found.append((computation, match[2], sum(sizes)))
+  return found
+
+
+def advice(numbers) -> list[str]:
+  """What to change where it does not fit, cheapest first."""
+  if numbers["fits"]:
+    return []
+  lines, rows = [], numbers["rows_per_device"]
+  largest = numbers.get("largest_micro_batch")
+  if largest:
+    parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= largest)
+    lines.append(
+      f"--config.accumulate={parts}: {rows // parts} rows at a time, the same result; {largest} were compiled, and fit"
+    )
+  elif largest is None and rows > numbers["accumulate"]:
+    lines.append(f"--config.accumulate={numbers['accumulate'] * 2}: half the rows at a time, the same result")
+  if numbers["dtype"] == "float32":
+    lines.append("--config.model.dtype=bfloat16: half the activations")
+  if numbers["remat"] != "full":
+    lines.append("--config.model.remat=full: about a third more computing, far less memory")
+  return [*lines, "--config.mesh.zero1=True or --config.mesh.fsdp=N: split the state over devices"]
+
+
+def describe(numbers, price: float | None) -> str:
+  """The numbers as text."""
+  n = numbers
+  lines = [f"{n['topology']}: {n['devices']} devices, batch {n['batch_size']}, {n['rows_per_device']} rows a device"]
+  if "largest_micro_batch" in n:
+    lines.append(
+      f"largest that fits: {n['largest_micro_batch']} rows a device at a time, a batch of {n['largest_batch_size']}"
+    )
+  needed = f"{n['needed_gib']:.2f} of {n['memory_gib']:g} GiB a device" if "needed_gib" in n else "too much memory"
+  lines.append(f"fits:             {'yes' if n['fits'] else 'NO'}, {needed}")
+  if "temp_gib" in n:
+    lines += [
+      f"                  temporaries {n['temp_gib']:.2f}, state and batch {n['argument_gib']:.2f} GiB",
+      f"a step:           {n['flops_per_step'] / 1e12:,.1f} TFLOP, no recomputation counted",
+      f"between devices:  {n['collective_bytes'] / 1e6:,.1f} MB a step, {n['all_reduce_count']} large all-reduce",
+      f"a step takes:     at least {n['step_s_at_least'] * 1e3:,.1f} ms at the datasheet's peak;",
+      f"                  {n['step_s_estimate'] * 1e3:,.1f} ms is an ESTIMATE, for an MFU of {n['assumed_mfu']}",
+      f"the run takes:    {n['run_hours_estimate']:,.1f} hours by that estimate",
+    ]
+    if price is not None:
+      cost = n["run_hours_estimate"] * n["chips"] * price
+      lines.append(f"and costs:        {cost:,.0f} at {price} a chip and hour")
+    lines.append(f"compiled in:      {n['compile_s']:.0f} s")
+  return "\n".join([*lines, *(f"  try {line}" for line in advice(n))])
+
+
+# A GPU is described to the compiler, as nothing of it is there: threads, registers and caches from NVIDIA's tuning
+# guides for Ampere and Hopper; the rest is the same for all.
+_GPU = """gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 threads_per_core_limit: 2048
+  fpus_per_core: {fpus} block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536 core_count: {cores} clock_rate_ghz: {ghz}
+  memory_bandwidth: {bandwidth} l2_cache_size: {cache} device_memory_size: {memory}
+  shared_memory_per_core: {shared} shared_memory_per_block_optin: {optin} cuda_compute_capability {{ major: {major} }}
+}}
+platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} runtime_version {{ major: 12 minor: 9 patch: 0 }}
+device_description_str: "NVIDIA {name}"
+"""
+_HOPPER = {"major": 9, "cores": 132, "fpus": 128, "ghz": 1.98, "cache": 50 << 20, "shared": 233472, "optin": 232448}
+_AMPERE = {"major": 8, "cores": 108, "fpus": 64, "ghz": 1.41, "cache": 40 << 20, "shared": 167936, "optin": 166912}
+GPUS = {
+  "a100": {**_AMPERE, "name": "A100-SXM4-80GB", "bandwidth": 2039 * 10**9, "memory": 80 << 30},
+  "h100": {**_HOPPER, "name": "H100 80GB HBM3", "bandwidth": 3350 * 10**9, "memory": 80 << 30},
+  "h200": {**_HOPPER, "name": "H200", "bandwidth": 4800 * 10**9, "memory": 141 * 10**9},
+}
+# With no GPU to try kernels on, the compiler takes those it expects to be best.
+OPTIONS = {"gpu": {"xla_gpu_shard_autotuning": False}}
+
+
+def machine(topology: str):
+  """(Chip, how many, devices to compile for) of KIND:SHAPE, as "v5e:4x4", "h200:8" or "h100:4x8" (4 hosts of 8)."""
+  kind, _, shape = topology.partition(":")
+  if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)?" if kind in GPUS else r"\d+(x\d+)+", shape):
+    raise UserError(
+      f"--topology={topology} is unknown; use KIND:SHAPE with a kind of {', '.join(CHIPS)}, as v5e:4x4 or h200:8"
+    )
+  chips = math.prod(int(n) for n in shape.split("x"))
+  # Asked where it runs, libtpu would wait for an answer from the cloud; and no chip is here that two could fight over.
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  from jax.experimental import topologies
+
+  if kind in GPUS:
+    hosts, _, devices = shape.rpartition("x")
+    asked = {"platform": "cuda", "topology": f"1x{hosts or 1}x{devices}", "target_config": _GPU.format(**GPUS[kind])}
+    needs = "the CUDA plugin: pip install 'albert-jax[gpu]'; shapes are as h200:8 or h100:4x8"
+  else:
+    asked = {"platform": "tpu", "topology_name": topology}
+    if kind == "v4":  # Its two cores are one device, as they are on a real machine; v5p does so by itself.
+      asked["chip_config_name"] = "megacore"
+    needs = "libtpu: pip install 'albert-jax[plan]'; shapes are as v5e:4x4, v5p:2x2x1"
+  try:
+    return CHIPS[kind], chips, list(topologies.get_topology_desc(**asked).devices)
+  except Exception as error:
+    raise UserError(f"cannot compile for {topology}: {message_lines(error)[0]}. It needs {needs}") from error
+
+
+def abstract_step(config, cfg, data, mesh):
+  """The train step and its arguments as shapes, placed on `mesh`."""
+  key = jax.random.key(0)
+  opt = OptimizerConfig(**config.optimizer)
+
+  def init(key):
+    return model.init(cfg, key)
+
+  def sums(params, batch, key):
+    return pretrain.sums(cfg, params, batch, key)
+
+  def terms(batch):
+    return pretrain.terms(config.loss.mlm_weight, config.loss.sop_weight, batch)
+
+  tx = optimizer.make(opt, model.layer_axes(cfg, jax.eval_shape(init, key)))
+  abstract = state.abstract(init, tx, key)
+  places = sharding.shardings(mesh, abstract, config.mesh.zero1)
+  step = make_train_step(sums, terms, tx, key, mesh, places, config.accumulate)
+  abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places)
+  B, L, M = config.batch_size, data.seq_length, data.slots
+  shapes = {
+    "input_ids": (B, L), "attention_mask": (B, L), "token_type_ids": (B, L), "mlm_positions": (B, M),
+    "mlm_labels": (B, M), "mlm_weights": (B, M), "sop_label": (B,), "sop_weight": (B,),
+  }  # fmt: skip
+  rows = NamedSharding(mesh, sharding.BATCH)
+  batch = {
+    name: jax.ShapeDtypeStruct(shape, np.float32 if "weight" in name else np.int32, sharding=rows)
+    for name, shape in shapes.items()
+  }
+  rate = jax.ShapeDtypeStruct((), np.float32, sharding=NamedSharding(mesh, P()))
+  return step, (abstract, batch, rate)

@@ -1,0 +1,291 @@
+"""A set of fine-tuning tasks, several seeds of each, and one table with the published numbers beside ours.
+
+Every run is `albert-jax train` in a process of its own: what it held of the device and of memory is free after it, and
+Ctrl-C reaches it as it would alone, so that it saves. Run again, finished runs are not repeated and the others go on.
+"""
+
+import json
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+from albert_jax import configs, convert, files
+from albert_jax.errors import UserError
+from albert_jax.model import VARIANTS
+from albert_jax.training.best import Best
+from albert_jax.training.writer import read
+
+CONFIGS = pathlib.Path(configs.__path__[0])
+SHAPE = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "embedding_size")
+
+
+@dataclass(frozen=True)
+class Row:
+  """One task of the suite.
+
+  config: FILE:VARIANT in configs/.
+  folders: where its data is looked for in --data. tfds: the TFDS name without that; '' for the config's, None for none.
+  metrics: {name in the held-out numbers: (how the table calls it, factor to percent)}.
+  after_mnli: the paper begins it with its model of MNLI.
+  """
+
+  config: str
+  folders: tuple[str, ...]
+  tfds: str | None
+  metrics: dict[str, tuple[str, float]]
+  after_mnli: bool = False
+
+
+def _glue(folder, name, metrics, after_mnli=False):
+  return Row(f"glue.py:{name}", (f"glue/{folder}", folder), "", metrics, after_mnli)
+
+
+_ACCURACY = {"accuracy": ("accuracy", 100)}
+_MNLI = {"accuracy": ("accuracy, matched", 100), "accuracy_mismatched": ("accuracy, mismatched", 100)}
+TASKS = {
+  "mnli": _glue("MNLI", "mnli", _MNLI),
+  "qnli": _glue("QNLI", "qnli", _ACCURACY),
+  "qqp": _glue("QQP", "qqp", {"accuracy": ("accuracy", 100), "f1": ("F1", 100)}),
+  "rte": _glue("RTE", "rte", _ACCURACY, True),
+  "sst-2": _glue("SST-2", "sst-2", _ACCURACY),
+  "mrpc": _glue("MRPC", "mrpc", {"accuracy": ("accuracy", 100), "f1": ("F1", 100)}, True),
+  "cola": _glue("CoLA", "cola", {"mcc": ("Matthews correlation", 100)}),
+  "sts-b": _glue("STS-B", "sts-b", {"pearson": ("Pearson", 100), "spearman": ("Spearman", 100)}, True),
+  "wnli": _glue("WNLI", "wnli", _ACCURACY),
+  "squad1.1": Row("squad.py:base-1.1", ("squad1.1", "squad_v1"), "squad/v1.1",
+                  {"f1": ("F1", 1), "exact": ("exact match", 1)}),
+  "squad2.0": Row("squad.py:base", ("squad2.0", "squad_v2"), "squad/v2.0",
+                  {"best_f1": ("F1", 1), "best_exact": ("exact match", 1)}),
+  "race": Row("race.py:base", ("race", "RACE"), None, {"accuracy": ("accuracy", 100)}),
+}  # fmt: skip
+GROUPS = {"glue": tuple(TASKS)[:9], "squad": ("squad1.1", "squad2.0"), "race": ("race",)}
+
+# Published results on the development sets, in percent, single models; RACE on its test set.
+README, PAPER = "google-research/albert, README", "arXiv 1909.11942"
+_FIVE = (("squad1.1", "f1"), ("squad1.1", "exact"), ("squad2.0", "best_f1"), ("squad2.0", "best_exact"),
+         ("mnli", "accuracy"), ("sst-2", "accuracy"), ("race", "accuracy"))  # fmt: skip
+_EIGHT = (("mnli", "accuracy"), ("qnli", "accuracy"), ("qqp", "accuracy"), ("rte", "accuracy"), ("sst-2", "accuracy"),
+          ("mrpc", "accuracy"), ("cola", "mcc"), ("sts-b", "pearson"))  # fmt: skip
+PUBLISHED = (
+  # size, version, source, {(task, metric): value}
+  ("base", "v2", README, dict(zip(_FIVE, (90.2, 83.2, 82.1, 79.3, 84.6, 92.9, 66.8), strict=True))),
+  ("large", "v2", README, dict(zip(_FIVE, (91.8, 85.2, 84.9, 81.8, 86.5, 94.9, 75.2), strict=True))),
+  ("xlarge", "v2", README, dict(zip(_FIVE, (92.9, 86.4, 87.9, 84.1, 87.9, 95.4, 80.7), strict=True))),
+  ("xxlarge", "v2", README, dict(zip(_FIVE, (94.6, 89.1, 89.8, 86.9, 90.6, 96.8, 86.8), strict=True))),
+  ("base", "v1", README, dict(zip(_FIVE, (89.3, 82.3, 80.0, 77.1, 81.6, 90.3, 64.0), strict=True))),
+  ("large", "v1", README, dict(zip(_FIVE, (90.6, 83.9, 82.3, 79.4, 83.5, 91.7, 68.5), strict=True))),
+  ("xlarge", "v1", README, dict(zip(_FIVE, (92.5, 86.1, 86.1, 83.1, 86.4, 92.4, 74.8), strict=True))),
+  ("xxlarge", "v1", README, dict(zip(_FIVE, (94.8, 89.3, 90.2, 87.4, 90.8, 96.9, 86.5), strict=True))),
+  ("xxlarge", "v1", README, dict(zip(_EIGHT, (90.8, 95.3, 92.2, 89.2, 96.9, 90.9, 71.4, 93.0), strict=True))),
+  ("bert_base", "", f"{PAPER}, table 2", dict(zip(_FIVE, (90.4, 83.2, 80.4, 77.6, 84.5, 92.8, 68.2), strict=True))),
+  ("bert_large", "", f"{PAPER}, table 2", dict(zip(_FIVE, (92.2, 85.5, 85.0, 82.2, 86.6, 93.0, 73.9), strict=True))),
+)
+
+
+def suite(tasks, checkpoint, out, *, seeds=5, data=(), overrides=(), version="v2", mnli="") -> dict:
+  """Fine-tunes a checkpoint on each task with each seed, and writes `suite.json` and `suite.md` in `out` after each.
+
+  Args:
+    tasks: list of str, of TASKS and GROUPS. checkpoint: of any kind. out: the folder of all runs.
+    data: list of str, DIR or TASK=DIR: folders of official files; without, the configs' TFDS names.
+    overrides: `--config.x=y` for every run. version: which published weights to compare with, v1 or v2.
+    mnli: a run of MNLI to begin RTE, STS-B and MRPC with, instead of the best one of this suite.
+
+  Returns: what suite.json holds.
+  Raises: UserError; also where a run says that what it was given is wrong.
+  """
+  if files.is_url(out):
+    raise UserError(f"--out={out} must be a folder of this machine")
+  names, out = _named(tasks), pathlib.Path(out)
+  if seeds < 1:
+    raise UserError(f"--seeds={seeds} must be 1 or more")
+  size = size_of(convert.load(checkpoint)[0])
+  places = {name: _data(name, data) for name in names}
+  results, failed = {}, []
+  for name in names:
+    for seed in range(seeds):
+      start = _start(name, checkpoint, mnli, results.get("mnli"), out, "mnli" in names)
+      if start is None:
+        failed.append(f"{name}, seed {seed}: no run of MNLI to begin with")
+        continue
+      flags = [f"--config.init_from={start}", f"--config.seed={seed}"]
+      flags += [f"--config.data.dataset={places[name]}"] if places[name] else []
+      numbers = _run(name, seed, [*flags, *overrides], out / name / f"seed-{seed}")
+      if isinstance(numbers, str):
+        failed.append(f"{name}, seed {seed}: {numbers}")
+      else:
+        results.setdefault(name, {})[seed] = numbers
+      found = {"checkpoint": str(checkpoint), "size": size, "seeds": seeds, "rows": rows(results, size, version),
+               "failed": failed}  # fmt: skip
+      write(out / "suite.json", json.dumps(found, indent=2) + "\n")
+      write(out / "suite.md", table(found))
+  return found
+
+
+def _named(tasks):
+  """The tasks that these names stand for; MNLI before those that begin with it."""
+  unknown = [name for name in tasks if name not in TASKS and name not in GROUPS]
+  if unknown or not tasks:
+    raise UserError(f"--tasks: no task {', '.join(unknown) or 'given'}; use {', '.join([*GROUPS, *TASKS])}")
+  names = list(dict.fromkeys(name for given in tasks for name in GROUPS.get(given, (given,))))
+  return sorted(names, key=lambda name: name != "mnli")
+
+
+def _data(name, given):
+  """The folder of a task's official files, or its TFDS name; '' for what its config says."""
+  own = [path for task, equals, path in (entry.partition("=") for entry in given) if equals and task == name]
+  if own:
+    return own[-1]
+  places = [pathlib.Path(entry) / folder for entry in given if "=" not in entry for folder in TASKS[name].folders]
+  found = [place for place in places if place.is_dir()]
+  if places and not found:
+    listed = " or ".join(map(str, places))
+    raise UserError(f"--data: no data of {name}; expected {listed}, or name its folder with --data={name}=DIR")
+  if not found and TASKS[name].tfds is None:
+    raise UserError(
+      f"{name} is in TFDS only in part; name the folder of its files with --data=DIR or --data={name}=DIR"
+    )
+  return str(found[0].absolute()) if found else TASKS[name].tfds
+
+
+def _start(name, checkpoint, mnli, runs, out, planned):
+  """What a run begins with; None where it should be a run of MNLI and all of those failed.
+
+  Args: runs: {seed: numbers} of MNLI in this suite, or None. planned: whether MNLI is one of its tasks.
+  """
+  runs = runs or _finished(out / "mnli")
+  if not TASKS[name].after_mnli or not (mnli or runs or planned):
+    return _absolute(checkpoint)
+  if mnli:
+    return _absolute(mnli)
+  return (out / "mnli" / f"seed-{max(runs, key=lambda seed: runs[seed]['accuracy'])}").absolute() if runs else None
+
+
+def _absolute(checkpoint):
+  return checkpoint if files.is_url(checkpoint) else pathlib.Path(checkpoint).absolute()
+
+
+def _finished(folder):
+  """{seed: held-out numbers} of the runs in a task's folder that have ended."""
+  return {int(path.parent.name.removeprefix("seed-")): json.loads(path.read_text())["numbers"]
+          for path in sorted(folder.glob("seed-*/finished.json"))}  # fmt: skip
+
+
+def _run(name, seed, flags, workdir):
+  """One run, unless it has ended before. Returns: {metric: number} of its exported checkpoint, or why there is none."""
+  done, mnli = workdir / "finished.json", f"--config.init_from={workdir.parents[1].absolute() / 'mnli'}"
+  config = f"--config={CONFIGS / TASKS[name].config}"
+  if done.is_file():
+    before = json.loads(done.read_text())
+    # Which run of MNLI is the best changes with more seeds.
+    changed = [flag for flag in sorted({*before["flags"]} ^ {*flags}) if not flag.startswith(mnli)]
+    if changed:
+      raise UserError(f"{workdir} holds a run with other values ({', '.join(changed)}); give another --out")
+    return before["numbers"]
+  workdir.mkdir(parents=True, exist_ok=True)
+  print(f"{name}, seed {seed}: ", end="", file=sys.stderr, flush=True)
+  begin = time.monotonic()
+  log = workdir / "train.log"
+  with open(log, "a") as file:
+    command = [sys.executable, "-m", "albert_jax", "train", config, *flags, f"--workdir={workdir}"]
+    process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+    try:
+      code = process.wait()
+    except KeyboardInterrupt:
+      process.terminate()  # It saves, and ends by itself; a terminal's Ctrl-C has told it already.
+      process.wait()
+      print("stopped; the same command goes on from there", file=sys.stderr)
+      raise
+  said = (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+  if code == 2:
+    print("", file=sys.stderr)
+    raise UserError(f"{name}, seed {seed}: {said.removeprefix('albert-jax train: ')}")
+  if code or not (workdir / "export" / "config.json").is_file():
+    print(f"failed, see {log}", file=sys.stderr)
+    return f"ended with {code}: {said}"
+  numbers = numbers_of(workdir)
+  shutil.rmtree(workdir / "checkpoints", ignore_errors=True)  # export/ holds the weights.
+  write(done, json.dumps({"flags": flags, "numbers": numbers}, indent=2) + "\n")
+  shown = ", ".join(f"{what} {numbers[key] * factor:.2f}" for key, (what, factor) in TASKS[name].metrics.items())
+  print(f"{shown} ({(time.monotonic() - begin) / 60:.1f} min)", file=sys.stderr)
+  return numbers
+
+
+def numbers_of(workdir) -> dict:
+  """{metric: number} of the checkpoint that a complete run exported: the best one, or the last."""
+  lines = [line for line in read(workdir) if line["split"] == "eval"]
+  metric = json.loads((workdir / "config.json").read_text())["best"]
+  step = Best(metric, 0, workdir, lines[-1]["step"]).step if metric else lines[-1]["step"]
+  line = next(line for line in lines if line["step"] == step)
+  return {key: value for key, value in line.items() if key not in ("step", "split")}
+
+
+def size_of(cfg) -> str:
+  """The name of a model's size, '' where it has none."""
+  shape = [getattr(cfg, field) for field in SHAPE]
+  named = (name for name, known in VARIANTS.items() if shape == [getattr(known, field) for field in SHAPE])
+  return next(named, "").removesuffix("_v1").removesuffix("_v2")
+
+
+def rows(results, size, version) -> list[dict]:
+  """The lines of the table. Args: results: {task: {seed: {metric: number}}}."""
+  found = []
+  for task, by_seed in results.items():
+    for metric, (what, factor) in TASKS[task].metrics.items():
+      values = {seed: numbers[metric] * factor for seed, numbers in by_seed.items() if metric in numbers}
+      if values:
+        median = statistics.median(values.values())
+        row = {"task": task, "metric": what, "median": median, "best": max(values.values()), "values": values}
+        row |= _published(size, version, task, metric)
+        found.append(row | {"difference": None if row["published"] is None else median - row["published"]})
+  return found
+
+
+def _published(size, version, task, metric):
+  """What was published of a size: of that version, or where it has no such number, of the other."""
+  lines = [line for line in PUBLISHED if line[0] == size and (task, metric) in line[3]]
+  for _, of, source, numbers in sorted(lines, key=lambda line: line[1] != version):
+    return {"published": numbers[task, metric], "source": f"{source}, {size} {of}".strip()}
+  return {"published": None, "source": ""}
+
+
+def table(found) -> str:
+  """`suite.md`: a line for each metric of each task, in percent."""
+  lines = [
+    f"# {found['checkpoint']}" + (f" ({found['size']})" if found["size"] else ""),
+    "",
+    "Held-out numbers in percent: median and best of the seeds, each of its run's best checkpoint.",
+    "",
+    "| task | metric | median | best | seeds | published | difference |",
+    "|---|---|---:|---:|---:|---:|---:|",
+  ]
+  sources = []
+  for row in found["rows"]:
+    published = "" if row["published"] is None else f"{row['published']:.1f}"
+    if row["source"]:
+      sources += [row["source"]] * (row["source"] not in sources)
+      published += f" [{sources.index(row['source']) + 1}]"
+    difference = "" if row["difference"] is None else f"{row['difference']:+.2f}"
+    ours = f"{row['median']:.2f} | {row['best']:.2f} | {len(row['values'])}"
+    lines.append(f"| {row['task']} | {row['metric']} | {ours} | {published} | {difference} |")
+  lines += ["", *(f"[{number}] {source}  " for number, source in enumerate(sources, 1))] if sources else []
+  if "race" in {row["task"] for row in found["rows"] if row["published"] is not None}:
+    lines += ["", "RACE is published on its test set; ours is on the development set."]
+  lines += ["", *(f"Failed: {line}  " for line in found["failed"])] if found["failed"] else []
+  return "\n".join(lines) + "\n"
+
+
+def write(path, text):
+  """A file that is whole or as it was."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}")
+  temporary.write_text(text)
+  temporary.replace(path)
+
+
+def interrupted(number, frame):
+  raise KeyboardInterrupt

@@ -1,0 +1,76 @@
+"""What every command does before it begins."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from albert_jax.commands import common
+
+
+@pytest.fixture
+def environment(monkeypatch, tmp_path):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+    monkeypatch.delenv(name, raising=False)
+  yield tmp_path
+  for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+    os.environ.pop(name, None)  # Set by the function under test, so unknown to monkeypatch.
+
+
+def test_compiled_programs_are_kept_and_found_again(environment):
+  common.keep_compiled()
+  folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
+  assert folder.startswith(str(environment / "cache" / "albert_jax"))
+  # A chain long enough to take the compiler a while.
+  program = """if True:
+    import jax, jax.monitoring, jax.numpy as jnp
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    hits = []
+    jax.monitoring.register_event_listener(lambda name, **_: hits.append(name) if "cache_hits" in name else None)
+    jax.jit(lambda x: jnp.sin(jnp.linalg.inv(x)) @ x)(jnp.eye(7)).block_until_ready()
+    print(len(hits))"""
+  found = [
+    int(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+    for _ in range(2)
+  ]
+  assert found[0] == 0
+  assert found[1] > 0
+
+
+def test_the_user_s_own_folder_counts(environment, monkeypatch):
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+  common.keep_compiled()
+  assert os.environ["JAX_COMPILATION_CACHE_DIR"] == ""
+
+
+def test_a_home_that_cannot_be_written_to_is_no_reason_to_stop(environment):
+  (environment / "cache").write_text("a file where the folder should be")
+  common.keep_compiled()
+  assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the switches are those of glibc")
+def test_memory_of_one_step_is_there_for_the_next():
+  program = """if True:
+    import resource, sys
+    from albert_jax.commands import common
+    if sys.argv[1] == "keep":
+      common.keep_memory()
+    import jax, jax.numpy as jnp
+    step = jax.jit(lambda x: jax.lax.scan(lambda x, _: (x * 1.01, x), x, length=256)[1].max(0).sum())
+    x = jnp.ones(65536)
+    step(x).block_until_ready()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(40):
+      step(x).block_until_ready()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"""
+  keep, plain = (
+    int(subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, check=True).stdout)
+    for how in ("keep", "plain")
+  )
+  pages = 256 * 65536 * 4 // 4096  # of the temporary array
+  assert plain > 36 * pages
+  assert keep < 10 * pages  # The heap grows a few times, until every step finds a hole that is large enough.

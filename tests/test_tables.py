@@ -1,0 +1,196 @@
+"""Reading labelled files: formats, what is wrong with them, and ids."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from albert_jax.data.finetuning import tables
+from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.errors import UserError
+
+ROWS = [{"a": 'He said "no", twice.', "b": "Umlaute: äöü", "y": "1"}, {"a": "x\ty", "b": "", "y": "0"}]
+
+
+def write(path, text):
+  path.write_bytes(text.encode("utf-8") if isinstance(text, str) else text)
+  return path
+
+
+def read(path, fields=("a", "y"), **kwargs):
+  return tables.read_file(path, list(fields), **kwargs)
+
+
+class TestFormats:
+  def test_all_give_the_same_rows(self, tmp_path):
+    paths = {
+      "rows.csv": 'a,b,y\r\n"He said ""no"", twice.",Umlaute: äöü,1\r\n"x\ty",,0\r\n',
+      "semicolon.csv": 'a;b;y\n"He said ""no"", twice.";Umlaute: äöü;1\n"x\ty";;0\n',
+      "quoted.tsv": 'a\tb\ty\n"He said ""no"", twice."\tUmlaute: äöü\t1\n"x\ty"\t\t0\n',
+      "rows.jsonl": "\n".join(map(json.dumps, ROWS)),
+      "list.json": json.dumps(ROWS),
+      "numbered.json": json.dumps({str(i): row for i, row in enumerate(ROWS)}),
+      "lines.json": "\n".join(map(json.dumps, ROWS)) + "\n",
+    }
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
+    for name, text in paths.items():
+      write(tmp_path / name, text)
+    for name in [*paths, "rows.parquet"]:
+      found = read(tmp_path / name, ["a", "b"], optional=["y", "z"])
+      assert found.columns == {
+        "a": [ROWS[0]["a"], ROWS[1]["a"]], "b": ["Umlaute: äöü", ""], "y": ["1", "0"], "z": [None, None],
+      }, name  # fmt: skip
+      assert len(found) == 2
+
+  def test_quotes_that_are_plain_characters(self, tmp_path):
+    """As in GLUE: what does not make sense as CSV quotes in every line is none."""
+    text = 'a\ty\n" The first\t1\nsaid "so"\t0\n'
+    assert read(write(tmp_path / "x.tsv", text)).columns["a"] == ['" The first', 'said "so"']
+    # CSV quotes would make one row of these two, and it would have two columns.
+    across = write(tmp_path / "across.tsv", 'a\ty\n"one\t1\ntwo"\t0\n')
+    assert read(across).columns == {"a": ['"one', 'two"'], "y": ["1", "0"]}
+    assert read(across, quotes="csv").columns["a"] == ["one\t1\ntwo"]
+    with pytest.raises(UserError, match=r"x\.tsv: in the row at line 2: .*data\.quotes=none"):
+      read(tmp_path / "x.tsv", quotes="csv")
+
+  def test_a_line_break_in_a_quoted_cell_and_where_rows_are(self, tmp_path):
+    found = read(write(tmp_path / "x.csv", 'a,y\n"two\nlines",1\n\nlast,0\n'))
+    assert found.columns["a"] == ["two\nlines", "last"]
+    assert found.lines == [2, 5]
+    assert found.where(1) == f"{tmp_path / 'x.csv'} line 5"
+
+  def test_columns_by_number_have_no_header(self, tmp_path):
+    found = read(write(tmp_path / "x.tsv", "gj04\t1\t\tA sentence.\ncj99\t0\t*\tAnother.\n"), ["3", "1"])
+    assert found.columns == {"3": ["A sentence.", "Another."], "1": ["1", "0"]}
+
+  def test_a_text_longer_than_the_csv_module_likes(self, tmp_path):
+    long = "word " * 50_000
+    assert read(write(tmp_path / "x.csv", f'a,y\n"{long}",1\n')).columns["a"] == [long]
+
+
+class TestWhatIsWrong:
+  def test_byte_order_mark_and_nul(self, tmp_path, capsys):
+    assert read(write(tmp_path / "x.tsv", "\ufeffa\ty\nte\0xt\t1\n")).columns == {"a": ["text"], "y": ["1"]}
+    assert "x.tsv: 1 NUL characters" in capsys.readouterr().err
+
+  @pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+      ("x.tsv", "a\tlabel\nx\t1\n", r"no column 'y'.*one of a, label.*label_field"),
+      ("x.csv", "a\ty\nx\t1\n", None),  # columns are looked for behind tabs too
+      ("x.csv", "", "is empty"),
+      ("x.jsonl", "\n", "is empty"),
+      ("x.jsonl", '{"a": 1, "y": 2}\n{"a": 1', "line 2 is not JSON"),
+      ("x.jsonl", '{"a": 1, "y": 2}\n{"a": 1}', "line 2: expected an object with the fields a, y, and there is a;"),
+      ("x.jsonl", "[1]", "line 1: expected an object"),
+      ("x.tsv", "a\ty\nx\t1\ny\t2\t3\n", r"1 of 2 lines have another number of columns than the 2 .*line 3"),
+      ("x.tsv", "a\ta\ty\nx\t1\t1\n", "several columns 'a'"),
+      ("x.tsv", b"a\ty\nx\t1\nna\xefve\t1\n", "not UTF-8 text: the byte 0xef in line 3"),
+      ("x.parquet", "no", "no whole Parquet file"),
+      ("x.doc", "a", "expected a file that ends in one of"),
+    ],
+  )
+  def test_is_one_line_that_says_where(self, name, text, words, tmp_path):
+    path = write(tmp_path / name, text)
+    if words is None:
+      assert read(path).columns["a"] == ["x"]
+    else:
+      with pytest.raises(UserError, match=words) as error:
+        read(path)
+      assert "\n" not in str(error.value)
+
+  def test_ragged_lines_can_be_skipped_but_not_all(self, tmp_path, capsys):
+    path = write(tmp_path / "x.tsv", "a\ty\nx\t1\ny\t2\t3\n")
+    assert read(path, skip_ragged=True).columns["a"] == ["x"]
+    assert "1 lines have another number of columns than the 2 of the first line (the first is line 3)" in (
+      capsys.readouterr().err
+    )
+    with pytest.raises(UserError, match="1 of 1 lines"):
+      read(write(tmp_path / "y.tsv", "a\ty\ny\t2\t3\n"), skip_ragged=True)
+
+  def test_empty_texts_are_counted(self, tmp_path, capsys):
+    found = read(write(tmp_path / "x.jsonl", '{"a": "", "y": 1}\n{"a": null, "y": 1}\n{"a": 7, "y": 1}'))
+    assert tables.texts(found, "a") == ["", "", "7"]
+    assert "2 of 3 rows have an empty 'a'" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"line 1: 'a' holds '\[1\]', expected a text"):
+      tables.texts(read(write(tmp_path / "y.jsonl", '{"a": [1], "y": 1}')), "a")
+
+
+class TestFind:
+  def test_folders_and_files(self, tmp_path):
+    for name in ("train.csv", "dev.tsv", "other.jsonl"):
+      write(tmp_path / name, "x")
+    find = tables.find
+    assert find(tmp_path, "train") == tmp_path / "train.csv"
+    assert find(tmp_path, "validation") == tmp_path / "dev.tsv"
+    assert find(tmp_path, "other") == find(tmp_path, "other.jsonl") == tmp_path / "other.jsonl"
+    assert find("nowhere", tmp_path / "dev.tsv") == tmp_path / "dev.tsv"
+    assert find(tmp_path / "train.csv", "train") == tmp_path / "train.csv"
+    assert find("glue/sst2", "train") is None  # for TFDS
+    write(tmp_path / "train.tsv", "x")
+    for dataset, split, words in (
+      (tmp_path, "train", r"several files .*train\.csv, train\.tsv"),
+      (tmp_path, "test", r"no file of the split 'test': expected test .* there is dev\.tsv, other\.jsonl"),
+      (tmp_path / "train.csv", "validation", "validation_fraction"),
+      (tmp_path / "no.csv", "train", "nothing is there"),
+      ("", "train", "data.dataset is not set"),
+    ):
+      with pytest.raises(UserError, match=words):
+        find(dataset, split)
+
+
+class TestHeldOut:
+  def test_depends_on_the_text_alone(self):
+    def rows(texts):
+      return tables.Examples({"a": texts}, list(range(len(texts))), "x")
+
+    texts = [f"text {i % 900}" for i in range(1000)]
+    away = tables.held_out(rows(texts), ["a"], 0.2)
+    assert 0.15 < away.mean() < 0.25
+    assert away[:100].tolist() == away[900:].tolist()  # the same texts
+    assert tables.held_out(rows(texts[::-1]), ["a"], 0.2).tolist() == away[::-1].tolist()
+    assert np.all(tables.held_out(rows(texts), ["a"], 0.3)[away])
+    assert len(rows(texts).select(away)) == away.sum()
+    with pytest.raises(UserError, match="validation_fraction"):
+      tables.held_out(rows(texts), ["a"], 1.0)
+
+
+class TestIds:
+  @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 60))
+  def test_the_longer_of_a_pair_loses_first(self, a, b, total):
+    """_truncate_seq_pair of the original's classifier_utils.py."""
+    x, y = a, b
+    while x + y > total:
+      if x > y:
+        x -= 1
+      else:
+        y -= 1
+    assert tables.shares(a, b, total) == (x, y)
+
+  def test_pairs_and_single_texts(self, tmp_path, vocabulary, capsys):
+    first, second = ["badu kelo", "gi"], ["mo", "nora " * 50]
+    found = tables.encode(vocabulary, first, second, 16, "here")
+    a, b = vocabulary.encode(first[0]), vocabulary.encode(second[0])
+    assert found["input_ids"][0].tolist() == [vocabulary.cls_id, *a, vocabulary.sep_id, *b, vocabulary.sep_id]
+    assert found["token_type_ids"][0].tolist() == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+    assert len(found["input_ids"][1]) == len(found["token_type_ids"][1]) == 16
+    assert found["input_ids"][1][-1] == vocabulary.sep_id
+    assert "here: 1 of 2 rows are longer than 16 tokens and were cut" in capsys.readouterr().err
+    alone = tables.encode(vocabulary, [first[0], ""], None, 16, "here")
+    assert alone["input_ids"][0].tolist() == [vocabulary.cls_id, *a, vocabulary.sep_id]
+    assert alone["input_ids"][1].tolist() == [vocabulary.cls_id, vocabulary.sep_id]
+    assert set(alone["token_type_ids"][0]) == {0}
+
+  def test_labels_in_an_order_that_is_always_the_same(self):
+    assert tables.numbered({"10", "9", "-1"}) == ["-1", "9", "10"]
+    assert tables.numbered({"b", "10", "a"}) == ["10", "a", "b"]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+  import made_up
+
+  return Tokenizer(made_up.vocabulary(tmp_path_factory.mktemp("vocabulary")))
