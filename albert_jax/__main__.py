@@ -10,6 +10,7 @@ from albert_jax.errors import UserError
 COMMANDS = {
   "vocab": "train a SentencePiece vocabulary on a corpus",
   "prepare": "turn a corpus into a dataset of token segments",
+  "phonemes": "turn a corpus into words with phonemes, for PL-BERT",
   "audit": "what a model will see of a dataset, and what is wrong with it",
   "train": "pre-train a model; resumes by itself",
   "evaluate": "the numbers of a checkpoint on held-out data, as JSON",

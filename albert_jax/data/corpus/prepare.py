@@ -75,7 +75,7 @@ def prepare(spec, spm, out, settings, reading, *, run=None, overwrite=False, mlm
   }
   parent, name = out.rsplit("/", 1)
   partial = f"{parent}/.{name}.partial"
-  _continue_or_begin(partial, identity | {"units": [dataclasses.asdict(unit) for unit in units]})
+  continue_or_begin(partial, identity | {"units": [dataclasses.asdict(unit) for unit in units]})
   sizes = [unit.size for unit in units]
 
   jobs = [(i, unit, reading, settings, spm, f"{partial}/units") for i, unit in enumerate(units)]
@@ -116,27 +116,32 @@ def prepare(spec, spm, out, settings, reading, *, run=None, overwrite=False, mlm
     "splits": {split: _split_counts(corpus, mask, len(lengths[split])) for split, mask in members.items()},
     "baselines": shards.baselines(counts["train"], counts["validation"], special) if "validation" in counts else {},
   }
-  _finish(f"{partial}/dataset", spm, parts, lengths, description)
-  files.remove(out)
-  files.move(f"{partial}/dataset", out)
-  files.remove(partial)
+  files.write(f"{partial}/dataset/{pathlib.Path(spm).name}", pathlib.Path(spm).read_bytes())
+  finish(partial, out, parts, lengths, description)
   return description
 
 
-def _finish(dataset, spm, parts, lengths, description):
-  """Adds to the shards what makes them a dataset; notes the sizes of all files in the description."""
+def finish(partial, out, parts, lengths, description):
+  """Adds to the shards in `partial/dataset` what makes them a dataset, and gives it its name `out`.
+
+  Args: parts: tables of shards.copy_unit. lengths: {split: array}, see source.lengths_file. description: of the
+    dataset; the sizes of all files are added to it.
+  """
+  dataset = f"{partial}/dataset"
   for name, data in shards.metadata(parts, list(lengths)).items():
     files.write(f"{dataset}/{name}", data)
   for split, array in lengths.items():  # what packing needs to know without reading all records
     data = io.BytesIO()
     np.save(data, array)
     files.write(f"{dataset}/{datasets.lengths_file(split)}", data.getvalue())
-  files.write(f"{dataset}/{pathlib.Path(spm).name}", pathlib.Path(spm).read_bytes())
   description["files"] = files.sizes(dataset)
   files.write(f"{dataset}/{datasets.DESCRIPTION_FILE}", (json.dumps(description, indent=2) + "\n").encode())
+  files.remove(out)
+  files.move(dataset, out)
+  files.remove(partial)
 
 
-def _continue_or_begin(partial, identity):
+def continue_or_begin(partial, identity):
   """Keeps the units of an earlier run that was killed if they are of the same data; starts anew otherwise."""
   text = json.dumps(identity, sort_keys=True).encode()
   mark = f"{partial}/identity.json"

@@ -308,7 +308,7 @@ def documents(unit, reading, tally):
         yield lines
 
 
-def _lines(span, tally, limit=None):
+def lines(span, tally, limit=None):
   """The lines of a part of a file: stripped str, '' for a blank line. Endless lines are cut at about `limit` bytes."""
   limit = limit or MAX_LINE_BYTES
   with _open(span.source) as file:
@@ -380,12 +380,12 @@ def _gather(lines, is_end, tally):
 
 def _read_blank(span, reading, tally):
   del reading
-  return _gather(_lines(span, tally), lambda line: not line, tally)
+  return _gather(lines(span, tally), lambda line: not line, tally)
 
 
 def _read_book(span, reading, tally):
   del reading
-  return _gather(_unwrap(_lines(span, tally)), lambda line: False, tally)
+  return _gather(_unwrap(lines(span, tally)), lambda line: False, tally)
 
 
 def _unwrap(lines):
@@ -402,12 +402,12 @@ def _unwrap(lines):
 
 def _read_doc(span, reading, tally):
   del reading
-  return _gather(_lines(span, tally), lambda line: line == "</doc>" or line.startswith("<doc "), tally)
+  return _gather(lines(span, tally), lambda line: line == "</doc>" or line.startswith("<doc "), tally)
 
 
 def _read_json(span, reading, tally):
   good = False
-  for number, line in enumerate(_lines(span, tally, MAX_JSON_BYTES)):
+  for number, line in enumerate(lines(span, tally, MAX_JSON_BYTES)):
     if not line:
       continue
     try:
