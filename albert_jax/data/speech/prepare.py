@@ -179,14 +179,11 @@ def _phonemes(entries, phonemiser, language, run, folder, cache) -> dict[str, st
   known = _read_cache(file) if file and files.exists(file) else {}
   known |= {entry: entry for entry in entries if text_words.is_punctuation(entry)}
   new = sorted(entry for entry in entries if entry not in known)
-  jobs = [
-    (i, tuple(new[first : first + _WORDS_A_JOB]), language, folder)
-    for i, first in enumerate(range(0, len(new), _WORDS_A_JOB))
-  ]
+  jobs = [(tuple(new[first : first + _WORDS_A_JOB]), language, folder) for first in range(0, len(new), _WORDS_A_JOB)]
   if jobs:
-    run(units.phonemise_words, jobs, [sum(map(len, job[1])) for job in jobs], "phonemise")
-    for number, words, _, _ in jobs:
-      results = json.loads(files.read(f"{folder}/{number:06d}.phonemes.json"))
+    run(units.phonemise_words, jobs, [sum(map(len, job[0])) for job in jobs], "phonemise")
+    for words, _, _ in jobs:
+      results = json.loads(files.read(units.phoneme_file(folder, words)))
       known |= dict(zip(words, results, strict=True))
     if file:
       files.write(file, "".join(f"{word}\t{known[word]}\n" for word in sorted(known)).encode())

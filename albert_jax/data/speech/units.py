@@ -150,9 +150,14 @@ def _phonemiser(language):
   return Espeak(language)
 
 
-def phonemise_words(number: int, words: tuple[str, ...], language: str, folder: str) -> None:
-  """Makes `folder/NUMBER.phonemes.json`, the phonemes of a list of words."""
-  path = f"{folder}/{number:06d}.phonemes.json"
+def phoneme_file(folder: str, words: tuple[str, ...]) -> str:
+  """The file with the phonemes of a list of words. Other words have another file."""
+  return f"{folder}/{files.named_after(chr(10).join(words))}.phonemes.json"
+
+
+def phonemise_words(words: tuple[str, ...], language: str, folder: str) -> None:
+  """Makes the file `phoneme_file` with the phonemes of a list of words."""
+  path = phoneme_file(folder, words)
   if not files.exists(path):
     files.write(path, json.dumps(_phonemiser(language).phonemes(list(words)), ensure_ascii=False).encode())
 

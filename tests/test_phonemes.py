@@ -1,0 +1,203 @@
+"""`albert-jax phonemes`: a corpus to words with phonemes, the same for any number of workers, and what it refuses."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from albert_jax import __main__
+from albert_jax.data import datasets, records
+from albert_jax.data.corpus import readers, runners
+from albert_jax.data.speech import lexicon, prepare, symbols, words
+from albert_jax.errors import UserError
+
+READING = readers.Reading()
+
+
+def write_lines(path, documents=30, lines=4, seed=0):
+  """JSON lines of made-up words with phonemes: a word's phonemes are its letters, with stress."""
+  rng = np.random.default_rng(seed)
+  vocabulary = ["".join(rng.choice(list("abdefiklmnopstuz"), rng.integers(1, 7))) for _ in range(80)]
+  with path.open("w") as file:
+    for document in range(documents):
+      for _ in range(lines):
+        chosen = [vocabulary[min(79, int(rng.exponential(15)))] for _ in range(rng.integers(5, 40))] + ["."]
+        phonemes = [word if word == "." else "ˈ" + word for word in chosen]
+        file.write(json.dumps({"document": document, "words": chosen, "phonemes": phonemes}) + "\n")
+  return path
+
+
+def make(tmp_path, name="dataset", source=None, run=None, **options):
+  source = source or write_lines(tmp_path / "lines.jsonl")
+  fields = {key: options.pop(key) for key in list(options) if key in prepare.Settings.__dataclass_fields__}
+  settings = prepare.Settings(**{"segment_symbols": 200, "words": 40} | fields)
+  return prepare.make_dataset(str(source), str(tmp_path / name), settings, READING, run=run, **options)
+
+
+def read(folder, split):
+  """The words and phonemes of a split's records, each record a list of (word, phonemes)."""
+  source, words = datasets.open_split(str(folder), split), lexicon.load(str(folder))
+  batch = records.unpack(datasets.fetch(source, list(range(len(source)))))
+  return [
+    [(words.words[i], words.phonemes[i]) for i in batch.ids[base : base + size]]
+    for base, size in zip(batch.id_base, batch.tokens, strict=True)
+  ]
+
+
+class TestDataset:
+  def test_it_holds_the_corpus(self, tmp_path):
+    description = make(tmp_path, validation_fraction=0.2)
+    lines = [json.loads(line) for line in (tmp_path / "lines.jsonl").read_text().splitlines()]
+    expected = sorted(pair for line in lines for pair in zip(line["words"], line["phonemes"], strict=True))
+    both = read(tmp_path / "dataset", "train") + read(tmp_path / "dataset", "validation")
+    assert sorted(pair for record in both for pair in record) == expected
+    sizes = [sum(len(phonemes) + 1 for _, phonemes in record) for record in both]
+    assert max(sizes) <= 200 + 8 and np.mean(sizes) > 120
+    splits = description["splits"]
+    assert splits["train"]["words"] + splits["validation"]["words"] == len(expected)
+    assert splits["train"]["symbols"] + splits["validation"]["symbols"] == sum(sizes)
+    assert splits["train"]["documents"] + splits["validation"]["documents"] == 30
+
+  def test_it_is_the_same_for_any_number_of_workers_and_units(self, tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "UNIT_BYTES", 4000)
+    plan = readers.plan
+    monkeypatch.setattr(readers, "plan", lambda spec, reading: plan(spec, reading, 4000))
+    make(tmp_path, "one")
+    make(tmp_path, "two", run=runners.local(2))
+    files = {path.name for path in (tmp_path / "one").iterdir()}
+    assert files == {path.name for path in (tmp_path / "two").iterdir()}
+    for name in files - {"prepare.json"}:
+      assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    assert len(list((tmp_path / "one").glob("*train*array_record*"))) > 2
+
+  def test_targets_are_the_most_frequent_words(self, tmp_path):
+    description = make(tmp_path, words=5)
+    lines = [json.loads(line) for line in (tmp_path / "lines.jsonl").read_text().splitlines()]
+    all_words = [word for line in lines for word in line["words"]]
+    names = lexicon.load_targets(tmp_path / "dataset")
+    assert names[:2] == ["<space>", "<unknown>"]
+    assert names[2:] == sorted(set(all_words), key=lambda w: (-all_words.count(w), w))[:5]
+    words = lexicon.load(str(tmp_path / "dataset"))
+    assert {names[t] for t in words.target} == set(names) - {"<space>"}
+    assert description["vocabulary"]["words"] == 7
+    assert 0 < description["words"]["coverage"] < 1
+    assert 0 < description["words"]["target_entropy"] < description["words"]["target_entropy_at_most"]
+
+  def test_baselines_are_those_of_frequencies(self, tmp_path):
+    described = make(tmp_path, validation_fraction=0.3, words=1000)["baselines"]
+    positions = {split: [c for r in read(tmp_path / "dataset", split) for _, p in r for c in p]
+                 for split in ("train", "validation")}  # fmt: skip
+    top = max(set(positions["train"]), key=positions["train"].count)
+    share = positions["validation"].count(top) / len(positions["validation"])
+    assert described["phoneme_accuracy"] == pytest.approx(share)
+    targets = {split: [w for r in read(tmp_path / "dataset", split) for w, p in r for _ in p]
+               for split in ("train", "validation")}  # fmt: skip
+    top = max(set(targets["train"]), key=targets["train"].count)
+    share = targets["validation"].count(top) / len(targets["validation"])
+    assert described["word_accuracy"] == pytest.approx(share)
+
+  def test_what_is_strange_is_counted_with_examples(self, tmp_path):
+    lines = [
+      {"words": ["a", "b", "c", "12"], "phonemes": ["x", "", "(ko)y(en-us)", "z"]},
+      {"words": ["a", "long"], "phonemes": ["xȸ", "y" * 200]},
+    ]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    found = make(tmp_path, source=tmp_path / "x.jsonl", validation_fraction=0.0)["words"]
+    assert found["without_phonemes"]["examples"] == {"b": 1}
+    assert found["language_switches"]["examples"] == {"c": "(ko)y(en-us)"}
+    assert found["numbers_as_digits"]["examples"] == {"12": "z"}
+    assert found["too_long"]["distinct"] == 1
+    assert found["outside_the_table"]["examples"] == {"ȸ": {"occurrences": 1, "in": "a"}}
+    assert [pair for record in read(tmp_path / "dataset", "train") for pair in record] == [
+      ("a", "x"), ("c", "y"), ("12", "z"), ("a", "xȸ")
+    ]  # fmt: skip
+    found = make(tmp_path, "more", tmp_path / "x.jsonl", validation_fraction=0.0, add_symbols=1)
+    assert found["vocabulary"]["size"] == 179 and found["words"]["outside_the_table"]["occurrences"] == 0
+    assert symbols.load(tmp_path / "more").pieces[178] == "ȸ"
+
+
+class TestEspeak:
+  @pytest.fixture(autouse=True)
+  def needs_espeak(self):
+    pytest.importorskip("espeakng_loader", reason="needs espeak-ng: pip install 'albert-jax[speech]'")
+    pytest.importorskip("phonemizer", reason="needs espeak-ng: pip install 'albert-jax[speech]'")
+
+  def corpus(self, tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text("Hello world, it is 1999.\nMore words.\n\nAnother text.\n\nThe third one (주판).\n", "utf-8")
+    return path
+
+  def test_text_becomes_words_with_phonemes(self, tmp_path):
+    make(tmp_path, source=self.corpus(tmp_path), language="en-us", validation_fraction=0.0)
+    pairs = [pair for record in read(tmp_path / "dataset", "train") for pair in record]
+    assert ("hello", "həlˈoʊ") in pairs and (",", ",") in pairs and ("nineteen", "nˈaɪntiːn") in pairs
+    assert ("주판", "tɕuphˈɐn") in pairs
+
+  def test_the_cache_gives_the_same_and_spares_the_phonemiser(self, tmp_path, monkeypatch):
+    options = {"source": self.corpus(tmp_path), "language": "en-us", "cache": str(tmp_path / "cache")}
+    make(tmp_path, "one", **options)
+    monkeypatch.setattr(prepare.units, "phonemise_words", None)
+    make(tmp_path, "two", **options)
+    assert read(tmp_path / "one", "train") == read(tmp_path / "two", "train")
+
+  def test_an_unknown_language_names_near_ones(self, tmp_path):
+    with pytest.raises(UserError, match=r"unknown to espeak-ng; near it are .*en-us") as caught:
+      make(tmp_path, source=self.corpus(tmp_path), language="en-uss")
+    assert "\n" not in str(caught.value)
+
+  def test_without_espeak(self, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    prepare.phonemisers._backend.cache_clear()
+    with pytest.raises(UserError, match=r"pip install 'albert-jax\[speech\]'"):
+      make(tmp_path, source=self.corpus(tmp_path), language="en-us")
+
+  @pytest.mark.realdata
+  def test_the_phonemes_of_the_shared_data_are_reproduced(self, real_data):
+    lines = [json.loads(line) for line in (real_data / "phonemes_en/train.jsonl").read_text().split("\n")[:400]]
+    texts = (real_data / "pretrain/wiki_en/wiki_en_00.txt").read_text().split("\n")
+    key = {re.sub(r"[\W_]", "", "".join(split)): split for split in map(words.split, texts[:3000])}
+    phonemiser, total, equal = prepare.phonemisers.Espeak("en-us"), 0, 0
+    distinct = sorted({word for line in lines for word in line["words"]})
+    phonemes = dict(zip(distinct, phonemiser.phonemes(distinct), strict=True))
+    for line in lines:
+      total += len(line["words"])
+      ours = key.get(re.sub(r"[\W_]", "", "".join(line["words"])), [])
+      if ours == line["words"]:
+        equal += sum(phonemes[word] == theirs for word, theirs in zip(ours, line["phonemes"], strict=True))
+    assert total > 20_000 and equal / total >= 0.99
+
+
+class TestBadInput:
+  @pytest.mark.parametrize(
+    ("line", "message"),
+    [
+      ('{"words": ["a", "b"], "phonemes": ["x"]}', "2 words and 1 phonemes .*expected as many"),
+      ('{"words": "a b", "phonemes": ["x"]}', "no lists of strings"),
+      ('{"text": "a"}', "no lists of strings"),
+      ("hello", "a line is not JSON"),
+      ('{"words": ["a"], "phonemes": [""]}', "no word has phonemes"),
+    ],
+  )
+  def test_lines(self, tmp_path, line, message):
+    (tmp_path / "x.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=message) as caught:
+      make(tmp_path, source=tmp_path / "x.jsonl", validation_fraction=0.0)
+    assert "\n" not in str(caught.value) and not (tmp_path / "dataset").exists()
+
+  def test_an_empty_split(self, tmp_path):
+    with pytest.raises(UserError, match="the split that is held out would be empty"):
+      make(tmp_path, source=write_lines(tmp_path / "x.jsonl", documents=1))
+
+  def test_the_command_says_what_is_missing(self, tmp_path, capsys):
+    assert __main__.main(["phonemes", f"--input={tmp_path}", f"--out={tmp_path / 'x'}"]) == 2
+    assert "either --language=CODE" in capsys.readouterr().err
+
+  def test_the_command(self, tmp_path, capsys):
+    source = write_lines(tmp_path / "x.jsonl")
+    argv = ["phonemes", f"--input={source}", "--phonemised", f"--out={tmp_path / 'out'}", "--workers=1"]
+    assert __main__.main(argv) == 0
+    out = capsys.readouterr().out
+    assert "word targets" in out and "of the words have one" in out and f"made {tmp_path / 'out'}" in out
+    assert __main__.main(argv) == 2  # It is there already.
