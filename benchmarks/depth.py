@@ -3,9 +3,8 @@
   ALBERT_DATA=DIR python benchmarks/depth.py --checkpoint=RUN --depth=8 --out=FOLDER
 
 Fine-tunes a checkpoint of one shared layer on SST-2 at `--depth` layers, once plainly and once with
-model.least_layers=1 (each row goes through a number of layers drawn anew). Both are then read at every depth, and the
-second with early exit at every patience: accuracy, mean layers of a row, and time of the development set, batch by
-batch and text by text, all depths in turns.
+model.least_layers=1 (each row goes through a number of layers drawn anew). Both are then read at every depth: accuracy,
+and time of the development set, batch by batch and text by text, all depths in turns.
 """
 
 import argparse
@@ -55,13 +54,7 @@ def readers(task, params, depth):
     cfg = dataclasses.replace(task.model, num_hidden_layers=layers, least_layers=0)
     return jax.jit(lambda batch: (readout(model.apply(cfg, params, batch)), np.full(len(batch["row"]), layers)))
 
-  def patient(patience):
-    found = jax.jit(lambda batch: model.early_exit(task.model, params, batch, readout, patience))
-    return lambda batch: (found(batch)["logits"], found(batch)["layers"])
-
-  return {f"{n} layers": at_depth(n) for n in range(1, depth + 1)} | {
-    f"patience {n}": patient(n) for n in range(1, depth)
-  }
+  return {f"{n} layers": at_depth(n) for n in range(1, depth + 1)}
 
 
 def main():
@@ -88,8 +81,6 @@ def main():
     batches = list(task.eval_batches(0, 1))
     singles = [{k: v[i : i + 1] for k, v in batches[len(batches) // 2].items()} for i in range(16)]
     for name, read in readers(task, params, args.depth).items():
-      if least == 0 and name.startswith("patience"):
-        continue  # It was not trained to answer early.
       hits, layers, count = 0, 0, 0
       for batch in batches:
         logits, used = jax.device_get(read(batch))

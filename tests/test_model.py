@@ -305,32 +305,6 @@ def test_random_depth_is_one_of_the_depths_and_only_in_training():
   assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(grads_of(cfg, params, batch, jax.random.key(1))))
 
 
-def test_early_exit_gives_each_row_the_answer_it_settled_on():
-  params, batch = init(SMALL, jax.random.key(0)), make_batch(SMALL, rows=8, tokens=(10, 7) * 4)
-  kernel = jax.random.normal(jax.random.key(3), (16, 3))
-
-  def readout(out):
-    return out["pooled_output"] @ kernel
-
-  logits = np.stack(
-    [readout(apply(small(num_hidden_layers=n), params, batch)) for n in range(1, SMALL.num_hidden_layers + 1)]
-  )
-  answers = logits.argmax(-1)
-  for patience in (1, 2, 9):
-    found = jax.jit(lambda params, batch, p=patience: model.early_exit(SMALL, params, batch, readout, p))(params, batch)
-    for row in range(8):
-      same, layers = 0, 1
-      while layers < SMALL.num_hidden_layers and same < patience:
-        layers += 1
-        same = same + 1 if answers[layers - 1, row] == answers[layers - 2, row] else 0
-      assert found["layers"][row] == layers
-      np.testing.assert_allclose(found["logits"][row], logits[layers - 1, row], atol=1e-5)
-  with pytest.raises(UserError, match="share=all"):
-    model.early_exit(small(share="none"), params, batch, readout, 1)
-  with pytest.raises(UserError, match="patience=0"):
-    model.early_exit(SMALL, params, batch, readout, 0)
-
-
 def test_dropout_rate_and_mean():
   x = layers.dropout(jnp.ones((10, 10_000)), 0.3, jax.random.split(jax.random.key(0), 10))
   assert abs(float((x == 0).mean()) - 0.3) < 0.01

@@ -113,38 +113,3 @@ class TestDepth:
     old = dataclasses.replace(SMALL, share="none")
     with pytest.raises(UserError, match="4 sets of attention weights cannot become 1"):
       surgery.restructured(old, model(old), share="all")
-
-
-class TestWidth:
-  @pytest.mark.parametrize("fields", [{}, {"share": "none"}, {"num_hidden_groups": 2, "inner_group_num": 2}])
-  def test_a_multiple_computes_the_same(self, fields):
-    old = dataclasses.replace(SMALL, **fields)
-    params = model(old, heads={"classifier": 3})
-    cfg, changed = surgery.wider(old, params, 36, noise=0)
-    assert (cfg.hidden_size, cfg.num_attention_heads, cfg.intermediate_size) == (36, 9, 60)
-    ours, theirs = outputs(cfg, changed), outputs(old, params)
-    for name in ("mlm_logits", "sop_logits"):
-      np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5)
-    np.testing.assert_allclose(ours["sequence_output"], np.tile(theirs["sequence_output"], 3), atol=1e-5)
-    classes = [out["pooled_output"] @ p["classifier"]["kernel"] for out, p in ((ours, changed), (theirs, params))]
-    np.testing.assert_allclose(*classes, atol=1e-5)
-
-  def test_between_multiples_it_is_close_and_noise_tells_copies_apart(self):
-    params = model(SMALL)
-    cfg, changed = surgery.wider(SMALL, params, 20, intermediate_size=40)
-    assert (cfg.hidden_size, cfg.num_attention_heads, cfg.intermediate_size) == (20, 5, 40)
-    up = changed["ffn"]["up"]["kernel"]
-    assert up.dtype == np.float32 and not np.array_equal(up[:, 0], up[:, 20])
-    ours, theirs = outputs(cfg, changed)["mlm_logits"], outputs(SMALL, params)["mlm_logits"]
-    assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.9
-
-  def test_what_cannot_be(self):
-    with pytest.raises(UserError, match="expected a multiple of the head size 4"):
-      surgery.wider(SMALL, model(SMALL), 22)
-    with pytest.raises(UserError, match="intermediate_size=3"):
-      surgery.wider(SMALL, model(SMALL), 24, 3)
-    square = dataclasses.replace(SMALL, embedding_size=12)
-    with pytest.raises(UserError, match="no projection"):
-      surgery.wider(square, model(square), 24)
-    with pytest.raises(UserError, match="widen the head squad_v2"):
-      surgery.wider(SMALL, model(SMALL, heads={"squad_v2": 0}), 24)

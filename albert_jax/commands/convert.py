@@ -55,8 +55,6 @@ def main(argv):
   start.add_argument("--num_hidden_groups", type=int, metavar="G", help="more groups")
   start.add_argument("--share", choices=("all", "attention", "ffn", "none"), help="share less")
   start.add_argument("--init_from_group0", action="store_true", help="all groups from group 0, as the original's flag")
-  start.add_argument("--hidden_size", type=int, metavar="D", help="wider, by tiling; heads and feed-forward grow along")
-  start.add_argument("--noise", type=float, default=0.01, help="that tells the tiles apart (default 0.01 deviations)")
   args = parser.parse_args(argv)
 
   if args.inspect:
@@ -80,14 +78,12 @@ def main(argv):
       raise UserError(f"--keep_pieces needs the vocabulary of the weights: copy it into {args.checkpoint}")
     cfg, params, kept = surgery.new_vocabulary(cfg, params, old, given)
     _say(f"kept the rows of {kept:,} of {given.vocab_size:,} pieces; the others are fresh")
-  if args.max_position_embeddings:
+  if args.max_position_embeddings is not None:
     cfg, params = surgery.longer(cfg, params, args.max_position_embeddings, args.positions)
   fields = {name: getattr(args, name) for name in ("num_hidden_layers", "num_hidden_groups", "share")}
-  fields = {name: value for name, value in fields.items() if value}
+  fields = {name: value for name, value in fields.items() if value is not None}
   if fields:
     cfg, params = surgery.restructured(cfg, params, from_group0=args.init_from_group0, **fields)
-  if args.hidden_size:
-    cfg, params = surgery.wider(cfg, params, args.hidden_size, noise=args.noise)
 
   if args.to == "google":
     google_tf1.save(args.out, cfg, params, vocabulary=tokenizer, overwrite=args.overwrite)

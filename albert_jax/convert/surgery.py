@@ -4,12 +4,11 @@ Every function takes and returns (AlbertConfig, params) with params a nested dic
 """
 
 import dataclasses
-import re
 
 import numpy as np
 
 from albert_jax import paths
-from albert_jax.convert.mapping import copy_of, shapes_of
+from albert_jax.convert.mapping import copy_of
 from albert_jax.errors import UserError
 
 
@@ -98,69 +97,4 @@ def restructured(cfg, params, *, from_group0=False, **fields):
     for path in [path for path in flat if path.startswith(f"{part}/")]:
       value = flat[path] if cfg.copies(part) > 1 else flat[path][None]
       flat[path] = value[source] if new.copies(part) > 1 else value[source[0]]
-  return new, paths.unflatten(flat)
-
-
-def wider(cfg, params, hidden_size, intermediate_size=None, *, noise=0.01, seed=0):
-  """A wider model whose units are copies of the old ones, with as much less weight on each input as it has copies.
-
-  Where the new sizes are multiples of the old it computes the same as before (but for the noise); in between only
-  nearly, as the layer norms see some units more often than others.
-
-  Args:
-    hidden_size: must divide by the size of the heads, which stays; there are more of them.
-    intermediate_size: None: as much wider as hidden_size.
-    noise: how far each copied weight is moved, relative to the deviation of its matrix. Without any, copies would get
-      equal gradients and stay equal for ever.
-  """
-  K = cfg.head_size
-  if hidden_size % K or hidden_size < cfg.hidden_size:
-    raise UserError(f"hidden_size={hidden_size}: expected a multiple of the head size {K}, at least {cfg.hidden_size}")
-  intermediate_size = intermediate_size or cfg.intermediate_size * hidden_size // cfg.hidden_size
-  if intermediate_size < cfg.intermediate_size:
-    raise UserError(f"intermediate_size={intermediate_size}: expected at least {cfg.intermediate_size}")
-  if cfg.embedding_size == cfg.hidden_size != hidden_size:
-    raise UserError("a model whose embeddings are as wide as its layers has no projection, so it cannot become wider")
-  new = dataclasses.replace(
-    cfg, hidden_size=hidden_size, num_attention_heads=hidden_size // K, intermediate_size=intermediate_size
-  )
-  rng = np.random.default_rng(seed)
-  _, heads = shapes_of(params)
-  left = sorted(heads.keys() - {"classifier", "span"})
-  if left:
-    raise UserError(f"do not know how to widen the head {left[0]}; leave it out (--allow_unused)")
-
-  # For each parameter, which of its trailing axes are units of what kind: D hidden, H heads, F feed-forward; lower case
-  # where they are inputs, whose weights are shared among the copies; . for an axis that stays.
-  rules = [
-    (r"attention/(query|key|value)/kernel", "dH."), (r"attention/(query|key|value)/bias", "H."),
-    ("attention/output/kernel", "h.D"), ("attention/output/bias", "D"), ("(attention|ffn)/norm/.*", "D"),
-    ("ffn/up/kernel", "dF"), ("ffn/up/bias", "F"), ("ffn/down/kernel", "fD"), ("ffn/down/bias", "D"),
-    ("projection/kernel", ".D"), ("projection/bias", "D"), ("pooler/kernel", "dD"), ("pooler/bias", "D"),
-    ("(mlm/dense|sop/dense|classifier|span)/kernel", "d."), (".*", ""),
-  ]  # fmt: skip
-  sizes = {
-    "D": (cfg.hidden_size, hidden_size),
-    "H": (cfg.num_attention_heads, new.num_attention_heads),
-    "F": (cfg.intermediate_size, intermediate_size),
-  }
-
-  def widen(axes, value):
-    for axis, kind in enumerate(axes, value.ndim - len(axes)):
-      if kind == ".":
-        continue
-      old_size, new_size = sizes[kind.upper()]
-      source = np.arange(new_size) % old_size
-      value = np.take(value, source, axis)
-      if kind.islower():
-        copies = np.bincount(source)[source]
-        value = value / copies.reshape([-1 if i == axis else 1 for i in range(value.ndim)])
-    if len(axes) > 1:
-      value = value + noise * value.std() * rng.standard_normal(value.shape)
-    return value.astype(np.float32)
-
-  flat = {}
-  for path, value in paths.flatten(params).items():
-    axes = next(axes for pattern, axes in rules if re.fullmatch(pattern, path))
-    flat[path] = widen(axes, value)
   return new, paths.unflatten(flat)

@@ -11,10 +11,10 @@ import pathlib
 import re
 import tempfile
 
+import google_crc32c
 import ml_dtypes
 import numpy as np
 
-from albert_jax.convert.crc32c import crc32c, masked
 from albert_jax.convert.protobuf import field, parse, to_varint, varint
 from albert_jax.errors import UserError
 
@@ -95,7 +95,7 @@ class Checkpoint:
         array = np.fromfile(data, np.uint8, size)
     except FileNotFoundError:
       raise UserError(f"no {file}, which holds {name}; a checkpoint is its .index and all its .data files") from None
-    if masked(crc32c(array)) != entry["crc"]:
+    if _masked_crc(array) != entry["crc"]:
       raise UserError(f"{file} is damaged: the checksum of {name} (bytes {entry['offset']} and on) is wrong")
     return array.view(dtype).reshape(shape)
 
@@ -202,7 +202,7 @@ def _block(data, start, size):
     raise UserError("is cut off")
   kind = data[start + size]
   stored = int.from_bytes(data[start + size + 1 : start + size + 5], "little")
-  if masked(crc32c(data[start : start + size + 1])) != stored:
+  if _masked_crc(data[start : start + size + 1]) != stored:
     raise UserError("is damaged: the checksum of a block is wrong")
   if kind != 0:
     raise UserError("is compressed, which TensorFlow's own checkpoints are not; load it there and save it again")
@@ -265,7 +265,7 @@ def write(prefix, arrays, *, shards=1):
             + field(4, offset)
             + field(5, len(data))
             + bytes([6 << 3 | 5])
-            + masked(crc32c(data)).to_bytes(4, "little"),
+            + _masked_crc(data).to_bytes(4, "little"),
           )
         )
         offset += len(data)
@@ -313,7 +313,7 @@ def _index(entries):
     content += max(1, len(restarts)).to_bytes(4, "little")
     handle = to_varint(len(data)) + to_varint(len(content))
     content += b"\0"  # not compressed
-    data += content + masked(crc32c(content)).to_bytes(4, "little")
+    data += content + _masked_crc(content).to_bytes(4, "little")
     return handle
 
   for key, value in entries:
@@ -336,3 +336,9 @@ def _successor(key):
     if byte != 0xFF:
       return key[:i] + bytes([byte + 1])
   return key
+
+
+def _masked_crc(data) -> int:
+  """The CRC-32C of a bytes-like object or array, in the form TensorFlow and leveldb store (crc32c.h, `Mask`)."""
+  crc = google_crc32c.value(bytes(memoryview(data)))
+  return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

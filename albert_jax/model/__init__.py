@@ -20,7 +20,6 @@ __all__ = [
   "VARIANTS",
   "AlbertConfig",
   "apply",
-  "early_exit",
   "init",
   "layer_axes",
   "param_count",
@@ -70,26 +69,6 @@ def apply(cfg: AlbertConfig, params: dict, batch: dict, key=None) -> dict:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
 def _apply(cfg, parts, is_training, params, batch, keys_B):
   return nnx.merge(structure(cfg, parts)[0], params)(batch, keys_B, is_training)
-
-
-def early_exit(cfg: AlbertConfig, params: dict, batch: dict, readout, patience: int) -> dict:
-  """A classifier that stops when it has made up its mind: each row leaves after `patience` layers that changed nothing.
-
-  Zhou et al., "BERT Loses Patience" (arXiv 2006.04152). One compiled loop, which ends when the last row has left, so
-  small batches gain most. Layers must have learned to be the last: train with least_layers.
-
-  Args: params, batch: as in `apply`. readout: {"sequence_output", "pooled_output"} -> logits [B, C]. patience: from 1.
-  Returns: logits [B, C], and layers [B]: how many each row went through.
-  Raises: UserError as `apply`, and for layers that differ.
-  """
-  if (cfg.share, cfg.num_hidden_groups, cfg.inner_group_num) != ("all", 1, 1):
-    raise UserError("early_exit needs one layer shared by all: share=all, num_hidden_groups=1, inner_group_num=1")
-  if patience < 1:
-    raise UserError(f"patience={patience} must be 1 or more layers")
-  batch = _checked(cfg, dict(batch))
-  parts = ("pooler",) if "pooler" in params else ()
-  module = nnx.merge(structure(cfg, parts)[0], {name: params[name] for name in shapes(cfg, parts)})
-  return module.until_settled(batch, readout, patience)
 
 
 def _row_keys(cfg, batch, key):

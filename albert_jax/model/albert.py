@@ -107,41 +107,6 @@ class Albert(nnx.Module):
     x_BLD = self.embeddings(batch["input_ids"], batch["token_type_ids"], batch.get("position_ids"), keys_B)
     return x_BLD if self.projection is None else self.projection(x_BLD)
 
-  def until_settled(self, batch, readout, patience):
-    """Layer after layer, until every row has given the same answer `patience` times; see `early_exit`."""
-    attend, order_BL = attention.make(self.cfg, batch, drops=False)
-    x_BLD = self.embed(batch, None)
-    back_BL = None if order_BL is None else jnp.argsort(order_BL, axis=1)
-
-    def answer(x_BLD):
-      x_BLD = x_BLD if back_BL is None else at_positions(x_BLD, back_BL)
-      out = {"sequence_output": x_BLD}
-      if self.pooler is not None:
-        out["pooled_output"] = pool(self.pooler, x_BLD, batch.get("cls_positions"))
-      return readout(out)
-
-    def undecided(carry):
-      _, n, _, _, settled_B, _ = carry
-      return (n < self.cfg.num_hidden_layers) & ~jnp.all(settled_B)
-
-    def layer(carry):
-      x_BLD, n, logits_BC, same_B, settled_B, layers_B = carry
-      x_BLD = self.layer({"attention": self.attention, "ffn": self.ffn}, x_BLD, attend, None)
-      new_BC = answer(x_BLD)
-      agree_B = (n > 0) & (jnp.argmax(new_BC, axis=1) == jnp.argmax(logits_BC, axis=1))
-      same_B = jnp.where(agree_B, same_B + 1, 0)
-      # A row that has left keeps its answer, though its vectors go on with those of the others.
-      logits_BC = jnp.where(settled_B[:, None], logits_BC, new_BC)
-      layers_B = jnp.where(settled_B, layers_B, n + 1)
-      return x_BLD, n + 1, logits_BC, same_B, settled_B | (same_B >= patience), layers_B
-
-    x_BLD = x_BLD if order_BL is None else at_positions(x_BLD, order_BL)
-    zeros_B = jnp.zeros(x_BLD.shape[0], jnp.int32)
-    logits = jax.eval_shape(answer, x_BLD)
-    start = (x_BLD, 0, jnp.zeros(logits.shape, logits.dtype), zeros_B, zeros_B > 0, zeros_B)
-    _, _, logits_BC, _, _, layers_B = jax.lax.while_loop(undecided, layer, start)
-    return {"logits": logits_BC, "layers": layers_B}
-
   def layers(self, x_BLD, attend, keys_B, is_training):
     """All N layers. Groups follow each other; within one, what is shared is closed over and the rest is scanned."""
     cfg = self.cfg
