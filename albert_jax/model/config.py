@@ -17,6 +17,13 @@ STRUCTURE = (
   "num_attention_heads", "intermediate_size", "hidden_act", "max_position_embeddings", "type_vocab_size",
   "layer_norm_eps", "share",
 )  # fmt: skip
+# Larger values are mistakes (a count of bytes, a misplaced digit), which would only show as a crash of the compiler.
+LIMITS = {
+  "vocab_size": 1 << 24, "embedding_size": 1 << 16, "hidden_size": 1 << 16, "num_hidden_layers": 1024,
+  "num_hidden_groups": 1024, "inner_group_num": 64, "num_attention_heads": 1024, "intermediate_size": 1 << 18,
+  "max_position_embeddings": 1 << 20, "type_vocab_size": 1 << 16, "least_layers": 1024, "scan_unroll": 1024,
+}  # fmt: skip
+LARGEST = 1e6  # of rates, deviations and shares
 # How to compute, on which machine: no property of the model.
 COMPUTING = ("dtype", "remat", "scan_unroll", "attention", "least_layers")
 
@@ -62,15 +69,23 @@ class AlbertConfig:
         raise UserError(message)
 
     def one_of(name, choices):
-      check(getattr(self, name) in choices, f"{name}={getattr(self, name)!r} is unknown; use one of {choices}")
+      value = getattr(self, name)
+      check(value in choices, f"{name}={_short(value)} is unknown; use one of {', '.join(choices)}")
 
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if field.type is int:
         least = 0 if field.name == "least_layers" else 1
-        check(type(value) is int and value >= least, f"{field.name}={value!r} must be a whole number, {least} or more")
+        most = LIMITS[field.name]
+        check(
+          type(value) is int and least <= value <= most,
+          f"{field.name}={_short(value)} must be a whole number from {least} to {most:,}",
+        )
       elif field.type is float:
-        check(type(value) in (int, float) and value >= 0, f"{field.name}={value!r} must be a number, 0 or more")
+        check(
+          type(value) in (int, float) and 0 <= value <= LARGEST,
+          f"{field.name}={_short(value)} must be a number from 0 to {LARGEST:g}",
+        )
       if field.name.endswith("_prob"):
         check(value < 1, f"{field.name}={value} must be below 1: it is the share of values set to zero")
     one_of("hidden_act", ACTIVATIONS)
@@ -99,6 +114,13 @@ class AlbertConfig:
   def group_of(self, layer: int) -> int:
     """The group whose shared weights `layer` uses (modeling.py of the original, transformer_model)."""
     return int(layer / self.num_hidden_layers * self.num_hidden_groups)
+
+
+def _short(value) -> str:
+  """A value of a user's file for a message: short, whatever it is."""
+  if type(value) is int and abs(value) > 1 << 64:
+    return f"(a number of {value.bit_length()} bits)"
+  return f"{value!r:.60}"
 
 
 def _divisor(width: int, heads: int) -> int:
