@@ -15,6 +15,7 @@ COMMANDS = {
   "train": "pre-train a model; resumes by itself",
   "evaluate": "the numbers of a checkpoint on held-out data, as JSON",
   "predict": "what a trained model says of texts: lines in, JSON lines out",
+  "serve": "models behind HTTP, with a page to try them",
   "suite": "a set of fine-tuning tasks and seeds, and one table beside the published numbers",
   "plan": "will it fit a TPU that is not there, and how long will it take",
   "convert": "weights from any format to another, or looked into",
@@ -31,7 +32,7 @@ def main(argv=None) -> int:
     print(f"albert-jax: no command {argv[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
     return 2
   common.keep_compiled()
-  if argv[0] in ("train", "evaluate", "predict"):
+  if argv[0] in ("train", "evaluate", "predict", "serve"):
     common.keep_memory()
     # Tracing makes many objects that stay; looking for garbage among them takes long and finds little.
     gc.set_threshold(100_000)

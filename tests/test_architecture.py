@@ -24,7 +24,7 @@ MAY_USE = {
   "evaluation": {"tasks", "convert", "training", "model", "data", "files", "paths", "errors"},
   "pipelines": {"tasks", "convert", "model", "data", "files", "paths", "errors"},
   "exports": {"pipelines", "tasks", "convert", "model", "data", "paths", "files", "errors"},
-  "serve": {"pipelines", "exports", "files", "errors"},
+  "serve": {"pipelines", "exports", "tasks", "convert", "data", "files", "errors"},
   "curves": {"training", "files", "errors"},
   "tasks": {"convert", "model", "data", "files", "paths", "errors"},
   "training": {"paths", "files", "errors"},

@@ -1,0 +1,1 @@
+"""Models behind HTTP: batches across clients, limits, metrics, and a page. Needs the extra `[serve]`."""

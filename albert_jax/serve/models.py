@@ -1,0 +1,177 @@
+"""The models that a server holds: what each is for, how long its inputs may be, and its programs compiled ahead."""
+
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from albert_jax import convert, pipelines
+from albert_jax.data.finetuning import batching
+from albert_jax.errors import UserError
+from albert_jax.serve import schemas
+from albert_jax.tasks import heads
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+CUT = ("classify", "embed", "choose")  # tasks whose function cuts long inputs; the others read windows, or refuse
+MAX_TOP_K = {"fill-mask": schemas.TOP_K, "answer": schemas.TOP_K}
+
+
+class Served:
+  """One checkpoint, with a pipeline for each of its tasks.
+
+  Attributes: name: what requests call it. tasks: {task: Pipeline}. parameters: how many numbers it has.
+  """
+
+  def __init__(self, name: str, path, *, batch_size: int, dtype: str = ""):
+    """
+    Args: name: a NAME. path: as for albert_jax.pipeline. batch_size: the most rows run together.
+    Raises: UserError for a checkpoint that cannot be read or that is for no task.
+    """
+    self.name = name
+    purpose = convert.about(path).get("name")
+    trained = purpose if purpose in pipelines.TASKS and purpose != "fill-mask" else None
+    params = convert.load(path)[1]
+    tasks = [trained] if trained else pipelines.able_tasks(params, purpose)
+    if trained is None and len(heads := [task for task in tasks if task not in ("fill-mask", "embed")]) > 1:
+      raise UserError(f"{path} does not say what it is for ({', '.join(heads)}); serve an export of albert-jax train")
+    self.tasks = {}
+    for task in tasks:
+      options = {"top_k": MAX_TOP_K[task]} if task in MAX_TOP_K else {}
+      self.tasks[task] = pipelines.pipeline(task, path, dtype=dtype, batch_size=batch_size, **options)
+    first = next(iter(self.tasks.values()))
+    for pipe in self.tasks.values():
+      pipe.params = first.params  # One copy on the device.
+    self.cfg, self.tokenizer = first.cfg, first.tokenizer
+    self.parameters = sum(int(np.size(leaf)) for leaf in _leaves(params))
+
+  @property
+  def labels(self) -> list[str]:
+    return next((pipe.labels for pipe in self.tasks.values() if pipe.labels), [])
+
+  def longest(self, task: str) -> int:
+    """The most tokens of a row, special ones included."""
+    pipe = self.tasks[task]
+    return min(pipe.options.get("seq_length") or self.cfg.max_position_embeddings, self.cfg.max_position_embeddings)
+
+  def read(self, task: str, item, truncate: bool) -> tuple[object, int]:
+    """One input of a request, checked.
+
+    Args: item: what pydantic made of it, as plain JSON values. truncate: whether it may be cut.
+    Returns: (what the pipeline runs, its number of tokens without special ones).
+    Raises: UserError where it is none, or does not fit; TooLong where it is longer than the model.
+    """
+    pipe = self.tasks[task]
+    value = pipe.item(item)
+    if task == "classify" and pipe.options.get("pair") not in (None, isinstance(value, tuple)):
+      expected = '{"text": …, "pair": …}' if pipe.takes_pairs else "single texts"
+      raise UserError(f"the model {self.name!r} is for {'pairs of texts' if pipe.takes_pairs else 'single texts'}; "
+                      f"send {expected}")  # fmt: skip
+    parts = _texts(task, value)
+    sizes = [len(self.tokenizer.encode(text, specials=task == "fill-mask")) for text in parts]
+    if task == "fill-mask":
+      masks = value.count("[MASK]")
+      if masks > schemas.MASKS:
+        raise UserError(f"a text has {masks} [MASK]; the most is {schemas.MASKS}")
+    room = self.longest(task)
+    if task == "choose":
+      row, asked = sizes[0] + max(sizes[1:]) + 3, max(sizes[1:])
+      if asked > pipe.options.get("qa_length", 128) and not truncate:
+        raise TooLong(f"a question with its option has {asked} tokens; the model {self.name!r} takes "
+                      f"{pipe.options.get('qa_length', 128)}; shorten it, or send \"truncate\": true")  # fmt: skip
+    else:
+      row = sum(sizes) + (3 if len(sizes) == 2 else 2)
+    if row > room and (task == "fill-mask" or (task in CUT and not truncate)):
+      advice = "shorten it" if task == "fill-mask" else 'shorten it, or send "truncate": true'
+      raise TooLong(f"an input has {row} tokens; the model {self.name!r} takes {room}; {advice}")
+    return value, sum(sizes)
+
+  def describe(self) -> dict:
+    """The entry of GET /v1/models."""
+    options = {task: pipe.options for task, pipe in self.tasks.items()}
+    classify = options.get("classify", {})
+    return {
+      "id": self.name, "object": "model", "created": 0, "owned_by": "albert-jax", "tasks": list(self.tasks),
+      "labels": self.labels, "kind": classify.get("kind", "classification") if classify else None,
+      "pairs": classify.get("pair") if classify else None,
+      "max_tokens": max(self.longest(task) for task in self.tasks), "parameters": self.parameters,
+    }  # fmt: skip
+
+  def warm_up(self, batch_size: int) -> Iterator[Callable[[], object]]:
+    """Yields functions that compile, one batch shape each, what ordinary requests will run."""
+    limits, positions = heads.batch_limits(), self.cfg.max_position_embeddings
+    word = self._word()
+    for task, pipe in self.tasks.items():
+      longest = self.longest(task)
+      lengths = [length for length in limits["lengths"] if length < longest] + [longest]
+      for length in lengths:
+        padded = batching.padded_length(length, limits["lengths"], positions)
+        item = _item(task, pipe, word, length)
+        group = 2 if task == "choose" else 1
+        for size in batching.SIZES:
+          if size == 1 or (size <= batch_size and size * group * padded <= limits["tokens"]):
+            yield lambda pipe=pipe, item=item, size=size: pipe.run([item] * size)
+
+  def _word(self):
+    """A word that is one piece, wherever it stands."""
+    for i in self.tokenizer.ordinary_ids:
+      word = self.tokenizer.decode([int(i)]).strip()
+      if word.isalpha() and len(self.tokenizer.encode(" ".join([word] * 3))) == 3:
+        return word
+    return "a"
+
+
+class TooLong(UserError):
+  """An input that is longer than the model."""
+
+
+def _leaves(tree):
+  for value in tree.values():
+    if isinstance(value, dict):
+      yield from _leaves(value)
+    else:
+      yield value
+
+
+def _texts(task, value):
+  """The texts of an item; of `choose` the context, then the question with each option."""
+  if task == "choose":
+    return [value["context"], *(f"{value.get('question') or ''} {option}" for option in value["options"])]
+  if isinstance(value, str):
+    return [value]
+  return list(value.values()) if isinstance(value, dict) else list(value)
+
+
+def _item(task, pipe, word, length):
+  """An item whose row has `length` tokens, or a few less."""
+  words = [word] * max(length - 4, 1)
+  text = " ".join(words)
+  if task == "fill-mask":
+    return f"[MASK] {' '.join(words[1:])}"
+  if task == "classify" and pipe.takes_pairs:
+    return (word, " ".join(words[1:]) or word)
+  if task == "answer":
+    return {"question": word, "context": text}
+  if task == "choose":
+    return {"context": text, "options": [word, word]}
+  return text
+
+
+def parse(checkpoints: list[str]) -> dict[str, str]:
+  """{name: path} of what `--checkpoint` was given, in its order.
+
+  Args: checkpoints: "DIR", which is named after its folder (of RUN/export after the run), or "NAME=DIR".
+  Raises: UserError for a name that is used twice or has other characters than letters, digits, `.`, `_` and `-`.
+  """
+  result = {}
+  for value in checkpoints:
+    name, equals, path = value.partition("=")
+    if not (equals and NAME.fullmatch(name)):
+      path = value
+      parts = [part for part in pathlib.PurePath(value).parts if part not in ("/", ".", "..")]
+      parts = parts[:-1] if len(parts) > 1 and parts[-1] == "export" else parts
+      name = re.sub(r"[^A-Za-z0-9._-]+", "-", parts[-1] if parts else "model").lstrip("._-") or "model"
+    if name in result:
+      raise UserError(f"two checkpoints are named {name!r}; name one: --checkpoint=NAME={path}")
+    result[name] = path
+  return result

@@ -1,0 +1,77 @@
+"""The OpenAPI document, made of the same schemas that check the requests."""
+
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pydantic
+
+from albert_jax.serve import schemas
+
+_ERRORS = {
+  400: "The body is not JSON.", 404: "There is no such model.", 413: "The body, its items or a text are too large.",
+  415: "The body is not declared as JSON.", 422: "The body is JSON of another form than the schema.",
+  500: "The server failed.", 503: "The server starts, stops or is full, or the answer took too long.",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Operation:
+  """A POST route: its path, task, schemas of request and response, function (request, body) -> JSON value."""
+
+  path: str
+  task: str
+  request: type[pydantic.BaseModel]
+  response: object
+  respond: Callable
+  summary: str
+
+
+def document(operations: list[Operation], models: dict) -> dict:
+  """OpenAPI 3.1 of the routes of this server.
+
+  Args: operations: the POST routes. models: {name: Served}, whose names the field `model` takes.
+  """
+  components: dict = {}
+
+  def schema(kind, mode):
+    made = pydantic.TypeAdapter(kind).json_schema(mode=mode, ref_template="#/components/schemas/{model}")
+    components.update(made.pop("$defs", {}))
+    return made
+
+  def content(kind, mode="serialization"):
+    return {"application/json": {"schema": schema(kind, mode)}}
+
+  def failures(*codes):
+    return {str(code): {"description": _ERRORS[code], "content": {"application/json": {"schema": {
+      "$ref": "#/components/schemas/Failure"}}}} for code in codes}  # fmt: skip
+
+  components["Failure"] = schema(schemas.Failure, "serialization")
+  paths: dict = {}
+  for path, kind, summary, codes in (
+    ("/v1/models", schemas.ModelList, "The models, and what each is for.", ()),
+    ("/healthz", schemas.State, "Whether the process is alive.", ()),
+    ("/readyz", schemas.State, "Whether requests are answered.", (503,)),
+  ):
+    answers = {"200": {"description": "Success.", "content": content(kind)}} | failures(*codes)
+    paths[path] = {"get": {"operationId": path.strip("/").replace("/", "_"), "summary": summary, "responses": answers}}
+  text = {"text/plain": {"schema": {"type": "string"}}}
+  paths["/metrics"] = {"get": {"operationId": "metrics", "summary": "Prometheus metrics.",
+                               "responses": {"200": {"description": "Success.", "content": text}}}}  # fmt: skip
+  for operation in operations:
+    body = schema(operation.request, "validation")
+    if "model" in body["properties"]:
+      names = [name for name, model in models.items() if operation.task in model.tasks]
+      body["properties"]["model"]["anyOf"][0]["enum"] = names
+    answers = {"200": {"description": "Success.", "content": content(operation.response)}}
+    paths[operation.path] = {
+      "post": {
+        "operationId": operation.path.strip("/").replace("/", "_").replace("-", "_"),
+        "summary": operation.summary,
+        "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+        "responses": answers | failures(*_ERRORS),
+      }
+    }
+  version = importlib.metadata.version("albert-jax")
+  return {"openapi": "3.1.0", "info": {"title": "albert-jax", "version": version}, "paths": paths,
+          "components": {"schemas": components}}  # fmt: skip

@@ -1,0 +1,273 @@
+"""Bodies of requests and responses: what is checked is what the OpenAPI document says."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+TOP_K = 20  # the most answers a request can ask for; the programs are compiled for this many
+MASKS = 8  # the most masks in a text: each power of two of them is a program
+OPTIONS = 8  # the most options of a question, for the same reason
+
+
+class Body(BaseModel):
+  """A JSON object. Unknown fields and other types than those declared are refused."""
+
+  model_config = ConfigDict(extra="forbid", strict=True)
+  form: ClassVar[str] = ""  # of an input, in words
+  most: ClassVar[int] = 0  # inputs
+
+
+class TextPair(Body):
+  text: str
+  pair: str | None = None
+
+
+class Question(Body):
+  question: str
+  context: str
+
+
+class Words(Body):
+  tokens: Annotated[list[Annotated[str, Field(pattern=r"\S")]], Field(min_length=1)]
+
+
+class Sentences(Body):
+  sentences: Annotated[list[str], Field(min_length=1)]
+
+
+class Choice(Body):
+  context: str
+  question: str | None = None
+  options: Annotated[list[str], Field(min_length=2, max_length=OPTIONS)]
+
+
+Masked = Annotated[str, Field(pattern=r"\[MASK\]", description="A text with one to 8 [MASK] in it.")]
+ITEMS = {
+  "fill-mask": Masked, "classify": str | TextPair, "answer": Question, "tag": str | Words, "choose": Choice,
+  "embed": str, "summarize": str | Sentences,
+}  # fmt: skip
+FORMS = {
+  "fill-mask": "a text with [MASK] in it", "classify": 'a text, or {"text": …, "pair": …}',
+  "answer": '{"question": …, "context": …}', "tag": 'a text, or {"tokens": [words]}',
+  "choose": f'{{"context": …, "question": …, "options": [2 to {OPTIONS} texts]}}', "embed": "a text",
+  "summarize": 'a text, or {"sentences": [texts]}',
+}  # fmt: skip
+
+
+class Options(Body):
+  model: Annotated[str | None, Field(description="Name of the model; the first for this task if absent.")] = None
+
+
+class Truncate(Options):
+  truncate: Annotated[bool, Field(description="Cut a text that is longer than the model, instead of refusing it.")] = (
+    False
+  )
+
+
+class TopK(Options):
+  top_k: Annotated[int, Field(ge=1, le=TOP_K, description="How many answers to return.")] = 5
+
+
+class Summary(Options):
+  length: Annotated[int, Field(ge=1, le=20, description="The most sentences in a summary.")] = 3
+
+
+OPTIONS_OF = {"fill-mask": TopK, "answer": TopK, "classify": Truncate, "embed": Truncate, "choose": Truncate,
+              "summarize": Summary}  # fmt: skip
+
+
+def request(task: str, max_items: int) -> type[BaseModel]:
+  """The body of POST /v1/TASK: {"inputs": one or a list, "model", options of the task}."""
+  item = ITEMS[task]
+
+  class Request(OPTIONS_OF.get(task, Options)):
+    inputs: item | Annotated[list[item], Field(min_length=1, max_length=max_items)]
+
+  return _named(Request, f"{_camel(task)}Request", FORMS[task], max_items)
+
+
+def _named(schema, name, form, most):
+  """A request with its name in the document, and what errors say: the form of an input, and the most inputs."""
+  schema.__name__, schema.form, schema.most = name, form, most
+  return schema
+
+
+def _camel(task):
+  return "".join(part.capitalize() for part in task.split("-"))
+
+
+# Responses. Only their JSON schemas are used, in the document; tests check real responses against them.
+
+
+class TokenScore(Body):
+  token: str
+  score: float
+
+
+class Filled(Body):
+  text: str
+  filled: str
+  masks: list[list[TokenScore]]
+
+
+class Classified(Body):
+  """`label`, `score`, `scores`; of several labels `labels`, `scores`; of a regression `score` alone."""
+
+  text: str
+  pair: str | None = None
+  label: str | None = None
+  labels: list[str] | None = None
+  score: float | None = None
+  scores: dict[str, float] | None = None
+
+
+class AnswerSpan(Body):
+  text: str
+  start: int
+  end: int
+  score: float
+
+
+class Answered(Body):
+  answer: str
+  answers: list[AnswerSpan]
+  no_answer: float | None
+
+
+class Entity(Body):
+  type: str
+  text: str
+  start: int
+  end: int
+  score: float
+
+
+class Tagged(Body):
+  text: str
+  entities: list[Entity]
+
+
+class Chosen(Body):
+  choice: int
+  text: str
+  score: float
+  scores: list[float]
+
+
+class Embedded(Body):
+  text: str
+  embedding: list[float]
+
+
+class SummarySentence(Body):
+  index: int
+  text: str
+  score: float
+
+
+class Summarized(Body):
+  summary: str
+  sentences: list[SummarySentence]
+
+
+RESULTS = {"fill-mask": Filled, "classify": Classified, "answer": Answered, "tag": Tagged, "choose": Chosen,
+           "embed": Embedded, "summarize": Summarized}  # fmt: skip
+
+
+def response(task: str) -> type[BaseModel]:
+  result = RESULTS[task]
+
+  class Response(Body):
+    model: str
+    results: list[result]
+
+  Response.__name__ = f"{_camel(task)}Response"
+  return Response
+
+
+class ServedModel(Body):
+  id: str
+  object: Literal["model"]
+  created: int
+  owned_by: str
+  tasks: list[str]
+  labels: list[str]
+  kind: str | None
+  pairs: bool | None
+  max_tokens: int
+  parameters: int
+
+
+class ModelList(Body):
+  object: Literal["list"]
+  data: list[ServedModel]
+
+
+class State(Body):
+  status: Literal["ok", "ready"]
+
+
+class Failure(Body):
+  """Every error: one sentence, and one word for programs."""
+
+  error: str
+  error_type: Literal["invalid", "not_found", "too_large", "unavailable", "internal"]
+
+
+# OpenAI's and text-embeddings-inference's (TEI) shapes.
+
+
+def openai_embeddings(max_items: int) -> type[BaseModel]:
+  class EmbeddingsRequest(Options):
+    input: str | Annotated[list[str], Field(min_length=1, max_length=max_items)]
+    encoding_format: Literal["float", "base64"] = "float"
+    user: Annotated[str | None, Field(description="Accepted and not used.")] = None
+
+  return _named(EmbeddingsRequest, "EmbeddingsRequest", "a text", max_items)
+
+
+class OneEmbedding(Body):
+  object: Literal["embedding"]
+  index: int
+  embedding: list[float] | str
+
+
+class Usage(Body):
+  prompt_tokens: int
+  total_tokens: int
+
+
+class EmbeddingsResponse(Body):
+  object: Literal["list"]
+  data: list[OneEmbedding]
+  model: str
+  usage: Usage
+
+
+class TeiOptions(Body):
+  truncate: bool | None = False
+  truncation_direction: Literal["Right", "right"] = "Right"
+
+
+def tei_embed(max_items: int) -> type[BaseModel]:
+  class EmbedRequest(TeiOptions):
+    inputs: str | Annotated[list[str], Field(min_length=1, max_length=max_items)]
+    normalize: Annotated[Literal[True], Field(description="Embeddings always have length 1.")] = True
+    prompt_name: None = None
+
+  return _named(EmbedRequest, "TeiEmbedRequest", "a text", max_items)
+
+
+def tei_predict(max_items: int) -> type[BaseModel]:
+  pair = Annotated[list[str], Field(min_length=1, max_length=2, description="A text, or a pair of texts.")]
+
+  class PredictRequest(TeiOptions):
+    inputs: str | pair | Annotated[list[pair], Field(min_length=1, max_length=max_items)]
+    raw_scores: Annotated[Literal[False], Field(description="Scores are always probabilities.")] = False
+
+  return _named(PredictRequest, "TeiPredictRequest", "a text, a list of one or two texts", max_items)
+
+
+class LabelScore(Body):
+  score: float
+  label: str

@@ -1,0 +1,459 @@
+"""The server: what it answers, what it refuses, how it batches, starts and stops; and its page in a browser."""
+
+import asyncio
+import base64
+import dataclasses
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import jax
+import made_up
+import numpy as np
+import pytest
+from small_models import SMALL
+
+import albert_jax
+from albert_jax.convert import hf
+from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.errors import UserError
+from albert_jax.tasks.base import about
+
+for module in ("starlette", "uvicorn", "pydantic", "prometheus_client", "httpx"):
+  pytest.importorskip(module, reason="the server: pip install albert-jax[serve]")
+
+from starlette.testclient import TestClient  # noqa: E402
+
+from albert_jax.serve import app, batching, models  # noqa: E402
+
+CFG = dataclasses.replace(
+  SMALL, vocab_size=400, max_position_embeddings=48, num_hidden_layers=2, hidden_size=36, initializer_range=0.2
+)
+TEXT = "badu mola gine toro kiki"
+EXPORTS = {  # name: (parts, heads, what the export says of itself, class of transformers)
+  "masks": (("pooler", "mlm", "sop"), {}, None, None),
+  "labels": (
+    ("pooler",),
+    {"classifier": 3},
+    about("classify", ("bad", "good", "odd"), pair=False, seq_length=32),
+    None,
+  ),
+  "pairs": (("pooler",), {"classifier": 2}, about("classify", ("no", "yes"), pair=True, seq_length=32), None),
+  "answers": ((), {"span": 2}, about("answer", seq_length=48, max_query_length=8, doc_stride=16), None),
+  "tags": ((), {"classifier": 3}, about("tag", ("O", "B-X", "I-X"), seq_length=32), "AlbertForTokenClassification"),
+  "choices": (("pooler",), {"classifier": 1}, about("choose", seq_length=32, qa_length=12), None),
+  "vectors": ((), {}, about("embed", pooling="mean", seq_length=32), None),
+  "summaries": ((), {"sentence": 1}, about("summarize", seq_length=32), None),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+  """{name: path} of an export for each task, with random weights."""
+  folder = tmp_path_factory.mktemp("exports")
+  vocabulary = Tokenizer(made_up.vocabulary(folder))
+  fresh = jax.jit(albert_jax.init, static_argnums=0)(CFG, jax.random.key(1))
+  for name, (parts, heads, said, architecture) in EXPORTS.items():
+    unwanted = {"pooler", "mlm", "sop"} - set(parts)
+    params = {part: value for part, value in fresh.items() if part not in unwanted}
+    for head, classes in heads.items():
+      kernel = np.random.default_rng(0).normal(size=(CFG.hidden_size, classes)).astype(np.float32)
+      params[head] = {"kernel": kernel, "bias": np.zeros(classes, np.float32)}
+    hf.save(folder / name, CFG, params, vocabulary=vocabulary, architecture=architecture, extra=said)
+  return {name: folder / name for name in EXPORTS}
+
+
+SETTINGS = app.Settings(host="testserver", warm_up=False, batch_size=4, max_items=8, max_tokens=300, timeout=60)
+
+
+def served(exports, *names, **settings):
+  """(application, list that gets its log records) for some of the exports."""
+  loaded = {name: models.Served(name, exports[name], batch_size=4) for name in names}
+  records = []
+  return app.create(loaded, dataclasses.replace(SETTINGS, **settings), records.append), records
+
+
+@pytest.fixture(scope="module")
+def everything(exports):
+  application, records = served(exports, *EXPORTS)
+  with TestClient(application) as client:
+    wait_until_ready(client)
+    client.records = records
+    yield client
+
+
+def wait_until_ready(client):
+  for _ in range(1200):
+    if client.get("/readyz").status_code == 200:
+      return
+    time.sleep(0.05)
+  raise AssertionError("the server did not become ready")
+
+
+class TestAnswers:
+  @pytest.mark.parametrize(
+    ("task", "value"),
+    [
+      ("fill-mask", "badu [MASK] mola"), ("classify", TEXT), ("answer", {"question": "badu mola", "context": TEXT}),
+      ("tag", TEXT), ("choose", {"context": TEXT, "options": ["badu", "mola gine"]}), ("embed", TEXT),
+      ("summarize", {"sentences": ["Badu mola.", "Gine toro."]}),
+    ],
+  )  # fmt: skip
+  def test_every_task_answers_as_the_pipeline_does(self, everything, exports, task, value):
+    answer = everything.post(f"/v1/{task}", json={"inputs": [value, value]}).json()
+    expected = albert_jax.pipeline(task, exports[answer["model"]])([value, value])
+    assert_close(answer["results"], expected)
+    alone = everything.post(f"/v1/{task}", json={"inputs": value}).json()
+    assert_close(alone["results"], expected[:1])
+
+  def test_the_model_is_chosen_by_name(self, everything):
+    body = {"model": "pairs", "inputs": {"text": "badu", "pair": "mola"}}
+    assert set(everything.post("/v1/classify", json=body).json()["results"][0]["scores"]) == {"no", "yes"}
+
+  def test_top_k(self, everything):
+    answer = everything.post("/v1/fill-mask", json={"inputs": "badu [MASK]", "top_k": 3}).json()
+    assert len(answer["results"][0]["masks"][0]) == 3
+
+  def test_models_say_what_they_are_for(self, everything):
+    listed = {model["id"]: model for model in everything.get("/v1/models").json()["data"]}
+    assert listed["masks"]["tasks"] == ["fill-mask", "embed"]
+    assert listed["labels"]["labels"] == ["bad", "good", "odd"]
+    assert (listed["pairs"]["pairs"], listed["labels"]["pairs"]) == (True, False)
+
+  def test_openai_embeddings(self, everything, exports):
+    body = {"model": "vectors", "input": ["badu", "mola gine"]}
+    answer = everything.post("/v1/embeddings", json=body).json()
+    expected = [x["embedding"] for x in albert_jax.pipeline("embed", exports["vectors"])(body["input"])]
+    assert [x["index"] for x in answer["data"]] == [0, 1]
+    np.testing.assert_allclose([x["embedding"] for x in answer["data"]], expected, atol=1e-5)
+    assert answer["usage"]["prompt_tokens"] >= 2
+    packed = everything.post("/v1/embeddings", json=body | {"encoding_format": "base64"}).json()["data"][0]["embedding"]
+    np.testing.assert_allclose(np.frombuffer(base64.b64decode(packed), "<f4"), expected[0], atol=1e-5)
+
+  def test_text_embeddings_inference(self, everything):
+    vectors = everything.post("/embed", json={"inputs": ["badu", "mola"], "normalize": True}).json()
+    assert [np.linalg.norm(vector) for vector in vectors] == pytest.approx([1, 1], abs=1e-5)
+    single = everything.post("/predict", json={"inputs": TEXT}).json()
+    assert {x["label"] for x in single} == {"bad", "good", "odd"}
+    several = everything.post("/predict", json={"inputs": [[TEXT], ["badu"]]}).json()
+    assert [x["score"] for x in several[0]] == pytest.approx([x["score"] for x in single], abs=1e-5)
+
+  def test_a_long_text_is_cut_only_on_request(self, everything):
+    body = {"inputs": " ".join([TEXT] * 10), "model": "labels"}
+    refused = everything.post("/v1/classify", json=body)
+    assert refused.status_code == 413
+    assert re.search(r"has \d+ tokens; the model 'labels' takes 32", refused.json()["error"])
+    assert everything.post("/v1/classify", json=body | {"truncate": True}).status_code == 200
+
+
+def assert_close(ours, theirs):
+  if isinstance(theirs, float):
+    assert ours == pytest.approx(theirs, abs=1e-4)
+  elif isinstance(theirs, dict | list):
+    assert len(ours) == len(theirs)
+    for key in theirs if isinstance(theirs, dict) else range(len(theirs)):
+      assert_close(ours[key], theirs[key])
+  else:
+    assert ours == theirs
+
+
+class TestRefusals:
+  @pytest.mark.parametrize(
+    ("path", "body", "status", "part"),
+    [
+      ("/v1/embed", '{"inputs":', 400, "not JSON"),
+      ("/v1/embed", '{"inputs": 3}', 422, "must be a text"),
+      ("/v1/embed", '{"inputs": []}', 422, "not an empty one"),
+      ("/v1/embed", "{}", 422, "'inputs' is missing"),
+      ("/v1/embed", '{"inputs": "a", "path": "/etc/passwd"}', 422, "no field 'path'"),
+      ("/v1/embed", '{"inputs": "a", "model": "../../etc"}', 404, "there are: masks, vectors"),
+      ("/v1/embed", '{"inputs": "a", "model": "labels"}', 404, "'labels' is not for embed"),
+      ("/v1/embed", '{"inputs": "\\ud800"}', 400, "not JSON"),
+      ("/v1/embed", json.dumps({"inputs": ["a"] * 9}), 413, "has 9 items, more than the 8"),
+      ("/v1/embed", json.dumps({"inputs": "a" * (1 << 20)}), 413, "larger than 1,048,576 bytes"),
+      ("/v1/tag", json.dumps({"inputs": "badu mola " * 200}), 413, "this server takes 300"),
+      ("/v1/fill-mask", '{"inputs": "badu"}', 422, "[MASK]"),
+      ("/v1/fill-mask", json.dumps({"inputs": "[MASK] " * 9}), 422, "the most is 8"),
+      ("/v1/fill-mask", json.dumps({"inputs": "[MASK]" + " badu" * 99}), 413, "takes 48; shorten it"),
+      ("/v1/fill-mask", '{"inputs": "[MASK]", "top_k": 0}', 422, "'top_k'"),
+      ("/v1/classify", '{"inputs": "a", "model": "pairs"}', 422, "for pairs of texts"),
+      ("/v1/classify", '{"inputs": {"text": "a", "pair": "b"}}', 422, "for single texts"),
+      ("/v1/choose", '{"inputs": {"context": "a", "options": ["b"]}}', 422, "2 to 8 texts"),
+      ("/v1/answer", '{"inputs": {"question": "a"}}', 422, "context"),
+      ("/embed", '{"inputs": "a", "normalize": false}', 422, "'normalize'"),
+      ("/nothing", "{}", 404, "no such path"),
+    ],
+  )  # fmt: skip
+  def test_every_mistake_gets_one_sentence(self, everything, path, body, status, part):
+    answer = everything.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status
+    assert set(answer.json()) == {"error", "error_type"}
+    assert part in answer.json()["error"]
+    assert "\n" not in answer.json()["error"]
+
+  def test_methods_and_content_types(self, everything):
+    wrong = everything.put("/v1/embed", json={})
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    # What a form of a foreign page can send without asking.
+    assert everything.post("/v1/embed", content='{"inputs": "a"}').status_code == 415
+
+  def test_one_bad_text_fails_no_other_client(self):
+    def function(items):
+      if "bad" in items:
+        raise UserError("bad")
+      return [item.upper() for item in items]
+
+    assert [str(x) for x in batching._run(function, ["a", "bad", "c", "d"])] == ["A", "bad", "C", "D"]
+
+  def test_a_fault_is_a_500_and_the_log_names_the_place_without_the_text(self, exports):
+    application, records = served(exports, "labels")
+    with TestClient(application, raise_server_exceptions=False) as client:
+      wait_until_ready(client)
+
+      def fail(items):
+        raise RuntimeError(f"about {items}")
+
+      application.state.server.models["labels"].tasks["classify"].run = fail
+      answer = client.post("/v1/classify", json={"inputs": "secret badu"})
+      assert (answer.status_code, answer.json()["error_type"]) == (500, "internal")
+      assert "secret" not in answer.text
+      assert client.get("/healthz").status_code == 200
+    assert "secret" not in json.dumps(records)
+    assert records[-1]["fault"].startswith("RuntimeError at test_serve.py")
+
+  def test_a_full_queue_and_a_slow_model_are_503(self, exports):
+    application, _ = served(exports, "labels", max_queue=3, timeout=0.2)
+    release = threading.Event()
+    with TestClient(application) as client:
+      wait_until_ready(client)
+      application.state.server.models["labels"].tasks["classify"].run = lambda items: (
+        release.wait(5) and [{}] * len(items)
+      )
+      slow = client.post("/v1/classify", json={"inputs": TEXT})
+      assert (slow.status_code, slow.headers["retry-after"]) == (503, "1")
+      assert "no answer within 0.2 seconds" in slow.json()["error"]
+      full = client.post("/v1/classify", json={"inputs": [TEXT] * 4})
+      assert (full.status_code, full.json()["error"]) == (503, "the queue is full; try again in a second")
+      release.set()
+
+  def test_a_loopback_server_answers_no_foreign_name(self, exports):
+    application, _ = served(exports, "labels", host="127.0.0.1")
+    with TestClient(application) as client:
+      assert client.get("/healthz", headers={"Host": "attacker.example"}).status_code == 403
+      assert client.get("/healthz", headers={"Host": "localhost:8000"}).status_code == 200
+
+  def test_cross_origin_requests_are_off_unless_asked_for(self, everything, exports):
+    origin = {"Origin": "https://a.example"}
+    assert "access-control-allow-origin" not in everything.get("/healthz", headers=origin).headers
+    application, _ = served(exports, "labels", cors=("https://a.example",))
+    with TestClient(application) as client:
+      assert client.get("/healthz", headers=origin).headers["access-control-allow-origin"] == "https://a.example"
+
+
+class TestOperation:
+  def test_logs_have_counts_and_no_texts(self, everything):
+    everything.records.clear()
+    everything.post("/v1/classify", json={"inputs": ["badu secret", "mola"], "model": "labels"})
+    everything.post("/v1/fill-mask", json={"inputs": "badu secret"})
+    everything.get("/healthz")
+    first, second = everything.records
+    assert {"event", "id", "method", "route", "status", "ms", "model", "items", "tokens", "task"} == set(first)
+    assert (first["route"], first["status"], first["items"]) == ("/v1/classify", 200, 2)
+    assert second["status"] == 422
+    assert "secret" not in json.dumps(everything.records)
+
+  def test_metrics(self, everything):
+    everything.post("/v1/embed", json={"inputs": ["badu", "mola"], "model": "vectors"})
+    everything.get("/no/such/path")
+    lines = everything.get("/metrics").text.splitlines()
+    values = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#")}
+    assert values['albert_jax_items_total{model="vectors",task="embed"}'] >= 2
+    assert values['albert_jax_requests_total{model="",route="other",status="404"}'] >= 1
+    assert values["albert_jax_queue_items"] == 0
+    assert values["albert_jax_ready"] == 1
+    assert not any("/no/such/path" in name for name in values)
+
+  def test_the_document_names_only_what_there_is(self, exports):
+    application, _ = served(exports, "labels")
+    document = TestClient(application).get("/openapi.json").json()
+    assert set(document["paths"]) == {"/v1/models", "/healthz", "/readyz", "/metrics", "/v1/classify", "/predict"}
+    body = document["paths"]["/v1/classify"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body["properties"]["model"]["anyOf"][0]["enum"] == ["labels"]
+
+  def test_ordinary_requests_compile_nothing_after_the_warm_up(self, exports):
+    application, records = served(exports, "labels", warm_up=True)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+      lambda name, seconds, **_: compiled.append(name) if "backend_compile" in name else None
+    )
+    with TestClient(application) as client:
+      assert client.post("/v1/classify", json={"inputs": TEXT}).status_code == 503
+      wait_until_ready(client)
+      assert records[-1]["event"] == "ready"
+      assert records[-1]["programs"] == 8  # lengths 8, 16, 24, 32 by rows 4, 1
+      before = len(compiled)
+      for count in range(1, 8):
+        for words in (1, 3, 6):
+          body = {"inputs": [" ".join(["badu mola"] * words)] * count, "truncate": True}
+          assert client.post("/v1/classify", json=body).status_code == 200
+      assert len(compiled) == before
+
+  def test_names_of_checkpoints(self, tmp_path):
+    assert models.parse(["runs/sst/export", "b=/x/y", "z/"]) == {"sst": "runs/sst/export", "b": "/x/y", "z": "z/"}
+    with pytest.raises(UserError, match=r"two checkpoints are named 'y'; name one: --checkpoint=NAME=other/y"):
+      models.parse(["/x/y", "other/y"])
+
+
+class TestBatches:
+  """The batcher alone, with functions instead of models."""
+
+  @staticmethod
+  def run(scenario, **arguments):
+    async def main():
+      batcher = batching.Batcher(**{"size": 4, "window": 0.05, "limit": 100} | arguments)
+      batcher.start()
+      try:
+        return await scenario(batcher)
+      finally:
+        await batcher.stop()
+
+    return asyncio.run(main())
+
+  def test_clients_that_wait_together_run_together(self):
+    batches = []
+
+    def double(items):
+      batches.append(len(items))
+      return [2 * item for item in items]
+
+    async def scenario(batcher):
+      return await asyncio.gather(*(batcher.submit("a", double, [i, i + 100]) for i in range(4)))
+
+    assert self.run(scenario) == [[2 * i, 2 * i + 200] for i in range(4)]
+    assert batches == [4, 4]
+
+  def test_other_models_do_not_mix_and_do_not_starve(self):
+    order = []
+
+    def note(name):
+      def function(items):
+        order.append((name, len(items)))
+        time.sleep(0.01)
+        return items
+
+      return function
+
+    async def scenario(batcher):
+      first = [asyncio.create_task(batcher.submit("a", note("a"), [0] * 8))]
+      await asyncio.sleep(0)
+      second = asyncio.create_task(batcher.submit("b", note("b"), [0]))
+      await asyncio.sleep(0)
+      first.append(asyncio.create_task(batcher.submit("a", note("a"), [0] * 4)))
+      await asyncio.gather(*first, second)
+
+    self.run(scenario)
+    assert order == [("a", 4), ("a", 4), ("b", 1), ("a", 4)]
+
+  def test_a_request_that_was_given_up_is_not_run(self):
+    ran = []
+
+    async def scenario(batcher):
+      gone = asyncio.create_task(batcher.submit("a", lambda items: ran.extend(items) or items, ["gone"]))
+      await asyncio.sleep(0)
+      gone.cancel()
+      await batcher.submit("a", lambda items: ran.extend(items) or items, ["here"])
+      return batcher.waiting
+
+    assert self.run(scenario) == 0
+    assert ran == ["here"]
+
+  def test_no_item_waits_longer_than_the_window_for_company(self):
+    async def scenario(batcher):
+      started = time.monotonic()
+      await batcher.submit("a", lambda items: items, [1])
+      return time.monotonic() - started
+
+    assert 0.04 < self.run(scenario) < 1
+
+
+def free_port():
+  with socket.socket() as sock:
+    sock.bind(("127.0.0.1", 0))
+    return sock.getsockname()[1]
+
+
+@pytest.fixture
+def process(exports):
+  """A function that starts a server in a process of its own: returns (process, its address)."""
+  started = []
+
+  def start(*names, **settings):
+    code = (
+      "import json, sys; from albert_jax.serve import app\n"
+      "app.run(json.loads(sys.argv[1]), app.Settings(**json.loads(sys.argv[2])))"
+    )
+    paths = json.dumps({name: str(exports[name]) for name in names})
+    options = json.dumps({"port": 0, "warm_up": False, "batch_size": 4} | settings)
+    child = subprocess.Popen(
+      [sys.executable, "-c", code, paths, options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+      env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    started.append(child)
+    line = child.stdout.readline()
+    assert line.startswith("http://127.0.0.1:"), child.stderr.read()
+    address = line.split()[0]
+    for _ in range(600):
+      try:
+        if json.loads(urllib.request.urlopen(f"{address}readyz", timeout=5).read())["status"] == "ready":
+          break
+      except (urllib.error.URLError, ConnectionError):
+        time.sleep(0.05)
+    return child, address
+
+  yield start
+  for child in started:
+    child.kill()
+    child.communicate()
+
+
+def ask(address, path, body):
+  request = urllib.request.Request(address + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+  with urllib.request.urlopen(request, timeout=60) as answer:
+    return json.load(answer)
+
+
+@pytest.mark.slow
+def test_sigterm_answers_what_was_accepted_and_exits_with_0(process):
+  child, address = process("labels", window=1.0, drain=0.3)
+  results = []
+  threads = [
+    threading.Thread(target=lambda: results.append(ask(address, "v1/classify", {"inputs": [TEXT] * 2})))
+    for _ in range(3)
+  ]
+  for thread in threads:
+    thread.start()
+  time.sleep(0.2)
+  child.send_signal(signal.SIGTERM)
+  for thread in threads:
+    thread.join()
+  _, log = child.communicate(timeout=60)
+  assert child.returncode == 0
+  assert [len(result["results"]) for result in results] == [2, 2, 2]
+  events = [json.loads(line)["event"] for line in log.splitlines()]
+  assert (events[-1], events.count("draining")) == ("stopped", 1)
+  assert TEXT not in log
+
+
+def test_a_port_in_use_is_one_line():
+  with socket.create_server(("127.0.0.1", 0)) as sock:
+    port = sock.getsockname()[1]
+    with pytest.raises(UserError, match=rf"cannot listen on 127.0.0.1:{port} \(Address already in use\); give another"):
+      app.listen(app.Settings(port=port))
