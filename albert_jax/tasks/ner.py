@@ -3,7 +3,6 @@
 import collections
 import functools
 import itertools
-import re
 import sys
 
 import jax
@@ -12,14 +11,11 @@ import numpy as np
 
 from albert_jax import model
 from albert_jax.data.finetuning import tagged
+from albert_jax.data.words import spans as word_spans
 from albert_jax.errors import UserError
 from albert_jax.model.layers import dropout
 from albert_jax.tasks import entities, heads
 from albert_jax.tasks.base import Task, about, batches, model_and_vocabulary, named
-
-# Words of running text, cut as the usual corpora are: punctuation and 's by themselves; a Chinese character is a word.
-_HAN = "\u3400-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_HAN}]|['’]?[#@]?[^\W{_HAN}]+(?:[-.&/][^\W{_HAN}]+)*|\S")
 
 
 def make(config, vocabulary=None, first_row=0) -> Task:
@@ -190,6 +186,6 @@ def _best_labels(cfg, params, batch):
 def _words(text):
   """(the text, its words with where each begins)."""
   if isinstance(text, str):
-    return text, [(match.group(), match.start()) for match in _WORD.finditer(text)]
+    return text, [(text[start:end], start) for start, end in word_spans(text)]
   starts = np.cumsum([0, *(len(word) + 1 for word in text)])
   return " ".join(text), [(word, int(start)) for word, start in zip(text, starts, strict=False)]
