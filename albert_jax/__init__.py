@@ -7,6 +7,7 @@ _HOME = {
   "VARIANTS": "model", "AlbertConfig": "model", "apply": "model", "init": "model", "param_count": "model",
   "load": "convert", "save": "convert",
   "pipeline": "pipelines",
+  "export": "exports.folder",
   "UserError": "errors",
 }  # fmt: skip
 __all__ = sorted(_HOME)

@@ -19,6 +19,7 @@ COMMANDS = {
   "suite": "a set of fine-tuning tasks and seeds, and one table beside the published numbers",
   "plan": "will it fit a TPU that is not there, and how long will it take",
   "convert": "weights from any format to another, or looked into",
+  "export": "one folder for every runtime: ONNX, StableHLO, sentence-transformers, a model card",
 }
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import jax
 
-from albert_jax import convert
+from albert_jax import convert, onnx_runtime
+from albert_jax.convert.load import find
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig
 
@@ -152,7 +153,10 @@ class Pipeline:
     return found
 
 
-def pipeline(task: str | None, path, *, dtype: str = "", **options) -> Pipeline:
+BACKENDS = ("jax", "onnx")
+
+
+def pipeline(task: str | None, path, *, backend: str = "jax", dtype: str = "", **options) -> Pipeline:
   """Reads a checkpoint, and makes a function of inputs out of it.
 
   Compiled once for each of a few shapes, whatever the inputs are; they are sorted by length inside.
@@ -160,13 +164,17 @@ def pipeline(task: str | None, path, *, dtype: str = "", **options) -> Pipeline:
   Args:
     task: a name in TASKS, or None for what the export says it is for.
     path: a Hugging Face directory, such as RUN/export, or the workdir of a complete run.
-    dtype: bfloat16 or float32, what to compute in; '' for what the checkpoint says.
+    backend: jax, or onnx to run the ONNX file of a folder that `albert-jax export` wrote.
+    dtype: bfloat16 or float32, what to compute in; '' for what the checkpoint says. With backend="onnx": float32 or
+      int8, which file to run; '' for int8 where the folder has it.
     options: arguments of the task's function, such as top_k or batch_size.
 
   Raises: UserError for a checkpoint that is for something else, or a task or an option that there is not.
   """
   if task is not None and task not in TASKS:
     raise UserError(f"no task {task!r}; use one of {', '.join(TASKS)}")
+  if backend not in BACKENDS:
+    raise UserError(f"no backend {backend!r}; use one of {', '.join(BACKENDS)}")
   cfg, params = convert.load(path)
   said = convert.about(path)
   name = said.get("name")
@@ -190,8 +198,11 @@ def pipeline(task: str | None, path, *, dtype: str = "", **options) -> Pipeline:
     options["seq_length"] = min(options.get("seq_length") or defaults["seq_length"] or positions, positions)
   if defaults.get("labels") is inspect.Parameter.empty and "labels" not in options:
     options["labels"] = [f"LABEL_{i}" for i in range(len(params["classifier"]["bias"]))]
-  cfg = dataclasses.replace(cfg, dtype=dtype) if dtype else cfg
-  return Pipeline(wanted, cfg, jax.device_put(params), convert.load_tokenizer(path), options)
+  if backend == "onnx":
+    params = onnx_runtime.OnnxModel(onnx_runtime.path_in(find(path)[1], dtype), cfg, wanted, params)
+  else:
+    cfg, params = dataclasses.replace(cfg, dtype=dtype) if dtype else cfg, jax.device_put(params)
+  return Pipeline(wanted, cfg, params, convert.load_tokenizer(path), options)
 
 
 def able_tasks(params: dict, name: str | None) -> list[str]:

@@ -29,7 +29,9 @@ def new_folder(path, *, overwrite=False):
     yield temporary
     umask = os.umask(0)
     os.umask(umask)
-    temporary.chmod(0o777 & ~umask)  # mkdtemp makes a private folder; this one is the user's.
+    # mkdtemp makes a private folder, and safetensors private files; these are as readable as any of the user's.
+    for each in (temporary, *temporary.rglob("*")):
+      each.chmod((0o777 if each.is_dir() else 0o666) & ~umask)
     if path.exists():
       # A folder that holds something cannot be replaced in one step; for an instant there is none.
       old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))

@@ -1,0 +1,1 @@
+"""What other runtimes open: ONNX, StableHLO, the files of sentence-transformers, a model card."""

@@ -1,5 +1,6 @@
 """What fine-tuning tasks put on top of the encoder, and what they minimise."""
 
+import functools
 import itertools
 import os
 
@@ -78,15 +79,17 @@ def batch_limits() -> dict:
 def by_row(function, params, rows, batch_size=BATCH):
   """Runs rows through a compiled function: the shortest first, in batches of a few shapes.
 
-  Args: function: (params, batch) -> {name: [B, ...]}. rows: batching.Rows. batch_size: the most rows in a batch.
+  Args: function: (params, batch) -> {name: [B, ...]}. params: the parameters, or an onnx_runtime.OnnxModel, which is called
+    instead of the function. rows: batching.Rows. batch_size: the most rows in a batch.
   Returns: {name: list of one numpy array a row}; those over positions are as long as their batch's longest row.
   """
-  longest = len(params["embeddings"]["position"]["embedding"])
+  longest = params.positions if callable(params) else len(params["embeddings"]["position"]["embedding"])
   batches = batching.serving_batches(rows, most=batch_size, longest=longest, **batch_limits())
+  run = functools.partial(*((params, function) if callable(params) else (function, params)))
   found, before = {}, None
   for batch in itertools.chain(batches, (None,)):
     # The next batch is on its way before the last one's answers are waited for.
-    now = None if batch is None else (batch["row"], function(params, batch))
+    now = None if batch is None else (batch["row"], run(batch))
     if before is not None:
       for name, values in jax.device_get(before[1]).items():
         wanted = found.setdefault(name, [None] * len(rows))

@@ -134,11 +134,16 @@ def rows(pairs, vocabulary, seq_length, source) -> batching.Rows:
 
 def embeddings_BD(cfg, pooling, params, batch, key=None):
   """Texts as vectors of length 1, float32. Args: batch: input_ids and attention_mask [B, L]. key: [B], or None."""
-  x_BLD = model.apply(cfg, params, batch, key)["sequence_output"].astype(jnp.float32)
+  return pooled_BD(pooling, model.apply(cfg, params, batch, key)["sequence_output"], batch["attention_mask"])
+
+
+def pooled_BD(pooling, x_BLD, mask_BL):
+  """The encoder's output as one vector of length 1 a row, float32. pooling: see POOLING."""
+  x_BLD = x_BLD.astype(jnp.float32)
   if pooling == "cls":
     x_BD = x_BLD[:, 0]
   else:
-    mask_BL1 = batch["attention_mask"][..., None].astype(jnp.float32)
+    mask_BL1 = mask_BL[..., None].astype(jnp.float32)
     x_BD = jnp.sum(x_BLD * mask_BL1, axis=1) / jnp.maximum(jnp.sum(mask_BL1, axis=1), 1)
   return x_BD / jnp.maximum(jnp.linalg.norm(x_BD, axis=-1, keepdims=True), 1e-6)
 

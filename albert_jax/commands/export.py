@@ -1,0 +1,57 @@
+"""`albert-jax export`: one folder that every runtime opens."""
+
+import json
+import pathlib
+import sys
+
+from albert_jax.commands import common
+from albert_jax.errors import UserError
+from albert_jax.exports import folder, onnx
+
+
+def main(argv):
+  parser = common.parser(
+    "export",
+    "Writes one folder that transformers, sentence-transformers, ONNX Runtime and JAX (StableHLO) open, with a model\n"
+    "card. Every file is opened again and compared with the model before the command ends.",
+    "albert-jax export --checkpoint=RUN --out=DIR",
+  )
+  parser.add_argument("--checkpoint", required=True, metavar="PATH", help="a run's workdir, or any checkpoint")
+  parser.add_argument("--out", required=True, metavar="DIR", help="the new folder")
+  parser.add_argument("--overwrite", action="store_true", help="replace what is at --out")
+  parser.add_argument(
+    "--formats", default=",".join(folder.FORMATS), metavar="A,B",
+    help="what to write besides the Hugging Face directory: onnx, stablehlo, or '' for neither (default: both)",
+  )  # fmt: skip
+  parser.add_argument(
+    "--pooling", choices=onnx.POOLING, default="",
+    help="write the files of sentence-transformers for this pooling (default: what the checkpoint was trained with)",
+  )  # fmt: skip
+  parser.add_argument("--no_tokenizer", action="store_true", help="export a checkpoint that has no vocabulary")
+  for name, what in {
+    "name": "the model's name on its card (default: that of the folder)",
+    "license": "its license, as apache-2.0",
+    "language": "its language, as en",
+    "base_model": "the model it was fine-tuned from (default: the run's init_from)",
+    "datasets": "the data it was trained on (default: the run's dataset)",
+  }.items():
+    parser.add_argument(f"--{name}", default="", metavar="TEXT", help=f"for the card: {what}")
+  parser.add_argument("--json", metavar="FILE", help="write the sizes and measurements there")
+  args = parser.parse_args(argv)
+  if args.json and not pathlib.Path(args.json).absolute().parent.is_dir():
+    raise UserError(f"--json={args.json}: there is no folder {str(pathlib.Path(args.json).parent)!r}")
+  report = folder.export(
+    pathlib.Path(args.checkpoint).expanduser() if "://" not in args.checkpoint else args.checkpoint,
+    pathlib.Path(args.out).expanduser(),
+    formats=[name for name in args.formats.split(",") if name],
+    pooling=args.pooling,
+    tokenizer=not args.no_tokenizer,
+    **{name: getattr(args, name) for name in ("name", "license", "language", "base_model", "datasets")},
+    overwrite=args.overwrite,
+    say=lambda line: print(line, file=sys.stderr),
+  )
+  for name, size in report["files"].items():
+    print(f"{size / 1e6:10.2f} MB  {name}")
+  print(f"All outputs equal the model's; the largest difference is {report['difference']:.1g}.")
+  if args.json:
+    pathlib.Path(args.json).write_text(json.dumps(report, indent=2) + "\n", "utf-8")

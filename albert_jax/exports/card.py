@@ -1,0 +1,160 @@
+"""The model card of an exported folder: README.md with YAML front matter, as model hubs read it."""
+
+import json
+import pathlib
+
+from albert_jax.model import AlbertConfig
+
+PIPELINE_TAGS = {
+  "fill-mask": "fill-mask", "classify": "text-classification", "answer": "question-answering",
+  "tag": "token-classification", "choose": "multiple-choice", "embed": "sentence-similarity",
+  "summarize": "summarization", "": "feature-extraction",
+}  # fmt: skip
+# A call of each task in transformers' or our own words, for the card's examples.
+EXAMPLES = {
+  "fill-mask": '"The [MASK] is open."', "classify": '"A fine film."',
+  "answer": '{"question": "Who came?", "context": "Ann came late."}', "tag": '"Ann came from Oslo."',
+  "choose": '{"context": "It rains.", "question": "What is wet?", "options": ["the road", "the sun"]}',
+  "embed": '"A sentence."', "summarize": '"First sentence. Second sentence."',
+}  # fmt: skip
+# What is no quality of the model among the numbers of metrics.jsonl.
+_NOT_METRICS = ("step", "split", "tokens_per_s", "input_stall", "seconds", "padding")
+
+
+def write(folder, cfg: AlbertConfig, parameters: int, *, task: str, labels=(), run=None, facts=None):
+  """Writes `folder`/README.md about the files that are in the folder.
+
+  Args:
+    folder: the exported folder.
+    cfg: the model.
+    parameters: how many numbers it has.
+    task: a pipeline's task, or ''.
+    labels: the names of a classifier's outputs.
+    run: the workdir of the run that trained it, with metrics.jsonl and config.json; None where there is none.
+    facts: {"license", "language", "base_model", "datasets", "name"}: what the user said, '' or absent for nothing.
+      `base_model` and `datasets` are else those of the run.
+  """
+  folder, facts = pathlib.Path(folder), {key: value for key, value in (facts or {}).items() if value}
+  config = _read_json(pathlib.Path(run) / "config.json") if run else {}
+  step, metrics = measured(run, config) if run else (0, {})
+  data = config.get("data", {}).get("dataset", "")
+  facts.setdefault("datasets", pathlib.PurePath(data.split(",")[0]).name if data else "")
+  facts.setdefault("base_model", pathlib.PurePath(config.get("init_from", "")).name)
+  name = facts.get("name") or folder.name
+  header = {
+    "license": facts.get("license"),
+    "language": facts.get("language"),
+    "library_name": "sentence-transformers" if (folder / "modules.json").is_file() else "transformers",
+    "pipeline_tag": PIPELINE_TAGS[task],
+    "tags": _tags(folder),
+    "datasets": [facts["datasets"]] if facts["datasets"] else None,
+    "metrics": sorted(metrics) or None,
+    "base_model": facts["base_model"] or None,
+    "model-index": _index(name, task, facts["datasets"], metrics) if metrics and facts["datasets"] else None,
+  }
+  # A JSON value is YAML too, so that no name can break the header.
+  lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in header.items() if value]
+  text = "\n".join(["---", *lines, "---", "", f"# {name}", "", _about(cfg, parameters, task, labels), ""])
+  if metrics:
+    rows = "".join(f"| {key} | {value:.4f} |\n" for key, value in sorted(metrics.items()))
+    text += (
+      f"\n## Results\n\nHeld-out data of `{facts['datasets']}`, step {step:,}.\n\n| metric | value |\n|---|---|\n{rows}"
+    )
+  if (folder / "curves.png").is_file():
+    text += "\n![training and held-out metrics](curves.png)\n"
+  text += "\n## How to load it\n" + "".join(
+    f"\n{title}\n```python\n{code}\n```\n" for title, code in _loading(folder, task)
+  )
+  (folder / "README.md").write_text(text, "utf-8")
+
+
+def measured(run, config) -> tuple[int, dict]:
+  """(step, {metric: number}) of a run's held-out data: the best by config.best, else the last."""
+  file = pathlib.Path(run) / "metrics.jsonl"
+  lines = []
+  for line in file.read_text("utf-8").splitlines() if file.is_file() else ():
+    try:
+      value = json.loads(line)
+    except ValueError:  # The last line of a run that was killed.
+      continue
+    if value.get("split") == "eval":
+      lines.append(value)
+  best = config.get("best", "")
+  if not lines:
+    return 0, {}
+  scored = [line for line in lines if isinstance(line.get(best), int | float)]
+  choose = min if best.endswith("loss") else max
+  line = choose(scored, key=lambda line: line[best]) if scored else lines[-1]
+  return line.get("step", 0), {
+    key: value for key, value in line.items()
+    if key not in _NOT_METRICS and isinstance(value, int | float) and value == value
+  }  # fmt: skip
+
+
+def _read_json(path):
+  try:
+    return json.loads(path.read_text("utf-8"))
+  except (OSError, ValueError):
+    return {}
+
+
+def _tags(folder):
+  names = {"onnx": "onnx", "modules.json": "sentence-transformers", "stablehlo": "stablehlo",
+           "model.safetensors": "safetensors"}  # fmt: skip
+  return ["albert", "jax", *(tag for name, tag in names.items() if (folder / name).exists())]
+
+
+def _index(name, task, dataset, metrics):
+  results = [{"type": key, "value": round(value, 6), "name": key} for key, value in sorted(metrics.items())]
+  about = {"task": {"type": PIPELINE_TAGS[task]}, "dataset": {"name": dataset, "type": dataset}, "metrics": results}
+  return [{"name": name, "results": [about]}]
+
+
+def _about(cfg, parameters, task, labels):
+  shown = f" Labels: {', '.join(map(str, labels[:20]))}{', …' if len(labels) > 20 else ''}." if labels else ""
+  shared = "shared by all layers" if cfg.share == "all" and cfg.num_hidden_groups == 1 else f"share={cfg.share}"
+  return (
+    f"An ALBERT encoder{f' for the task {task}' if task else ''}: {parameters:,} parameters, {cfg.num_hidden_layers} "
+    f"layers ({shared}), hidden size {cfg.hidden_size}, {cfg.num_attention_heads} heads, vocabulary "
+    f"{cfg.vocab_size:,}, {cfg.max_position_embeddings} positions.{shown}"
+  )
+
+
+def _loading(folder, task):
+  """(title, code) for each runtime that the folder has files for."""
+  example = EXAMPLES.get(task, '"A sentence."')
+  if task:
+    yield "albert_jax:", f'import albert_jax\n\nmodel = albert_jax.pipeline("{task}", "DIR")\nmodel({example})'
+  else:
+    yield "albert_jax:", 'import albert_jax\n\ncfg, params = albert_jax.load("DIR")'
+  if task in ("fill-mask", "classify", "tag"):
+    tag = PIPELINE_TAGS[task]
+    yield "transformers:", f'from transformers import pipeline\n\nmodel = pipeline("{tag}", "DIR")\nmodel({example})'
+  else:
+    yield (
+      "transformers:",
+      'from transformers import AutoModel, AutoTokenizer\n\ntokenizer = AutoTokenizer.from_pretrained("DIR")\n'
+      'model = AutoModel.from_pretrained("DIR")',
+    )
+  if (folder / "modules.json").is_file():
+    yield (
+      "sentence-transformers:",
+      'from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("DIR")\n'
+      'model.encode(["A sentence."])',
+    )
+  for file in sorted(folder.glob("onnx/*.onnx")):
+    yield (
+      f"ONNX Runtime, `onnx/{file.name}` ({file.stat().st_size / 1e6:.1f} MB):",
+      "import onnxruntime\nfrom transformers import AutoTokenizer\n\n"
+      'tokenizer = AutoTokenizer.from_pretrained("DIR")\n'
+      f'session = onnxruntime.InferenceSession("DIR/onnx/{file.name}")\n'
+      'session.run(None, dict(tokenizer(["A sentence."], return_tensors="np", return_token_type_ids=True)))',
+    )
+  if (folder / "stablehlo").is_dir():
+    yield (
+      "JAX without this package (StableHLO; any batch, any length):",
+      "import pathlib\n\nimport jax.export\nimport numpy as np\n\n"
+      'model = jax.export.deserialize(pathlib.Path("DIR/stablehlo/model.jax").read_bytes())\n'
+      "ids = np.array([[2, 13, 5123, 3]], np.int32)\n"
+      'model.call({"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0})',
+    )

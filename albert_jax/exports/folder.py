@@ -1,0 +1,227 @@
+"""One folder that every runtime opens: transformers, sentence-transformers, ONNX Runtime, JAX from StableHLO."""
+
+import importlib.metadata
+import json
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.export
+import numpy as np
+
+from albert_jax import convert, model
+from albert_jax import onnx_runtime as runtime
+from albert_jax.convert import hf
+from albert_jax.convert.files import new_folder
+from albert_jax.convert.load import find
+from albert_jax.errors import UserError
+from albert_jax.exports import card, onnx, outputs
+from albert_jax.tasks.squad_answers import Search
+
+FORMATS = ("onnx", "stablehlo")
+TOLERANCE = 1e-4  # Between our outputs and a file's, absolute and relative.
+# Real sentences of several lengths, for the comparison.
+SENTENCES = (
+  "Yes.",
+  "The film is a delight from its first frame to its last.",
+  "In 2010, 92,000 people moved there; by 2019 half of them had left (most of them for good).",
+  "She asked whether the library, which had been closed since the flood, would open again before winter, and nobody in "
+  "the room, not even the mayor, who had promised as much only a week ago, could say.",
+)
+
+
+class Differs(OSError):
+  """What a written file computes is not what the model computes."""
+
+
+def export(
+  checkpoint, out, *, formats: Sequence[str] = FORMATS, pooling: str = "", tokenizer: bool = True, license: str = "",
+  language: str = "", base_model: str = "", datasets: str = "", name: str = "", overwrite: bool = False,
+  quantize: str = "", calibration: str = "", max_loss: float = 0.5, say=lambda line: None,
+) -> dict:  # fmt: skip
+  """Writes a folder that every runtime opens, reopens it, and compares what it computes with the model.
+
+  Args:
+    checkpoint: anything `albert_jax.load` reads; of a run's workdir the card also has the metrics.
+    out: the new folder; it appears whole or not at all.
+    formats: of FORMATS, what to write besides the Hugging Face directory.
+    pooling: mean or cls: also write the files of sentence-transformers; '' for what the checkpoint says (`retrieve`).
+    tokenizer: False allows a checkpoint without a vocabulary.
+    license, language, base_model, datasets, name: for the model card; '' for what the run says, or nothing.
+    overwrite: replace what is at `out`.
+    quantize: int8 to also write onnx/model_int8.onnx.
+    calibration: a file of texts like those the model will see, with labels for a classifier (see `quantize.calibrate`).
+    max_loss: how many points of its metric the int8 model may lose.
+    say: called with lines on progress.
+
+  Returns:
+    {"files": {name: bytes}, "difference": the largest difference of any output, and of int8 its measurements}.
+
+  Raises:
+    UserError: the checkpoint has no vocabulary, a format or a value is unknown, or int8 loses more than `max_loss`.
+    Differs: a written file computes something else than the model.
+  """
+  if unknown := [name for name in formats if name not in FORMATS]:
+    raise UserError(f"no format {unknown[0]!r}; use {', '.join(FORMATS)}")
+  if quantize not in ("", "int8"):
+    raise UserError(f"quantize={quantize!r} is unknown; use int8")
+  if quantize and not calibration:
+    raise UserError("quantize=int8 needs texts like those the model will see; give a file: --calibration=FILE")
+  if calibration and not quantize:
+    raise UserError("calibration is for quantize=int8; add --quantize=int8")
+  if "onnx" in formats or quantize:
+    onnx.require(), runtime.require()
+  cfg, params = convert.load(checkpoint)
+  about = convert.about(checkpoint)
+  vocabulary = convert.load_tokenizer(checkpoint, optional=not tokenizer)
+  task = about.get("name") or ("fill-mask" if "mlm" in params else "")
+  pooling = pooling or about.get("pooling", "")
+  if pooling not in ("", *onnx.POOLING):
+    raise UserError(f"pooling={pooling!r} is unknown; use one of {', '.join(onnx.POOLING)}")
+  build = {"task": task, "pooling": pooling}
+  run = pathlib.Path(checkpoint) if (pathlib.Path(checkpoint) / "metrics.jsonl").is_file() else None
+  report = {"difference": 0.0}
+  with new_folder(out, overwrite=overwrite) as folder:
+    say("Hugging Face directory")
+    _hugging_face(folder, checkpoint, cfg, params, vocabulary)
+    if pooling:
+      _sentence_transformers(folder, cfg, pooling, about.get("seq_length"))
+    batches = sample(cfg, params, vocabulary, task)
+    if "onnx" in formats:
+      say("onnx/model.onnx")
+      (folder / "onnx").mkdir()
+      sizes = {"starts": about.get("start_n_top", Search.start_n_top), "ends": about.get("end_n_top", Search.end_n_top)}
+      graph = onnx.build(cfg, params, **build, **sizes, metadata=runtime.metadata_of(about, **sizes))
+      (folder / runtime.FILES["float32"]).write_bytes(graph.SerializeToString())
+    if "stablehlo" in formats:
+      say("stablehlo/model.jax")
+      (folder / "stablehlo").mkdir()
+      (folder / "stablehlo" / "model.jax").write_bytes(outputs.exported(cfg, params, **build).serialize())
+    if quantize:
+      from albert_jax.exports import quantize as quantization
+
+      report["int8"] = quantization.write(
+        folder, cfg, params, vocabulary, about, calibration=calibration, max_loss=max_loss, say=say, **build
+      )
+    say("comparing what the files compute with the model")
+    report["difference"] = compare(folder, cfg, params, batches, **build)
+    if run and (run / "curves.png").is_file():
+      (folder / "curves.png").write_bytes((run / "curves.png").read_bytes())
+    facts = {"license": license, "language": language, "base_model": base_model, "datasets": datasets,
+             "name": name or pathlib.Path(out).name}  # fmt: skip
+    card.write(folder, cfg, model.param_count(params), task=task, labels=about.get("labels", ()), run=run, facts=facts)
+  out = pathlib.Path(out)
+  report["files"] = {
+    str(file.relative_to(out)): file.stat().st_size for file in sorted(out.rglob("*")) if file.is_file()
+  }
+  return report
+
+
+def _hugging_face(folder, checkpoint, cfg, params, vocabulary):
+  format, place = find(checkpoint)
+  fields = hf.read_fields(place) if format is hf else {}
+  architecture = (fields.get("architectures") or [None])[0]
+  written = hf.to_fields(cfg, params, architecture=architecture)["architectures"][0]
+  if written == "AlbertModel" and "pooler" not in params:
+    # transformers' class has a pooler and warns where the file has none. Zeros say that nobody trained it.
+    D = cfg.hidden_size
+    params = params | {"pooler": {"kernel": np.zeros((D, D), np.float32), "bias": np.zeros(D, np.float32)}}
+  hf.save(folder, cfg, params, vocabulary=vocabulary, architecture=architecture, extra=hf.extra_fields(fields),
+          overwrite=True)  # fmt: skip
+
+
+def _sentence_transformers(folder, cfg, pooling, seq_length):
+  """The files by which sentence-transformers knows how to make a vector of a text."""
+  module = "sentence_transformers.models"
+  modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+  length = min(seq_length or cfg.max_position_embeddings, cfg.max_position_embeddings)
+  written = {
+    "modules.json": [
+      {"idx": i, "name": str(i), "path": path, "type": f"{module}.{kind}"} for i, (path, kind) in enumerate(modules)
+    ],
+    "sentence_bert_config.json": {"max_seq_length": length, "do_lower_case": False},
+    "config_sentence_transformers.json": {
+      "__version__": {"albert_jax": importlib.metadata.version("albert-jax")},
+      "prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine",
+    },
+    "1_Pooling/config.json": {
+      "word_embedding_dimension": cfg.hidden_size,
+      "pooling_mode_cls_token": pooling == "cls",
+      "pooling_mode_mean_tokens": pooling == "mean",
+      **dict.fromkeys(("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens",
+                       "pooling_mode_weightedmean_tokens", "pooling_mode_lasttoken"), False),
+      "include_prompt": True,
+    },
+    "2_Normalize/config.json": {},
+  }  # fmt: skip
+  for name, value in written.items():
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+
+
+def sample(cfg, params, vocabulary, task) -> list[dict]:
+  """Batches to compare on: sentences one by one and padded, and one row as long as 128 tokens."""
+  longest = cfg.max_position_embeddings
+  if vocabulary is None:
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(0, cfg.vocab_size, length).tolist() for length in (6, 15, 40, 70)]
+  else:
+    texts = [[vocabulary.cls_id, *ids, vocabulary.sep_id] for ids in vocabulary.encode_batch(list(SENTENCES))]
+  texts = [ids[:longest] for ids in texts]
+  long = (texts[-1] * 128)[: min(longest, 128)]
+
+  def batch(rows):
+    width = max(map(len, rows))
+    ids, mask, types = (np.zeros((len(rows), width), np.int32) for _ in range(3))
+    for i, row in enumerate(rows):
+      ids[i, : len(row)], mask[i, : len(row)], types[i, len(row) // 2 : len(row)] = row, 1, 1
+    made = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types % cfg.type_vocab_size}
+    if "squad_v2" in params:
+      made["allowed"] = mask.copy()
+    return {name: value.reshape(-1, 2, width) if task == "choose" else value for name, value in made.items()}
+
+  return [batch(texts), batch([long, texts[0]])]
+
+
+def compare(folder, cfg, params, batches, *, task, pooling) -> float:
+  """The largest difference between what the files in `folder` and the model compute.
+
+  Raises:
+    Differs: a file differs by more than TOLERANCE, or has other outputs.
+  """
+  files = {}
+  path = pathlib.Path(folder) / runtime.FILES["float32"]
+  if path.is_file():
+    opened = runtime.session(path)
+    files[runtime.FILES["float32"]] = lambda batch: runtime.run(opened, batch)
+  path = pathlib.Path(folder) / "stablehlo" / "model.jax"
+  if path.is_file():
+    files["stablehlo/model.jax"] = jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
+  reference = jax.jit(lambda params, batch: outputs.outputs(cfg, params, batch, task=task, pooling=pooling))
+  # Read again from the folder, so that the Hugging Face directory is compared too.
+  _, stored = convert.load(folder)
+  stored = stored if "pooler" in params else {name: part for name, part in stored.items() if name != "pooler"}
+  largest = 0.0
+  for batch in batches:
+    expected = jax.device_get(reference(params, batch))
+    found = {"model.safetensors": jax.device_get(reference(stored, batch))}
+    found |= {name: jax.device_get(run(batch)) for name, run in files.items()}
+    for name, values in found.items():
+      if values.keys() != expected.keys():
+        raise Differs(f"{name} has the outputs {sorted(values)}, the model {sorted(expected)}")
+      for output, value in values.items():
+        largest = max(largest, _difference(name, output, value, expected[output], batch))
+  return largest
+
+
+def _difference(name, output, value, expected, batch):
+  if output.endswith("index"):  # Equal scores have no order; the scores are compared.
+    return 0.0
+  mask = batch["attention_mask"].reshape(-1, batch["attention_mask"].shape[-1]) > 0
+  if expected.shape[:2] == mask.shape and output not in ("pooler_output", "sentence_embedding"):
+    value, expected = value[mask], expected[mask]  # Nobody reads what stands at padding.
+  keep = np.abs(expected) < 1e9  # The logit of a position that is not allowed.
+  difference = float(np.max(np.abs(value - expected)[keep], initial=0))
+  if not np.allclose(value[keep], expected[keep], atol=TOLERANCE, rtol=TOLERANCE):
+    raise Differs(f"{name}: {output} differs from the model's by {difference:.2g}; expected less than {TOLERANCE:g}")
+  return difference

@@ -1,0 +1,72 @@
+"""The outputs of an exported graph as a JAX function: the reference for ONNX files, and the body of StableHLO."""
+
+import dataclasses
+
+import jax
+import jax.export
+import jax.numpy as jnp
+
+from albert_jax import model
+from albert_jax.model import AlbertConfig
+from albert_jax.tasks import heads, retrieve, squad_heads
+from albert_jax.tasks.squad_answers import Search
+
+
+def outputs(cfg: AlbertConfig, params: dict, batch: dict, *, task: str = "", pooling: str = "") -> dict:
+  """The outputs of `onnx.build`, by the same names and with the same meaning.
+
+  Args:
+    cfg: the model; computes in float32 whatever `dtype` says.
+    params: a parameter tree with any heads.
+    batch: input_ids, attention_mask, token_type_ids [B, L], or [B, C, L] for task="choose"; `allowed` [B, L] for the
+      "squad_v2" head.
+    task, pooling: as in `onnx.build`.
+
+  Returns:
+    {name: array}.
+  """
+  cfg = dataclasses.replace(cfg, dtype="float32", attention="xla")
+  lead = batch["input_ids"].shape[:-1]
+  inputs = {name: value.reshape(-1, value.shape[-1]) for name, value in batch.items()}
+  out = model.apply(cfg, params, inputs)
+  x_BLD = out["sequence_output"]
+  found = {"last_hidden_state": x_BLD}
+  if "pooler" in params:
+    found["pooler_output"] = out["pooled_output"]
+  if "classifier" in params:
+    source = out["pooled_output"] if "pooler" in params and task != "tag" else x_BLD
+    logits = heads.affine(params["classifier"], source)
+    found["logits"] = logits.reshape(lead) if task == "choose" else logits
+  if "mlm" in params:
+    found["prediction_logits" if "classifier" in params else "logits"] = out["mlm_logits"]
+  if "sop" in params:
+    found["sop_logits"] = out["sop_logits"]
+  if "span" in params:
+    logits = heads.affine(params["span"], x_BLD)
+    found |= {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
+  if "sentence" in params:
+    found["sentence_logits"] = heads.affine(params["sentence"], x_BLD)[..., 0]
+  if "squad_v2" in params:
+    found |= squad_heads.beam_spans(params["squad_v2"], x_BLD, inputs, Search())
+  if pooling:
+    found["sentence_embedding"] = retrieve.pooled_BD(pooling, x_BLD, inputs["attention_mask"])
+  return found
+
+
+def exported(cfg: AlbertConfig, params: dict, *, task: str = "", pooling: str = ""):
+  """The same function as StableHLO, with the weights inside and for any batch and length.
+
+  Returns:
+    jax.export.Exported, a function of int32 arrays {"input_ids", "attention_mask", "token_type_ids", …}; it runs on
+    processors, NVIDIA GPUs and TPUs.
+  """
+  positions = cfg.max_position_embeddings
+  # Shapes must not depend on the length: the beam head has as many candidates as tokens in rows of fewer than five.
+  least = Search.start_n_top if "squad_v2" in params else 2
+  limits = [f"length >= {least}", f"length <= {positions}"]
+  sizes = jax.export.symbolic_shape("batch, choices, length", constraints=limits)
+  axes = sizes if task == "choose" else (sizes[0], sizes[2])
+  names = ("input_ids", "attention_mask", "token_type_ids", *(("allowed",) if "squad_v2" in params else ()))
+  batch = {name: jax.ShapeDtypeStruct(axes, jnp.int32) for name in names}
+  function = jax.jit(lambda batch: outputs(cfg, params, batch, task=task, pooling=pooling))
+  return jax.export.export(function, platforms=("cpu", "cuda", "tpu"))(batch)

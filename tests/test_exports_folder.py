@@ -1,0 +1,265 @@
+"""An exported folder opens everywhere, says what it holds, and is never half written or wrong."""
+
+import json
+import os
+import pathlib
+import stat
+import subprocess
+import sys
+import warnings
+
+import jax
+import made_up
+import numpy as np
+import pytest
+
+import albert_jax
+from albert_jax import convert, model
+from albert_jax.__main__ import main
+from albert_jax.errors import UserError
+from albert_jax.tasks.base import about
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from albert_jax.exports import folder as export_folder  # noqa: E402
+
+TEXTS = [
+  "ba do gi.",
+  "Fa ke li mo nu, pa ri so tu ba.",
+  "do",
+  "ki ki (ki) - la le li lo lu ma me mi mo mu na ne ni no.",
+]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+  return made_up.vocabulary(tmp_path_factory.mktemp("vocabulary"))
+
+
+def checkpoint(path, vocabulary, task, labels=(), head=None, parts=(), architecture=None, **options):
+  """A checkpoint of two narrow layers for a task, with random weights."""
+  cfg = model.AlbertConfig(
+    vocab_size=400, embedding_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+    intermediate_size=64, max_position_embeddings=64, initializer_range=0.2,
+  )  # fmt: skip
+  params = model.init(cfg, jax.random.key(0))
+  params = {name: part for name, part in params.items() if name not in model.OPTIONAL or name in parts}
+  if head:
+    rng = np.random.default_rng(0)
+    size = max(len(labels), {"span": 2}.get(head, 1))
+    params[head] = {"kernel": rng.normal(size=(32, size)).astype(np.float32), "bias": np.ones(size, np.float32)}
+  convert.save(path, cfg, params, vocabulary=vocabulary, architecture=architecture,
+               extra=about(task, labels, **options) if task else None)  # fmt: skip
+  return path
+
+
+CASES = {
+  "pretrained": {"task": "", "parts": ("pooler", "mlm", "sop")},
+  "classify": {"task": "classify", "labels": ("bad", "good"), "head": "classifier", "parts": ("pooler",)},
+  "tag": {"task": "tag", "labels": ("O", "B-X", "I-X"), "head": "classifier",
+          "architecture": "AlbertForTokenClassification"},
+  "answer": {"task": "answer", "head": "span"},
+  "choose": {"task": "choose", "head": "classifier", "parts": ("pooler",), "architecture": "AlbertForMultipleChoice"},
+  "embed": {"task": "embed", "pooling": "mean", "seq_length": 48, "architecture": "AlbertModel"},
+}  # fmt: skip
+INPUTS = {
+  "pretrained": [f"{text} [MASK]" for text in TEXTS],
+  "classify": TEXTS,
+  "tag": TEXTS,
+  "answer": [{"question": "ba do?", "context": text} for text in TEXTS],
+  "choose": [{"context": text, "options": ["ba do", "gi", "la le li"][: 2 + i % 2]} for i, text in enumerate(TEXTS)],
+  "embed": TEXTS,
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def exported(request, tmp_path_factory, vocabulary):
+  """(name, checkpoint, exported folder, report)."""
+  place = tmp_path_factory.mktemp(request.param)
+  source = checkpoint(place / "run", vocabulary, **CASES[request.param])
+  return request.param, source, place / "out", albert_jax.export(source, place / "out")
+
+
+def test_every_format_is_written_compared_and_readable_by_all(exported):
+  _, _, out, report = exported
+  assert {"onnx/model.onnx", "stablehlo/model.jax", "README.md", "tokenizer.json", "config.json"} <= report[
+    "files"
+  ].keys()
+  assert report["difference"] < 1e-4
+  umask = os.umask(0)
+  os.umask(umask)
+  for file in out.rglob("*"):
+    assert stat.S_IMODE(file.stat().st_mode) == (0o777 if file.is_dir() else 0o666) & ~umask, file
+
+
+def test_the_onnx_backend_answers_as_the_model_does(exported):
+  name, source, out, _ = exported
+  here, there = albert_jax.pipeline(None, source), albert_jax.pipeline(None, out, backend="onnx")
+  assert_alike(here(INPUTS[name]), there(INPUTS[name]))
+
+
+def assert_alike(a, b):
+  """Equal but for the rounding of numbers."""
+  if isinstance(a, dict):
+    assert a.keys() == b.keys()
+    for key in a:
+      assert_alike(a[key], b[key])
+  elif isinstance(a, list):
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+      assert_alike(x, y)
+  elif isinstance(a, float):
+    assert a == pytest.approx(b, abs=1e-4)
+  else:
+    assert a == b
+
+
+def test_transformers_opens_it_without_a_warning_and_cuts_texts_alike(exported, caplog):
+  transformers = pytest.importorskip("transformers")
+  _, _, out, _ = exported
+  name = transformers.AutoConfig.from_pretrained(out).architectures[0]
+  with warnings.catch_warnings(record=True) as caught, caplog.at_level("WARNING"):
+    warnings.simplefilter("always")
+    _, report = getattr(transformers, name).from_pretrained(out, output_loading_info=True)
+    tokenizers = [
+      transformers.AutoTokenizer.from_pretrained(out),
+      transformers.AlbertTokenizerFast.from_pretrained(out),
+    ]
+  assert not caught and not caplog.records and not any(report.values())
+  ours = convert.load_tokenizer(out)
+  for text in (*TEXTS, "BA ``do`` gi", "ba  do\tgi 1,000"):
+    # The class AlbertTokenizer has a rule of its own for quotes, whatever tokenizer.json says.
+    for tokenizer in tokenizers[: 1 if "`" in text else 2]:
+      assert tokenizer(text)["input_ids"] == [2, *ours.encode(text), 3], (tokenizer, text)
+
+
+def test_the_card_says_what_it_is(exported):
+  yaml = pytest.importorskip("yaml")
+  name, source, out, _ = exported
+  text = (out / "README.md").read_text("utf-8")
+  _, header, body = text.split("---\n", 2)
+  fields = yaml.safe_load(header)
+  assert "albert" in fields["tags"] and "onnx" in fields["tags"]
+  assert f"{albert_jax.param_count(convert.load(source)[1]):,} parameters" in body
+  assert fields["pipeline_tag"] == {
+    "pretrained": "fill-mask", "classify": "text-classification", "tag": "token-classification",
+    "answer": "question-answering", "choose": "multiple-choice", "embed": "sentence-similarity",
+  }[name]  # fmt: skip
+
+
+def test_sentence_transformers_makes_the_same_vectors(tmp_path, vocabulary):
+  library = pytest.importorskip("sentence_transformers")
+  for pooling in ("mean", "cls"):
+    source = checkpoint(tmp_path / pooling, vocabulary, **CASES["embed"] | {"pooling": pooling})
+    albert_jax.export(source, tmp_path / f"{pooling}.out", formats=())
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # Of the library itself.
+      vectors = library.SentenceTransformer(str(tmp_path / f"{pooling}.out"), device="cpu").encode(TEXTS)
+    expected = [row["embedding"] for row in albert_jax.pipeline("embed", source)(TEXTS)]
+    np.testing.assert_allclose(vectors, expected, atol=1e-4)
+
+
+def test_pooling_makes_sentence_vectors_of_any_encoder(tmp_path, vocabulary):
+  source = checkpoint(tmp_path / "run", vocabulary, **CASES["pretrained"])
+  report = albert_jax.export(source, tmp_path / "out", pooling="mean", formats=("onnx",))
+  assert {"modules.json", "1_Pooling/config.json", "2_Normalize/config.json"} <= report["files"].keys()
+  here = albert_jax.pipeline("embed", source, pooling="mean")(TEXTS)
+  assert_alike(here, albert_jax.pipeline("embed", tmp_path / "out", backend="onnx", pooling="mean")(TEXTS))
+
+
+def test_the_card_of_a_run_has_its_numbers(tmp_path, vocabulary):
+  run = tmp_path / "run"
+  checkpoint(run / "export", vocabulary, **CASES["classify"])
+  (run / "checkpoints").mkdir()
+  lines = [{"step": 10, "split": "eval", "accuracy": 0.5}, {"step": 20, "split": "eval", "accuracy": 0.75},
+           {"step": 30, "split": "eval", "accuracy": 0.7}, {"step": 30, "split": "train", "accuracy": 0.9}]  # fmt: skip
+  (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4', "utf-8")
+  config = {"best": "accuracy", "data": {"dataset": "/data/films"}, "init_from": "models/albert-base"}
+  (run / "config.json").write_text(json.dumps(config), "utf-8")
+  albert_jax.export(run, tmp_path / "out", formats=(), license="apache-2.0", language="en", name='Films: a "test"')
+  yaml = pytest.importorskip("yaml")
+  fields = yaml.safe_load((tmp_path / "out" / "README.md").read_text("utf-8").split("---\n")[1])
+  assert (fields["license"], fields["language"], fields["base_model"]) == ("apache-2.0", "en", "albert-base")
+  assert fields["datasets"] == ["films"]
+  assert fields["model-index"][0]["results"][0]["metrics"] == [{"type": "accuracy", "value": 0.75, "name": "accuracy"}]
+
+
+def test_a_difference_is_an_error_and_leaves_nothing(tmp_path, vocabulary, monkeypatch):
+  source = checkpoint(tmp_path / "run", vocabulary, **CASES["classify"])
+  build = export_folder.onnx.build
+
+  def wrong(cfg, params, **options):
+    params = params | {"classifier": {name: value + 0.01 for name, value in params["classifier"].items()}}
+    return build(cfg, params, **options)
+
+  monkeypatch.setattr(export_folder.onnx, "build", wrong)
+  with pytest.raises(export_folder.Differs, match=r"onnx/model\.onnx: logits differs"):
+    albert_jax.export(source, tmp_path / "out", formats=("onnx",))
+  assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_are_one_line_each(tmp_path, vocabulary):
+  source = checkpoint(tmp_path / "run", vocabulary, **CASES["classify"])
+  bare = checkpoint(tmp_path / "bare", None, **CASES["classify"])
+  damaged = tmp_path / "damaged"
+  albert_jax.export(source, damaged, formats=("onnx",))
+  model_file = damaged / "onnx" / "model.onnx"
+  model_file.write_bytes(model_file.read_bytes()[:5000])
+  newer = tmp_path / "newer"
+  albert_jax.export(source, newer, formats=("onnx",))
+  graph = onnx.load(newer / "onnx" / "model.onnx")
+  graph.opset_import[0].version = 99
+  onnx.save(graph, newer / "onnx" / "model.onnx")
+  mistakes = {
+    "vocabulary": lambda: albert_jax.export(bare, tmp_path / "x"),
+    "exists already": lambda: albert_jax.export(source, damaged),
+    "no format": lambda: albert_jax.export(source, tmp_path / "x", formats=("tflite",)),
+    "pooling": lambda: albert_jax.export(source, tmp_path / "x", pooling="max"),
+    "quantize": lambda: albert_jax.export(source, tmp_path / "x", quantize="int4"),
+    "--calibration": lambda: albert_jax.export(source, tmp_path / "x", quantize="int8"),
+    "nothing at": lambda: albert_jax.export(tmp_path / "absent", tmp_path / "x"),
+    "no backend": lambda: albert_jax.pipeline(None, source, backend="torch"),
+    "has no onnx": lambda: albert_jax.pipeline(None, source, backend="onnx"),
+    "int8": lambda: albert_jax.pipeline(None, newer, backend="onnx", dtype="int8"),
+    "damaged/onnx/model.onnx cannot be opened": lambda: albert_jax.pipeline(None, damaged, backend="onnx"),
+    "newer/onnx/model.onnx cannot be opened": lambda: albert_jax.pipeline(None, newer, backend="onnx"),
+  }
+  for what, mistake in mistakes.items():
+    with pytest.raises(UserError) as error:
+      mistake()
+    assert what in str(error.value) and "\n" not in str(error.value), what
+  assert not (tmp_path / "x").exists()
+  albert_jax.export(bare, tmp_path / "without", formats=(), tokenizer=False)
+
+
+def test_a_text_longer_than_the_model_is_one_line(tmp_path, vocabulary):
+  source = checkpoint(tmp_path / "run", vocabulary, **CASES["pretrained"])
+  albert_jax.export(source, tmp_path / "out", formats=("onnx",))
+  with pytest.raises(UserError, match="64 positions"):
+    albert_jax.pipeline("fill-mask", tmp_path / "out", backend="onnx")("ba [MASK] " * 40)
+
+
+def test_the_package_needs_no_onnx_until_it_is_used():
+  code = "import sys, albert_jax.exports.folder; sys.exit(bool({'onnx', 'onnxruntime'} & sys.modules.keys()))"
+  assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_absent_extra_is_one_line(tmp_path, vocabulary, monkeypatch):
+  source = checkpoint(tmp_path / "run", vocabulary, **CASES["classify"])
+  monkeypatch.setitem(sys.modules, "onnx", None)
+  with pytest.raises(UserError, match=r"pip install 'albert-jax\[onnx\]'"):
+    albert_jax.export(source, tmp_path / "out")
+  assert not pathlib.Path(tmp_path / "out").exists()
+
+
+def test_the_command_writes_the_folder_and_its_sizes(tmp_path, vocabulary, capsys):
+  source = checkpoint(tmp_path / "run", vocabulary, **CASES["classify"])
+  arguments = ["export", f"--checkpoint={source}", f"--out={tmp_path / 'out'}", "--formats=onnx", "--license=mit"]
+  assert main([*arguments, f"--json={tmp_path / 'sizes.json'}"]) == 0
+  assert "onnx/model.onnx" in capsys.readouterr().out
+  assert "onnx/model.onnx" in json.loads((tmp_path / "sizes.json").read_text())["files"]
+  assert 'license: "mit"' in (tmp_path / "out" / "README.md").read_text("utf-8")
+  assert main(arguments) == 2  # The folder is there.
+  assert main(["export", f"--checkpoint={tmp_path / 'absent'}", f"--out={tmp_path / 'x'}"]) == 2
+  assert all(line.startswith("albert-jax export: ") for line in capsys.readouterr().err.splitlines()[-2:])
