@@ -143,18 +143,21 @@ def _loading(folder, task):
       'model.encode(["A sentence."])',
     )
   for file in sorted(folder.glob("onnx/*.onnx")):
+    inputs = 'dict(tokenizer(["A sentence."], return_tensors="np", return_token_type_ids=True))'
+    start = "import onnxruntime\nfrom transformers import AutoTokenizer\n\n"
+    start += 'tokenizer = AutoTokenizer.from_pretrained("DIR")\n'
+    if not (folder / "tokenizer_config.json").is_file():
+      start = "import numpy as np\nimport onnxruntime\n\nids = np.array([[2, 13, 9, 3]])\n"
+      inputs = '{"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}'
     yield (
       f"ONNX Runtime, `onnx/{file.name}` ({file.stat().st_size / 1e6:.1f} MB):",
-      "import onnxruntime\nfrom transformers import AutoTokenizer\n\n"
-      'tokenizer = AutoTokenizer.from_pretrained("DIR")\n'
-      f'session = onnxruntime.InferenceSession("DIR/onnx/{file.name}")\n'
-      'session.run(None, dict(tokenizer(["A sentence."], return_tensors="np", return_token_type_ids=True)))',
+      f'{start}session = onnxruntime.InferenceSession("DIR/onnx/{file.name}")\nsession.run(None, {inputs})',
     )
   if (folder / "stablehlo").is_dir():
     yield (
       "JAX without this package (StableHLO; any batch, any length):",
       "import pathlib\n\nimport jax.export\nimport numpy as np\n\n"
       'model = jax.export.deserialize(pathlib.Path("DIR/stablehlo/model.jax").read_bytes())\n'
-      "ids = np.array([[2, 13, 5123, 3]], np.int32)\n"
+      "ids = np.array([[2, 13, 9, 3]], np.int32)\n"
       'model.call({"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0})',
     )

@@ -73,7 +73,12 @@ def export(
     onnx.require(), runtime.require()
   cfg, params = convert.load(checkpoint)
   about = convert.about(checkpoint)
-  vocabulary = convert.load_tokenizer(checkpoint, optional=not tokenizer)
+  vocabulary = convert.load_tokenizer(checkpoint, optional=True)
+  if tokenizer and vocabulary is None:
+    raise UserError(
+      f"{checkpoint} has no vocabulary (spiece.model or vocab.txt), without which nobody can use it on texts; put it "
+      "there, or export the bare model with --no_tokenizer"
+    )
   task = about.get("name") or ("fill-mask" if "mlm" in params else "")
   pooling = pooling or about.get("pooling", "")
   if pooling not in ("", *onnx.POOLING):

@@ -79,8 +79,8 @@ def batch_limits() -> dict:
 def by_row(function, params, rows, batch_size=BATCH):
   """Runs rows through a compiled function: the shortest first, in batches of a few shapes.
 
-  Args: function: (params, batch) -> {name: [B, ...]}. params: the parameters, or an onnx_runtime.OnnxModel, which is called
-    instead of the function. rows: batching.Rows. batch_size: the most rows in a batch.
+  Args: function: (params, batch) -> {name: [B, ...]}. params: the parameters, or an onnx_runtime.OnnxModel, which is
+    called instead of the function. rows: batching.Rows. batch_size: the most rows in a batch.
   Returns: {name: list of one numpy array a row}; those over positions are as long as their batch's longest row.
   """
   longest = params.positions if callable(params) else len(params["embeddings"]["position"]["embedding"])
