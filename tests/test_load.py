@@ -1,12 +1,15 @@
 """One door for every kind of checkpoint."""
 
+import dataclasses
 import json
 import pathlib
 import sys
 
+import made_up
 import numpy as np
 import pytest
 import safetensors.numpy
+import tokenizers
 from small_models import SMALL, assert_same, random_params
 
 import albert_jax
@@ -57,16 +60,101 @@ class TestFind:
     with pytest.raises(UserError, match=r"no .*model-00002-of-00002\.safetensors"):
       albert_jax.load(tmp_path / "model")
 
-  def test_tokenizer(self, tmp_path, monkeypatch):
-    hf.save(tmp_path / "model", SMALL, PARAMS)
+  def test_tokenizer(self, tmp_path):
+    cfg = dataclasses.replace(SMALL, vocab_size=400)
+    hf.save(tmp_path / "model", cfg, random_params(cfg))
     with pytest.raises(UserError, match="holds no vocabulary"):
       convert.load_tokenizer(tmp_path / "model")
     assert convert.load_tokenizer(tmp_path / "model", optional=True) is None
-    (tmp_path / "model/spiece.model").write_bytes(b"not read yet")
+    made_up.vocabulary(tmp_path / "model")
     assert convert.load_tokenizer(tmp_path / "model").lower is True
     (tmp_path / "model/tokenizer_config.json").write_text('{"do_lower_case": false, "keep_accents": true}')
     tokenizer = convert.load_tokenizer(tmp_path / "model")
     assert (tokenizer.lower, tokenizer.keep_accents) == (False, True)
+    (tmp_path / "model/tokenizer_config.json").write_text('{"do_lower_case": "no"}')
+    with pytest.raises(UserError, match="do_lower_case is 'no'; expected true or false"):
+      convert.load_tokenizer(tmp_path / "model")
+
+
+TEXTS = ["Badekope fumikine lu depinu.", "nipu 2010, (dosa) “fo” titebo", "ßé unknown ☃ [MASK] words"]
+
+
+class TestTokenizerJson:
+  """What transformers 5 saves: tokenizer.json and no spiece.model."""
+
+  @pytest.fixture
+  def folder(self, tmp_path):
+    path = made_up.checkpoint(tmp_path)
+    (path / "spiece.model").unlink()
+    return path
+
+  def test_ids_are_those_of_the_library(self, folder):
+    tokenizer = convert.load_tokenizer(folder)
+    library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    library.encode_special_tokens = True
+    assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id) == (
+      0,
+      1,
+      2,
+      3,
+      4,
+    )
+    for text in TEXTS:
+      assert tokenizer.encode(text) == library.encode(text, add_special_tokens=False).ids
+      ids, spans = tokenizer.encode_with_offsets(text)
+      assert ids == tokenizer.encode(text) and len(spans) == len(ids)
+    assert tokenizer.encode("[MASK]", specials=True) == [4] and 4 not in tokenizer.encode("[MASK]")
+
+  def test_it_is_written_again(self, folder, tmp_path):
+    cfg, params = albert_jax.load(folder)
+    albert_jax.save(tmp_path / "again", cfg, params, vocabulary=convert.load_tokenizer(folder))
+    assert convert.load_tokenizer(tmp_path / "again").encode_batch(TEXTS) == convert.load_tokenizer(
+      folder
+    ).encode_batch(TEXTS)
+
+  @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": "1.0"}', '{"model": {"type": "Unigram", "vocab": 3}}'])
+  def test_damage_is_one_line(self, folder, text):
+    (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(UserError, match=r"tokenizer\.json") as error:
+      convert.load_tokenizer(folder).encode("a")
+    assert "\n" not in str(error.value)
+
+
+class TestAddedTokens:
+  def add(self, folder, name):
+    tokens = json.loads((folder / "tokenizer.json").read_text())
+    tokens["added_tokens"].append({**tokens["added_tokens"][0], "id": 400, "content": name, "special": False})
+    (folder / "tokenizer.json").write_text(json.dumps(tokens))
+
+  def test_they_have_the_ids_of_tokenizer_json(self, tmp_path):
+    cfg = dataclasses.replace(SMALL, vocab_size=401)
+    albert_jax.save(tmp_path / "a", cfg, random_params(cfg), vocabulary=made_up.vocabulary(tmp_path))
+    self.add(tmp_path / "a", "<ent>")
+    assert 400 in convert.load_tokenizer(tmp_path / "a").encode("nipu <ent> dosa")
+
+  def test_more_pieces_than_rows(self, tmp_path):
+    path = made_up.checkpoint(tmp_path)
+    self.add(path, "<ent>")
+    with pytest.raises(UserError, match="the vocabulary has 401 pieces, the model 400 rows"):
+      convert.load_tokenizer(path)
+
+  def test_without_a_tokenizer_json_they_are_refused(self, tmp_path):
+    path = made_up.checkpoint(tmp_path)
+    (path / "tokenizer.json").unlink()
+    (path / "added_tokens.json").write_text('{"<ent>": 400}')
+    with pytest.raises(UserError, match="'<ent>' were added to the vocabulary"):
+      convert.load_tokenizer(path)
+
+
+@pytest.mark.parametrize(
+  "names", [{"0": "a", "5": "b"}, {"x": "a"}, ["a"], {"0": 3}, {"1": "a"}, {"0": "a", "00": "b"}]
+)
+def test_labels_with_gaps_are_refused(tmp_path, names):
+  path = made_up.checkpoint(tmp_path)
+  fields = json.loads((path / "config.json").read_text())
+  (path / "config.json").write_text(json.dumps(fields | {"id2label": names}))
+  with pytest.raises(UserError, match="id2label is"):
+    convert.about(path)
 
 
 class TestTorch:

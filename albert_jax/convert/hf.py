@@ -334,15 +334,17 @@ def write_vocabulary(folder, cfg, tokenizer):
     raise UserError(
       f"the vocabulary {tokenizer.path} has {tokenizer.vocab_size} pieces, the model only {cfg.vocab_size} rows"
     )
-  wordpiece = tokenizer.path.endswith(".txt")
-  shutil.copyfile(tokenizer.path, folder / ("vocab.txt" if wordpiece else "spiece.model"))
-  rules = None if wordpiece else tokenizer_json(tokenizer)
-  if rules is not None:
+  # With a tokenizer.json the plain class, which takes it as it is; AlbertTokenizer would change quotes, for one.
+  name, tokenizer_class = {
+    ".txt": ("vocab.txt", "BertTokenizer"), ".json": ("tokenizer.json", "PreTrainedTokenizerFast")
+  }.get(pathlib.Path(tokenizer.path).suffix, ("spiece.model", "AlbertTokenizer"))  # fmt: skip
+  shutil.copyfile(tokenizer.path, folder / name)
+  if name == "spiece.model" and (rules := tokenizer_json(tokenizer)) is not None:
     (folder / "tokenizer.json").write_text(json.dumps(rules, ensure_ascii=False), "utf-8")
+    tokenizer_class = "PreTrainedTokenizerFast"
   names = {key: tokenizer.pieces[getattr(tokenizer, f"{key}_id")] for key in ("pad", "unk", "cls", "sep", "mask")}
   fields = {
-    # With a tokenizer.json the plain class, which takes it as it is; AlbertTokenizer would change quotes, for one.
-    "tokenizer_class": "BertTokenizer" if wordpiece else "PreTrainedTokenizerFast" if rules else "AlbertTokenizer",
+    "tokenizer_class": tokenizer_class,
     "do_lower_case": tokenizer.lower,
     "keep_accents": tokenizer.keep_accents,
     "model_max_length": cfg.max_position_embeddings,

@@ -1,16 +1,18 @@
 """Any checkpoint to (AlbertConfig, params): says by itself what it is."""
 
-import json
+import logging
 import pathlib
 import re
 
 import numpy as np
 
 from albert_jax import files, paths
-from albert_jax.convert import google_tf1, hf, styletts2
+from albert_jax.convert import configs, google_tf1, hf, styletts2
 from albert_jax.convert.mapping import Rules
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def load(path, *, allow_missing=(), allow_unused=(), keep_config=False):
@@ -80,7 +82,7 @@ def about(path) -> dict:
   found = hf.read_fields(folder) if format is hf else {}
   if "albert_jax_task" in found:
     return found["albert_jax_task"]
-  names = [name for _, name in sorted(found.get("id2label", {}).items(), key=lambda item: int(item[0]))]
+  names = _label_names(found.get("id2label") or {}, folder)
   said = {"labels": names} if names and not all(re.fullmatch(r"LABEL_\d+", name) for name in names) else {}
   purpose = next((_PURPOSES[name] for name in found.get("architectures") or () if name in _PURPOSES), None)
   if purpose == "classify":
@@ -88,23 +90,81 @@ def about(path) -> dict:
   return {"name": purpose, **said} if purpose else said
 
 
-def load_tokenizer(path, *, optional=False) -> Tokenizer | None:
-  """The tokenizer of the checkpoint at `path`, with the rules its tokenizer_config.json names.
+def _label_names(id2label, folder) -> list[str]:
+  """The names of the outputs 0 to n - 1, in this order, of a config.json's `id2label`."""
+  try:
+    by_id = {int(i): name for i, name in id2label.items()}
+  except (AttributeError, TypeError, ValueError):
+    by_id = {-1: None}
+  if sorted(by_id) != list(range(len(id2label))) or not all(isinstance(name, str) for name in by_id.values()):
+    raise UserError(
+      f"{folder}/config.json: id2label is {id2label!r:.80}; expected a name for each output from 0 on, such as "
+      '{"0": "negative", "1": "positive"}'
+    )
+  return [by_id[i] for i in range(len(by_id))]
 
-  Raises: UserError if there is no vocabulary; `optional` gives None then.
+
+def load_tokenizer(path, *, optional=False) -> Tokenizer | None:
+  """Reads the tokenizer of a checkpoint, with the rules that its tokenizer_config.json names.
+
+  Args:
+    path: see `load`.
+    optional: return None where there is no vocabulary.
+  Returns:
+    the Tokenizer. Where tokens were added to the vocabulary, that of tokenizer.json, whose ids are transformers'.
+  Raises:
+    UserError: there is no vocabulary, its rules are no yes or no, or it has more pieces than the model has rows.
   """
   _, folder = find(path)
   folder = pathlib.Path(folder)
   folder = folder if folder.is_dir() else folder.parent
   rules = folder / "tokenizer_config.json"
-  said = json.loads(rules.read_text("utf-8")) if rules.is_file() else {}
-  folder = folder / "assets" if (folder / "assets").is_dir() else folder
+  fields = configs.read_json(rules) if rules.is_file() else {}
+  flags = {"lower": fields.get("do_lower_case", True), "keep_accents": fields.get("keep_accents", False)}
+  for name, value in zip(("do_lower_case", "keep_accents"), flags.values(), strict=True):
+    if not isinstance(value, bool):
+      raise UserError(f"{rules}: {name} is {value!r:.40}; expected true or false")
+  assets = folder / "assets" if (folder / "assets").is_dir() else folder
   try:
-    return Tokenizer(folder, lower=said.get("do_lower_case", True), keep_accents=said.get("keep_accents", False))
+    tokenizer = Tokenizer(assets, **flags)
   except UserError:
     if optional:
       return None
     raise
+  if not tokenizer.path.endswith(".json") and (added := _added_tokens(folder, tokenizer)):
+    if not (folder / "tokenizer.json").is_file():
+      raise UserError(
+        f"{folder}: the tokens {', '.join(map(repr, added[:3]))} were added to the vocabulary, but {tokenizer.path} "
+        "does not hold them; save the tokenizer with transformers 5, so that there is a tokenizer.json"
+      )
+    tokenizer = Tokenizer(folder / "tokenizer.json", **flags)
+  _check_rows(folder, tokenizer)
+  return tokenizer
+
+
+def _added_tokens(folder: pathlib.Path, tokenizer: Tokenizer) -> list[str]:
+  """The tokens that files beside a vocabulary add to it and that are none of its pieces."""
+  added = []
+  if (folder / "added_tokens.json").is_file():
+    added += configs.read_json(folder / "added_tokens.json")
+  if (folder / "tokenizer.json").is_file():
+    tokens = configs.read_json(folder / "tokenizer.json").get("added_tokens") or []
+    added += [token["content"] for token in tokens if isinstance(token, dict) and isinstance(token.get("content"), str)]
+  pieces = set(tokenizer.pieces) if added else set()
+  return [token for token in dict.fromkeys(added) if token not in pieces]
+
+
+def _check_rows(folder: pathlib.Path, tokenizer: Tokenizer):
+  """Compares a vocabulary with the rows that the config.json beside it names."""
+  config = folder / "config.json"
+  rows = configs.read_json(config).get("vocab_size") if config.is_file() else None
+  if not isinstance(rows, int):
+    return
+  pieces = tokenizer.vocab_size
+  if pieces > rows:
+    raise UserError(f"{folder}: the vocabulary has {pieces} pieces, the model {rows} rows; is it another model's?")
+  if pieces < rows:
+    logger.info("%s: %d rows of the model have no piece in the vocabulary of %d.", folder, rows, pieces)
 
 
 def fit(params, loaded, *, new=(), unused=()):

@@ -18,11 +18,11 @@ import numpy as np
 import sentencepiece
 
 from albert_jax import files
-from albert_jax.errors import UserError
+from albert_jax.errors import UserError, message_lines
 
 _SPACE = "▁"  # SentencePiece's mark for "a word starts here"
 # What a vocabulary is called in the folders of Hugging Face and of Google, English and Chinese.
-_VOCABULARIES = ("spiece.model", "30k-clean.model", "vocab.txt", "vocab_chinese.txt")
+_VOCABULARIES = ("spiece.model", "30k-clean.model", "vocab.txt", "vocab_chinese.txt", "tokenizer.json")
 _MAX_WORDPIECE_CHARS = 200  # a longer word is one unknown piece (tokenization.py, WordpieceTokenizer)
 
 
@@ -114,7 +114,8 @@ class Tokenizer:
   The file is read at the first use, in each process anew: the object itself is a few strings and pickles as such.
 
   Attributes:
-    path: the vocabulary: `spiece.model` (SentencePiece) or `vocab.txt` (WordPiece), or a folder that holds one.
+    path: the vocabulary: `spiece.model` (SentencePiece), `vocab.txt` (WordPiece) or `tokenizer.json` (the ids are those
+      of transformers), or a folder that holds one.
     pieces: list[str], the pieces by id.
     vocab_size: int.
     pad_id, unk_id, cls_id, sep_id, mask_id: int, looked up by name in the vocabulary.
@@ -137,7 +138,8 @@ class Tokenizer:
       found = [path / name for name in _VOCABULARIES if (path / name).is_file()]
       if not found:
         raise UserError(
-          f"the folder {path} holds no vocabulary: expected spiece.model (SentencePiece) or vocab.txt (WordPiece) in it"
+          f"the folder {path} holds no vocabulary: expected spiece.model (SentencePiece), vocab.txt (WordPiece) or "
+          "tokenizer.json in it"
         )
       path = found[0]
     if not path.is_file():
@@ -148,7 +150,7 @@ class Tokenizer:
     self.path = os.fspath(path)
     self.lower, self.keep_accents, self.hf_quotes, self.digit_comma = lower, keep_accents, hf_quotes, digit_comma
     self._rules = {"lower": lower, "keep_accents": keep_accents, "hf_quotes": hf_quotes}
-    self._is_wordpiece = path.suffix == ".txt"
+    self._is_fast = path.suffix in (".txt", ".json")  # read by the `tokenizers` library
 
   def __reduce__(self):
     return Tokenizer, (self.path, self.lower, self.keep_accents, self.hf_quotes, self.digit_comma)
@@ -163,11 +165,13 @@ class Tokenizer:
 
   @functools.cached_property
   def _model(self):
-    return _load_wordpiece(self) if self._is_wordpiece else _load_sentencepiece(self.path)
+    if self.path.endswith(".json"):
+      return _load_tokenizer_json(self.path)
+    return _load_wordpiece(self) if self._is_fast else _load_sentencepiece(self.path)
 
   @functools.cached_property
   def pieces(self):
-    if self._is_wordpiece:
+    if self._is_fast:
       return [self._model.id_to_token(i) for i in range(self._model.get_vocab_size())]
     return [self._model.id_to_piece(i) for i in range(self._model.vocab_size())]
 
@@ -183,7 +187,10 @@ class Tokenizer:
   def _special_ids(self):
     """{'pad', 'unk', 'cls', 'sep', 'mask': id}; a UserError names those that the vocabulary lacks."""
     names = {"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-    names |= {"pad": "[PAD]", "unk": "[UNK]"} if self._is_wordpiece else {"pad": "<pad>"}
+    if self._is_fast:
+      names |= {"pad": "[PAD]", "unk": "[UNK]"} if "[PAD]" in self._ids else {"pad": "<pad>", "unk": "<unk>"}
+    else:
+      names |= {"pad": "<pad>"}
     missing = [name for name in names.values() if name not in self._ids]
     if missing:
       raise UserError(
@@ -191,7 +198,7 @@ class Tokenizer:
         "albert-jax vocab --input=GLOB --out=DIR"
       )
     ids = {key: self._ids[name] for key, name in names.items()}
-    return ids if self._is_wordpiece else ids | {"unk": self._model.unk_id()}
+    return ids if self._is_fast else ids | {"unk": self._model.unk_id()}
 
   pad_id = property(lambda self: self._special_ids["pad"])
   unk_id = property(lambda self: self._special_ids["unk"])
@@ -202,7 +209,7 @@ class Tokenizer:
   @functools.cached_property
   def ordinary_ids(self):
     special = set(self._special_ids.values())
-    if self._is_wordpiece:
+    if self._is_fast:
       special |= {i for i, piece in enumerate(self.pieces) if re.fullmatch(r"\[unused\d+\]", piece)}
     else:
       sp = self._model
@@ -249,7 +256,7 @@ class Tokenizer:
     So it is where every word starts a piece and no piece reaches over a space, nor do unknown ones, which SentencePiece
     joins. Not for a text that holds SentencePiece's own mark of a space, `▁`.
     """
-    if self._is_wordpiece:
+    if self._is_fast:
       return True
     reaches_over = any(_SPACE in piece[1:] for piece in self.pieces)
     return not reaches_over and _SPACE in self._text_ids and self._model.normalize("  a  b ") == "▁a▁b"
@@ -269,7 +276,7 @@ class Tokenizer:
     Returns:
       list of list[int], without [CLS] and [SEP].
     """
-    if self._is_wordpiece:
+    if self._is_fast:
       return [x.ids for x in self._model.encode_batch([_characters(text) for text in texts], add_special_tokens=False)]
     # One thread: whoever has gigabytes runs several processes, and more threads than cores would slow them all.
     batch = self._model.encode([normalize(text, **self._rules) for text in texts], out_type=int, num_threads=1)
@@ -297,7 +304,7 @@ class Tokenizer:
         for part, _, special in self._split_specials(text)
         for i in (self.encode(part) if special is None else [special])
       ]
-    if self._is_wordpiece:
+    if self._is_fast:
       return self._model.encode(_characters(text), add_special_tokens=False).ids
     return self._split_commas(self._model.encode(normalize(text, **self._rules), out_type=int))
 
@@ -317,7 +324,7 @@ class Tokenizer:
     parts = self._split_specials(text) if specials else [(text, 0, None)]
     for part, start, special in parts:
       if special is None:
-        part_ids, part_spans = (self._wordpiece_spans if self._is_wordpiece else self._sentencepiece_spans)(part)
+        part_ids, part_spans = (self._fast_spans if self._is_fast else self._sentencepiece_spans)(part)
       else:
         part_ids, part_spans = [special], [(0, len(part))]
       ids += part_ids
@@ -358,7 +365,7 @@ class Tokenizer:
           result.append((at, at))
     return ids, result
 
-  def _wordpiece_spans(self, text):
+  def _fast_spans(self, text):
     encoded = self._model.encode(_characters(text), add_special_tokens=False)
     return encoded.ids, encoded.offsets
 
@@ -374,7 +381,7 @@ class Tokenizer:
     wrong = [i for i in ids if not 0 <= i < self.vocab_size]
     if wrong:
       raise UserError(f"id {wrong[0]} is outside the vocabulary {self.path}, which has ids 0 to {self.vocab_size - 1}")
-    if self._is_wordpiece:
+    if self._is_fast:
       special = {self.pad_id, self.cls_id, self.sep_id, self.mask_id}
       return self._model.decode([i for i in ids if i not in special], skip_special_tokens=False)
     return self._model.decode(ids)
@@ -399,12 +406,8 @@ def _load_sentencepiece(path):
 
 
 def _load_wordpiece(tokenizer):
-  try:
-    import tokenizers
-  except ImportError:
-    raise UserError(
-      f"{tokenizer.path} is a WordPiece vocabulary, which needs the `tokenizers` library: pip install tokenizers"
-    ) from None
+  import tokenizers
+
   try:
     lines = pathlib.Path(tokenizer.path).read_text("utf-8").rstrip("\n").split("\n")
   except UnicodeDecodeError as error:
@@ -428,4 +431,18 @@ def _load_wordpiece(tokenizer):
   )
   model.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
   model.decoder = tokenizers.decoders.WordPiece(prefix="##")
+  return model
+
+
+def _load_tokenizer_json(path):
+  """The tokenizer of a tokenizer.json. Special names in a text stay text, as with the other vocabularies."""
+  import tokenizers
+
+  try:
+    model = tokenizers.Tokenizer.from_file(path)
+  except Exception as error:  # The library raises plain Exception for whatever it cannot read.
+    raise UserError(f"{path} is not a tokenizer.json that can be read: {message_lines(error)[0][:200]}") from None
+  model.no_truncation()
+  model.no_padding()
+  model.encode_special_tokens = True
   return model
