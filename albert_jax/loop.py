@@ -93,7 +93,7 @@ def train(config, folder, profile: tuple[int, int] | None = None) -> dict:
           saved.open()  # Now that the device is at work.
           if before is not None:
             look(*before)
-          before = (step, (*flops.work(stage.task.model, batch), waited), numbers)
+          before = (step, (*flops.work(stage.task.model, batch, stage.task.row_flops), waited), numbers)
 
           stop = asked_to_stop()
           evaluating = step % config.eval_every == 0 or step == config.steps

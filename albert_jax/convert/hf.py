@@ -13,6 +13,7 @@ import safetensors.numpy
 from albert_jax.convert import configs, mapping, torch_file
 from albert_jax.convert.files import new_folder
 from albert_jax.convert.tokenizer_json import tokenizer_json
+from albert_jax.data.speech.symbols import Symbols
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
@@ -274,7 +275,7 @@ def save(path, cfg, params, *, vocabulary=None, architecture=None, extra=None, o
   Args:
     path: the new folder; it appears whole or not at all.
     params: our tree, any array type; the parts and heads in it are written.
-    vocabulary: a `Tokenizer` or the path of its file; written with the rules transformers needs to know.
+    vocabulary: a `Tokenizer`, the path of its file, or a symbol table; written with the rules transformers needs.
     architecture: the class that opens it, such as AlbertForMultipleChoice; None: by the parts and heads there are.
     extra: more keys for config.json, such as id2label.
     overwrite: replace what is at `path`.
@@ -284,13 +285,19 @@ def save(path, cfg, params, *, vocabulary=None, architecture=None, extra=None, o
   """
   fields = to_fields(cfg, params, architecture=architecture, extra=extra)
   if vocabulary is not None:
-    vocabulary = vocabulary if isinstance(vocabulary, Tokenizer) else Tokenizer(vocabulary)
-    fields |= {f"{name}_token_id": getattr(vocabulary, f"{id}_id") for name, id in _TOKENS.items()}
+    vocabulary = vocabulary if isinstance(vocabulary, Tokenizer | Symbols) else Tokenizer(vocabulary)
+    fields |= {
+      f"{name}_token_id": getattr(vocabulary, f"{id}_id")
+      for name, id in _TOKENS.items()
+      if hasattr(vocabulary, f"{id}_id")
+    }
   tensors = tensors_of(cfg, params, architecture=fields["architectures"][0])
   with new_folder(path, overwrite=overwrite) as folder:
     (folder / "config.json").write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", "utf-8")
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    if vocabulary is not None:
+    if isinstance(vocabulary, Symbols):
+      vocabulary.write(folder)
+    elif vocabulary is not None:
       write_vocabulary(folder, cfg, vocabulary)
 
 

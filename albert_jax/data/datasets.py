@@ -104,6 +104,10 @@ def tokenizer(dataset, spm=""):
     UserError: `spm` is another vocabulary.
   """
   description = describe(dataset)
+  if "kind" in description:
+    raise UserError(
+      f"{dataset} holds {description['kind']}, not text; train on it with --config=configs/plbert.py:base"
+    )
   vocabulary, settings = description["vocabulary"], description["settings"]
   own = pathlib.Path(folders(dataset)[0]).expanduser() / vocabulary["file"]
   result = Tokenizer(spm or own, lower=settings["lower"], keep_accents=settings["keep_accents"])

@@ -14,7 +14,7 @@ __all__ = ["STRUCTURE", "TASKS", "Task", "joined", "make"]
 # name: the file whose `make` builds it
 TASKS = {
   "pretrain": "pretrain", "classify": "classify", "glue": "glue", "choice": "choice", "ner": "ner", "squad": "squad",
-  "summarize": "summarize", "retrieve": "retrieve",
+  "summarize": "summarize", "retrieve": "retrieve", "plbert": "plbert",
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from albert_jax.data.finetuning import batching
+from albert_jax.data.speech.symbols import Symbols
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig
@@ -23,7 +24,7 @@ class Task:
   train_batches(start_step, host, hosts) -> iterator over this host's rows of the global batches, from `start_step` on.
   eval_batches(host, hosts) -> one finite pass; padded rows weigh 0; as many batches on every host.
   baselines: {metric: (value, what it is)}: what the held-out metric would be without learning.
-  vocabulary: the Tokenizer whose ids the batches hold; exported with the weights.
+  vocabulary: the Tokenizer (or symbol table) whose ids the batches hold; exported with the weights.
 
   Where held-out numbers are not ratios of sums (F1, correlations, exact match), or answers are files:
   outputs(params, batch) -> {name: array [B, ...]}, on the device.
@@ -34,6 +35,7 @@ class Task:
   new, unused: regular expressions of parameters that `init_from` need not have, and of those it may have in vain.
   about: what an export says of the task, see the function `about`.
   architecture: the class of transformers that opens the export; '' for the one that its parameters imply.
+  row_flops: operations of the task's own heads for a row of a training step, where they are not small.
   """
 
   model: AlbertConfig
@@ -43,7 +45,7 @@ class Task:
   train_batches: Callable
   eval_batches: Callable
   baselines: dict
-  vocabulary: Tokenizer
+  vocabulary: Tokenizer | Symbols
   outputs: Callable | None = None
   score: Callable | None = None
   train_rows: int = 0
@@ -51,6 +53,7 @@ class Task:
   unused: tuple[str, ...] = ()
   about: dict = dataclasses.field(default_factory=dict)
   architecture: str = ""
+  row_flops: float = 0.0
 
 
 def batches(config, training, held_out, first_row) -> dict:

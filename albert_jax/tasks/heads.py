@@ -44,6 +44,14 @@ def cross_entropy(logits, labels, weights, smoothing: float = 0.0):
 
   Returns: ((sum of losses, sum of weights), (sum of correct answers, sum of weights)).
   """
+  losses, is_hit = losses_and_hits(logits, labels, smoothing)
+  weight = jnp.sum(weights)
+  hits = jnp.sum(weights * is_hit)
+  return (jnp.sum(weights * losses), weight), (hits, weight)
+
+
+def losses_and_hits(logits, labels, smoothing: float = 0.0):
+  """Args: as for cross_entropy. Returns: losses, float32 [...], and whether the label has the highest logit [...]."""
   # In these terms the gradient is one pass over the logits: gathering the label's makes it a scatter into zeros, and
   # argmax is a slow loop on CPUs. A label that does not exist makes the loss NaN.
   classes = logits.shape[-1]
@@ -56,9 +64,73 @@ def cross_entropy(logits, labels, weights, smoothing: float = 0.0):
   losses = jnp.where(exists, log_total - of_label, jnp.nan)
   if smoothing:
     losses = (1 - smoothing) * losses + smoothing * (log_total - jnp.mean(shifted, axis=-1))
-  weight = jnp.sum(weights)
-  hits = jnp.sum(weights * (exists & (of_label == 0)))
-  return (jnp.sum(weights * losses), weight), (hits, weight)
+  return losses, exists & (of_label == 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def chunked_cross_entropy(x_BPD, kernel_DC, bias_C, labels_BP, weights_BP, chunk: int):
+  """The weighted loss of a dense layer with many classes, without ever holding all its logits.
+
+  Logits are made for about `chunk` positions at a time. For a gradient they are made once, too: a chunk's part of the
+  gradient is computed with its loss.
+
+  Args:
+    x_BPD: the layer's input, in the dtype of the product.
+    kernel_DC, bias_C: the layer.
+    labels_BP: int. weights_BP: float32.
+    chunk: positions of all rows at a time, about.
+
+  Returns:
+    (float32 sum of weights * losses, is_hit [B, P] bool).
+  """
+  total, is_hit, _ = _in_chunks(x_BPD, kernel_DC, bias_C, labels_BP, weights_BP, chunk, False)
+  return total, is_hit
+
+
+def _in_chunks(x_BPD, kernel_DC, bias_C, labels_BP, weights_BP, chunk, with_gradient):
+  B, P, D = x_BPD.shape
+  size = max(n for n in range(1, P + 1) if P % n == 0 and n <= max(1, chunk // B))
+  kernel = kernel_DC.astype(x_BPD.dtype)
+
+  def cut(values):  # [B, P, ...] -> [P / size, B, size, ...]: rows stay where they are
+    return values.reshape(B, P // size, size, *values.shape[2:]).swapaxes(0, 1)
+
+  def one(carry, part):
+    total, d_kernel, d_bias = carry
+    x, labels, weights = part
+    logits = jnp.einsum("bpd,dc->bpc", x, kernel, preferred_element_type=jnp.float32) + bias_C[None, None, :]
+    losses, is_hit = losses_and_hits(logits, labels)
+    total += jnp.sum(weights * losses)
+    if not with_gradient:
+      return (total, d_kernel, d_bias), (is_hit, None)
+    is_label = jax.lax.broadcasted_iota(labels.dtype, logits.shape, 2) == labels[..., None]
+    d_logits = (jax.nn.softmax(logits) - is_label) * weights[..., None]
+    d_bias += jnp.sum(d_logits, axis=(0, 1))
+    d_logits = d_logits.astype(x.dtype)
+    d_x = jnp.einsum("bpc,dc->bpd", d_logits, kernel)
+    d_kernel += jnp.einsum("bpd,bpc->dc", x, d_logits, preferred_element_type=jnp.float32)
+    return (total, d_kernel, d_bias), (is_hit, d_x)
+
+  # Sums begin as 0 times what they are sums of, so that on a mesh they are known to differ between devices.
+  start = 0 * jnp.sum(weights_BP), *((0 * kernel_DC, 0 * bias_C) if with_gradient else (None, None))
+  (total, d_kernel, d_bias), (is_hit, d_x) = jax.lax.scan(one, start, (cut(x_BPD), cut(labels_BP), cut(weights_BP)))
+  is_hit = is_hit.swapaxes(0, 1).reshape(B, P)
+  gradient = (d_x.swapaxes(0, 1).reshape(B, P, D), d_kernel, d_bias) if with_gradient else None
+  return total, is_hit, gradient
+
+
+def _chunked_forward(x_BPD, kernel_DC, bias_C, labels_BP, weights_BP, chunk):
+  total, is_hit, gradient = _in_chunks(x_BPD, kernel_DC, bias_C, labels_BP, weights_BP, chunk, True)
+  return (total, is_hit), gradient
+
+
+def _chunked_backward(chunk, gradient, cotangents):
+  scale = cotangents[0]
+  d_x, d_kernel, d_bias = gradient
+  return d_x * scale.astype(d_x.dtype), d_kernel * scale, d_bias * scale, None, None
+
+
+chunked_cross_entropy.defvjp(_chunked_forward, _chunked_backward)
 
 
 def mean_loss(batch) -> dict:

@@ -53,9 +53,12 @@ def flops_per_step(cfg, batch_size, length, slots) -> float:
   return 3.0 * batch_size * (projection + layers * layer + slots * (2 * H * E + 2 * E * V) + 2 * H * H)
 
 
-def work(cfg, batch) -> tuple[int, float]:
-  """(tokens, operations) of a training step on a batch of arrays, padding included."""
+def work(cfg, batch, row_flops: float = 0.0) -> tuple[int, float]:
+  """(tokens, operations) of a training step on a batch of arrays, padding included.
+
+  Args: row_flops: operations of a task's own heads for a row.
+  """
   *_, length = batch["input_ids"].shape
   rows = batch["input_ids"].size // length
   slots = batch["mlm_positions"].shape[-1] if "mlm_positions" in batch else 0
-  return rows * length, flops_per_step(cfg, rows, length, slots)
+  return rows * length, flops_per_step(cfg, rows, length, slots) + rows * row_flops

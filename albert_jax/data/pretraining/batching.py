@@ -18,9 +18,9 @@ from albert_jax.data.pretraining import examples, mixture, packing
 from albert_jax.data.pretraining.examples import DataConfig
 from albert_jax.errors import UserError
 
-__all__ = ["DataConfig", "batch_maker", "eval_batches", "train_batches"]
+__all__ = ["FOREVER", "DataConfig", "batch_maker", "check_hosts", "eval_batches", "iterate", "train_batches"]
 
-_FOREVER = 1 << 40  # steps
+FOREVER = 1 << 40  # steps
 _BUFFERED = 2  # batches that wait ready for the loop
 
 
@@ -96,8 +96,8 @@ def _vocabulary(dataset, spm):
   return examples.Vocabulary.of(datasets.tokenizer(dataset, spm))
 
 
-def _check(cfg, split, batch_size, host, hosts):
-  """Finds the user's mistakes before a worker does, whose errors are hard to read; returns the rows of an epoch."""
+def check_hosts(batch_size, host, hosts):
+  """Raises: UserError for a batch that hosts cannot share, or a host that does not exist."""
   if batch_size < 1 or batch_size % hosts:
     raise UserError(
       f"batch_size={batch_size} must divide by the number of hosts ({hosts}); try "
@@ -105,6 +105,11 @@ def _check(cfg, split, batch_size, host, hosts):
     )
   if not 0 <= host < hosts:
     raise UserError(f"host={host} is not one of {hosts} hosts; expected 0 to {hosts - 1}")
+
+
+def _check(cfg, split, batch_size, host, hosts):
+  """Finds the user's mistakes before a worker does, whose errors are hard to read; returns the rows of an epoch."""
+  check_hosts(batch_size, host, hosts)
   _vocabulary(cfg.dataset, cfg.spm)
   sizes = [len(datasets.open_split(folder, split)) for folder in datasets.folders(cfg.dataset)]
   mixture.places(cfg.weights, sizes)
@@ -116,7 +121,8 @@ def _check(cfg, split, batch_size, host, hosts):
   return _rows(cfg, split)
 
 
-def _batches(maker, first, stop, workers):
+def iterate(maker, first, stop, workers):
+  """The batches `first` to `stop` of a function of their number, made ahead by a thread or by worker processes."""
   if first < stop:
     yield maker(first)
   # Imported here: it takes a while, in which the device is at work on the first batch.
@@ -176,7 +182,7 @@ def train_batches(cfg, *, batch_size, seed, start_step=0, host=0, hosts=1, first
     UserError: the dataset, the vocabulary or the sizes do not fit.
   """
   maker = batch_maker(cfg, batch_size=batch_size, seed=seed, host=host, hosts=hosts, first_row=first_row)
-  return _batches(maker, start_step, _FOREVER, cfg.workers)
+  return iterate(maker, start_step, FOREVER, cfg.workers)
 
 
 def eval_batches(cfg, *, batch_size, seed, host=0, hosts=1, max_batches=None):
@@ -195,4 +201,4 @@ def eval_batches(cfg, *, batch_size, seed, host=0, hosts=1, max_batches=None):
   total = _check(cfg, cfg.validation_split, batch_size, host, hosts)
   maker = _Maker(cfg, cfg.validation_split, batch_size, seed, host, hosts, is_training=False)
   batches = -(-total // batch_size)
-  return _batches(maker, 0, min(batches, max_batches or batches), 0)
+  return iterate(maker, 0, min(batches, max_batches or batches), 0)

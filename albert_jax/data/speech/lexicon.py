@@ -13,10 +13,9 @@ import numpy as np
 
 from albert_jax import files
 from albert_jax.data.speech import symbols as symbol_tables
-from albert_jax.data.speech.symbols import Symbols
+from albert_jax.data.speech.symbols import TARGETS_FILE, Symbols
 
 FILE = "lexicon.npz"
-TARGETS_FILE = "words.txt"
 # The first targets of the word loss: the space after a word, and a word that is too rare to have a target.
 SPACE, UNKNOWN, FIRST_WORD = 0, 1, 2
 SPECIAL = ("<space>", "<unknown>")

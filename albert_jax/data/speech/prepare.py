@@ -15,14 +15,13 @@ import numpy as np
 
 from albert_jax import files
 from albert_jax.data.corpus import prepare, readers, runners, shards
+from albert_jax.data.speech import batching, phonemisers, units
 from albert_jax.data.speech import lexicon as lexicons
-from albert_jax.data.speech import phonemisers, units
 from albert_jax.data.speech import symbols as symbol_tables
 from albert_jax.data.speech import words as text_words
 from albert_jax.data.speech.units import Settings
 from albert_jax.errors import UserError
 
-KIND = "phonemes"  # of a dataset, in its description
 _WORDS_A_JOB = 20_000
 _EXAMPLES = 10
 
@@ -59,7 +58,7 @@ def make_dataset(
     text_words.number_speller(settings.language)  # Says now if it cannot.
   parts = readers.plan(spec, reading)
   identity = {
-    "format": 1, "kind": KIND, "corpus": spec, "settings": dataclasses.asdict(settings),
+    "format": 1, "kind": batching.KIND, "corpus": spec, "settings": dataclasses.asdict(settings),
     "reading": dataclasses.asdict(reading), "phonemiser": phonemiser.name if phonemiser else "the corpus",
   }  # fmt: skip
   parent, name = out.rsplit("/", 1)

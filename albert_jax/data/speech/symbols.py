@@ -3,12 +3,14 @@
 import collections
 import json
 import pathlib
+import shutil
 
 import numpy as np
 
 from albert_jax.errors import UserError
 
 FILE = "symbols.json"
+TARGETS_FILE = "words.txt"  # beside it: the targets of the word loss, one a line
 # The 178 places of PL-BERT and StyleTTS2. The apostrophe stands twice; the later place counts. Place 0 is padding.
 STYLETTS2 = (
   '$;:,.!?¡¿—…"«»“” ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz'
@@ -93,8 +95,11 @@ class Symbols:
     return json.dumps({"vocab": self._ids, "size": self.vocab_size, **self._roles}, ensure_ascii=False, indent=1) + "\n"
 
   def write(self, folder) -> None:
-    """Writes `symbols.json` into a folder."""
+    """Writes `symbols.json` into a folder, and `words.txt` if it lies beside the table's own file."""
     (pathlib.Path(folder) / FILE).write_text(self.to_json(), "utf-8")
+    words = pathlib.Path(self.path).parent / TARGETS_FILE
+    if self.path and words.is_file():
+      shutil.copyfile(words, pathlib.Path(folder) / TARGETS_FILE)
 
 
 def load(name) -> Symbols:

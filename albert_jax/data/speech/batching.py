@@ -1,0 +1,262 @@
+"""Records of words to batches for the task plbert: a pure function of (dataset, config, seed, step).
+
+A row is a window of a record's symbols: the phonemes of each word and then a space. Whole words are chosen for masking;
+their symbols are what the phoneme loss predicts. The word loss predicts at every position, or at a share of them, the
+word that the symbol belongs to. As in PL-BERT (Li et al., arXiv 2301.08810), but with all randomness from the seed.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from albert_jax.data import datasets, records, rng
+from albert_jax.data.pretraining import batching, mixture
+from albert_jax.data.records import ragged
+from albert_jax.data.speech import lexicon as lexicons
+from albert_jax.data.speech import symbols as symbol_tables
+from albert_jax.data.speech.lexicon import Lexicon
+from albert_jax.data.speech.symbols import Symbols
+from albert_jax.errors import UserError
+
+KIND = "phonemes"  # of a dataset, in its description
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechConfig:
+  """What the task plbert reads and what it makes of it.
+
+  Attributes:
+    dataset: a folder made by `albert-jax phonemes`.
+    split, validation_split: names of its splits.
+    seq_length: L, the symbols of a row.
+    mask_rate: the chance of each word to be chosen.
+    mask_share, random_share: of the chosen words, the share shown as the mask symbol, and as symbols of the same text.
+    workers: processes that make batches; 0 makes them in a thread of this one.
+  """
+
+  dataset: str
+  split: str = "train"
+  validation_split: str = "validation"
+  seq_length: int = 512
+  mask_rate: float = 0.15
+  mask_share: float = 0.8
+  random_share: float = 0.1
+  workers: int = 0
+
+  def __post_init__(self):
+    ranges = dict.fromkeys(("mask_rate", "mask_share", "random_share"), (0, 1))
+    ranges |= {"seq_length": (8, 65535), "workers": (0, 1024)}
+    for name, (low, high) in ranges.items():
+      if not low <= getattr(self, name) <= high:
+        raise UserError(
+          f"data.{name}={getattr(self, name)} is out of range; expected {low} to {high}: --config.data.{name}=…"
+        )
+    if self.mask_share + self.random_share > 1:
+      raise UserError(
+        f"data.mask_share={self.mask_share} and data.random_share={self.random_share} add up to more than 1; expected, "
+        "as in the paper, 0.8 and 0.1"
+      )
+
+
+class Rows(NamedTuple):
+  """Rows before and after masking; arrays [B, L].
+
+  Attributes:
+    ids, shown: int32, the symbols and what the model sees of them.
+    is_token: bool, all but padding.
+    is_space: bool, the space after a word.
+    is_chosen: bool, the symbols of words that were chosen for masking.
+    entry: int64, the entry of the lexicon that a position belongs to.
+  """
+
+  ids: np.ndarray
+  shown: np.ndarray
+  is_token: np.ndarray
+  is_space: np.ndarray
+  is_chosen: np.ndarray
+  entry: np.ndarray
+
+
+def make_rows(
+  batch: records.Records, numbers: np.ndarray, seed: int, cfg: SpeechConfig, words: Lexicon, table: Symbols
+) -> Rows:
+  """Lays out records as rows and masks words.
+
+  Args:
+    batch: B records.
+    numbers: int64 array [B], the global example numbers, which choose the random draws.
+    seed: int.
+    cfg: SpeechConfig.
+    words: the lexicon that the records' ids are entries of.
+    table: the symbol table.
+  """
+  L, counts = cfg.seq_length, batch.tokens
+  entries = batch.ids[ragged(batch.id_base, counts)].astype(np.int64)
+  owner = np.repeat(np.arange(len(counts)), counts)
+  sizes = words.sizes[entries]
+  spans = sizes + 1  # and the space
+  first = np.cumsum(spans) - spans  # where each word begins among the symbols of all records
+  total = np.bincount(owner, weights=spans, minlength=len(counts)).astype(np.int64)
+  base = np.cumsum(total) - total
+
+  room = np.maximum(total - L, 0) + 1
+  start = rng.below(rng.bits(rng.keys(seed, "window", numbers), 1)[:, 0], room)
+  column = np.arange(L)
+  is_token = column < np.minimum(total, L)[:, None]
+  position = np.where(is_token, (base + start)[:, None] + column, 0)
+  word = np.repeat(np.arange(len(entries)), spans)[position]
+  offset = position - first[word]
+  is_space = is_token & (offset == sizes[word])
+  symbol_at = words.start[entries[word]] + np.minimum(offset, sizes[word] - 1)
+  ids = np.where(is_space, table.space_id, words.symbols[symbol_at]).astype(np.int32)
+  ids[~is_token] = table.pad_id
+
+  # Draws are by the word's place in its record, so a word is chosen or not whatever the window.
+  word_number = np.arange(len(entries)) - np.repeat(np.cumsum(counts) - counts, counts)
+  most = int(counts.max(initial=1))
+  is_picked = rng.chance(rng.bits(rng.keys(seed, "words", numbers), most), cfg.mask_rate)[owner, word_number]
+  action = rng.bits(rng.keys(seed, "actions", numbers), most)[owner, word_number]
+  is_masked = rng.chance(action, cfg.mask_share)
+  is_random = ~is_masked & rng.chance(action, cfg.mask_share + cfg.random_share)
+
+  is_chosen = is_picked[word] & is_token & ~is_space
+  # Random symbols are those of the same text, as frequent as they are there.
+  characters = words.symbols[ragged(words.start[entries], sizes)]
+  character_count = np.bincount(owner, weights=sizes, minlength=len(counts)).astype(np.int64)
+  character_base = np.cumsum(character_count) - character_count
+  draw = rng.below(rng.bits(rng.keys(seed, "symbols", numbers), L), character_count[:, None])
+  replacement = characters[character_base[:, None] + draw]
+  shown = np.where(is_chosen & is_masked[word], table.mask_id, np.where(is_chosen & is_random[word], replacement, ids))
+  return Rows(ids, shown.astype(np.int32), is_token, is_space, is_chosen, entries[word])
+
+
+def make_batch(rows: Rows, numbers: np.ndarray, seed: int, words: Lexicon, word_slots: int = 0) -> dict:
+  """The arrays that the task plbert wants.
+
+  Args:
+    rows: from make_rows.
+    numbers, seed: as there.
+    words: the lexicon.
+    word_slots: W, at how many positions the word loss is computed, drawn at random; 0 is all L.
+
+  Returns:
+    dict: input_ids, attention_mask [B, L] int32; phoneme_labels [B, L] int32, phoneme_weights [B, L] float32: 1 / the
+    row's masked positions there, else 0; word_labels [B, W] int32, word_weights [B, W] float32: 1 / the row's counted
+    positions at those, else 0; word_positions [B, W] int32 unless W is L; weight [B] float32, 1 for a row that counts.
+  """
+  label = np.where(rows.is_space, lexicons.SPACE, words.target[rows.entry]).astype(np.int32)
+  is_counted = rows.is_token & (label != lexicons.UNKNOWN)
+  batch = {
+    "input_ids": rows.shown,
+    "attention_mask": rows.is_token.astype(np.int32),
+    "phoneme_labels": rows.ids,
+    "phoneme_weights": _row_means(rows.is_chosen),
+    "weight": np.ones(len(label), np.float32),
+  }
+  if word_slots:
+    draw = rng.bits(rng.keys(seed, "positions", numbers), label.shape[1])
+    draw[~is_counted] = np.iinfo(np.uint64).max
+    position = np.sort(np.argpartition(draw, word_slots - 1, axis=1)[:, :word_slots], axis=1)
+    label, is_counted = (np.take_along_axis(x, position, axis=1) for x in (label, is_counted))
+    batch["word_positions"] = position.astype(np.int32)
+  return batch | {"word_labels": label, "word_weights": _row_means(is_counted)}
+
+
+def _row_means(is_used):
+  """Weights by which a sum over a row is the mean over its used positions."""
+  return (is_used / np.maximum(is_used.sum(axis=1, keepdims=True), 1)).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Maker:
+  """Makes one host's rows of a global batch; small and picklable, whatever it reads is opened where it works."""
+
+  cfg: SpeechConfig
+  split: str
+  batch_size: int
+  seed: int
+  host: int
+  hosts: int
+  is_training: bool
+  word_slots: int
+  first_row: int = 0
+
+  def __call__(self, step):
+    """The batch's dict of arrays."""
+    return self.explain(step)[0]
+
+  def explain(self, step):
+    """The batch, and the Rows it was made of."""
+    cfg = self.cfg
+    source = datasets.open_split(cfg.dataset, self.split)
+    total, rows = len(source), self.batch_size // self.hosts
+    numbers = self.first_row + int(step) * self.batch_size + self.host * rows + np.arange(rows)
+    is_real = self.is_training | (numbers < total)
+    if self.is_training:
+      _, indices = mixture.locate(numbers, mixture.places("", [total]), [total], self.seed)
+    else:
+      indices = np.minimum(numbers, total - 1)
+    batch = records.unpack(datasets.fetch(source, indices.tolist()))
+    words = lexicons.load(cfg.dataset)
+    laid_out = make_rows(batch, numbers, self.seed, cfg, words, symbols(cfg.dataset))
+    made = make_batch(laid_out, numbers, self.seed, words, self.word_slots)
+    for name in ("phoneme_weights", "word_weights", "weight"):
+      made[name][~is_real] = 0
+    return made, laid_out
+
+
+@functools.lru_cache(maxsize=8)
+def symbols(dataset: str) -> Symbols:
+  """The symbol table of a dataset, read once a process."""
+  return symbol_tables.load(dataset)
+
+
+def describe(dataset: str) -> dict:
+  """What `albert-jax phonemes` wrote about a dataset.
+
+  Raises:
+    UserError: it is not a dataset of phonemes, or several.
+  """
+  if "," in dataset:
+    raise UserError(f"data.dataset={dataset}: phonemes are read from one dataset; give both corpora to one --input")
+  description = datasets.describe(dataset)
+  if description.get("kind") != KIND:
+    raise UserError(
+      f"data.dataset={dataset} holds text, not phonemes; make one with: albert-jax phonemes --input=… --language=en-us "
+      "--out=DIR"
+    )
+  return description
+
+
+def _check(cfg, split, batch_size, host, hosts):
+  describe(cfg.dataset)
+  batching.check_hosts(batch_size, host, hosts)
+  return len(datasets.open_split(cfg.dataset, split))
+
+
+def batch_maker(cfg: SpeechConfig, *, batch_size, seed, host=0, hosts=1, first_row=0, word_slots=0):
+  """What makes the training batches: a function of the step; its method `explain` also returns the Rows.
+
+  Args: see pretraining.batching.train_batches; word_slots: see make_batch.
+  """
+  _check(cfg, cfg.split, batch_size, host, hosts)
+  return _Maker(cfg, cfg.split, batch_size, seed, host, hosts, True, word_slots, first_row)
+
+
+def train_batches(cfg: SpeechConfig, *, start_step=0, **options):
+  """Endless training batches, shuffled anew each epoch, from number `start_step` on. Args: see batch_maker."""
+  return batching.iterate(batch_maker(cfg, **options), start_step, batching.FOREVER, cfg.workers)
+
+
+def eval_batches(cfg: SpeechConfig, *, batch_size, seed, host=0, hosts=1, max_batches=None):
+  """One pass over the validation split, in order, with the same windows and masks every time for the same seed.
+
+  Returns: iterator of as many dicts on every host, with all positions for the word loss. Rows that fill the last batch
+    up weigh 0.
+  """
+  total = _check(cfg, cfg.validation_split, batch_size, host, hosts)
+  maker = _Maker(cfg, cfg.validation_split, batch_size, seed, host, hosts, False, 0)
+  count = -(-total // batch_size)
+  return batching.iterate(maker, 0, min(count, max_batches or count), 0)

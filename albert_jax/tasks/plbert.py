@@ -1,0 +1,153 @@
+"""PL-BERT: an ALBERT that reads phonemes and predicts masked phonemes and the words they belong to.
+
+Li et al., "Phoneme-Level BERT for Enhanced Prosody of Text-to-Speech with Grapheme Predictions" (arXiv 2301.08810).
+Both heads are dense layers on the encoder's output at every position. Phoneme targets are the symbols of masked words;
+word targets are all positions, or a share of them drawn anew for each row (loss.word_positions).
+"""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from albert_jax import model
+from albert_jax.data.speech import batching, lexicon
+from albert_jax.data.speech.batching import SpeechConfig
+from albert_jax.errors import UserError
+from albert_jax.model.heads import at_positions
+from albert_jax.tasks import heads
+from albert_jax.tasks.base import Task, about
+
+
+def make(config, vocabulary=None, first_row=0) -> Task:
+  """The task of configs/plbert.py. The symbols and the words are the dataset's, whatever is given."""
+  cfg = model.AlbertConfig(**config.model)
+  data = SpeechConfig(**config.data)
+  slots = word_slots(config)
+  description = batching.describe(data.dataset)
+  symbols, words = batching.symbols(data.dataset), description["vocabulary"]["words"]
+  if symbols.vocab_size != cfg.vocab_size:
+    raise UserError(
+      f"{data.dataset} was made with {symbols.vocab_size} symbols, the model has {cfg.vocab_size}; try "
+      f"--config.model.vocab_size={symbols.vocab_size}"
+    )
+  if data.seq_length > cfg.max_position_embeddings:
+    raise UserError(
+      f"data.seq_length={data.seq_length} exceeds model.max_position_embeddings={cfg.max_position_embeddings}; "
+      f"try --config.data.seq_length={cfg.max_position_embeddings}"
+    )
+  found = description["baselines"]
+  if not found:
+    raise UserError(
+      f"{data.dataset} has no held-out documents; make it again with albert-jax phonemes --validation_fraction=0.05"
+    )
+  common = {"batch_size": config.batch_size, "seed": config.seed}
+  return Task(
+    model=cfg,
+    init=functools.partial(init, cfg, words),
+    sums=functools.partial(sums, cfg, config.loss.word_chunk),
+    terms=functools.partial(terms, config.loss.phoneme_weight, config.loss.word_weight),
+    train_batches=lambda start_step, host, hosts: batching.train_batches(
+      data, **common, start_step=start_step, host=host, hosts=hosts, first_row=first_row, word_slots=slots
+    ),
+    eval_batches=lambda host, hosts: batching.eval_batches(
+      data, **common, host=host, hosts=hosts, max_batches=config.eval_batches or None
+    ),
+    baselines={
+      "phoneme_loss": (found["phoneme_loss"], "symbol frequencies alone"),
+      "phoneme_accuracy": (found["phoneme_accuracy"], "always the most frequent symbol"),
+      "word_loss": (found["word_loss"], "word frequencies alone"),
+      "word_accuracy": (found["word_accuracy"], "always the most frequent word"),
+    },
+    vocabulary=symbols,
+    new=("^(phoneme|word)/",),
+    unused=("^(mlm|sop|pooler)/", heads.FINE_TUNED, *_other_heads(config.init_from, data.dataset)),
+    about=about("plbert", words=words, seq_length=data.seq_length),
+    architecture="AlbertModel",
+    row_flops=head_flops(cfg, words, data.seq_length, slots or data.seq_length),
+  )
+
+
+def word_slots(config) -> int:
+  """At how many positions of a row the word loss is computed; 0 for all."""
+  share, length = config.loss.word_positions, config.data.seq_length
+  if not 0 < share <= 1:
+    raise UserError(f"loss.word_positions={share} must be a share of the positions, above 0 and up to 1, such as 0.25")
+  if config.loss.word_chunk < 1:
+    raise UserError(f"loss.word_chunk={config.loss.word_chunk} must be 1 or more positions")
+  return 0 if share == 1 else max(1, round(share * length))
+
+
+def init(cfg, words: int, key) -> dict:
+  """Fresh parameters: the encoder without a pooler, and the heads "phoneme" [D, V] and "word" [D, words]."""
+  params = heads.encoder(cfg, key, pooler=False)
+  key_phoneme, key_word = jax.random.split(jax.random.fold_in(key, 1))
+  params["phoneme"] = heads.dense(cfg, key_phoneme, cfg.hidden_size, cfg.vocab_size)
+  params["word"] = heads.dense(cfg, key_word, cfg.hidden_size, words)
+  return params
+
+
+def sums(cfg, chunk: int, params, batch, key) -> dict:
+  """Sums over rows of each row's mean loss, and over positions of correct answers: {name: (total, weight)}.
+
+  `word_accuracy` counts the positions of words, not the spaces between them.
+
+  Args: chunk: positions whose word logits are made at a time. batch: see data/speech/batching.py, make_batch. key: for
+    dropout (one, or one a row), or None.
+  """
+  x_BLD = model.apply(cfg, params, batch, key)["sequence_output"]
+  is_masked = batch["phoneme_weights"] > 0
+  losses, is_hit = heads.losses_and_hits(heads.affine(params["phoneme"], x_BLD), batch["phoneme_labels"])
+  x_BWD = at_positions(x_BLD, batch["word_positions"]) if "word_positions" in batch else x_BLD
+  word_loss, is_word_hit = heads.chunked_cross_entropy(
+    x_BWD, params["word"]["kernel"], params["word"]["bias"], batch["word_labels"], batch["word_weights"], chunk
+  )
+  is_word = (batch["word_weights"] > 0) & (batch["word_labels"] != lexicon.SPACE)
+  return {
+    "phoneme_loss": (jnp.sum(batch["phoneme_weights"] * losses), jnp.sum(batch["phoneme_weights"])),
+    "phoneme_accuracy": (jnp.sum(is_masked * is_hit, dtype=jnp.float32), jnp.sum(is_masked, dtype=jnp.float32)),
+    "word_loss": (word_loss, jnp.sum(batch["word_weights"])),
+    "word_accuracy": (jnp.sum(is_word * is_word_hit, dtype=jnp.float32), jnp.sum(is_word, dtype=jnp.float32)),
+  }
+
+
+def terms(phoneme_weight, word_weight, batch) -> dict:
+  """The loss as coefficients of the totals, as PL-BERT's loop has it.
+
+  Words: the mean over rows. Phonemes: the sum over rows with masked positions, divided by one more than how many those
+  rows are.
+  """
+  rows_with_masks = jnp.sum(jnp.any(batch["phoneme_weights"] > 0, axis=1), dtype=jnp.float32)
+  return {
+    "phoneme_loss": phoneme_weight / (rows_with_masks + 1),
+    "word_loss": word_weight / jnp.maximum(jnp.sum(batch["weight"]), 1),
+  }
+
+
+def head_flops(cfg, words: int, length: int, slots: int) -> float:
+  """Operations of the two heads for a row of a training step."""
+  return 3.0 * 2 * cfg.hidden_size * (length * cfg.vocab_size + slots * words)
+
+
+def _other_heads(init_from, dataset):
+  """Patterns of heads in the checkpoint `init_from` that predict other symbols or words than the dataset has.
+
+  Raises: UserError where the checkpoint's own symbol table is another one, so that its embeddings would mean others.
+  """
+  if not init_from:
+    return ()
+  folder = next((p for p in (pathlib.Path(init_from) / "export", pathlib.Path(init_from)) if p.is_dir()), None)
+  theirs = None if folder is None else folder / "symbols.json"
+  if theirs is None or not theirs.is_file():
+    return ("^(phoneme|word)/",)
+  from albert_jax.data.speech import symbols
+
+  if symbols.load(theirs).pieces != batching.symbols(dataset).pieces:
+    raise UserError(
+      f"{init_from} has another symbol table than {dataset}; give it this one: albert-jax convert "
+      f"--checkpoint={init_from} --symbols={dataset}/symbols.json --keep_pieces --out=DIR, and begin with DIR"
+    )
+  names = [pathlib.Path(place) / lexicon.TARGETS_FILE for place in (folder, dataset)]
+  same = all(name.is_file() for name in names) and names[0].read_bytes() == names[1].read_bytes()
+  return () if same else ("^word/",)

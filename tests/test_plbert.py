@@ -1,0 +1,249 @@
+"""The task plbert: its loss against a plain statement of PL-BERT's, masking, and what a run leaves."""
+
+import copy
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_phonemes import make
+
+import albert_jax
+from albert_jax import loop, model, tasks
+from albert_jax.configs import plbert as configs
+from albert_jax.data import records
+from albert_jax.data.speech import batching, lexicon, symbols
+from albert_jax.data.speech.batching import SpeechConfig
+from albert_jax.errors import UserError
+from albert_jax.tasks import heads, plbert
+
+CFG = model.AlbertConfig(
+  vocab_size=178, embedding_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+  max_position_embeddings=64,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+  """A dataset of made-up words, of which many have no target."""
+  folder = tmp_path_factory.mktemp("plbert")
+  make(folder, words=40, validation_fraction=0.2)
+  return str(folder / "dataset")
+
+
+def batch_of(dataset, rows=8, slots=0, **fields):
+  cfg = SpeechConfig(dataset, **{"seq_length": 64} | fields)
+  return batching.batch_maker(cfg, batch_size=rows, seed=3, word_slots=slots).explain(0)
+
+
+def config_of(dataset, **fields):
+  config = configs.get_config("small")
+  config.update({
+    "steps": 6, "batch_size": 8, "log_every": 2, "eval_every": 3, "checkpoint_every": 3, "eval_batches": 2,
+    "data": {"dataset": dataset, "seq_length": 64}, "model": {**dataclasses.asdict(CFG)},
+    "optimizer": {"warmup_steps": 2},
+  })  # fmt: skip
+  config.update(fields)
+  return config
+
+
+class TestLoss:
+  @pytest.mark.parametrize("slots", [0, 16])
+  def test_it_is_that_of_a_plain_statement_in_pytorch(self, dataset, slots):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
+    words = batching.describe(dataset)["vocabulary"]["words"]
+    params = plbert.init(CFG, words, jax.random.key(0))
+    batch, _ = batch_of(dataset, slots=slots)
+    batch["phoneme_weights"][2] = 0  # a row without masked words
+    sums = plbert.sums(CFG, 32, params, batch, None)
+    coefficients = plbert.terms(1.0, 1.0, batch)
+    ours = sum(coefficients[name] * sums[name][0] for name in coefficients)
+
+    # The loop of PL-BERT as its facts are: rows one by one, at their own lengths.
+    hidden = albert_jax.apply(CFG, params, batch)["sequence_output"]
+    hidden = torch.tensor(np.asarray(hidden))
+    head = jax.tree.map(lambda x: torch.tensor(np.asarray(x)), {name: params[name] for name in ("phoneme", "word")})
+    phonemes, spelled = (hidden @ head[name]["kernel"] + head[name]["bias"] for name in ("phoneme", "word"))
+    loss_words, loss_phonemes, sizes = 0.0, 0.0, 1
+    entropy = torch.nn.CrossEntropyLoss(ignore_index=lexicon.UNKNOWN)
+    for row in range(len(hidden)):
+      length = int(batch["attention_mask"][row].sum())
+      targets = torch.tensor(batch["word_labels"][row], dtype=torch.long)
+      at = torch.tensor(batch["word_positions"][row], dtype=torch.long) if slots else torch.arange(length)
+      targets = targets if slots else targets[:length]
+      if slots:
+        at, targets = (x[batch["word_weights"][row] > 0] for x in (at, targets))
+      loss_words += entropy(spelled[row, at], targets)
+      masked = torch.tensor(np.flatnonzero(batch["phoneme_weights"][row]))
+      if len(masked):
+        labels = torch.tensor(batch["phoneme_labels"][row], dtype=torch.long)
+        loss_phonemes += torch.nn.functional.cross_entropy(phonemes[row, masked], labels[masked])
+        sizes += 1
+    theirs = loss_words / len(hidden) + loss_phonemes / sizes
+    assert float(ours) == pytest.approx(float(theirs), abs=1e-5)
+
+  @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+  def test_in_chunks_it_has_the_loss_and_gradient_of_the_whole(self, dtype):
+    rng = np.random.default_rng(0)
+    B, P, D, C = 3, 10, 8, 21
+    x, kernel, bias = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((B, P, D), (D, C), (C,)))
+    labels, weights = jnp.asarray(rng.integers(0, C, (B, P))), jnp.asarray(rng.random((B, P)), jnp.float32)
+
+    def whole(x, kernel, bias):
+      logits = jnp.einsum("bpd,dc->bpc", x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
+      return 3 * heads.cross_entropy(logits + bias[None, None], labels, weights)[0][0]
+
+    def chunked(x, kernel, bias, chunk):
+      return 3 * heads.chunked_cross_entropy(x.astype(dtype), kernel, bias, labels, weights, chunk)[0]
+
+    expected, gradient = jax.jit(jax.value_and_grad(whole, (0, 1, 2)))(x, kernel, bias)
+    for chunk in (1, 15, 1000):
+      value, ours = jax.jit(jax.value_and_grad(chunked, (0, 1, 2)), static_argnums=3)(x, kernel, bias, chunk)
+      assert value == pytest.approx(float(expected), rel=1e-5)
+      for a, b in zip(ours, gradient, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 if dtype == jnp.float32 else 0.1)
+
+  def test_an_unknown_word_costs_nothing(self, dataset):
+    batch, rows = batch_of(dataset)
+    is_unknown = rows.is_token & ~rows.is_space & (batch["word_labels"] == lexicon.UNKNOWN)
+    assert is_unknown.any() and not batch["word_weights"][is_unknown].any()
+    np.testing.assert_allclose(batch["word_weights"].sum(axis=1), 1, rtol=1e-5)
+
+
+class TestRows:
+  def test_a_row_is_the_phonemes_of_its_words_with_spaces(self, dataset):
+    batch, rows = batch_of(dataset, seq_length=4000)
+    words, table = lexicon.load(dataset), symbols.load(dataset)
+    for row in range(len(rows.ids)):
+      text = "".join(table.pieces[i] for i in rows.ids[row][rows.is_token[row]])
+      starts = np.flatnonzero(np.append(True, rows.is_space[row][:-1]) & rows.is_token[row])
+      assert text == "".join(words.phonemes[e] + " " for e in rows.entry[row][starts])
+      names = [words.words[e] for e in rows.entry[row][starts]]
+      targets = lexicon.load_targets(dataset)
+      labels = [targets[t] for t in batch["word_labels"][row][starts]]
+      assert all(label in (name, "<unknown>") for label, name in zip(labels, names, strict=True))
+
+  def test_whole_words_are_masked_80_10_10(self, dataset):
+    cfg = SpeechConfig(dataset, seq_length=64)
+    maker = batching.batch_maker(cfg, batch_size=256, seed=0)
+    words, table = lexicon.load(dataset), symbols.load(dataset)
+    counts = {"all": 0, "chosen": 0, "mask": 0, "kept": 0}
+    for step in range(8):
+      batch, rows = maker.explain(step)
+      assert (rows.shown[~rows.is_chosen] == rows.ids[~rows.is_chosen]).all()
+      assert (batch["phoneme_weights"] > 0).tolist() == rows.is_chosen.tolist()
+      word = np.cumsum(np.pad(rows.is_space, ((0, 0), (1, 0)))[:, :-1], axis=1)
+      for row in range(len(rows.ids)):
+        for number in range(1, word[row].max()):  # not the first and last, of which a part may be outside
+          at = (word[row] == number) & rows.is_token[row] & ~rows.is_space[row]
+          if not at.any():
+            continue
+          assert rows.is_chosen[row][at].all() or not rows.is_chosen[row][at].any()
+          counts["all"] += 1
+          if rows.is_chosen[row][at].all():
+            shown = rows.shown[row][at]
+            counts["chosen"] += 1
+            counts["mask"] += (shown == table.mask_id).all()
+            counts["kept"] += (shown == rows.ids[row][at]).all()
+            assert (shown == table.mask_id).all() or not (shown == table.mask_id).any()
+            assert set(shown) <= set(words.symbols) | {table.mask_id}
+    assert counts["chosen"] / counts["all"] == pytest.approx(0.15, abs=0.01)
+    assert counts["mask"] / counts["chosen"] == pytest.approx(0.8, abs=0.03)
+    assert counts["kept"] / counts["chosen"] == pytest.approx(0.1, abs=0.03)
+
+  def test_a_row_does_not_depend_on_the_batch_nor_on_hosts(self, dataset):
+    cfg = SpeechConfig(dataset, seq_length=64)
+    whole = batching.batch_maker(cfg, batch_size=8, seed=1, word_slots=8)(3)
+    halves = [batching.batch_maker(cfg, batch_size=8, seed=1, word_slots=8, host=h, hosts=2)(3) for h in (0, 1)]
+    ones = [batching.batch_maker(cfg, batch_size=1, seed=1, word_slots=8)(24 + i) for i in range(8)]
+    for name, array in whole.items():
+      np.testing.assert_array_equal(array, np.concatenate([half[name] for half in halves]))
+      np.testing.assert_array_equal(array, np.concatenate([one[name] for one in ones]))
+
+  def test_windows_move_from_epoch_to_epoch(self, dataset):
+    cfg = SpeechConfig(dataset, seq_length=64)
+    source = batching.datasets.open_split(dataset, "train")
+    batch = records.unpack(batching.datasets.fetch(source, [0] * 50))
+    rows = batching.make_rows(batch, np.arange(50), 0, cfg, lexicon.load(dataset), symbols.load(dataset))
+    assert len({row.tobytes() for row in rows.ids}) > 25
+    assert rows.is_token.all()
+
+  def test_positions_of_the_word_loss_are_counted_ones_without_repetition(self, dataset):
+    batch, rows = batch_of(dataset, rows=64, slots=16)
+    assert batch["word_positions"].shape == (64, 16)
+    for row in range(64):
+      used = batch["word_positions"][row][batch["word_weights"][row] > 0]
+      assert len(set(used.tolist())) == len(used) and rows.is_token[row][used].all()
+    spread = np.bincount(batch["word_positions"][batch["word_weights"] > 0], minlength=64)
+    assert (spread > 0).sum() > 55
+
+
+class TestRun:
+  @pytest.mark.slow
+  def test_it_resumes_exactly_and_is_exported(self, dataset, tmp_path, capsys):
+    half = config_of(dataset, steps=3)
+    half.optimizer.schedule = "constant"
+    again = copy.deepcopy(half)
+    again.steps = 6
+    loop.train(half, str(tmp_path / "parts"))
+    loop.train(again, str(tmp_path / "parts"))
+    capsys.readouterr()
+    loop.train(again, str(tmp_path / "one"))
+    shown = capsys.readouterr().out
+    assert "phoneme_accuracy" in shown and "always the most frequent symbol" in shown
+    lines = [json.loads(line) for line in (tmp_path / "one/metrics.jsonl").read_text().splitlines()]
+    held_out = [line for line in lines if line["split"] == "eval"][-1]
+    assert {"phoneme_loss", "phoneme_accuracy", "word_loss", "word_accuracy"} <= held_out.keys()
+    first, second = (albert_jax.load(tmp_path / name) for name in ("parts", "one"))
+    for a, b in zip(jax.tree.leaves(first[1]), jax.tree.leaves(second[1]), strict=True):
+      np.testing.assert_array_equal(a, b)
+
+    export = tmp_path / "one/export"
+    assert symbols.load(export).pieces == symbols.load(dataset).pieces
+    assert lexicon.load_targets(export) == lexicon.load_targets(dataset)
+    assert json.loads((export / "config.json").read_text())["architectures"] == ["AlbertModel"]
+
+  @pytest.mark.slow
+  def test_it_begins_with_an_encoder_without_heads(self, dataset, tmp_path):
+    params = {name: part for name, part in model.init(CFG, jax.random.key(7)).items() if name not in ("mlm", "sop")}
+    albert_jax.save(tmp_path / "encoder", CFG, params, vocabulary=symbols.load("styletts2"))
+    config = config_of(dataset, steps=1, init_from=str(tmp_path / "encoder"))
+    config.optimizer.warmup_steps = 0
+    config.optimizer.learning_rate = 1e-30
+    loop.train(config, str(tmp_path / "run"))
+    _, back = albert_jax.load(tmp_path / "run")
+    np.testing.assert_array_equal(
+      back["embeddings"]["word"]["embedding"], params["embeddings"]["word"]["embedding"]
+    )  # fmt: skip
+
+  def test_another_symbol_table_is_refused(self, dataset, tmp_path):
+    albert_jax.save(tmp_path / "x", CFG, model.init(CFG, jax.random.key(7)), vocabulary=symbols.load("kokoro"))
+    with pytest.raises(UserError, match="another symbol table"):
+      tasks.make(config_of(dataset, init_from=str(tmp_path / "x")))
+
+  def test_a_dataset_of_text_and_one_of_phonemes_are_not_mixed_up(self, dataset, tmp_path):
+    from made_up import dataset as text_dataset
+    from made_up import documents
+
+    text = text_dataset(tmp_path, documents(20))
+    with pytest.raises(UserError, match="holds text, not phonemes"):
+      tasks.make(config_of(str(text)))
+    from albert_jax.data import datasets
+
+    with pytest.raises(UserError, match="holds phonemes, not text"):
+      datasets.tokenizer(dataset)
+
+  @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+      ({"loss": {"word_positions": 0.0}}, "loss.word_positions=0.0 must be a share"),
+      ({"model": {"vocab_size": 99}}, "try --config.model.vocab_size=178"),
+      ({"data": {"seq_length": 512}}, "exceeds model.max_position_embeddings=64"),
+      ({"data": {"mask_share": 0.95}}, "add up to more than 1"),
+    ],
+  )
+  def test_what_cannot_be_is_one_line(self, dataset, change, message):
+    with pytest.raises(UserError, match=message):
+      tasks.make(config_of(dataset, **change))
