@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,7 +36,13 @@ from starlette.testclient import TestClient  # noqa: E402
 from albert_jax.serve import app, batching, models  # noqa: E402
 
 CFG = dataclasses.replace(
-  SMALL, vocab_size=400, max_position_embeddings=48, num_hidden_layers=2, hidden_size=36, initializer_range=0.2
+  SMALL,
+  vocab_size=400,
+  embedding_size=32,
+  max_position_embeddings=48,
+  num_hidden_layers=2,
+  hidden_size=36,
+  initializer_range=0.2,
 )
 TEXT = "badu mola gine toro kiki"
 EXPORTS = {  # name: (parts, heads, what the export says of itself, class of transformers)
@@ -51,6 +58,7 @@ EXPORTS = {  # name: (parts, heads, what the export says of itself, class of tra
   "tags": ((), {"classifier": 3}, about("tag", ("O", "B-X", "I-X"), seq_length=32), "AlbertForTokenClassification"),
   "choices": (("pooler",), {"classifier": 1}, about("choose", seq_length=32, qa_length=12), None),
   "vectors": ((), {}, about("embed", pooling="mean", seq_length=32), None),
+  "words": ((), {}, about("embed", pooling="mean", seq_length=32), None),  # see exports
   "summaries": ((), {"sentence": 1}, about("summarize", seq_length=32), None),
 }  # fmt: skip
 
@@ -67,6 +75,11 @@ def exports(tmp_path_factory):
     for head, classes in heads.items():
       kernel = np.random.default_rng(0).normal(size=(CFG.hidden_size, classes)).astype(np.float32)
       params[head] = {"kernel": kernel, "bias": np.zeros(classes, np.float32)}
+    if name == "words":  # Texts are as similar as the words that they share.
+      embeddings = params["embeddings"] | {"position": jax.tree.map(np.zeros_like, params["embeddings"]["position"])}
+      norms = {part: params[part]["norm"] for part in ("attention", "ffn")}
+      params |= jax.tree.map(lambda x: 0.1 * x, {part: params[part] for part in norms})
+      params |= {part: params[part] | {"norm": norm} for part, norm in norms.items()} | {"embeddings": embeddings}
     hf.save(folder / name, CFG, params, vocabulary=vocabulary, architecture=architecture, extra=said)
   return {name: folder / name for name in EXPORTS}
 
@@ -174,7 +187,7 @@ class TestRefusals:
       ("/v1/embed", '{"inputs": []}', 422, "not an empty one"),
       ("/v1/embed", "{}", 422, "'inputs' is missing"),
       ("/v1/embed", '{"inputs": "a", "path": "/etc/passwd"}', 422, "no field 'path'"),
-      ("/v1/embed", '{"inputs": "a", "model": "../../etc"}', 404, "there are: masks, vectors"),
+      ("/v1/embed", '{"inputs": "a", "model": "../../etc"}', 404, "there are: masks, vectors, words"),
       ("/v1/embed", '{"inputs": "a", "model": "labels"}', 404, "'labels' is not for embed"),
       ("/v1/embed", '{"inputs": "\\ud800"}', 400, "not JSON"),
       ("/v1/embed", json.dumps({"inputs": ["a"] * 9}), 413, "has 9 items, more than the 8"),
@@ -384,12 +397,6 @@ class TestBatches:
     assert 0.04 < self.run(scenario) < 1
 
 
-def free_port():
-  with socket.socket() as sock:
-    sock.bind(("127.0.0.1", 0))
-    return sock.getsockname()[1]
-
-
 @pytest.fixture
 def process(exports):
   """A function that starts a server in a process of its own: returns (process, its address)."""
@@ -457,3 +464,127 @@ def test_a_port_in_use_is_one_line():
     port = sock.getsockname()[1]
     with pytest.raises(UserError, match=rf"cannot listen on 127.0.0.1:{port} \(Address already in use\); give another"):
       app.listen(app.Settings(port=port))
+
+
+@pytest.fixture
+def browser():
+  """A headless Chromium of a given width: browser(width, dark)."""
+  webdriver = pytest.importorskip("selenium.webdriver", reason="the page in a browser: pip install selenium")
+  chromium = shutil.which("chromium") or shutil.which("google-chrome")
+  driver = shutil.which("chromedriver")
+  if not chromium or not driver:
+    pytest.skip("the page in a browser: no Chromium with chromedriver on this machine")
+  opened = []
+
+  def start(width=1100, dark=False):
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+      options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    window = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    opened.append(window)
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    window.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+    window.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    window.implicitly_wait(0)
+    return window
+
+  yield start
+  for window in opened:
+    window.quit()
+
+
+def until(condition, seconds=60):
+  """Waits for a condition and returns its value."""
+  end = time.monotonic() + seconds
+  while not (value := condition()):
+    assert time.monotonic() < end, "the page did not get there in time"
+    time.sleep(0.05)
+  return value
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+def test_the_page(process, browser):
+  _, address = process("masks", "labels", "answers", "tags", "words")
+  window = browser()
+  window.get(address)
+
+  def all_of(selector):
+    return window.find_elements("css selector", selector)
+
+  def texts(selector):
+    return window.execute_script(f"return [...document.querySelectorAll({selector!r})].map(x => x.textContent)")
+
+  def write(id, text):
+    box = until(lambda: all_of(f"#{id}"))[0]
+    box.clear()
+    box.send_keys(text)
+
+  assert until(lambda: texts("[role=tab]")) == [
+    "Fill a mask", "Classify", "Answer a question", "Find entities", "Similar sentences", "Ask the FAQ",
+  ]  # fmt: skip
+  # A candidate is put where the mask was.
+  write("mask-text", "badu [MASK] mola")
+  word = until(lambda: len(texts("#mask-out .row span")) == 12 and texts("#mask-out .row span")[0])
+  all_of("#mask-out button.row")[0].click()
+  assert window.find_element("id", "mask-text").get_property("value") == f"badu {word} mola"
+
+  # Arrow keys go from tab to tab.
+  all_of("[role=tab]")[0].send_keys("\ue014")
+  assert window.switch_to.active_element.text == "Classify"
+  write("classify-text", TEXT)
+  until(lambda: texts("#words .word") == TEXT.split())
+  assert {text.split()[0] for text in texts("#classify-out .row > span:first-of-type")} == {"bad", "good", "odd"}
+
+  window.find_element("id", "tab-answer").click()
+  write("question", "badu mola")
+  write("context", "😀 " + TEXT)
+  until(lambda: texts("#answer-out .row > span:first-of-type"))
+  until(lambda: texts("#passage mark") and "".join(texts("#passage")) == "😀 " + TEXT)
+  all_of("#answer-out button.row")[0].click()
+  assert texts("#passage mark")[0] == texts("#answer-out .row > span:first-of-type")[0]
+
+  window.find_element("id", "tab-tag").click()
+  write("tag-text", TEXT)
+  until(lambda: texts("#tag-out .entity small"))
+  assert set(texts("#tag-out .entity small")) == {"X"}
+
+  window.find_element("id", "tab-similar").click()
+  write("sentences", "gine toro\nbadu mola\nkiki")
+  write("query", "badu mola")
+  until(lambda: texts("#similar-out .row span")[:2] == ["badu mola", "1.000"])
+
+  window.find_element("id", "tab-faq").click()
+  all_of("#faq summary")[0].click()
+  write("faq-list", "badu mola? | One.\ngine toro kiki? | Two.\npete rigo? | Three.")
+  until(lambda: texts("#faq .status") == ["3 questions"])
+  for question, answer in (("gine toro kiki", "Two."), ("sasa fefe lulu", "I do not know."), ("badu mola?", "One.")):
+    box = window.find_element("id", "faq-text")
+    box.send_keys(question + "\n")
+    until(lambda answer=answer: texts("#chat .say")[-1].startswith(answer))
+  assert len(texts("#chat .say.mine")) == 3
+
+  # The examples that the page begins with are longer than these models, which is said on it.
+  assert [line for line in window.get_log("browser") if " 413 " not in line["message"]] == []
+  messages = [json.loads(line["message"])["message"] for line in window.get_log("performance")]
+  urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+  assert [url for url in urls if not url.startswith((address, "data:"))] == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+def test_the_page_on_a_phone_and_in_the_dark(process, browser):
+  _, address = process("masks", "labels", "answers", "tags", "words")
+  window = browser(width=360, dark=True)
+  window.get(address)
+  for tab in until(lambda: window.find_elements("css selector", "[role=tab]")):
+    tab.click()
+    assert window.execute_script("return document.documentElement.scrollWidth") == 360
+  background = "return getComputedStyle(document.documentElement).backgroundColor"
+  dark = window.execute_script(background)
+  window.find_element("id", "theme").click()
+  light = window.execute_script(background)
+  assert sum(map(int, re.findall(r"\d+", dark))) < 150 < 600 < sum(map(int, re.findall(r"\d+", light)))

@@ -83,8 +83,8 @@ class State:
 
   def model(self, name: str | None, task: str) -> Served:
     able = [model for model in self.models.values() if task in model.tasks]
-    if name is None and able:
-      return able[0]
+    if name is None and able:  # A model that was trained for the task, before one that can do it too.
+      return next((model for model in able if next(iter(model.tasks)) == task), able[0])
     for model in able:
       if model.name == name:
         return model

@@ -55,7 +55,9 @@ FORMS = {
 
 
 class Options(Body):
-  model: Annotated[str | None, Field(description="Name of the model; the first for this task if absent.")] = None
+  model: Annotated[
+    str | None, Field(description="Name of the model; the first that was trained for this task if absent.")
+  ] = None
 
 
 class Truncate(Options):
