@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from small_models import HEADS, SMALL, assert_same, configs, random_params
 
 import albert_jax
-from albert_jax.convert import hf, mapping
+from albert_jax.convert import google_tf1, hf, mapping
 from albert_jax.convert.files import new_folder
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
@@ -235,3 +235,38 @@ class TestWriting:
     with pytest.raises(UserError, match="30000 pieces, the model only 40 rows"):
       hf.save(tmp_path / "other", SMALL, random_params(SMALL), vocabulary=vocabulary)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+class TestSquareProjection:
+  """transformers has a projection also where embeddings are as wide as the layers; the original has none."""
+
+  CFG = dataclasses.replace(SMALL, embedding_size=12)
+
+  def test_the_identity_is_left_out(self, tmp_path):
+    params = random_params(self.CFG)
+    hf.save(tmp_path / "a", self.CFG, params)
+    cfg, read = albert_jax.load(tmp_path / "a")
+    assert cfg == self.CFG and "projection" not in read
+
+  def test_a_trained_one_loads_and_is_written_again(self, tmp_path):
+    cfg = dataclasses.replace(self.CFG, square_projection=True)
+    params = random_params(cfg)
+    assert params["projection"]["kernel"].shape == (12, 12)
+    hf.save(tmp_path / "a", cfg, params)
+    read_cfg, read = albert_jax.load(tmp_path / "a")
+    assert read_cfg == cfg
+    assert_same(read, params)
+
+  def test_the_originals_format_cannot_hold_it(self, tmp_path):
+    cfg = dataclasses.replace(self.CFG, square_projection=True)
+    with pytest.raises(UserError, match="square_projection"):
+      google_tf1.save(tmp_path / "a", dataclasses.replace(cfg, hidden_act="gelu_new"), random_params(cfg))
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/x.safetensors", "a/b.safetensors", "", 3, "x.bin"])
+def test_an_index_names_no_files_elsewhere(tmp_path, name):
+  hf.save(tmp_path / "a", SMALL, random_params(SMALL))
+  (tmp_path / "a/model.safetensors").rename(tmp_path / "secret.safetensors")
+  (tmp_path / "a/model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
+  with pytest.raises(UserError, match="weight_map"):
+    hf.read_tensors(tmp_path / "a")

@@ -1,5 +1,6 @@
 """`albert-jax convert`: weights from any format to another, looked into, or turned into a start for another model."""
 
+import re
 import sys
 
 import numpy as np
@@ -56,6 +57,11 @@ def main(argv):
   start.add_argument("--share", choices=("all", "attention", "ffn", "none"), help="share less")
   start.add_argument("--init_from_group0", action="store_true", help="all groups from group 0, as the original's flag")
   args = parser.parse_args(argv)
+  for pattern in (*args.allow_missing, *args.allow_unused):
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise UserError(f"{pattern!r} is no regular expression ({error}); a plain name such as sop/ is one") from None
 
   if args.inspect:
     print(inspect(args.inspect))
@@ -69,11 +75,11 @@ def main(argv):
   _say(f"read {describe(cfg, params)} from {args.checkpoint}")
 
   given = Tokenizer(args.spm, lower=not args.cased, keep_accents=args.keep_accents) if args.spm else None
-  tokenizer = given or _tokenizer_of(args.checkpoint)
+  tokenizer = given or load_tokenizer(args.checkpoint, optional=True)
   if args.keep_pieces:
     if given is None:
       raise UserError("--keep_pieces needs the new vocabulary: --spm=FILE")
-    old = _tokenizer_of(args.checkpoint)
+    old = load_tokenizer(args.checkpoint, optional=True)
     if old is None:
       raise UserError(f"--keep_pieces needs the vocabulary of the weights: copy it into {args.checkpoint}")
     cfg, params, kept = surgery.new_vocabulary(cfg, params, old, given)
@@ -142,14 +148,6 @@ def inspect(path):
   absent = [part for part in model.OPTIONAL if part not in there]
   lines += [f"parts that are not there: {', '.join(absent)}"] if absent else []
   return "\n".join(lines)
-
-
-def _tokenizer_of(path):
-  """The vocabulary beside the weights, or None."""
-  try:
-    return load_tokenizer(path)
-  except UserError:
-    return None
 
 
 def _say(line):

@@ -1,11 +1,10 @@
 """Foreign config files: read leniently where they are silent, corrected where they are known to be wrong."""
 
 import dataclasses
-import json
 import pathlib
 import re
 
-from albert_jax.errors import UserError
+from albert_jax import strict_json
 from albert_jax.model import VARIANTS, AlbertConfig
 from albert_jax.model.config import COMPUTING
 
@@ -13,7 +12,8 @@ from albert_jax.model.config import COMPUTING
 # the stored numbers); these go under one key of their own.
 OURS = "albert_jax"
 OUR_FIELDS = ("share", "num_hidden_groups", "dtype", "remat")
-FIELDS = tuple(f.name for f in dataclasses.fields(AlbertConfig) if f.name not in ("share", *COMPUTING))
+_NOT_THERE = ("share", "square_projection", *COMPUTING)
+FIELDS = tuple(f.name for f in dataclasses.fields(AlbertConfig) if f.name not in _NOT_THERE)
 
 # Keys that only Google's files have; what was converted from one carries them along.
 _GOOGLES = {"down_scale_factor", "gap_size", "net_structure_type", "num_memory_blocks"}
@@ -22,27 +22,23 @@ _SHAPE = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "n
 _CORRECTED = ("hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob")
 
 
-def read_json(path):
-  """The object in a JSON file; errors in words."""
-  path = pathlib.Path(path)
-  try:
-    found = json.loads(path.read_text("utf-8"))
-  except (UnicodeDecodeError, json.JSONDecodeError) as error:
-    raise UserError(f"{path} is not JSON: {error}") from None
-  if not isinstance(found, dict):
-    raise UserError(f"{path} holds no JSON object but {found!r:.40}")
-  return found
-
-
 def from_fields(found, activations):
   """The AlbertConfig of a foreign config.
 
-  Args: found: the file's object. activations: {name there: name here}, for those that differ.
+  Args:
+    found: the file's object.
+    activations: {name there: name here}, for those that differ.
+  Returns:
+    the AlbertConfig.
+  Raises:
+    UserError: a value is of another kind, or out of its range.
   """
   # What a file leaves out has the default of Google's and of Hugging Face's code, which is xxlarge.
   fields = dataclasses.asdict(VARIANTS["xxlarge"]) | {name: found[name] for name in FIELDS if name in found}
-  fields |= {name: value for name, value in (found.get(OURS) or {}).items() if name in OUR_FIELDS}
-  fields["hidden_act"] = activations.get(fields["hidden_act"], fields["hidden_act"])
+  ours = strict_json.expect(found.get(OURS) or {}, f"{OURS} in config.json", dict)
+  fields |= {name: value for name, value in ours.items() if name in OUR_FIELDS}
+  if isinstance(fields["hidden_act"], str):
+    fields["hidden_act"] = activations.get(fields["hidden_act"], fields["hidden_act"])
   if fields["classifier_dropout_prob"] is None:
     fields["classifier_dropout_prob"] = fields["hidden_dropout_prob"]
   return AlbertConfig(**fields)

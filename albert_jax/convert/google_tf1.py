@@ -8,7 +8,7 @@ import shutil
 
 import numpy as np
 
-from albert_jax import files
+from albert_jax import files, strict_json
 from albert_jax.convert import configs, mapping, tf_checkpoint
 from albert_jax.convert.files import new_folder
 from albert_jax.data.tokenizer import Tokenizer
@@ -129,7 +129,7 @@ def read_fields(prefix):
   for place in (folder, folder.parent / "assets"):
     found = sorted(place.glob("albert_config*.json"))  # albert_config_base.json and the like, too
     if len(found) == 1:
-      return configs.read_json(found[0])
+      return strict_json.read_object(found[0])
     if found:
       raise UserError(f"several configs beside {prefix}: {', '.join(x.name for x in found)}; leave the right one there")
   raise UserError(f"no albert_config.json beside {prefix}: copy the one that came with the checkpoint to {folder}")
@@ -247,6 +247,11 @@ def save(path, cfg, params, *, vocabulary=None, step=0, overwrite=False):
     raise UserError(
       f"hidden_act={cfg.hidden_act}: the original knows only the tanh form, gelu_new here; convert to Hugging Face "
       "instead (--to=hf)"
+    )
+  if cfg.square_projection:
+    raise UserError(
+      "square_projection: the original has no projection where embeddings are as wide as the layers; convert to "
+      "Hugging Face instead (--to=hf)"
     )
   groups = len(mapping.layers_there(cfg))
   N = cfg.num_hidden_layers

@@ -1,5 +1,6 @@
 """Hugging Face directories: `config.json`, `model.safetensors` and the vocabulary, as transformers' ALBERT has them."""
 
+import dataclasses
 import json
 import pathlib
 import pickle
@@ -10,6 +11,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from albert_jax import strict_json
 from albert_jax.convert import configs, mapping, torch_file
 from albert_jax.convert.files import new_folder
 from albert_jax.convert.tokenizer_json import tokenizer_json
@@ -98,6 +100,7 @@ def load(path, rules=None):
   found = read_fields(path)
   cfg = from_fields(found, path)
   tensors = canonical(read_tensors(path), path)
+  cfg, tensors = _without_identity(cfg, tensors)
   if not any(name.startswith((NAMES["classifier"], NAMES["span"], FREE)) for name in tensors):
     cfg = configs.corrected(cfg, found, path, rules)
   return cfg, params_of(cfg, tensors, path, rules)
@@ -108,7 +111,7 @@ def read_fields(path):
   path = pathlib.Path(path) / "config.json"
   if not path.is_file():
     raise UserError(f"no {path}: expected a Hugging Face directory, with config.json and model.safetensors")
-  found = configs.read_json(path)
+  found = strict_json.read_object(path)
   if found.get("model_type", "albert") != "albert":
     raise UserError(f"{path} does not describe an ALBERT: its model_type is {found['model_type']!r}")
   return found
@@ -141,7 +144,7 @@ def read_tensors(path):
   index = path / "model.safetensors.index.json"
   files = [path / "model.safetensors"]
   if not files[0].is_file() and index.is_file():
-    files = [path / name for name in sorted(set(configs.read_json(index).get("weight_map", {}).values()))]
+    files = [path / name for name in _shards(index)]
   elif not files[0].is_file():
     files = [path / "pytorch_model.bin"]
     if not files[0].is_file() and len(others := sorted(path.glob("*.pth"))) == 1:
@@ -156,6 +159,16 @@ def read_tensors(path):
   for file in files:
     tensors |= read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
   return tensors
+
+
+def _shards(index: pathlib.Path) -> list[str]:
+  """The files that a model.safetensors.index.json names. They must lie beside it: the index may be anyone's."""
+  weight_map = strict_json.expect(strict_json.read_object(index).get("weight_map"), f"{index}: weight_map", dict)
+  names = sorted({strict_json.expect(name, f"{index}: a file of weight_map", str) for name in weight_map.values()})
+  for name in names:
+    if name != pathlib.PurePosixPath(name).name or name in ("", ".", "..") or not name.endswith(".safetensors"):
+      raise UserError(f"{index}: weight_map names {name!r:.80}; expected names of .safetensors files beside it")
+  return names
 
 
 def read_safetensors(file):
@@ -221,15 +234,25 @@ def canonical_names(names):
 
 def params_of(cfg, tensors, where, rules):
   """Our parameters out of a directory's tensors. `where` begins the error that lists what does not fit."""
-  if cfg.embedding_size == cfg.hidden_size:
-    tensors = dict(tensors)
-    kernel, bias = (tensors.pop(f"{NAMES['projection']}.{name}", None) for name in ("weight", "bias"))
-    if kernel is None or bias is None or not np.array_equal(kernel, np.eye(len(bias))) or bias.any():
-      raise UserError(
-        f"{where}: embedding_size equals hidden_size ({cfg.hidden_size}); the original has no projection between the "
-        f"two then, so {NAMES['projection']} must be the identity, and it is not"
-      )
   return mapping.to_here(where, cfg, table_of(cfg, tensors), tensors, rules)
+
+
+def _without_identity(cfg, tensors):
+  """Leaves out a projection that changes nothing, as transformers has one also where the original has none.
+
+  Args:
+    cfg: AlbertConfig.
+    tensors: {name as in NAMES: array}.
+  Returns:
+    (cfg, tensors); the config has `square_projection` where embeddings as wide as the layers have a trained projection.
+  """
+  if cfg.embedding_size != cfg.hidden_size:
+    return cfg, tensors
+  names = [f"{NAMES['projection']}.{name}" for name in ("weight", "bias")]
+  kernel, bias = (tensors.get(name) for name in names)
+  if kernel is None or bias is None or not np.array_equal(kernel, np.eye(len(bias))) or bias.any():
+    return dataclasses.replace(cfg, square_projection=True), tensors  # Where one is missing, the table says so.
+  return cfg, {name: tensor for name, tensor in tensors.items() if name not in names}
 
 
 def table_of(cfg, tensors):
@@ -255,13 +278,14 @@ def survey(path):
   cfg = from_fields(read_fields(path), path)
   tensors = dict(sorted(read_tensors(path).items()))
   names = canonical_names(tensors)
+  cfg, kept = _without_identity(cfg, {short: tensors[name] for name, short in names.items()})
   notes = {name: "buffer" for name, short in names.items() if short.endswith(BUFFERS)}
   for name, short in list(names.items()):
     if _TIED.get(short) in names.values():
       notes[name] = f"tied to {_TIED[short]}"
     elif short in _TIED:
       names[name] = _TIED[short]
-    elif cfg.embedding_size == cfg.hidden_size and short.startswith(NAMES["projection"]):
+    elif short not in kept:
       notes[name] = "the identity, as embeddings are as wide as layers"
   return cfg, tensors, names, table_of(cfg, {short: tensors[name] for name, short in names.items()}), notes
 
@@ -327,7 +351,7 @@ def _architecture(params):
 def tensors_of(cfg, params, *, architecture):
   """{name: array} of a model.safetensors."""
   tensors = mapping.to_there(_table(cfg, *mapping.shapes_of(params)), params)
-  if cfg.embedding_size == cfg.hidden_size:
+  if cfg.embedding_size == cfg.hidden_size and not cfg.square_projection:
     tensors[f"{NAMES['projection']}.weight"] = np.eye(cfg.hidden_size, dtype=np.float32)
     tensors[f"{NAMES['projection']}.bias"] = np.zeros(cfg.hidden_size, np.float32)
   if architecture == "AlbertModel":  # whose names, being the whole model, lack its name

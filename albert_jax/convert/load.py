@@ -6,8 +6,8 @@ import re
 
 import numpy as np
 
-from albert_jax import files, paths
-from albert_jax.convert import configs, google_tf1, hf, styletts2
+from albert_jax import files, paths, strict_json
+from albert_jax.convert import google_tf1, hf, styletts2
 from albert_jax.convert.mapping import Rules
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
@@ -119,7 +119,7 @@ def load_tokenizer(path, *, optional=False) -> Tokenizer | None:
   folder = pathlib.Path(folder)
   folder = folder if folder.is_dir() else folder.parent
   rules = folder / "tokenizer_config.json"
-  fields = configs.read_json(rules) if rules.is_file() else {}
+  fields = strict_json.read_object(rules) if rules.is_file() else {}
   flags = {"lower": fields.get("do_lower_case", True), "keep_accents": fields.get("keep_accents", False)}
   for name, value in zip(("do_lower_case", "keep_accents"), flags.values(), strict=True):
     if not isinstance(value, bool):
@@ -146,9 +146,9 @@ def _added_tokens(folder: pathlib.Path, tokenizer: Tokenizer) -> list[str]:
   """The tokens that files beside a vocabulary add to it and that are none of its pieces."""
   added = []
   if (folder / "added_tokens.json").is_file():
-    added += configs.read_json(folder / "added_tokens.json")
+    added += strict_json.read_object(folder / "added_tokens.json")
   if (folder / "tokenizer.json").is_file():
-    tokens = configs.read_json(folder / "tokenizer.json").get("added_tokens") or []
+    tokens = strict_json.read_object(folder / "tokenizer.json").get("added_tokens") or []
     added += [token["content"] for token in tokens if isinstance(token, dict) and isinstance(token.get("content"), str)]
   pieces = set(tokenizer.pieces) if added else set()
   return [token for token in dict.fromkeys(added) if token not in pieces]
@@ -157,7 +157,7 @@ def _added_tokens(folder: pathlib.Path, tokenizer: Tokenizer) -> list[str]:
 def _check_rows(folder: pathlib.Path, tokenizer: Tokenizer):
   """Compares a vocabulary with the rows that the config.json beside it names."""
   config = folder / "config.json"
-  rows = configs.read_json(config).get("vocab_size") if config.is_file() else None
+  rows = strict_json.read_object(config).get("vocab_size") if config.is_file() else None
   if not isinstance(rows, int):
     return
   pieces = tokenizer.vocab_size

@@ -13,6 +13,7 @@ import sys
 import numpy as np
 import yaml
 
+from albert_jax import strict_json
 from albert_jax.convert import configs, hf, mapping, torch_file
 from albert_jax.convert.files import new_folder
 from albert_jax.errors import UserError
@@ -28,7 +29,7 @@ def is_here(folder) -> bool:
   if (folder / "config.yml").is_file():
     return bool(_steps(folder))
   path = folder / "config.json"
-  return path.is_file() and isinstance(configs.read_json(path).get("plbert"), dict)
+  return path.is_file() and isinstance(strict_json.read_object(path).get("plbert"), dict)
 
 
 def load(path, rules=None):
@@ -108,7 +109,7 @@ def _read_yaml(path):
 
 def _kokoro_config(path):
   """The fields of AlbertConfig in Kokoro's config.json."""
-  found = configs.read_json(path)
+  found = strict_json.read_object(path)
   if "n_token" not in found:
     raise UserError(f"{path} has no n_token; expected the config.json of Kokoro, with n_token and plbert")
   return {"vocab_size": found["n_token"], **found["plbert"]}

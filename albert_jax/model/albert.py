@@ -73,7 +73,7 @@ class Albert(nnx.Module):
     E, D = cfg.embedding_size, cfg.hidden_size
     self.cfg = cfg
     self.embeddings = Embeddings(cfg, rngs)
-    self.projection = dense(cfg, E, D, rngs) if E != D else None
+    self.projection = dense(cfg, E, D, rngs) if E != D or cfg.square_projection else None
     self.attention = stacked(lambda rngs: Attention(cfg, rngs), lead_axes(cfg, "attention"), rngs)
     self.ffn = stacked(lambda rngs: FeedForward(cfg, rngs), lead_axes(cfg, "ffn"), rngs)
     self.pooler = dense(cfg, D, D, rngs) if "pooler" in parts else None

@@ -15,7 +15,7 @@ ATTENTION = ("auto", "xla", "pallas", "cudnn")
 STRUCTURE = (
   "vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_hidden_groups", "inner_group_num",
   "num_attention_heads", "intermediate_size", "hidden_act", "max_position_embeddings", "type_vocab_size",
-  "layer_norm_eps", "share",
+  "layer_norm_eps", "share", "square_projection",
 )  # fmt: skip
 # Larger values are mistakes (a count of bytes, a misplaced digit), which would only show as a crash of the compiler.
 LIMITS = {
@@ -55,6 +55,8 @@ class AlbertConfig:
   # In training each row goes through a number of layers drawn from this one to all, so that fewer work too; 0: all.
   least_layers: int = 0
   share: str = "all"  # what the layers of a group share: all | attention | ffn | none (paper, table 4)
+  # A projection between embeddings and layers also where both have one size. The original has none, transformers has.
+  square_projection: bool = False
   dtype: str = "float32"  # of activations and matmul inputs; parameters, norms, softmax and losses stay float32
   # What the backward pass computes again: none; dots: all but results of matrix products and of attention;
   # attention: all but attention's inputs and result, so the feed-forward part too; full: all but a layer's input.
@@ -88,6 +90,13 @@ class AlbertConfig:
         )
       if field.name.endswith("_prob"):
         check(value < 1, f"{field.name}={value} must be below 1: it is the share of values set to zero")
+    square = self.square_projection
+    check(type(square) is bool, f"square_projection={_short(square)} must be true or false")
+    check(
+      not square or self.embedding_size == self.hidden_size,
+      f"square_projection=True is for embedding_size={self.embedding_size} equal to hidden_size={self.hidden_size}; "
+      "otherwise there is a projection anyway: leave it False",
+    )
     one_of("hidden_act", ACTIVATIONS)
     one_of("share", SHARE)
     one_of("dtype", DTYPES)
