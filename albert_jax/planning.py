@@ -11,10 +11,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from albert_jax import model
-from albert_jax.data.pretraining.examples import DataConfig
+from albert_jax import model, tasks
 from albert_jax.errors import UserError, message_lines
-from albert_jax.tasks import pretrain
 from albert_jax.training import optimizer, sharding, state
 from albert_jax.training.flops import CHIPS, flops_per_step
 from albert_jax.training.optimizer import OptimizerConfig
@@ -30,14 +28,15 @@ def plan(config, topology: str, mfu: float = 0.5) -> dict:
   Returns: plain numbers, see `describe` for their meaning; "fits" is False where the compiler ran out of memory.
   Raises: UserError for a machine it does not know, or a config that cannot be.
   """
-  cfg, data = model.AlbertConfig(**config.model), DataConfig(**{**config.data.to_dict(), "dataset": "-"})
+  sketch = tasks.sketch(config)
+  cfg = sketch.model
   chip, chips, devices = machine(topology)
   mesh = sharding.make_mesh(MeshConfig(**config.mesh), config.batch_size, devices)
   rows = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
   if rows % config.accumulate:
     raise UserError(f"accumulate={config.accumulate} must divide the {rows} rows a device has")
 
-  step, arguments = abstract_step(config, cfg, data, mesh)
+  step, arguments = abstract_step(config, sketch, mesh)
   start = time.perf_counter()
   numbers = {
     "topology": topology, "chips": chips,
@@ -56,7 +55,8 @@ def plan(config, topology: str, mfu: float = 0.5) -> dict:
   memory, hlo = compiled.memory_analysis(), compiled.as_text()
   sent = [(kind, size) for _, kind, size in collectives(hlo)]
   needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.generated_code_size_in_bytes
-  flops = flops_per_step(cfg, config.batch_size, data.seq_length, data.slots)
+  flops = flops_per_step(cfg, config.batch_size, config.data.seq_length, sketch.slots)
+  flops += config.batch_size * sketch.row_flops
   reduced = sum(size for kind, size in sent if kind == "all-reduce")
   compute = flops / (chips * chip.teraflops * 1e12)
   # A ring sends each byte about twice.
@@ -254,34 +254,17 @@ def machine(topology: str):
     raise UserError(f"cannot compile for {topology}: {message_lines(error)[0]}. It needs {needs}") from error
 
 
-def abstract_step(config, cfg, data, mesh):
-  """The train step and its arguments as shapes, placed on `mesh`."""
+def abstract_step(config, sketch, mesh):
+  """The train step of a tasks.Sketch and its arguments as shapes, placed on `mesh`."""
   key = jax.random.key(0)
   opt = OptimizerConfig(**config.optimizer)
 
-  def init(key):
-    return model.init(cfg, key)
-
-  def sums(params, batch, key):
-    return pretrain.sums(cfg, params, batch, key)
-
-  def terms(batch):
-    return pretrain.terms(config.loss.mlm_weight, config.loss.sop_weight, batch)
-
-  tx = optimizer.make(opt, model.layer_axes(cfg, jax.eval_shape(init, key)))
-  abstract = state.abstract(init, tx, key)
+  tx = optimizer.make(opt, model.layer_axes(sketch.model, jax.eval_shape(sketch.init, key)))
+  abstract = state.abstract(sketch.init, tx, key)
   places = sharding.shardings(mesh, abstract, config.mesh.zero1)
-  step = make_train_step(sums, terms, tx, key, mesh, places, config.accumulate)
+  step = make_train_step(sketch.sums, sketch.terms, tx, key, mesh, places, config.accumulate)
   abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places)
-  B, L, M = config.batch_size, data.seq_length, data.slots
-  shapes = {
-    "input_ids": (B, L), "attention_mask": (B, L), "token_type_ids": (B, L), "mlm_positions": (B, M),
-    "mlm_labels": (B, M), "mlm_weights": (B, M), "sop_label": (B,), "sop_weight": (B,),
-  }  # fmt: skip
   rows = NamedSharding(mesh, sharding.BATCH)
-  batch = {
-    name: jax.ShapeDtypeStruct(shape, np.float32 if "weight" in name else np.int32, sharding=rows)
-    for name, shape in shapes.items()
-  }
+  batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=rows) for name, (shape, kind) in sketch.arrays.items()}
   rate = jax.ShapeDtypeStruct((), np.float32, sharding=NamedSharding(mesh, P()))
   return step, (abstract, batch, rate)

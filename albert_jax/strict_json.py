@@ -53,9 +53,7 @@ def loads(
   text = text.removeprefix("\ufeff")
   containers = text.count("[") + text.count("{")
   if containers > MAX_CONTAINERS:
-    raise UserError(
-      f"{what}: {containers:,} lists and objects exceed the limit of {MAX_CONTAINERS:,}; split it"
-    )
+    raise UserError(f"{what}: {containers:,} lists and objects exceed the limit of {MAX_CONTAINERS:,}; split it")
   try:
     value = _decoder(nan_as_null).decode(text)
     if containers > MAX_DEPTH:  # so the value is a container

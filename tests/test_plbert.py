@@ -11,13 +11,14 @@ import pytest
 from test_phonemes import make
 
 import albert_jax
-from albert_jax import loop, model, tasks
+from albert_jax import __main__, loop, model, planning, tasks
 from albert_jax.configs import plbert as configs
 from albert_jax.data import records
-from albert_jax.data.speech import batching, lexicon, symbols
+from albert_jax.data.speech import audit, batching, lexicon, symbols
 from albert_jax.data.speech.batching import SpeechConfig
 from albert_jax.errors import UserError
 from albert_jax.tasks import heads, plbert
+from albert_jax.training import sharding
 
 CFG = model.AlbertConfig(
   vocab_size=178, embedding_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
@@ -247,3 +248,51 @@ class TestRun:
   def test_what_cannot_be_is_one_line(self, dataset, change, message):
     with pytest.raises(UserError, match=message):
       tasks.make(config_of(dataset, **change))
+
+
+class TestPlanning:
+  @pytest.mark.parametrize("share", [1.0, 0.25])
+  def test_the_sketch_of_a_batch_is_the_batch(self, dataset, share):
+    config = config_of(dataset, loss={"word_positions": share})
+    batch = next(iter(tasks.make(config).train_batches(0, 0, 1)))
+    sketch = tasks.sketch(config)
+    assert sketch.arrays == {name: (array.shape, array.dtype) for name, array in batch.items()}
+    assert sketch.row_flops == tasks.make(config).row_flops
+
+  def test_a_plan_needs_no_dataset(self):
+    config = configs.get_config("base")
+    sketch = tasks.sketch(config)
+    params = jax.eval_shape(sketch.init, jax.random.key(0))
+    assert params["word"]["kernel"].shape == (768, 30_002)
+    mesh = sharding.make_mesh(sharding.MeshConfig(), config.batch_size)
+    step, arguments = planning.abstract_step(config, sketch, mesh)
+    with jax.set_mesh(mesh):
+      step.lower(*arguments)
+
+
+class TestAudit:
+  def test_it_shows_words_with_phonemes_and_says_what_is_wrong(self, dataset, capsys, tmp_path):
+    argv = ["audit", dataset, "--examples=256", "--show=2", f"--json={tmp_path / 'audit.json'}"]
+    code = __main__.main(argv)
+    out = capsys.readouterr().out
+    numbers = json.loads((tmp_path / "audit.json").read_text())
+    assert "strangest words: " in out and "/{" in out
+    assert code == 1 and numbers["problems"] == ["padding_share"] and "OUT OF RANGE: segments are shorter" in out
+    assert numbers["mask_rate"] == pytest.approx(0.15, abs=0.02)
+    assert __main__.main([*argv, "--config=configs/pretrain.py:tiny"]) == 2
+
+  def test_words_of_one_target_are_noticed(self, tmp_path):
+    lines = [{"document": i, "words": ["a"] * 200, "phonemes": ["x"] * 200} for i in range(4)]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    make(tmp_path, source=tmp_path / "x.jsonl", validation_fraction=0.25)
+    cfg = SpeechConfig(str(tmp_path / "dataset"), seq_length=64)
+    numbers, _ = audit.measure(cfg, 256)
+    wrong = [name for name, value, low, high, _ in audit.checks(numbers, cfg) if not low <= value <= high]
+    assert wrong == ["word_entropy"]
+
+  def test_the_strangest_words_are_those_unlike_the_others(self, tmp_path):
+    words = ["".join(c) for c in ("aba", "abab", "baba", "bab", "ababa", "bababa")] * 20 + ["qzx"]
+    lines = [{"document": i, "words": words, "phonemes": words} for i in range(4)]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    make(tmp_path, source=tmp_path / "x.jsonl", validation_fraction=0.25)
+    assert audit.strangest(str(tmp_path / "dataset"), 1)[0][0] == "qzx"

@@ -8,6 +8,8 @@ from albert_jax.commands import common
 from albert_jax.data import datasets
 from albert_jax.data.pretraining import audit
 from albert_jax.data.pretraining.examples import DataConfig
+from albert_jax.data.speech import audit as speech
+from albert_jax.data.speech.batching import KIND, SpeechConfig
 from albert_jax.errors import UserError
 
 
@@ -18,18 +20,27 @@ def main(argv):
     "Makes examples as training would, counts what is in them, and says what is out of range.",
     "albert-jax audit data/corpus --config=configs/pretrain.py:base --json=audit.json",
   )
-  parser.add_argument("dataset", help="a folder made by albert-jax prepare, or several with commas")
+  parser.add_argument("dataset", help="a folder made by albert-jax prepare or phonemes, or several with commas")
   parser.add_argument("--examples", type=int, default=20_000, help="how many to make (default: 20000)")
   parser.add_argument("--show", type=int, default=10, help="how many to print (default: 10)")
   parser.add_argument("--json", default="", help="write the numbers to this file, the picture beside it")
   if any(arg.startswith("--config") for arg in argv) or "--help" in argv or "-h" in argv:
     args, config = common.parse_with_config(parser, argv)
-    cfg, seed = DataConfig(**config.data.to_dict() | {"dataset": datasets.here(args.dataset)}), config.seed
+    fields, seed = config.data.to_dict(), config.seed
   else:
     args = parser.parse_args(argv)
-    cfg, seed = DataConfig(datasets.here(args.dataset)), 0
+    fields, seed = {}, 0
   if args.examples < 1:
     raise UserError(f"--examples={args.examples}: expected at least 1")
+  fields["dataset"] = datasets.here(args.dataset)
+  if datasets.describe(datasets.folders(fields["dataset"])[0]).get("kind") == KIND:
+    if unknown := fields.keys() - SpeechConfig.__dataclass_fields__.keys():
+      raise UserError(
+        f"{args.dataset} holds phonemes, and --config is for text ({', '.join(sorted(unknown)[:3])}); use "
+        "--config=configs/plbert.py:base"
+      )
+    return _phonemes(SpeechConfig(**fields), args, seed)
+  cfg = DataConfig(**fields)
   numbers, (batch, details) = audit.measure(cfg, args.examples, seed)
   numbers |= audit.look_for_duplicates(cfg)
   rows = len(batch["input_ids"])
@@ -41,8 +52,7 @@ def main(argv):
     print(audit.show_example(batch, details, row, tokenizer), end="\n\n")
   print(f"{numbers['examples']} examples of {cfg.seq_length} tokens, {numbers['tokens_mean']:.1f} of them used")
   for check in found:
-    state = "ok" if check.is_fine else f"OUT OF RANGE: {check.advice}"
-    print(f"{check.name:26} {check.value:10.4f}   expected {check.low:.4f} to {check.high:.4f}   {state}")
+    _print_check(check.name, check.value, check.low, check.high, check.advice)
   picture = (
     pathlib.Path(args.json).with_suffix(".png")
     if args.json
@@ -52,6 +62,31 @@ def main(argv):
   if args.json:
     pathlib.Path(args.json).write_text(json.dumps(numbers, indent=2) + "\n")
   print(f"picture: {picture}")
+  if numbers["problems"]:
+    print(f"albert-jax audit: out of range: {', '.join(numbers['problems'])}", file=sys.stderr)
+  return 1 if numbers["problems"] else 0
+
+
+def _print_check(name, value, low, high, advice) -> bool:
+  """Prints a number and whether it is in its range; returns that."""
+  is_fine = low <= value <= high
+  state = "ok" if is_fine else f"OUT OF RANGE: {advice}"
+  print(f"{name:26} {value:10.4f}   expected {low:.4f} to {high:.4f}   {state}")
+  return is_fine
+
+
+def _phonemes(cfg, args, seed):
+  """The audit of a dataset that `albert-jax phonemes` made."""
+  numbers, rows = speech.measure(cfg, args.examples, seed)
+  for row in range(min(args.show, len(rows.ids))):
+    print(speech.show_row(rows, row, cfg.dataset), end="\n\n")
+  print("strangest words: " + ", ".join(f"{word} {phonemes}" for word, phonemes, _ in speech.strangest(cfg.dataset)))
+  top = ", ".join(f"{word} {share:.2%}" for word, share in list(numbers["top_words"].items())[:10])
+  print(f"most frequent targets, by symbols: {top}")
+  print(f"{numbers['examples']} examples of {cfg.seq_length} symbols, {numbers['symbols_mean']:.1f} of them used")
+  numbers["problems"] = [check[0] for check in speech.checks(numbers, cfg) if not _print_check(*check)]
+  if args.json:
+    pathlib.Path(args.json).write_text(json.dumps(numbers, indent=2, ensure_ascii=False) + "\n", "utf-8")
   if numbers["problems"]:
     print(f"albert-jax audit: out of range: {', '.join(numbers['problems'])}", file=sys.stderr)
   return 1 if numbers["problems"] else 0

@@ -7,7 +7,7 @@ from albert_jax import files
 from albert_jax.data import datasets
 from albert_jax.errors import UserError
 from albert_jax.model import STRUCTURE
-from albert_jax.tasks.base import Task, joined
+from albert_jax.tasks.base import Sketch, Task, joined
 
 __all__ = ["STRUCTURE", "TASKS", "Task", "joined", "make"]
 
@@ -16,6 +16,14 @@ TASKS = {
   "pretrain": "pretrain", "classify": "classify", "glue": "glue", "choice": "choice", "ner": "ner", "squad": "squad",
   "summarize": "summarize", "retrieve": "retrieve", "plbert": "plbert",
 }  # fmt: skip
+
+
+def sketch(config) -> Sketch:
+  """The train step of a pre-training config without its data. Raises: UserError for other tasks."""
+  tasks = ("pretrain", "plbert")
+  if config.task.name not in tasks:
+    raise UserError(f"task.name={config.task.name!r} cannot be planned without its data; use one of {list(tasks)}")
+  return importlib.import_module(f"albert_jax.tasks.{TASKS[config.task.name]}").sketch(config)
 
 
 def make(config, vocabulary=None, first_row=0) -> Task:

@@ -56,6 +56,23 @@ class Task:
   row_flops: float = 0.0
 
 
+@dataclass(frozen=True)
+class Sketch:
+  """What a pre-training task computes, without its data: enough to compile its train step for another machine.
+
+  model, init, sums, terms, row_flops: as of Task. arrays: {name: (shape, dtype)} of a batch. slots: positions of a row
+  for which logits of the vocabulary are made by the model's own head.
+  """
+
+  model: AlbertConfig
+  init: Callable
+  sums: Callable
+  terms: Callable
+  arrays: dict
+  slots: int
+  row_flops: float = 0.0
+
+
 def batches(config, training, held_out, first_row) -> dict:
   """`train_batches` and `eval_batches` of a Task whose splits are data.finetuning.batching.Rows.
 

@@ -10,6 +10,7 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from albert_jax import model
 from albert_jax.data.speech import batching, lexicon
@@ -17,7 +18,9 @@ from albert_jax.data.speech.batching import SpeechConfig
 from albert_jax.errors import UserError
 from albert_jax.model.heads import at_positions
 from albert_jax.tasks import heads
-from albert_jax.tasks.base import Task, about
+from albert_jax.tasks.base import Sketch, Task, about
+
+USUAL_WORDS = 30_000 + lexicon.FIRST_WORD  # what albert-jax phonemes makes
 
 
 def make(config, vocabulary=None, first_row=0) -> Task:
@@ -66,6 +69,29 @@ def make(config, vocabulary=None, first_row=0) -> Task:
     about=about("plbert", words=words, seq_length=data.seq_length),
     architecture="AlbertModel",
     row_flops=head_flops(cfg, words, data.seq_length, slots or data.seq_length),
+  )
+
+
+def sketch(config) -> Sketch:
+  """The train step of a config whose dataset need not be there; then the words are as many as are usual."""
+  cfg, slots = model.AlbertConfig(**config.model), word_slots(config)
+  words = batching.describe(config.data.dataset)["vocabulary"]["words"] if config.data.dataset else USUAL_WORDS
+  B, L = config.batch_size, config.data.seq_length
+  W = slots or L
+  integers = {"input_ids": (B, L), "attention_mask": (B, L), "phoneme_labels": (B, L), "word_labels": (B, W)}
+  integers |= {"word_positions": (B, W)} if slots else {}
+  numbers = {"phoneme_weights": (B, L), "word_weights": (B, W), "weight": (B,)}
+  return Sketch(
+    model=cfg,
+    init=functools.partial(init, cfg, words),
+    sums=functools.partial(sums, cfg, config.loss.word_chunk),
+    terms=functools.partial(terms, config.loss.phoneme_weight, config.loss.word_weight),
+    arrays={
+      name: (shape, np.int32) for name, shape in (integers | ({"word_positions": (B, W)} if slots else {})).items()
+    }
+    | {name: (shape, np.float32) for name, shape in numbers.items()},
+    slots=0,
+    row_flops=head_flops(cfg, words, L, W),
   )
 
 

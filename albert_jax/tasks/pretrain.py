@@ -3,13 +3,14 @@
 import functools
 
 import jax.numpy as jnp
+import numpy as np
 
 from albert_jax import model
 from albert_jax.data import datasets
 from albert_jax.data.pretraining import batching
 from albert_jax.data.pretraining.batching import DataConfig
 from albert_jax.errors import UserError
-from albert_jax.tasks.base import Task
+from albert_jax.tasks.base import Sketch, Task
 from albert_jax.tasks.heads import cross_entropy
 
 
@@ -55,6 +56,23 @@ def make(config, vocabulary=None, first_row=0) -> Task:
       **({"sop_accuracy": (0.5, "guessing")} if config.loss.sop_weight else {}),
     },
     vocabulary=vocabulary,
+  )
+
+
+def sketch(config) -> Sketch:
+  """The train step of a config whose dataset need not be there."""
+  cfg, data = model.AlbertConfig(**config.model), DataConfig(**{**config.data.to_dict(), "dataset": "-"})
+  B, L, M = config.batch_size, data.seq_length, data.slots
+  integers = {"input_ids": (B, L), "attention_mask": (B, L), "token_type_ids": (B, L), "mlm_positions": (B, M),
+              "mlm_labels": (B, M), "sop_label": (B,)}  # fmt: skip
+  return Sketch(
+    model=cfg,
+    init=functools.partial(model.init, cfg),
+    sums=functools.partial(sums, cfg),
+    terms=functools.partial(terms, config.loss.mlm_weight, config.loss.sop_weight),
+    arrays={name: (shape, np.int32) for name, shape in integers.items()}
+    | {"mlm_weights": ((B, M), np.float32), "sop_weight": ((B,), np.float32)},
+    slots=M,
   )
 
 
