@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from albert_jax import convert, tasks
+from albert_jax import convert, files, tasks
 from albert_jax.errors import UserError
 from albert_jax.training import sharding
 from albert_jax.training.writer import ratios
@@ -30,12 +30,12 @@ def evaluate(task, eval_step, params, mesh):
     new, outputs = eval_step(params, sharding.global_batch(mesh, batch))
     sums = new if sums is None else _add(sums, new)
     collected.append(outputs)
-  numbers, files = ratios(jax.device_get(sums)), {}
+  numbers, answers = ratios(jax.device_get(sums)), {}
   if task.score is not None:
     # Taken from the device at the end: until then it never waits for the host.
-    scores, files = task.score(_by_row([_on_host(outputs) for outputs in collected]))
+    scores, answers = task.score(_by_row([_on_host(outputs) for outputs in collected]))
     numbers |= scores
-  return numbers, files
+  return numbers, answers
 
 
 @jax.jit
@@ -96,10 +96,7 @@ def same_task(task, path):
       )
 
 
-def write_files(folder, files):
+def write_files(folder, contents):
   """Writes {file name: bytes} into a folder, each file whole or not at all."""
-  folder.mkdir(parents=True, exist_ok=True)
-  for name, content in files.items():
-    temporary = folder / f".{name}"
-    temporary.write_bytes(content)
-    temporary.replace(folder / name)
+  for name, content in contents.items():
+    files.write(folder / name, content)

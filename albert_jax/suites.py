@@ -121,8 +121,8 @@ def suite(tasks, checkpoint, out, *, seeds=5, data=(), overrides=(), version="v2
         results.setdefault(name, {})[seed] = numbers
       found = {"checkpoint": str(checkpoint), "size": size, "seeds": seeds, "rows": rows(results, size, version),
                "failed": failed}  # fmt: skip
-      write(out / "suite.json", json.dumps(found, indent=2) + "\n")
-      write(out / "suite.md", table(found))
+      files.write_json(out / "suite.json", found)
+      files.write(out / "suite.md", table(found))
   return found
 
 
@@ -209,7 +209,7 @@ def _run(name, seed, flags, workdir):
     return f"ended with {code}: {said}"
   numbers = numbers_of(workdir)
   shutil.rmtree(workdir / "checkpoints", ignore_errors=True)  # export/ holds the weights.
-  write(done, json.dumps({"flags": flags, "numbers": numbers}, indent=2) + "\n")
+  files.write_json(done, {"flags": flags, "numbers": numbers})
   shown = ", ".join(f"{what} {numbers[key] * factor:.2f}" for key, (what, factor) in TASKS[name].metrics.items())
   print(f"{shown} ({(time.monotonic() - begin) / 60:.1f} min)", file=sys.stderr)
   return numbers
@@ -277,14 +277,6 @@ def table(found) -> str:
     lines += ["", "RACE is published on its test set; ours is on the development set."]
   lines += ["", *(f"Failed: {line}  " for line in found["failed"])] if found["failed"] else []
   return "\n".join(lines) + "\n"
-
-
-def write(path, text):
-  """A file that is whole or as it was."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}")
-  temporary.write_text(text)
-  temporary.replace(path)
 
 
 def interrupted(number, frame):

@@ -1,5 +1,6 @@
 """Files that appear when they are whole, on this machine and in stores."""
 
+import os
 import pathlib
 
 import fsspec
@@ -41,7 +42,7 @@ def test_a_copy_is_fetched_once_and_again_when_there_is_another(bucket, tmp_path
   assert contents(here) == {"a": b"one", "b/c": b"two"} and pathlib.Path(here).name == "data"
   assert pathlib.Path(here).is_relative_to(tmp_path / "cache" / "albert_jax")
   assert pathlib.Path(files.local("gs://bucket/data/a")).read_bytes() == b"one"
-  assert files.local("data") == "data" and files.local(tmp_path) == tmp_path
+  assert files.local("data") == "data" and files.local(tmp_path) == str(tmp_path)
 
   files.local.cache_clear()  # Another process.
   bucket.calls.clear()
@@ -86,3 +87,105 @@ def test_without_its_package_a_store_says_what_to_install(monkeypatch):
   monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
   with pytest.raises(UserError, match=r"pip install 'albert-jax\[gcs\]'"):
     files.local("gs://bucket/without")
+
+
+def test_an_error_leaves_no_file_and_no_folder(tmp_path):
+  with pytest.raises(OSError), files.writing(tmp_path / "new/er/file"):
+    raise OSError
+  with pytest.raises(OSError), files.writing_folder(tmp_path / "new/er/folder"):
+    raise OSError
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_modes_are_what_the_umask_gives(tmp_path):
+  before = os.umask(0o027)
+  try:
+    with files.writing(tmp_path / "file") as temporary:
+      pathlib.Path(temporary).touch(0o600)
+    with files.writing_folder(tmp_path / "folder") as folder:
+      (folder / "inner").mkdir(0o700)
+      (folder / "inner/file").touch(0o600)
+  finally:
+    os.umask(before)
+  modes = [oct((tmp_path / name).stat().st_mode & 0o777) for name in ("file", "folder", "folder/inner/file")]
+  assert modes == ["0o640", "0o750", "0o640"]
+  assert oct((tmp_path / "folder/inner").stat().st_mode & 0o777) == "0o750"
+
+
+def test_links_are_replaced_and_pipes_are_written_to(tmp_path):
+  (tmp_path / "precious").write_text("precious")
+  (tmp_path / "link").symlink_to("precious")
+  files.write(tmp_path / "link", "new")
+  assert (tmp_path / "precious").read_text() == "precious"
+  assert (tmp_path / "link").read_text() == "new" and not (tmp_path / "link").is_symlink()
+  os.mkfifo(tmp_path / "pipe")
+  reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+  files.write(tmp_path / "pipe", "through")
+  assert os.read(reader, 100) == b"through" and (tmp_path / "pipe").is_fifo()
+  os.close(reader)
+  files.write("/dev/null", "gone")
+  assert pathlib.Path("/dev/null").is_char_device()
+  for folder in (tmp_path, f"{tmp_path}/new/"):
+    with pytest.raises(UserError, match="is a folder"):
+      files.write(folder, "x")
+
+
+def test_overwrite_deletes_only_what_this_project_makes(tmp_path):
+  for names, fits in (
+    (("config.json", "model.safetensors", "spiece.model"), True),
+    (("config.json", "model.safetensors", "chapter1.tex"), False),
+    (("prepare.json", "a.array_record-00000-of-00001", "spiece.model"), True),
+    (("prepare.json", "sub/notes.txt"), False),
+    (("config.json", "README.md"), False),  # Of another project, maybe.
+    (("checkpoint",), False),
+  ):
+    folder = tmp_path / "-".join(names).replace("/", "_")
+    for name in names:
+      (folder / name).parent.mkdir(parents=True, exist_ok=True)
+      (folder / name).touch()
+    with pytest.raises(UserError, match="exists already"):
+      files.check_new_folder(folder)
+    if fits:
+      files.check_new_folder(folder, overwrite=True)
+    else:
+      with pytest.raises(UserError, match="did not make"):
+        files.check_new_folder(folder, overwrite=True)
+  (tmp_path / "link").symlink_to(folder)
+  with pytest.raises(UserError, match="is a link"):
+    files.check_new_folder(tmp_path / "link", overwrite=True)
+  (tmp_path / "empty").mkdir()
+  files.check_new_folder(tmp_path / "empty")
+
+
+def test_paths_of_users(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert files.user_path("~/a") == f"{tmp_path}/a" and files.user_path("gs://b/~/c") == "gs://b/~/c"
+  with pytest.raises(UserError, match="--out is empty"):
+    files.user_path(" ", "--out")
+  with pytest.raises(UserError, match="no user"):
+    files.user_path("~no_such_user/x")
+  monkeypatch.chdir(tmp_path)
+  for name in ("a,b.txt", "c.txt", "d [1].txt", "e[x]/f.txt", "g1.txt"):
+    pathlib.Path(name).parent.mkdir(exist_ok=True)
+    pathlib.Path(name).touch()
+  assert files.split_list("c.txt, a,b.txt,~/x,gs://b/c,") == ["c.txt", "a,b.txt", f"{tmp_path}/x", "gs://b/c"]
+  assert files.matching("d [1].txt") == ["d [1].txt"]
+  assert files.matching("e[x]/*.txt") == ["e[x]/f.txt"]
+  assert files.matching("[cg]*.txt") == ["c.txt", "g1.txt"]
+  assert files.matching("missing.txt") == files.matching("no[x]") == []
+  files.write("a::b", "x")  # fsspec would read it as a chain of stores.
+  assert files.read("a::b") == b"x"
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "..\\x", "C:\\x", "", "a\0b"])
+def test_names_stay_inside_their_folder(name):
+  with pytest.raises(UserError, match="outside"):
+    files.inside("folder", name)
+  assert files.inside("folder", "a/b..c") == "folder/a/b..c"
+
+
+def test_an_object_that_leads_out_of_the_cache_is_refused(bucket, tmp_path):
+  bucket.objects["bucket"] = {"model/a": (1, b"one"), "model/../../../VICTIM": (2, b"two")}
+  with pytest.raises(UserError, match="outside"):
+    files.local("gs://bucket/model")
+  assert not list(tmp_path.rglob("VICTIM"))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from small_models import HEADS, SMALL, assert_same, configs, random_params
 
 import albert_jax
+from albert_jax import files
 from albert_jax.convert import google_tf1, hf, mapping
-from albert_jax.convert.files import new_folder
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
@@ -201,7 +201,7 @@ class TestWriting:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
   def test_a_failed_block_leaves_nothing(self, tmp_path):
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "x") as folder:
+    with pytest.raises(RuntimeError), files.writing_folder(tmp_path / "x") as folder:
       (folder / "file").write_text("half")
       raise RuntimeError
     assert list(tmp_path.iterdir()) == []

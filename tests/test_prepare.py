@@ -154,7 +154,7 @@ def test_mistakes_leave_nothing_behind(tmp_path, spm):
     make(corpus, tmp_path / "nothing.model", out)
   make(corpus, spm, out)
   before = contents(out)
-  with pytest.raises(UserError, match=r"already there.*--overwrite"):
+  with pytest.raises(UserError, match=r"exists already.*--overwrite"):
     make(corpus, spm, out)
   assert contents(out) == before
 

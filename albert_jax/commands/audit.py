@@ -1,9 +1,9 @@
 """`albert-jax audit`: shows what a model will see of a dataset, and what is out of range."""
 
-import json
 import pathlib
 import sys
 
+from albert_jax import files
 from albert_jax.commands import common
 from albert_jax.data import datasets
 from albert_jax.data.pretraining import audit
@@ -60,7 +60,7 @@ def main(argv):
   )
   audit.draw(numbers, picture)
   if args.json:
-    pathlib.Path(args.json).write_text(json.dumps(numbers, indent=2) + "\n")
+    files.write_json(args.json, numbers)
   print(f"picture: {picture}")
   if numbers["problems"]:
     print(f"albert-jax audit: out of range: {', '.join(numbers['problems'])}", file=sys.stderr)

@@ -6,7 +6,7 @@ import pathlib
 
 import jax
 
-from albert_jax import evaluation
+from albert_jax import evaluation, files
 from albert_jax.commands import common
 from albert_jax.errors import UserError
 from albert_jax.training import sharding
@@ -40,10 +40,9 @@ def score_predictions(argv):
 
 
 def _print(numbers, file):
-  text = json.dumps(numbers)
-  print(text)
+  print(json.dumps(numbers))
   if file:
-    pathlib.Path(file).write_text(text + "\n")
+    files.write_json(file, numbers, indent=None)
 
 
 def main(argv):
@@ -63,7 +62,7 @@ def main(argv):
   mesh = sharding.make_mesh(sharding.MeshConfig(**config.mesh), config.batch_size)
   with jax.set_mesh(mesh):
     params = jax.device_put(params, sharding.shardings(mesh, params))
-    numbers, files = evaluation.evaluate(task, evaluation.make_eval_step(task), params, mesh)
+    numbers, answers = evaluation.evaluate(task, evaluation.make_eval_step(task), params, mesh)
   _print(numbers, args.json)
   if args.out:
-    evaluation.write_files(pathlib.Path(args.out), files)
+    evaluation.write_files(pathlib.Path(args.out), answers)

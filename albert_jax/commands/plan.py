@@ -1,11 +1,8 @@
 """`albert-jax plan`: compiles the train step for a machine that is not there."""
 
-import json
-import pathlib
-
 import jax
 
-from albert_jax import planning
+from albert_jax import files, planning
 from albert_jax.commands import common
 
 
@@ -28,4 +25,4 @@ def main(argv):
     numbers |= planning.largest_batch(config, args.topology, numbers)
   print(planning.describe(numbers, args.price_per_chip_hour))
   if args.json:
-    pathlib.Path(args.json).write_text(json.dumps(numbers, indent=2) + "\n")
+    files.write_json(args.json, numbers)

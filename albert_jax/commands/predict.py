@@ -12,7 +12,7 @@ import threading
 
 import tqdm
 
-from albert_jax import pipelines
+from albert_jax import files, pipelines
 from albert_jax.commands import common
 from albert_jax.errors import UserError
 
@@ -105,13 +105,8 @@ def _output(path):
   path = pathlib.Path(path)
   if not path.absolute().parent.is_dir():
     raise UserError(f"--output={path}: there is no folder {str(path.parent)!r}")
-  temporary = path.with_name(f".{path.name}.partial")
-  try:
-    with open(temporary, "w", encoding="utf-8") as file:
-      yield file.write
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with files.writing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    yield file.write
 
 
 def _chunks(lines):

@@ -1,10 +1,8 @@
 """`albert-jax suite`: a set of fine-tuning tasks and seeds, and one table."""
 
-import json
-import pathlib
 import signal
 
-from albert_jax import suites
+from albert_jax import files, suites
 from albert_jax.commands import common
 from albert_jax.errors import UserError
 
@@ -36,5 +34,5 @@ def main(argv):
                 data=args.data, overrides=overrides, version=args.published, mnli=args.mnli)  # fmt: skip
   print(suites.table(found), end="")
   if args.json:
-    suites.write(pathlib.Path(args.json), json.dumps(found, indent=2) + "\n")
+    files.write_json(args.json, found)
   return 1 if found["failed"] else 0

@@ -10,7 +10,6 @@ import numpy as np
 
 from albert_jax import files, strict_json
 from albert_jax.convert import configs, mapping, tf_checkpoint
-from albert_jax.convert.files import new_folder
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
@@ -264,7 +263,7 @@ def save(path, cfg, params, *, vocabulary=None, step=0, overwrite=False):
   fields, ours = configs.to_fields(cfg, groups)
   # The original takes its own layer norm's epsilon, and its scripts the classifier's dropout.
   fields = {**fields, "hidden_act": activation, "down_scale_factor": 1, "net_structure_type": 0, **ours}
-  with new_folder(path, overwrite=overwrite) as folder:
+  with files.writing_folder(path, overwrite=overwrite) as folder:
     (folder / "albert_config.json").write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
     tf_checkpoint.write(folder / "model.ckpt-best", {**tensors, "global_step": np.array(step, np.int64)})
     if vocabulary is not None:

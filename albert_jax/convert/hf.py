@@ -11,9 +11,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from albert_jax import strict_json
+from albert_jax import files, strict_json
 from albert_jax.convert import configs, mapping, torch_file
-from albert_jax.convert.files import new_folder
 from albert_jax.convert.tokenizer_json import tokenizer_json
 from albert_jax.data.speech.symbols import Symbols
 from albert_jax.data.tokenizer import Tokenizer
@@ -142,21 +141,21 @@ def read_tensors(path):
   """
   path = pathlib.Path(path)
   index = path / "model.safetensors.index.json"
-  files = [path / "model.safetensors"]
-  if not files[0].is_file() and index.is_file():
-    files = [path / name for name in _shards(index)]
-  elif not files[0].is_file():
-    files = [path / "pytorch_model.bin"]
-    if not files[0].is_file() and len(others := sorted(path.glob("*.pth"))) == 1:
-      files = others
-  missing = [file for file in files if not file.is_file()]
-  if missing or not files:
+  weights = [path / "model.safetensors"]
+  if not weights[0].is_file() and index.is_file():
+    weights = [pathlib.Path(files.inside(path, name)) for name in _shards(index)]
+  elif not weights[0].is_file():
+    weights = [path / "pytorch_model.bin"]
+    if not weights[0].is_file() and len(others := sorted(path.glob("*.pth"))) == 1:
+      weights = others
+  missing = [file for file in weights if not file.is_file()]
+  if missing or not weights:
     raise UserError(
       f"no {path / 'model.safetensors' if missing == [path / 'pytorch_model.bin'] else (missing or [index])[0]}: "
       "expected a Hugging Face directory, with config.json and model.safetensors"
     )
   tensors = {}
-  for file in files:
+  for file in weights:
     tensors |= read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
   return tensors
 
@@ -316,7 +315,7 @@ def save(path, cfg, params, *, vocabulary=None, architecture=None, extra=None, o
       if hasattr(vocabulary, f"{id}_id")
     }
   tensors = tensors_of(cfg, params, architecture=fields["architectures"][0])
-  with new_folder(path, overwrite=overwrite) as folder:
+  with files.writing_folder(path, overwrite=overwrite) as folder:
     (folder / "config.json").write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", "utf-8")
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     if isinstance(vocabulary, Symbols):

@@ -13,9 +13,8 @@ import sys
 import numpy as np
 import yaml
 
-from albert_jax import strict_json
+from albert_jax import files, strict_json
 from albert_jax.convert import configs, hf, mapping, torch_file
-from albert_jax.convert.files import new_folder
 from albert_jax.errors import UserError
 
 # Our heads (tasks/plbert.py) and their names in PL-BERT.
@@ -163,7 +162,7 @@ def save(path, cfg, params, *, step=1, symbols=None, overwrite=False):
       tensors[f"{name}.weight"] = np.ascontiguousarray(np.asarray(params[head]["kernel"], np.float32).T)
       tensors[f"{name}.bias"] = np.asarray(params[head]["bias"], np.float32)
   fields, ours = configs.to_fields(cfg, len(mapping.layers_there(cfg, hf.group)))
-  with new_folder(path, overwrite=overwrite) as folder:
+  with files.writing_folder(path, overwrite=overwrite) as folder:
     text = yaml.safe_dump({"model_params": fields} | ours, sort_keys=False)
     (folder / "config.yml").write_text(text, "utf-8")
     net = {f"module.{name}": tensor for name, tensor in tensors.items()}

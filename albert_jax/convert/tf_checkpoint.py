@@ -9,12 +9,12 @@ import contextlib
 import os
 import pathlib
 import re
-import tempfile
 
 import google_crc32c
 import ml_dtypes
 import numpy as np
 
+from albert_jax import files
 from albert_jax.convert.protobuf import field, parse, to_varint, varint
 from albert_jax.errors import UserError
 
@@ -247,7 +247,7 @@ def write(prefix, arrays, *, shards=1):
   entries = [(b"", field(1, shards) + field(3, field(1, 1)))]  # the header: shards, little-endian, version 1
   for shard in range(shards):
     offset = 0
-    with _renamed(f"{prefix}.data-{shard:05d}-of-{shards:05d}") as file:
+    with files.writing(f"{prefix}.data-{shard:05d}-of-{shards:05d}") as temporary, open(temporary, "wb") as file:
       for name in names[len(names) * shard // shards : len(names) * (shard + 1) // shards]:
         value = np.asarray(arrays[name])
         dtype = value.dtype.newbyteorder("<")
@@ -269,28 +269,11 @@ def write(prefix, arrays, *, shards=1):
           )
         )
         offset += len(data)
-  with _renamed(f"{prefix}.index") as file:
+  with files.writing(f"{prefix}.index") as temporary, open(temporary, "wb") as file:
     file.write(_index(entries))
-  with _renamed(prefix.parent / "checkpoint") as file:
+  with files.writing(prefix.parent / "checkpoint") as temporary, open(temporary, "wb") as file:
     line = f'model_checkpoint_path: "{prefix.name}"\n'
     file.write((line + "all_" + line.replace("path", "paths")).encode())
-
-
-@contextlib.contextmanager
-def _renamed(path):
-  """A binary file that takes its place at `path` when the block ends, and vanishes if it fails."""
-  path = pathlib.Path(path)
-  number, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-  try:
-    with open(number, "wb") as file:
-      yield file
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(temporary, 0o666 & ~umask)
-    os.replace(temporary, path)
-  finally:
-    with contextlib.suppress(FileNotFoundError):
-      os.unlink(temporary)
 
 
 def _index(entries):

@@ -9,10 +9,9 @@ import jax
 import jax.export
 import numpy as np
 
-from albert_jax import convert, model
+from albert_jax import convert, files, model
 from albert_jax import onnx_runtime as runtime
 from albert_jax.convert import hf
-from albert_jax.convert.files import new_folder
 from albert_jax.convert.load import find
 from albert_jax.errors import UserError
 from albert_jax.exports import card, onnx, outputs
@@ -85,8 +84,8 @@ def export(
     raise UserError(f"pooling={pooling!r} is unknown; use one of {', '.join(onnx.POOLING)}")
   build = {"task": task, "pooling": pooling}
   run = pathlib.Path(checkpoint) if (pathlib.Path(checkpoint) / "metrics.jsonl").is_file() else None
-  report = {"difference": 0.0}
-  with new_folder(out, overwrite=overwrite) as folder:
+  report, out = {"difference": 0.0}, files.user_path(out, "--out")
+  with files.writing_folder(out, overwrite=overwrite) as folder:
     say("Hugging Face directory")
     _hugging_face(folder, checkpoint, cfg, params, vocabulary)
     if pooling:
@@ -194,14 +193,14 @@ def compare(folder, cfg, params, batches, *, task, pooling) -> float:
   Raises:
     Differs: a file differs by more than TOLERANCE, or has other outputs.
   """
-  files = {}
+  functions = {}
   path = pathlib.Path(folder) / runtime.FILES["float32"]
   if path.is_file():
     opened = runtime.session(path)
-    files[runtime.FILES["float32"]] = lambda batch: runtime.run(opened, batch)
+    functions[runtime.FILES["float32"]] = lambda batch: runtime.run(opened, batch)
   path = pathlib.Path(folder) / "stablehlo" / "model.jax"
   if path.is_file():
-    files["stablehlo/model.jax"] = jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
+    functions["stablehlo/model.jax"] = jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
   reference = jax.jit(lambda params, batch: outputs.outputs(cfg, params, batch, task=task, pooling=pooling))
   # Read again from the folder, so that the Hugging Face directory is compared too.
   _, stored = convert.load(folder)
@@ -210,7 +209,7 @@ def compare(folder, cfg, params, batches, *, task, pooling) -> float:
   for batch in batches:
     expected = jax.device_get(reference(params, batch))
     found = {"model.safetensors": jax.device_get(reference(stored, batch))}
-    found |= {name: jax.device_get(run(batch)) for name, run in files.items()}
+    found |= {name: jax.device_get(run(batch)) for name, run in functions.items()}
     for name, values in found.items():
       if values.keys() != expected.keys():
         raise Differs(f"{name} has the outputs {sorted(values)}, the model {sorted(expected)}")

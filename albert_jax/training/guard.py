@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import jax
 
+from albert_jax import files
 from albert_jax.errors import UserError
 
 HISTORY = "guard.json"  # in a run's folder: the alarms; in a checkpoint's: the numbers of the steps before it
@@ -121,9 +122,7 @@ class Guard:
       "step": alarm.step, "why": alarm.why, "skipped": numbers, "restored": restored, "alarms": alarms, "times": times,
     })  # fmt: skip
     if jax.process_index() == 0:
-      temporary = self._path.with_suffix(".tmp")
-      temporary.write_text(json.dumps(self.alarms, indent=1) + "\n")
-      temporary.replace(self._path)
+      files.write_json(self._path, self.alarms, indent=1)
       print(
         f"{alarm}: going on from step {restored} without batch {', '.join(map(str, numbers))} (alarm {alarms} of "
         f"{self.cfg.give_up} since the last new checkpoint)",

@@ -95,7 +95,7 @@ class Home:
     for name in NEEDED:
       (self.folder / name).unlink(missing_ok=True)
       if files.exists(f"{self._url}/{name}"):
-        (self.folder / name).write_bytes(files.read(f"{self._url}/{name}"))
+        files.write(self.folder / name, files.read(f"{self._url}/{name}"))
     self._pushed = self._states()
 
   def claim(self):

@@ -8,6 +8,8 @@ import time
 import jax
 from tqdm import tqdm
 
+from albert_jax import files
+
 # Written, but not shown on each line of progress.
 QUIET = ("grad_norm", "learning_rate", "update_ratio", "trust_ratio_min", "trust_ratio_mean", "trust_ratio_max",
          "input_stall", "memory_gib")  # fmt: skip
@@ -150,9 +152,7 @@ def _drop_after(path, step):
         kept.append(line + "\n")
     except ValueError:
       break
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text("".join(kept))
-  temporary.replace(path)
+  files.write(path, "".join(kept))
 
 
 def _short(value):

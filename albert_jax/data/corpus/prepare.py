@@ -37,8 +37,7 @@ def _check(settings, out, overwrite):
       f"--segment_tokens={settings.segment_tokens}: expected 8 to {records.MAX_TOKENS}; use the longest length "
       "that you will train at, such as 512"
     )
-  if files.exists(out) and not overwrite:
-    raise UserError(f"{out} is already there; choose another --out, or add --overwrite to replace it")
+  files.check_new_folder(out, overwrite=overwrite)
 
 
 def prepare(spec, spm, out, settings, reading, *, run=None, overwrite=False, mlm_only=False):
@@ -61,7 +60,7 @@ def prepare(spec, spm, out, settings, reading, *, run=None, overwrite=False, mlm
     UserError: see the messages; nothing is left under the name `out`.
   """
   run = run or runners.local(1)
-  out = os.path.abspath(os.path.expanduser(out)) if files.is_local(out) else str(out).rstrip("/")
+  out = os.path.abspath(files.user_path(out, "--out")) if files.is_local(out) else str(out).rstrip("/")
   _check(settings, out, overwrite)
   tokenizer = Tokenizer(spm, lower=settings.lower, keep_accents=settings.keep_accents)
   spm = os.path.abspath(tokenizer.path)

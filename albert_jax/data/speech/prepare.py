@@ -137,8 +137,7 @@ def _check(settings, out, overwrite):
     raise UserError(f"--segment_symbols={settings.segment_symbols}: expected 64 to 32768; twice the length to train at")
   if settings.words < 1:
     raise UserError(f"--words={settings.words}: expected 1 or more; 30000 are usual")
-  if files.exists(out) and not overwrite:
-    raise UserError(f"{out} is already there; choose another --out, or add --overwrite to replace it")
+  files.check_new_folder(out, overwrite=overwrite)
 
 
 def _check_corpus(spec, documents, settings):
