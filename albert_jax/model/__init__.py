@@ -1,9 +1,7 @@
-"""The seam: a model is `cfg` and a plain nested dict `params`; everything here is a pure function of them.
-
-Flax is visible only inside this package.
-"""
+"""A model as pure functions of a config and a nested dict of parameters. Flax is visible only inside this package."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +12,7 @@ from albert_jax.errors import UserError
 from albert_jax.model.albert import Albert, structure
 from albert_jax.model.config import STRUCTURE, VARIANTS, AlbertConfig
 from albert_jax.model.layers import Keys, lead_axes
+from albert_jax.types import Batch, Params
 
 __all__ = [
   "STRUCTURE",
@@ -29,32 +28,48 @@ __all__ = [
 OPTIONAL = ("pooler", "mlm", "sop")  # Parts a checkpoint may lack.
 
 
-def init(cfg: AlbertConfig, key) -> dict:
-  """Fresh float32 parameters with pooler, MLM and SOP head, as a nested dict. `key`: jax.random.key(seed)."""
+def init(cfg: AlbertConfig, key: jax.Array) -> Params:
+  """Makes fresh parameters, with pooler, MLM head and SOP head.
+
+  Args:
+    cfg: the model.
+    key: jax.random.key(seed).
+  Returns:
+    nested dict of float32 arrays.
+  """
   return nnx.to_pure_dict(nnx.split(Albert(cfg, Keys(key)))[1])
 
 
-def shapes(cfg: AlbertConfig, parts=OPTIONAL) -> dict:
-  """The same tree with shapes and dtypes instead of arrays."""
+def shapes(cfg: AlbertConfig, parts: tuple[str, ...] = OPTIONAL) -> Params:
+  """The tree of `init` with shapes and dtypes instead of arrays.
+
+  Args:
+    cfg: the model.
+    parts: which of the optional parts it has.
+  Returns:
+    nested dict of jax.ShapeDtypeStruct.
+  """
   return nnx.to_pure_dict(structure(cfg, tuple(parts))[1])
 
 
-def apply(cfg: AlbertConfig, params: dict, batch: dict, key=None) -> dict:
-  """Runs the model. Without a key nothing is dropped out and the result is a function of `params` and `batch` alone.
+def apply(cfg: AlbertConfig, params: Params, batch: Batch, key: jax.Array | None = None) -> dict[str, jax.Array]:
+  """Runs the model. Without a key nothing is dropped out, and the result depends on `params` and `batch` alone.
 
   Args:
-    params: as `init` gives them; without "mlm", "sop" or "pooler" the outputs that need them are absent. Keys that
-      are not the model's (a task's head) are left alone.
+    cfg: the model.
+    params: as `init` makes them; without "mlm", "sop" or "pooler" the outputs that need them are absent. Parts that are
+      not the model's (a task's head) are ignored.
     batch: input_ids [B, L] int32; attention_mask [B, L] (1 = token) and token_type_ids [B, L], by default all ones
-      and all zeros; mlm_positions [B, M] int32, optional. Rows that hold several examples (data.packing) also have
-      segment_ids [B, L] (which example, from 1; 0 is padding), position_ids [B, L] and cls_positions [B, S]; their
-      pooled_output is [B, S, D] and sop_logits [B, S, 2].
+      and all zeros; mlm_positions [B, M] int32, optional. Packed rows (data.packing) also have segment_ids [B, L]
+      (which example, from 1; 0 is padding), position_ids [B, L] and cls_positions [B, S].
     key: jax.random key for dropout, or [B] of them, one a row. One key becomes `fold_in(key, row)` for each row. With a
       key the layers are laid out for their gradient, also where there is no dropout.
-  Returns: sequence_output [B, L, D] and, where the parameters exist, pooled_output [B, D], mlm_logits [B, M, V] in
-    float32 (at all L positions without mlm_positions), sop_logits [B, 2] in float32.
-  Raises: UserError for a length over max_position_embeddings, ids that are not whole numbers, or, outside jit, ids
-    outside the vocabulary.
+  Returns:
+    sequence_output [B, L, D] and, where the parameters exist, pooled_output [B, D] ([B, S, D] of packed rows),
+    mlm_logits [B, M, V] (at all L positions without mlm_positions) and sop_logits [B, 2] ([B, S, 2]), both float32.
+  Raises:
+    UserError: rows are longer than max_position_embeddings, ids are no whole numbers or, outside jit, outside the
+      vocabulary, or `params` lack a part.
   """
   batch = _checked(cfg, dict(batch))
   parts = tuple(part for part in OPTIONAL if part in params)
@@ -71,22 +86,28 @@ def _apply(cfg, parts, is_training, params, batch, keys_B):
   return nnx.merge(structure(cfg, parts)[0], params)(batch, keys_B, is_training)
 
 
-def _row_keys(cfg, batch, key):
+def _row_keys(cfg: AlbertConfig, batch: Batch, key: jax.Array | None) -> jax.Array | None:
   if key is None or cfg.hidden_dropout_prob == cfg.attention_probs_dropout_prob == cfg.least_layers == 0:
     return None  # Then no random number is drawn at all.
   rows = batch["input_ids"].shape[0]
   return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
 
 
-def param_count(params: dict) -> int:
-  """How many numbers the tree holds."""
+def param_count(params: Params) -> int:
+  """The number of parameters in the tree."""
   return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(params))
 
 
-def layer_axes(cfg: AlbertConfig, params: dict) -> dict:
-  """For each parameter, how many of its leading axes only count layers, groups or inner groups.
+def layer_axes(cfg: AlbertConfig, params: Params) -> Params:
+  """Counts, for each parameter, the leading axes that index layers, groups or inner groups.
 
   An optimizer with a norm per weight matrix (LAMB) takes its norms over the other axes.
+
+  Args:
+    cfg: the model.
+    params: arrays or their shapes.
+  Returns:
+    the same tree with an int for each parameter.
   """
 
   def count(path, _):
@@ -96,7 +117,7 @@ def layer_axes(cfg: AlbertConfig, params: dict) -> dict:
   return jax.tree_util.tree_map_with_path(count, params)
 
 
-def _checked(cfg, batch):
+def _checked(cfg: AlbertConfig, batch: dict[str, Any]) -> dict[str, Any]:
   ids_BL = batch["input_ids"]
   if not jnp.issubdtype(ids_BL.dtype, jnp.integer) or ids_BL.ndim != 2:
     raise UserError(f"input_ids must be whole numbers of shape [B, L]; got {ids_BL.dtype}{list(ids_BL.shape)}")

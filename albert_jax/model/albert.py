@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from albert_jax.model import attention
+from albert_jax.model.config import AlbertConfig
 from albert_jax.model.heads import MlmHead, SopHead, at_positions, pool
 from albert_jax.model.layers import (
   Attention,
@@ -24,7 +25,7 @@ from albert_jax.model.layers import (
   lead_axes,
   split_keys,
   stacked,
-  turned,
+  with_transposed_kernel,
 )
 
 # What the backward pass keeps of a layer, besides its input: results by their names in layers.py and attention.py.
@@ -69,7 +70,7 @@ class Embeddings(nnx.Module):
 class Albert(nnx.Module):
   """The whole model. `parts` names which of the optional parts exist: pooler, mlm, sop."""
 
-  def __init__(self, cfg, rngs, parts=("pooler", "mlm", "sop")):
+  def __init__(self, cfg: AlbertConfig, rngs: Keys, parts: tuple[str, ...] = ("pooler", "mlm", "sop")):
     E, D = cfg.embedding_size, cfg.hidden_size
     self.cfg = cfg
     self.embeddings = Embeddings(cfg, rngs)
@@ -81,7 +82,15 @@ class Albert(nnx.Module):
     self.sop = SopHead(cfg, rngs) if "sop" in parts else None
 
   def __call__(self, batch, keys_B=None, is_training=False):
-    """is_training changes no number: whether there will be a gradient, for which the layers are laid out."""
+    """Runs the model; see `albert_jax.apply`.
+
+    Args:
+      batch: with all defaults filled in.
+      keys_B: [B] keys for dropout, or None.
+      is_training: whether there will be a gradient. It changes the layout of the layers, and no number.
+    Returns:
+      {name: array}.
+    """
     key_embed, key_layers = split_keys(keys_B, 2)
     x_BLD = self.embed(batch, key_embed)
     drops = keys_B is not None and self.cfg.attention_probs_dropout_prob > 0
@@ -103,7 +112,7 @@ class Albert(nnx.Module):
     return out
 
   def embed(self, batch, keys_B):
-    """What goes into the first layer: [B, L, D]."""
+    """The input of the first layer: [B, L, D]."""
     x_BLD = self.embeddings(batch["input_ids"], batch["token_type_ids"], batch.get("position_ids"), keys_B)
     return x_BLD if self.projection is None else self.projection(x_BLD)
 
@@ -114,32 +123,32 @@ class Albert(nnx.Module):
     keys_NB = None if keys_B is None else jnp.stack(split_keys(keys_B, N))
     depth_B = self.depth(keys_B)
     # A part with a copy for every layer is scanned whole; then there is nothing that changes from group to group.
-    parts = {"attention": self.attention, "ffn": turned(self.ffn) if is_training else self.ffn}
+    parts = {"attention": self.attention, "ffn": with_transposed_kernel(self.ffn) if is_training else self.ffn}
     per_layer = {name: cfg.copies(name) == N > 1 for name in parts}
     groups = 1 if all(per_layer.values()) else cfg.num_hidden_groups
     for group in range(groups):
       layers = [n for n in range(N) if groups == 1 or cfg.group_of(n) == group]
       span = slice(layers[0], layers[-1] + 1)
       shared = {name: m if cfg.copies(name) == 1 else at(m, group) for name, m in parts.items() if not per_layer[name]}
-      own = {name: nnx.split(at(m, span)) for name, m in parts.items() if per_layer[name]}
+      unshared = {name: nnx.split(at(m, span)) for name, m in parts.items() if per_layer[name]}
 
-      def layer(x_BLD, scanned, shared=shared, own=own):
+      def layer(x_BLD, scanned, shared=shared, unshared=unshared):
         states, keys_B, n = scanned
-        mine = {name: nnx.merge(own[name][0], states[name]) for name in own}
+        mine = {name: nnx.merge(unshared[name][0], states[name]) for name in unshared}
         y_BLD = self.layer({**shared, **mine}, x_BLD, attend, keys_B)
         return y_BLD if depth_B is None else jnp.where((n < depth_B)[:, None, None], y_BLD, x_BLD), None
 
       if cfg.remat != "none":
         # Inside a scan nothing can be merged across the loop, so guarding against it (prevent_cse) only costs.
         layer = jax.checkpoint(layer, policy=_policy(cfg.remat), prevent_cse=False)
-      states = {name: state for name, (_, state) in own.items()}
+      states = {name: state for name, (_, state) in unshared.items()}
       numbers = None if depth_B is None else jnp.arange(span.start, span.stop)
       xs = (states, None if keys_NB is None else keys_NB[span], numbers)
       x_BLD, _ = jax.lax.scan(layer, x_BLD, xs, length=len(layers), unroll=min(cfg.scan_unroll, len(layers)))
     return x_BLD
 
   def depth(self, keys_B):
-    """How many layers each row goes through in training, int [B]; None is all. Rows draw by themselves."""
+    """The number of layers each row goes through in training, int [B], drawn by row; None is all."""
     least, N = self.cfg.least_layers, self.cfg.num_hidden_layers
     if keys_B is None or not 0 < least < N:
       return None
@@ -156,6 +165,6 @@ class Albert(nnx.Module):
 
 
 @functools.lru_cache(maxsize=64)
-def structure(cfg, parts):
+def structure(cfg: AlbertConfig, parts: tuple[str, ...]):
   """(graphdef, abstract state) of the model: its code and its shapes, without any array."""
   return nnx.split(nnx.eval_shape(lambda: Albert(cfg, Keys(), parts)))

@@ -1,17 +1,18 @@
 """Attention as matrix products that XLA schedules, and as one fused kernel: Pallas on TPUs, cuDNN on NVIDIA GPUs.
 
-`auto` takes a kernel only where a small example, forward and backward, has just shown it right on this machine.
+`auto` selects a fused kernel only after checking it, forward and backward, against the plain form on this machine.
 
-All three read and write [B, L, D] arrays, the form in which the products before and after leave and want them. The
-kernels never write scores of size L x L to memory. Against XLA's form in float32 they agree to 1e-6, in bfloat16 to its
+All three read and write [B, L, D] arrays, the layout of the products before and after them. The kernels never write
+scores of size L x L to memory. Against XLA's form in float32 they agree to 1e-6, in bfloat16 to its
 rounding; the Pallas kernel was compiled for TPUs but has run in Pallas' interpreter only.
 """
 
 import concurrent.futures
 import dataclasses
 import functools
+import logging
 import math
-import sys
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from albert_jax.errors import UserError
+from albert_jax.model.config import AlbertConfig
 from albert_jax.model.layers import dropout
+from albert_jax.types import Batch
+
+logger = logging.getLogger(__name__)
 
 LOWEST = float(jnp.finfo(jnp.float32).min)
 # Of the Pallas kernel: a TPU's registers are 128 wide, and all scores of a head must fit the memory on the chip.
@@ -29,13 +34,18 @@ LANES, WIDEST, LONGEST = 128, 256, 512
 NVIDIA, AMPERE, LARGEST_HEAD = ("gpu", "cuda"), 8.0, 128
 
 
-def make(cfg, batch, drops: bool):
-  """How all layers attend in this batch.
+def make(cfg: AlbertConfig, batch: Batch, drops: bool) -> tuple[Callable, jax.Array | None]:
+  """Chooses how all layers attend in this batch.
 
-  Args: batch: as `apply` checked it. drops: whether attention weights will be dropped out, which only XLA's form does.
-  Returns: (attend, order). attend: (q_BLD, k_BLD, v_BLD, keys_B) -> context_BLD. order: int [B, L], in which
-    the layers must see the positions, or None for that in which they are.
-  Raises: UserError where cfg.attention names a kernel that this machine or this batch cannot use.
+  Args:
+    cfg: the model; cfg.attention names the kernel.
+    batch: as `apply` checked it.
+    drops: whether attention weights will be dropped out, which only XLA's form does.
+  Returns:
+    (attend, order): attend is (q_BLD, k_BLD, v_BLD, keys_B) -> context_BLD; order is int [B, L], the order in which
+    the layers must see the positions, or None for the order they have.
+  Raises:
+    UserError: cfg.attention names a kernel that this machine or this batch cannot use.
   """
   reasons = {name: why_not(cfg, batch, drops) for name, why_not in REFUSALS.items()}
   name = BEST.get(_device().platform, "xla") if cfg.attention == "auto" else cfg.attention
@@ -195,8 +205,10 @@ def _dot(a, b, contract):
 
 
 def _heads(head_size, width):
-  """For each head in a block of columns, the mask [1, width] of its own. The others are made zero, not cut off: a
-  product is 128 wide whether its columns are used or not."""
+  """The mask [1, width] of the columns of each head in a block.
+
+  The other columns are zeroed, not cut off: a product is 128 wide whether its columns are used or not.
+  """
   column = jax.lax.broadcasted_iota(jnp.int32, (1, width), 1)
   return [(column >= start) & (column < start + head_size) for start in range(0, width, head_size)]
 
@@ -291,10 +303,12 @@ def _no_cudnn(cfg, batch, drops):
 
 @functools.lru_cache(maxsize=32)
 def _disagrees(name, cfg) -> str:
-  """Why `auto` does not take a kernel on this machine: it fails, or is not the plain formula, on a small example.
+  """Checks a kernel against the plain form on a small example, on this device.
 
-  No kernel is believed before it was seen to be right where it runs. This happens while the model is being traced, so
-  it is computed in a thread of its own, which knows nothing of that.
+  The model is being traced at this time. The example runs in a thread of its own, which no trace reaches.
+
+  Returns:
+    the reason why the kernel cannot be used, or '' where it agrees.
   """
   trial = concurrent.futures.ThreadPoolExecutor(1)
   try:
@@ -308,9 +322,7 @@ def _disagrees(name, cfg) -> str:
   finally:
     trial.shutdown()
   if why:
-    print(
-      f"Note: attention={name} is not used, as here it {why}. Training goes on with attention=xla.", file=sys.stderr
-    )
+    logger.warning("attention=%s is not used, as here it %s. attention=xla is used instead.", name, why)
   return why
 
 

@@ -39,11 +39,11 @@ class SopHead(nnx.Module):
     return self.dense(pooled_BD)
 
 
-def at_positions(x_BLD, positions_BM):
+def at_positions(x_BLD: jax.Array, positions_BM: jax.Array) -> jax.Array:
   """The vectors at `positions_BM` (int, [B, M]) of each row: [B, M, D]."""
   return jnp.take_along_axis(x_BLD, positions_BM[:, :, None], axis=1)
 
 
-def pool(dense_layer, x_BLD, cls_positions_BS=None):
+def pool(dense_layer, x_BLD: jax.Array, cls_positions_BS: jax.Array | None = None) -> jax.Array:
   """tanh of a dense layer on the first position ([CLS]): [B, D]; in packed rows on each of theirs: [B, S, D]."""
   return jax.nn.tanh(dense_layer(x_BLD[:, 0] if cls_positions_BS is None else at_positions(x_BLD, cls_positions_BS)))

@@ -8,10 +8,19 @@ Parameters are float32. Activations and the inputs of matrix products are `cfg.d
 everything after the last matrix product compute in float32.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+
+from albert_jax.model.config import AlbertConfig
+
+Shape = int | tuple[int, ...]
 
 ACTIVATIONS = {
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -20,34 +29,35 @@ ACTIVATIONS = {
 }
 
 
-def dense(cfg, shape_in, shape_out, rngs, dtype=None):
+def dense(cfg: AlbertConfig, shape_in: Shape, shape_out: Shape, rngs: Any, dtype: str | None = None):
   """An affine map of the trailing axes, `shape_in` to `shape_out` (ints or tuples), computed in `dtype`."""
   axis = tuple(range(-len(shape_in), 0)) if isinstance(shape_in, tuple) else -1
   dtype = dtype or cfg.dtype
   return nnx.LinearGeneral(shape_in, shape_out, axis=axis, kernel_init=initializer(cfg), dtype=dtype, rngs=rngs)
 
 
-def layer_norm(cfg, size, rngs):
+def layer_norm(cfg: AlbertConfig, size: int, rngs: Any) -> nnx.LayerNorm:
+  """A layer norm over the last axis, computed in float32."""
   # The fast variance E[x²]-E[x]² cancels badly in float32; the original subtracts the mean first.
   return nnx.LayerNorm(size, epsilon=cfg.layer_norm_eps, use_fast_variance=False, dtype=cfg.dtype, rngs=rngs)
 
 
 class Keys:
-  """Keys for initialisers, one after the other: those that nnx.Rngs would give.
+  """The keys for initialisers that nnx.Rngs would return, one after the other.
 
-  Its counter is a variable of the program, which takes longer to count up than all of the model takes to be built.
-  Without a key there are none to give: where only shapes matter, tracing the draws would take longer than all else.
+  nnx.Rngs counts in a variable of the program, which takes longer than building the rest of the model. Without a key
+  each is None: where only shapes matter, tracing the draws would dominate.
   """
 
-  def __init__(self, key=None):
-    self._key, self._given = key, 0
+  def __init__(self, key: jax.Array | None = None):
+    self._key, self._count = key, 0
 
-  def params(self):
-    self._given += 1
-    return None if self._key is None else jax.random.fold_in(self._key, self._given - 1)
+  def params(self) -> jax.Array | None:
+    self._count += 1
+    return None if self._key is None else jax.random.fold_in(self._key, self._count - 1)
 
 
-def initializer(cfg):
+def initializer(cfg: AlbertConfig) -> Callable:
   """Normal, cut at two standard deviations and not rescaled: tf.truncated_normal_initializer of the original."""
 
   def truncated_normal(key, shape, dtype=jnp.float32, out_sharding=None):
@@ -59,7 +69,7 @@ def initializer(cfg):
   return truncated_normal
 
 
-def dropout(x, rate, keys_B):
+def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Array:
   """Zeroes a share `rate` of `x` and scales up the rest. Without keys, or at rate 0, draws nothing.
 
   Each row has a key of its own, so that what it loses does not depend on which rows share its device.
@@ -70,21 +80,21 @@ def dropout(x, rate, keys_B):
   return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
-def split_keys(keys_B, count):
+def split_keys(keys_B: jax.Array | None, count: int) -> list[jax.Array | None]:
   """`count` times [B] keys, or `count` times None without keys."""
   return [None] * count if keys_B is None else list(jax.vmap(lambda k: jax.random.split(k, count), out_axes=1)(keys_B))
 
 
-def affine(module, x, name, is_turned=False):
+def affine(module, x: jax.Array, name: str, is_transposed: bool = False) -> jax.Array:
   """`module` on the last axis of `x`, whatever axes its kernel splits it into: [B, L, in] -> [B, L, out].
 
-  `name` is the result's in REMAT, which says what the backward pass keeps. is_turned: the kernel is [out, in].
+  `name` is the result's in REMAT, which says what the backward pass keeps. is_transposed: the kernel is [out, in].
   """
   kernel, bias = (p[...].astype(module.dtype) for p in (module.kernel, module.bias))
   # B and L as one axis of tokens: the kernel's gradient is then a sum over one axis. For two, XLA's CPU compiler makes
   # transposed copies and takes a slow product, which made a step up to a sixth longer (docs/performance.md).
   tokens = x.astype(module.dtype).reshape(-1, x.shape[-1])
-  kernel = kernel.T if is_turned else kernel.reshape(x.shape[-1], -1)
+  kernel = kernel.T if is_transposed else kernel.reshape(x.shape[-1], -1)
   y = (tokens @ kernel).reshape(*x.shape[:-1], -1) + bias.reshape(1, 1, -1)
   return checkpoint_name(y, name)
 
@@ -110,43 +120,48 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-  """Two dense layers with their residual and layer norm. is_turned: see `turned`."""
+  """Two dense layers with their residual and layer norm. is_transposed: see `with_transposed_kernel`."""
 
   def __init__(self, cfg, rngs):
-    self.cfg, self.is_turned = cfg, False
+    self.cfg, self.is_transposed = cfg, False
     self.up = dense(cfg, cfg.hidden_size, cfg.intermediate_size, rngs)
     self.down = dense(cfg, cfg.intermediate_size, cfg.hidden_size, rngs)
     self.norm = layer_norm(cfg, cfg.hidden_size, rngs)
 
   def __call__(self, x_BLD, keys_B):
     h_BLF = ACTIVATIONS[self.cfg.hidden_act](affine(self.up, x_BLD, "up"))
-    y_BLD = affine(self.down, h_BLF, "down", self.is_turned)
+    y_BLD = affine(self.down, h_BLF, "down", self.is_transposed)
     return self.norm(x_BLD + dropout(y_BLD, self.cfg.hidden_dropout_prob, keys_B))
 
 
-def turned(ffn):
+def with_transposed_kernel(ffn: FeedForward) -> FeedForward:
   """The FeedForward with the kernel of `down` as [..., D, F], the form in which all layers use it in training.
 
   Its gradient is then summed over layers as [D, F], which is a product of tokens x D by tokens x F. XLA's CPU compiler
-  takes an eighth longer for the other way round, and would take it if the kernel were turned anew in each layer.
+  takes an eighth longer for the other order, and would use it if each layer transposed the kernel.
   Without a gradient this only costs: a quarter of the time of a single short text (docs/performance.md).
   """
   graphdef, state = nnx.split(ffn)
   state["down"]["kernel"] = jax.tree.map(lambda p: p.swapaxes(-1, -2), state["down"]["kernel"])
   ffn = nnx.merge(graphdef, state)
-  ffn.is_turned = True
+  ffn.is_transposed = True
   return ffn
 
 
-def lead_axes(cfg, part):
+def lead_axes(cfg: AlbertConfig, part: str) -> tuple[int, ...]:
   """The leading axes of the parameters of `part`: (copies,) if several layers or groups differ, then (inner,)."""
   return tuple(size for size in (cfg.copies(part), cfg.inner_group_num) if size > 1)
 
 
-def stacked(make, lead, rngs):
+def stacked(make: Callable, lead: tuple[int, ...], rngs: Keys) -> nnx.Module:
   """One module whose parameters carry the leading axes `lead`, each index initialised by itself.
 
-  Args: make: rngs -> module. lead: tuple of axis sizes, maybe empty. rngs: Keys.
+  Args:
+    make: rngs -> module.
+    lead: axis sizes, maybe none.
+    rngs: where keys come from.
+  Returns:
+    the module.
   """
   if not lead:
     return make(Keys(rngs.params()))
@@ -161,7 +176,7 @@ def stacked(make, lead, rngs):
   return nnx.merge(graphdef, init(None if key is None else jax.random.split(key, lead)))
 
 
-def at(module, index):
+def at(module: nnx.Module, index: int | slice) -> nnx.Module:
   """The module with every parameter indexed by `index` (an int or a slice) on its first axis."""
   graphdef, state = nnx.split(module)
   return nnx.merge(graphdef, jax.tree.map(lambda p: p[index], state))
