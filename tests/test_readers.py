@@ -5,7 +5,10 @@ import gzip
 import json
 import lzma
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,16 +28,11 @@ def read(spec, unit_bytes=readers.UNIT_BYTES, **reading):
 
 
 def write_zstd(path, data):
-  import pyarrow
-
   with pyarrow.CompressedOutputStream(str(path), "zstd") as file:
     file.write(data)
 
 
 def write_parquet(path, texts):
-  import pyarrow
-  import pyarrow.parquet
-
   pyarrow.parquet.write_table(pyarrow.table({"text": texts, "n": [1] * len(texts)}), path, row_group_size=2)
 
 
@@ -49,9 +47,6 @@ def write(path, text):
 @pytest.mark.parametrize("compression", ["", ".gz", ".xz", ".zst"])
 @pytest.mark.parametrize("kind", [".txt", ".jsonl", ".doc", ""])
 def test_every_format_gives_the_same_documents(tmp_path, kind, compression):
-  if compression == ".zst":
-    pytest.importorskip("zstandard")
-    pytest.importorskip("pyarrow")
   text = {
     ".txt": TEXT,
     "": TEXT,
@@ -191,7 +186,7 @@ def test_mistakes_are_explained(tmp_path):
   with pytest.raises(UserError, match="its fields are body"):
     read(tmp_path / "a.jsonl")
   (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"text " * 1000)[:-20])
-  with pytest.raises(UserError, match=r"not a whole \.gz file"):
+  with pytest.raises(UserError, match=r"no whole \.gz file"):
     read(tmp_path / "a.txt.gz")
 
 
@@ -210,3 +205,95 @@ def test_a_long_json_line_is_one_document(tmp_path):
   text = "word " * 400_000
   (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}))
   assert read(tmp_path / "a.jsonl")[0] == [[text.strip()]]
+
+
+def compressed(text, suffix):
+  """The bytes of a file of that kind."""
+  if suffix == ".zst":
+    return zstandard.ZstdCompressor(write_checksum=True).compress(text)
+  if suffix == ".parquet":
+    data = pyarrow.BufferOutputStream()
+    table = pyarrow.table({"text": text.decode().splitlines()})
+    pyarrow.parquet.write_table(table, data, write_page_checksum=True)
+    return data.getvalue().to_pybytes()
+  return {".gz": gzip.compress, ".xz": lzma.compress}[suffix](text)
+
+
+PACKED = [".gz", ".xz", ".zst", ".parquet"]
+WORDS = "\n\n".join(f"Document {i} has {i * i} words. It ends." for i in range(3000)).encode()
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+@pytest.mark.parametrize(
+  ("damage", "message"),
+  [
+    (lambda data: data[: len(data) // 2], "is cut short"),
+    (lambda data: data[:-1], "is cut short"),
+    (lambda data: b"", "is empty"),
+    (lambda data: b"hello, I am a plain text", "is not a"),
+  ],
+)
+def test_a_damaged_file_is_named(tmp_path, suffix, damage, message):
+  path = tmp_path / f"a{'' if suffix == '.parquet' else '.txt'}{suffix}"
+  path.write_bytes(damage(compressed(WORDS, suffix)))
+  with pytest.raises(UserError, match=f"{message}.*\\{suffix}|\\{suffix} {message}|holds no text"):
+    read(path)
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+def test_a_flipped_byte_is_an_error_or_changes_nothing(tmp_path, suffix):
+  good = compressed(WORDS, suffix)
+  path = tmp_path / f"a{'' if suffix == '.parquet' else '.txt'}{suffix}"
+  path.write_bytes(good)
+  expected, _ = read(path)
+  refused = 0
+  for at in range(0, len(good), max(1, len(good) // 40)):
+    path.write_bytes(good[:at] + bytes([good[at] ^ 0x10]) + good[at + 1 :])
+    try:
+      assert read(path)[0] == expected
+    except UserError:
+      refused += 1
+  assert refused > 5
+
+
+def test_members_of_one_compressed_file_are_read_one_after_the_other(tmp_path):
+  for suffix in (".gz", ".xz", ".zst"):
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_bytes(compressed(b"One.\n\n", suffix) + compressed(b"Two.\n", suffix))
+    assert read(path)[0] == [["One."], ["Two."]]
+
+
+def test_a_record_over_the_limit_is_left_out_and_counted(tmp_path, monkeypatch):
+  monkeypatch.setattr(readers, "MAX_VALUE_BYTES", 1000)
+  texts = ["short", "long " * 500, "also short"]
+  (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+  write_parquet(tmp_path / "a.parquet", texts)
+  for name in ("a.jsonl", "a.parquet"):
+    documents_read, tally = read(tmp_path / name)
+    assert documents_read == [["short"], ["also short"]]
+    assert tally["records over 16 MiB left out"] == 1
+
+
+def test_json_nested_too_deeply_is_counted(tmp_path):
+  (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + "[" * 100_000 + "\n")
+  documents_read, tally = read(tmp_path / "a.jsonl")
+  assert documents_read == [["fine"]] and tally["lines that are not JSON"] == 1
+
+
+def test_a_row_group_that_unpacks_to_far_more_than_text_is_refused(tmp_path):
+  path = tmp_path / "bomb.parquet"
+  table = pyarrow.table({"text": ["a" * (200 << 20)]})
+  pyarrow.parquet.write_table(table, path, compression="zstd", use_dictionary=False, write_statistics=False)
+  assert path.stat().st_size < 1 << 20
+  with pytest.raises(UserError, match="unpacks to 200"):
+    read(path)
+
+
+def test_repeated_values_of_parquet_are_held_once(tmp_path):
+  # 64 values of 4 MiB, which the file holds once: more at a time would be a quarter of a gigabyte.
+  path = tmp_path / "a.parquet"
+  pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array(["ab " * (1 << 20)] * 64)}), path)
+  before = pyarrow.total_allocated_bytes()
+  unit, *_ = plan(str(path), Reading())
+  for _ in documents(unit, Reading(), collections.Counter()):
+    assert pyarrow.total_allocated_bytes() - before < 32 << 20

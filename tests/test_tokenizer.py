@@ -5,6 +5,7 @@ import itertools
 import json
 import pickle
 import shutil
+import time
 import unicodedata
 
 import numpy as np
@@ -388,3 +389,19 @@ class TestWordPiece:
     (tmp_path / "none.txt").write_text("a\n")
     with pytest.raises(UserError, match=r"no line \[UNK\]"):
       Tokenizer(tmp_path / "none.txt").encode("a")
+
+
+def test_a_long_run_of_marks_is_sorted_as_the_standard_library_does():
+  marks = "\u0301\u0316\u0344\u0f73\uff9e\u05b0" * 300
+  text = "a\u0301" + marks + "é" + marks[:80] + " end " * 200
+  assert normalize(text, keep_accents=True, lower=False) == unicodedata.normalize("NFKD", " ".join(text.split()))
+
+
+def test_time_grows_in_proportion_to_the_number_of_marks():
+  def seconds(count):
+    start = time.process_time()
+    normalize("a" + "\u0301\u0316" * count)
+    return time.process_time() - start
+
+  seconds(1000)
+  assert seconds(80_000) < 40 * max(seconds(10_000), 0.005)

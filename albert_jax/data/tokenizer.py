@@ -40,6 +40,36 @@ def _dropped(keep_accents):
 _MAY_DROP = re.compile("[^\0-\u02ff]+")
 
 
+_LONG_TEXT, _LONG_RUN = 1000, 64  # characters
+
+
+@functools.cache
+def _long_run():
+  """Matches a long run of characters that NFKD turns into combining marks, and the character before it."""
+  marks = [c for c in map(chr, range(0x300, sys.maxunicode + 1)) if unicodedata.combining(_decompose(c)[0])]
+  return re.compile("(?s:.)[" + "".join(marks) + f"]{{{_LONG_RUN},}}")
+
+
+def _decompose(text):
+  """NFKD of a text, in linear time: the standard library sorts a run of marks in the square of its length."""
+  if len(text) < _LONG_TEXT:
+    return unicodedata.normalize("NFKD", text)
+  parts, end = [], 0
+  for run in _long_run().finditer(text):
+    parts.append(unicodedata.normalize("NFKD", text[end : run.start()]))
+    parts += _sort_marks([c for char in run.group() for c in unicodedata.normalize("NFKD", char)])
+    end = run.end()
+  return "".join([*parts, unicodedata.normalize("NFKD", text[end:])])
+
+
+def _sort_marks(chars):
+  """Sorts each run of combining marks by class, as canonical ordering wants; a list of as many characters."""
+  result = []
+  for _, run in itertools.groupby(chars, key=lambda c: unicodedata.combining(c) > 0):
+    result += sorted(run, key=unicodedata.combining)
+  return result
+
+
 def normalize(text, *, lower=True, keep_accents=False, hf_quotes=False):
   """What the original does to a text before SentencePiece sees it (tokenization.py, `preprocess_text`).
 
@@ -59,7 +89,7 @@ def normalize(text, *, lower=True, keep_accents=False, hf_quotes=False):
     text = text.replace("``", '"').replace("''", '"')
   if not text.isascii():
     dropped = _dropped(keep_accents)
-    text = _MAY_DROP.sub(lambda match: dropped.sub("", match.group()), unicodedata.normalize("NFKD", text))
+    text = _MAY_DROP.sub(lambda match: dropped.sub("", match.group()), _decompose(text))
   return text.lower() if lower else text
 
 
@@ -87,10 +117,7 @@ def _normalize_with_spans(text, *, lower, keep_accents, hf_quotes):
   # order of the text: the marks of one character share its place anyway, and spans must never go back.
   decomposed = [(c, span) for char, span in zip(chars, spans, strict=True) for c in unicodedata.normalize("NFKD", char)]
   spans = [span for _, span in decomposed]
-  chars = []
-  for _, run in itertools.groupby((c for c, _ in decomposed), key=lambda c: unicodedata.combining(c) > 0):
-    chars += sorted(run, key=unicodedata.combining)
-
+  chars = _sort_marks([c for c, _ in decomposed])
   decomposed = zip(chars, spans, strict=True)
   chars, spans = [], []
   dropped = _dropped(keep_accents)

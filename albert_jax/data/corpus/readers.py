@@ -10,25 +10,23 @@ Bad input never ends a run and never passes in silence: it is repaired or left o
 import contextlib
 import dataclasses
 import functools
-import gzip
 import io
 import itertools
 import json
-import lzma
-import pathlib
 import re
 import sys
 
 from albert_jax import files
 from albert_jax.data import datasets
+from albert_jax.data.corpus.opening import MAX_VALUE_BYTES, check_row_group, open_bytes, open_parquet, suffixes
 from albert_jax.data.corpus.sentences import split_sentences
 from albert_jax.errors import UserError
 
 UNIT_BYTES = 16 << 20  # a unit of work: small enough to spread, large enough to make a decent shard
 # What is longer is cut, so that memory stays bounded.
 MAX_LINE_BYTES = 1 << 20
-MAX_JSON_BYTES = 1 << 26
 MAX_DOCUMENT_CHARS = 1 << 23
+MAX_DOCUMENT_LINES = 1 << 18
 LAYOUTS = ("blank", "book", "doc")
 _READ_BYTES = 1 << 18
 _LOOK_BYTES = 1 << 16  # how much of a file is looked at to see what it is
@@ -71,46 +69,7 @@ class Unit:
   size: int
 
 
-# Opening files.
-
-
-def _zstd(file):
-  try:
-    from compression import zstd  # Python 3.14
-  except ImportError:
-    try:
-      import zstandard
-    except ImportError:
-      raise UserError("reading .zst files needs a library: pip install zstandard") from None
-    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))
-  return zstd.ZstdFile(file)
-
-
-COMPRESSIONS = {".gz": lambda file: gzip.GzipFile(fileobj=file), ".xz": lzma.LZMAFile, ".zst": _zstd}
 KINDS = {".txt": "text", "": "text", ".jsonl": "json", ".json": "json", ".ndjson": "json", ".parquet": "parquet"}
-
-
-def _suffixes(path):
-  """`a/b.jsonl.gz` -> ('.jsonl', '.gz')."""
-  name = path.rsplit("/", 1)[-1].lower()
-  compression = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
-  return pathlib.PurePosixPath(name.removesuffix(compression)).suffix, compression
-
-
-@contextlib.contextmanager
-def _open(path):
-  """A file's plain bytes, decompressed where its name says so."""
-  fs, name = files.filesystem(path)
-  with fs.open(name, "rb") as raw:
-    compression = _suffixes(path)[1]
-    if not compression:
-      yield raw
-      return
-    try:
-      with COMPRESSIONS[compression](raw) as file:
-        yield file
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
-      raise UserError(f"{path} is not a whole {compression} file ({error}); copy or download it again") from error
 
 
 # Planning.
@@ -127,7 +86,7 @@ def _files(item):
     names = [name for name in fs.glob(path) if fs.isfile(name)]
   elif fs.isdir(path):
     names = [name for name in fs.find(path) if not re.search(r"/[._]", name[len(path.rstrip("/")) :])]  # no hidden ones
-    names = [name for name in names if _suffixes(name)[0] in KINDS]
+    names = [name for name in names if suffixes(name)[0] in KINDS]
   else:
     names = [path] if fs.isfile(path) else []
   return sorted(fs.unstrip_protocol(name) if "://" in item else name for name in names)
@@ -174,18 +133,18 @@ def plan(spec, reading, unit_bytes=UNIT_BYTES):
 
 def _plan_file(path, reading, unit_bytes):
   """One file as a list of (Span, bytes)."""
-  suffix, compression = _suffixes(path)
+  suffix, compression = suffixes(path)
   kind = KINDS.get(suffix, "text")
   fs, name = files.filesystem(path)
   size = fs.size(name)
   if kind == "parquet":
-    return _plan_parquet(path, size, unit_bytes)
+    return _plan_parquet(path, size)
   if kind == "text":
     kind = reading.layout if reading.layout != "auto" else _guess_layout(path, size)
   if compression or kind == "book" or size <= unit_bytes:
     return [(Span(path, kind), size)]
   starts = [0]
-  with _open(path) as file:
+  with open_bytes(path) as file:
     for target in range(unit_bytes, size, unit_bytes):
       file.seek(target)
       file.readline()  # the rest of some line
@@ -209,7 +168,7 @@ def _guess_layout(path, size):
   off likewise, many with a comma. And paragraphs of a line each with a blank line after every one: these would be poor
   documents, if many are a single sentence, and many are speech or headings.
   """
-  with _open(path) as file:
+  with open_bytes(path) as file:
     head = file.read(_LOOK_BYTES).decode("utf-8", "replace")
   if re.match(r"\ufeff?\s*<doc ", head):
     return "doc"
@@ -241,18 +200,10 @@ def _share(values):
   return sum(values) / len(values)
 
 
-def _parquet():
-  try:
-    import pyarrow.parquet
-  except ImportError:
-    raise UserError("reading .parquet files needs a library: pip install pyarrow") from None
-  return pyarrow.parquet
-
-
-def _plan_parquet(path, size, unit_bytes):
-  with _open(path) as file:
-    groups = _parquet().ParquetFile(file).metadata.num_row_groups
-  del unit_bytes  # a row group is the smallest part that can be read alone
+def _plan_parquet(path, size):
+  """A Parquet file as a list of (Span, bytes): a row group is the smallest part that can be read alone."""
+  with open_parquet(path) as file:
+    groups = file.metadata.num_row_groups
   return [(Span(path, "parquet", i, i + 1), size // groups) for i in range(groups)]
 
 
@@ -308,10 +259,10 @@ def documents(unit, reading, tally):
         yield lines
 
 
-def lines(span, tally, limit=None):
-  """The lines of a part of a file: stripped str, '' for a blank line. Endless lines are cut at about `limit` bytes."""
-  limit = limit or MAX_LINE_BYTES
-  with _open(span.source) as file:
+def lines(span, tally):
+  """The lines of a part of a file: stripped str, '' for a blank line. Lines over MAX_LINE_BYTES are cut."""
+  limit = MAX_LINE_BYTES
+  with open_bytes(span.source) as file:
     if span.start:
       file.seek(span.start)
     left = span.stop - span.start if span.stop >= 0 else sys.maxsize
@@ -371,7 +322,7 @@ def _gather(lines, is_end, tally):
       continue
     document.append(line)
     size += len(line)
-    if size > MAX_DOCUMENT_CHARS:
+    if size > MAX_DOCUMENT_CHARS or len(document) > MAX_DOCUMENT_LINES:
       tally["overlong documents cut"] += 1
       yield document
       document, size = [], 0
@@ -385,18 +336,21 @@ def _read_blank(span, reading, tally):
 
 def _read_book(span, reading, tally):
   del reading
-  return _gather(_unwrap(lines(span, tally)), lambda line: False, tally)
+  return _gather(_unwrap(lines(span, tally), tally), lambda line: False, tally)
 
 
-def _unwrap(lines):
-  """Joins the lines between blank ones."""
-  wrapped = []
+def _unwrap(lines, tally):
+  """Joins the lines between blank ones; a paragraph without end is cut, like a line without end."""
+  wrapped, size = [], 0
   for line in lines:
     if line:
       wrapped.append(line)
-    elif wrapped:
+      size += len(line) + 1
+    if size > MAX_LINE_BYTES:
+      tally["overlong paragraphs cut"] += 1
+    if wrapped and (not line or size > MAX_LINE_BYTES):
       yield " ".join(wrapped)
-      wrapped = []
+      wrapped, size = [], 0
   yield " ".join(wrapped)
 
 
@@ -405,46 +359,78 @@ def _read_doc(span, reading, tally):
   return _gather(lines(span, tally), lambda line: line == "</doc>" or line.startswith("<doc "), tally)
 
 
+def _records(span, tally):
+  """The lines of a JSON file that are not empty: bytes. Lines over the size limit are left out and counted."""
+  with open_bytes(span.source) as file:
+    if span.start:
+      file.seek(span.start)
+    left, is_empty = span.stop - span.start if span.stop >= 0 else sys.maxsize, True
+    while left > 0 and (line := file.readline(min(left, MAX_VALUE_BYTES))):
+      left, is_empty = left - len(line), False
+      tally["bytes"] += len(line)
+      if len(line) == MAX_VALUE_BYTES and not line.endswith(b"\n"):
+        tally[_TOO_LONG] += 1
+        while left > 0 and (line := file.readline(min(left, MAX_VALUE_BYTES))):
+          left -= len(line)
+          tally["bytes"] += len(line)
+          if line.endswith(b"\n"):
+            break
+      elif line.strip():
+        yield line.removeprefix(b"\xef\xbb\xbf")
+    if is_empty:
+      tally["empty files"] += 1
+
+
+_TOO_LONG = f"records over {MAX_VALUE_BYTES >> 20} MiB left out"
+
+
 def _read_json(span, reading, tally):
-  good = False
-  for number, line in enumerate(lines(span, tally, MAX_JSON_BYTES)):
-    if not line:
-      continue
+  has_text = False
+  for number, line in enumerate(_records(span, tally)):
     try:
-      record = json.loads(line)
-    except ValueError:
+      record = json.loads(_decode(line, tally))
+    except (ValueError, RecursionError):
       tally["lines that are not JSON"] += 1
       continue
     text = record.get(reading.text_field) if isinstance(record, dict) else None
     if isinstance(text, str):
-      good = True
+      has_text = True
       yield from _gather(_text_lines(text, tally), lambda line: False, tally)
-    elif not good and number == 0 and isinstance(record, dict):
+    elif not has_text and number == 0 and isinstance(record, dict):
       raise UserError(
         f"{span.source}: the first record has no text in the field {reading.text_field!r}; its fields are "
-        f"{', '.join(record)}; choose with --text_field=NAME"
+        f"{', '.join(record)[:300]}; choose with --text_field=NAME"
       )
     else:
       tally["records without text"] += 1
 
 
 def _read_parquet(span, reading, tally):
-  with _open(span.source) as raw:
-    file = _parquet().ParquetFile(raw)
-    names = file.schema_arrow.names
-    if reading.text_field not in names:
-      raise UserError(
-        f"{span.source} has no column {reading.text_field!r}; expected one of {', '.join(names)}; choose with "
-        "--text_field=NAME"
-      )
-    groups = list(range(span.start, span.stop))
-    for batch in file.iter_batches(batch_size=64, row_groups=groups, columns=[reading.text_field]):
-      for text in batch.column(0).to_pylist():
-        if isinstance(text, str):
-          tally["bytes"] += len(text.encode())
-          yield from _gather(_text_lines(text, tally), lambda line: False, tally)
-        else:
-          tally["records without text"] += 1
+  column = reading.text_field
+  with open_parquet(span.source, column) as file:
+    for group in range(span.start, span.stop):
+      check_row_group(span.source, file, group, column)
+      for batch in file.iter_batches(batch_size=64, row_groups=[group], columns=[column]):
+        for value in batch.column(0):
+          # A large value stays in Arrow's memory until its size is known.
+          data = value.value.as_buffer() if _is_text(value) else None
+          if data is None:
+            tally["records without text"] += 1
+          elif data.size > MAX_VALUE_BYTES:
+            tally[_TOO_LONG] += 1
+          else:
+            tally["bytes"] += data.size
+            text = _decode(data.to_pybytes(), tally)
+            yield from _gather(_text_lines(text, tally), lambda line: False, tally)
+
+
+def _is_text(value):
+  """Whether a value of an Arrow column is a string, not null."""
+  import pyarrow
+
+  return (
+    value.is_valid and isinstance(value, pyarrow.DictionaryScalar) and pyarrow.types.is_string(value.type.value_type)
+  )
 
 
 # wiki40b marks its structure with words.
@@ -466,7 +452,10 @@ def _text_lines(text, tally):
   if "\0" in text:
     tally["lines with NUL"] += 1
     text = text.replace("\0", " ")
-  return [line.strip() for line in (_MARKUP.split(text) if "_START_" in text else text.split("\n"))]
+  if "_START_" in text:
+    return map(str.strip, _MARKUP.split(text))
+  # Not `split`, whose list of a text of line ends alone takes many times the text's memory.
+  return map(str.strip, io.StringIO(text, newline="\n"))
 
 
 _READERS = {
