@@ -38,7 +38,13 @@ def main(argv):
   )  # fmt: skip
   parser.add_argument("--host", default=app.Settings.host, help="the address to listen on (default: %(default)s)")
   parser.add_argument("--port", type=int, default=app.Settings.port, help="0 for any free one (default: %(default)s)")
-  parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="", help="what to compute in")
+  parser.add_argument(
+    "--backend", choices=("jax", "onnx"), default="jax", help="onnx runs the files that albert-jax export wrote"
+  )
+  parser.add_argument(
+    "--dtype", choices=("float32", "bfloat16", "int8"), default="",
+    help="what to compute in; int8 is for --backend=onnx (default: by the checkpoint)",
+  )  # fmt: skip
   parser.add_argument(
     "--cors", action="append", default=[], metavar="ORIGIN",
     help="let pages of this origin send requests, as https://example.org; may be repeated (default: none)",
@@ -60,8 +66,11 @@ def main(argv):
   for origin in args.cors:
     if origin != "*" and not origin.startswith(("http://", "https://")):
       raise UserError(f"--cors={origin} is no origin; write one as https://example.org, or '*' for any")
+  if args.dtype and (args.backend, args.dtype) in (("jax", "int8"), ("onnx", "bfloat16")):
+    raise UserError(f"--dtype={args.dtype} does not go with --backend={args.backend}; use "
+                    f"{'--backend=onnx' if args.dtype == 'int8' else '--dtype=float32 or --dtype=int8'}")  # fmt: skip
   settings = app.Settings(
     host=args.host, port=args.port, cors=tuple(args.cors), page=not args.no_page, warm_up=not args.no_warm_up,
     **{name: getattr(args, name) for name in LIMITS},
   )  # fmt: skip
-  app.run(models.parse(args.checkpoint), settings, args.dtype)
+  app.run(models.parse(args.checkpoint), settings, args.backend, args.dtype)

@@ -567,16 +567,18 @@ def log_line(record: dict) -> None:
   print(json.dumps(line), file=sys.stderr, flush=True)
 
 
-def run(checkpoints: dict[str, str], settings: Settings, dtype: str = "") -> None:
+def run(checkpoints: dict[str, str], settings: Settings, backend: str = "jax", dtype: str = "") -> None:
   """Serves until SIGTERM or Ctrl-C; what was accepted before is answered.
 
-  Args: checkpoints: {name: path}. settings: limits and switches. dtype: what to compute in, '' for the checkpoints'.
+  Args: checkpoints: {name: path}. settings: limits and switches. backend, dtype: as for
+    albert_jax.pipeline.
   Raises: UserError for a checkpoint or a port that cannot be used.
   """
   with listen(settings) as sock:
     settings = dataclasses.replace(settings, port=sock.getsockname()[1])
     models = {
-      name: Served(name, path, batch_size=settings.batch_size, dtype=dtype) for name, path in checkpoints.items()
+      name: Served(name, path, batch_size=settings.batch_size, backend=backend, dtype=dtype)
+      for name, path in checkpoints.items()
     }
     app = create(models, settings, log_line)
     config = uvicorn.Config(

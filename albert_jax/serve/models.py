@@ -1,5 +1,6 @@
 """The models that a server holds: what each is for, how long its inputs may be, and its programs compiled ahead."""
 
+import functools
 import pathlib
 import re
 from collections.abc import Callable, Iterator
@@ -23,9 +24,9 @@ class Served:
   Attributes: name: what requests call it. tasks: {task: Pipeline}. parameters: how many numbers it has.
   """
 
-  def __init__(self, name: str, path, *, batch_size: int, dtype: str = ""):
+  def __init__(self, name: str, path, *, batch_size: int, backend: str = "jax", dtype: str = ""):
     """
-    Args: name: a NAME. path: as for albert_jax.pipeline. batch_size: the most rows run together.
+    Args: name: a NAME. path, backend, dtype: as for albert_jax.pipeline. batch_size: the most rows run together.
     Raises: UserError for a checkpoint that cannot be read or that is for no task.
     """
     self.name = name
@@ -38,10 +39,12 @@ class Served:
     self.tasks = {}
     for task in tasks:
       options = {"top_k": MAX_TOP_K[task]} if task in MAX_TOP_K else {}
-      self.tasks[task] = pipelines.pipeline(task, path, dtype=dtype, batch_size=batch_size, **options)
+      self.tasks[task] = pipelines.pipeline(task, path, backend=backend, dtype=dtype, batch_size=batch_size, **options)
     first = next(iter(self.tasks.values()))
-    for pipe in self.tasks.values():
-      pipe.params = first.params  # One copy on the device.
+    self.compiles = backend == "jax"
+    if self.compiles:
+      for pipe in self.tasks.values():
+        pipe.params = first.params  # One copy on the device.
     self.cfg, self.tokenizer = first.cfg, first.tokenizer
     self.parameters = sum(int(np.size(leaf)) for leaf in _leaves(params))
 
@@ -103,6 +106,9 @@ class Served:
     word = self._word()
     for task, pipe in self.tasks.items():
       longest = self.longest(task)
+      if not self.compiles:
+        yield functools.partial(pipe.run, [_item(task, pipe, word, 8)])
+        continue
       lengths = [length for length in limits["lengths"] if length < longest] + [longest]
       for length in lengths:
         padded = batching.padded_length(length, limits["lengths"], positions)
@@ -110,7 +116,7 @@ class Served:
         group = 2 if task == "choose" else 1
         for size in batching.SIZES:
           if size == 1 or (size <= batch_size and size * group * padded <= limits["tokens"]):
-            yield lambda pipe=pipe, item=item, size=size: pipe.run([item] * size)
+            yield functools.partial(pipe.run, [item] * size)
 
   def _word(self):
     """A word that is one piece, wherever it stands."""
