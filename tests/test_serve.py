@@ -459,6 +459,17 @@ def test_sigterm_answers_what_was_accepted_and_exits_with_0(process):
   assert TEXT not in log
 
 
+@pytest.mark.slow
+def test_a_second_server_takes_over_the_port(process):
+  first, address = process("labels", reuse_port=True)
+  second, same = process("labels", reuse_port=True, port=int(address.rstrip("/").rsplit(":", 1)[1]))
+  assert same == address
+  first.send_signal(signal.SIGTERM)
+  assert first.wait(60) == 0
+  assert len(ask(address, "v1/classify", {"inputs": TEXT})["results"]) == 1
+  assert second.poll() is None
+
+
 def test_a_port_in_use_is_one_line():
   with socket.create_server(("127.0.0.1", 0)) as sock:
     port = sock.getsockname()[1]

@@ -51,6 +51,10 @@ def main(argv):
   )  # fmt: skip
   parser.add_argument("--no_page", action="store_true", help="serve the API without the page")
   parser.add_argument("--no_warm_up", action="store_true", help="compile each program when a request first needs it")
+  parser.add_argument(
+    "--reuse_port", action="store_true",
+    help="listen once all is compiled, beside an older server that was started so too: a restart without a gap",
+  )  # fmt: skip
   for name, (unit, text) in LIMITS.items():
     default = getattr(app.Settings, name)
     parser.add_argument(
@@ -71,6 +75,7 @@ def main(argv):
                     f"{'--backend=onnx' if args.dtype == 'int8' else '--dtype=float32 or --dtype=int8'}")  # fmt: skip
   settings = app.Settings(
     host=args.host, port=args.port, cors=tuple(args.cors), page=not args.no_page, warm_up=not args.no_warm_up,
+    reuse_port=args.reuse_port,
     **{name: getattr(args, name) for name in LIMITS},
   )  # fmt: skip
   app.run(models.parse(args.checkpoint), settings, args.backend, args.dtype)

@@ -58,6 +58,7 @@ class Settings:
   cors: tuple[str, ...] = ()  # origins
   page: bool = True
   warm_up: bool = True
+  reuse_port: bool = False  # share the port with other servers that were started so, and listen only once ready
 
 
 class Problem(Exception):
@@ -399,13 +400,17 @@ class Outer:
 
 
 def create(
-  models: dict[str, Served], settings: Settings, log: Callable[[dict], None] = lambda record: None
+  models: dict[str, Served],
+  settings: Settings,
+  log: Callable[[dict], None] = lambda record: None,
+  on_start: Callable[[], None] = lambda: None,
 ) -> Starlette:
   """The ASGI application.
 
   Args:
     models: {name: Served}. settings: limits and switches.
     log: gets a dict for each request and event; none holds a text.
+    on_start: called when the application is about to take requests.
 
   Returns: the application; `application.state.server` is its State.
   """
@@ -449,6 +454,10 @@ def create(
   async def lifespan(app):
     state.batcher.start()
     task = asyncio.create_task(_warm_up(state, log))
+    if settings.reuse_port:
+      await asyncio.wait([task])
+    if not state.draining:
+      on_start()
     yield
     state.draining = True
     await asyncio.wait([task])
@@ -552,7 +561,17 @@ def listen(settings: Settings) -> socket.socket:
   """Opens the port. Raises: UserError where that is not possible."""
   try:
     family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
-    return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    if not settings.reuse_port:
+      return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    sock = socket.socket(family)  # Bound and not listening, so that it gets no connections yet.
+    try:
+      sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+      sock.bind((settings.host, settings.port))
+    except OSError:
+      sock.close()
+      raise
+    return sock
   except (OSError, OverflowError) as error:
     numbered = isinstance(error, OSError) and error.errno and error.errno > 0  # Those of name look-up are negative.
     reason = os.strerror(error.errno) if numbered else getattr(error, "strerror", None) or error
@@ -580,15 +599,15 @@ def run(checkpoints: dict[str, str], settings: Settings, backend: str = "jax", d
       name: Served(name, path, batch_size=settings.batch_size, backend=backend, dtype=dtype)
       for name, path in checkpoints.items()
     }
-    app = create(models, settings, log_line)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    tasks = "; ".join(f"{name}: {', '.join(model.tasks)}" for name, model in models.items())
+    announcement = f"http://{host}:{settings.port}/ serves {tasks}"
+    app = create(models, settings, log_line, lambda: print(announcement, flush=True))
     config = uvicorn.Config(
       app, log_config=None, access_log=False, server_header=False, limit_concurrency=settings.max_connections,
       timeout_keep_alive=30, timeout_graceful_shutdown=max(1, round(settings.timeout)),
     )  # fmt: skip
     server = _Server(config)
     server.state, server.log = app.state.server, log_line
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    tasks = "; ".join(f"{name}: {', '.join(model.tasks)}" for name, model in models.items())
-    print(f"http://{host}:{settings.port}/ serves {tasks}", flush=True)
     server.run(sockets=[sock])
     log_line({"event": "stopped"})
