@@ -1,6 +1,7 @@
 """PL-BERT of StyleTTS2 and Kokoro: read without running what a file holds, written as StyleTTS2 reads it."""
 
 import collections
+import dataclasses
 import json
 import os
 import pickle
@@ -13,7 +14,9 @@ import yaml
 from small_models import SMALL, assert_same, random_params
 
 import albert_jax
+from albert_jax import __main__, convert
 from albert_jax.convert import hf, styletts2, torch_file
+from albert_jax.data.speech import symbols
 from albert_jax.errors import UserError
 
 WORDS, D = 9, SMALL.hidden_size
@@ -117,6 +120,70 @@ class TestFolder:
       model = open_as_styletts2(tmp_path / "x")
       theirs = model(torch.tensor(golden["input_ids"]), torch.tensor(golden["attention_mask"])).last_hidden_state
     np.testing.assert_allclose(theirs.numpy()[is_token], golden["last_hidden_state"][is_token], atol=2e-5)
+
+
+class TestSymbols:
+  """A PL-BERT with its symbol table: exported, and turned to another table."""
+
+  CFG = dataclasses.replace(SMALL, vocab_size=178)
+
+  def checkpoint(self, folder):
+    params = random_params(self.CFG, parts=())
+    rng = np.random.default_rng(1)
+    for name, size in {"phoneme": 178, "word": WORDS}.items():
+      params[name] = {"kernel": rng.normal(size=(D, size)), "bias": rng.normal(size=size)}
+      params[name] = {key: value.astype(np.float32) for key, value in params[name].items()}
+    hf.save(folder, self.CFG, params, vocabulary=symbols.load("styletts2"))
+    return params
+
+  def test_export_writes_the_folder_with_the_step_of_the_run(self, tmp_path, capsys):
+    run = tmp_path / "run"
+    params = self.checkpoint(run / "export")
+    (run / "metrics.jsonl").write_text('{"step": 40}\n{"step": 50}\n')
+    (run / "checkpoints").mkdir()
+    argv = ["export", f"--checkpoint={run}", f"--out={tmp_path / 'out'}", "--to=styletts2"]
+    assert __main__.main(argv) == 0
+    assert "bit for bit" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"config.yml", "step_50.t7", "symbols.json"}
+    assert_same(albert_jax.load(tmp_path / "out")[1], params)
+    open_as_styletts2(tmp_path / "out")
+    assert __main__.main(argv) == 2  # It is there already.
+    assert __main__.main([*argv, "--overwrite", "--pooling=mean"]) == 2
+    assert "leave --formats, --pooling" in capsys.readouterr().err
+
+  @pytest.mark.slow
+  def test_export_writes_the_folder_of_every_runtime(self, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    self.checkpoint(tmp_path / "x")
+    assert __main__.main(["export", f"--checkpoint={tmp_path / 'x'}", f"--out={tmp_path / 'out'}"]) == 0
+    assert "All outputs equal the model's" in capsys.readouterr().out
+    assert (tmp_path / "out/onnx/model.onnx").is_file() and (tmp_path / "out/symbols.json").is_file()
+
+  def test_a_larger_table_keeps_what_both_have(self, tmp_path, capsys):
+    params = self.checkpoint(tmp_path / "old")
+    symbols.load("kokoro").extended(["ꜛ", "ʬ"]).write(tmp_path)
+    argv = ["convert", f"--checkpoint={tmp_path / 'old'}", f"--out={tmp_path / 'new'}", "--keep_pieces"]
+    assert __main__.main([*argv, f"--symbols={tmp_path / 'symbols.json'}"]) == 0
+    assert "left out the head that predicts words" in capsys.readouterr().err
+    cfg, new = albert_jax.load(tmp_path / "new")
+    assert cfg.vocab_size == 180 and "word" not in new
+    old_table, table = symbols.load("styletts2"), convert.load_symbols(tmp_path / "new")
+    assert table.pieces[178:] == ["ꜛ", "ʬ"]
+    old_row, row = (t.pieces.index("ɹ") for t in (old_table, table))
+    embeddings, before = (p["embeddings"]["word"]["embedding"] for p in (new, params))
+    np.testing.assert_array_equal(embeddings[row], before[old_row])
+    np.testing.assert_array_equal(new["phoneme"]["kernel"][:, row], params["phoneme"]["kernel"][:, old_row])
+    for role in ("pad_id", "mask_id", "unk_id", "space_id"):
+      np.testing.assert_array_equal(embeddings[getattr(table, role)], before[getattr(old_table, role)])
+    assert not (embeddings[table.pieces.index("(")] == before[old_table.pieces.index("«")]).any()
+
+  def test_where_the_table_comes_from(self, tmp_path):
+    styletts2.save(tmp_path / "styletts2", self.CFG, random_params(self.CFG, parts=()))
+    styletts2.save(tmp_path / "other", SMALL, random_params(SMALL, parts=()))
+    albert_jax.save(tmp_path / "text", SMALL, random_params(SMALL))
+    assert convert.load_symbols(tmp_path / "styletts2").pieces == symbols.load("styletts2").pieces
+    assert convert.load_symbols(tmp_path / "other") is None
+    assert convert.load_symbols(tmp_path / "text") is None
 
 
 class TestKokoro:

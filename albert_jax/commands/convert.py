@@ -8,7 +8,8 @@ import numpy as np
 from albert_jax import model
 from albert_jax.commands import common
 from albert_jax.convert import google_tf1, hf, surgery
-from albert_jax.convert.load import find, load, load_tokenizer
+from albert_jax.convert.load import find, load, load_symbols, load_tokenizer
+from albert_jax.data.speech import symbols
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
@@ -21,8 +22,9 @@ ARCHITECTURES = (
 def main(argv):
   parser = common.parser(
     "convert",
-    "Converts weights: a checkpoint of google-research/albert, a Hugging Face directory or the folder of a run, to a\n"
-    "Hugging Face directory or to Google's names. What does not fit is an error that lists it all.",
+    "Converts weights: a checkpoint of google-research/albert, a Hugging Face directory, the folder of a run, or a\n"
+    "PL-BERT of StyleTTS2 or Kokoro, to a Hugging Face directory or to Google's names. What does not fit is an error\n"
+    "that lists it all.",
     "albert-jax convert --checkpoint=albert_base_v2 --out=albert-base-v2 --to=hf",
   )
   parser.add_argument("--checkpoint", metavar="PATH", help="what to read")
@@ -45,9 +47,14 @@ def main(argv):
   vocabulary.add_argument(
     "--spm", metavar="FILE", help="the vocabulary to write: spiece.model, or vocab.txt (WordPiece)"
   )
+  vocabulary.add_argument(
+    "--symbols", metavar="FILE", help="the symbol table of a PL-BERT to write: symbols.json, styletts2 or kokoro"
+  )
   vocabulary.add_argument("--cased", action="store_true", help="it tells capitals from small letters")
   vocabulary.add_argument("--keep_accents", action="store_true", help="it tells accents")
-  vocabulary.add_argument("--keep_pieces", action="store_true", help="--spm is new: keep the rows of pieces both share")
+  vocabulary.add_argument(
+    "--keep_pieces", action="store_true", help="--spm or --symbols is new: keep the rows of pieces both share"
+  )
 
   start = parser.add_argument_group("a start for another model")
   start.add_argument("--max_position_embeddings", type=int, metavar="N", help="another number of positions")
@@ -74,12 +81,18 @@ def main(argv):
   )
   _say(f"read {describe(cfg, params)} from {args.checkpoint}")
 
+  if args.spm and args.symbols:
+    raise UserError("give --spm for a model of text or --symbols for a PL-BERT, not both")
   given = Tokenizer(args.spm, lower=not args.cased, keep_accents=args.keep_accents) if args.spm else None
-  tokenizer = given or load_tokenizer(args.checkpoint, optional=True)
+  old = load_symbols(args.checkpoint) or load_tokenizer(args.checkpoint, optional=True)
+  if args.symbols:
+    given = symbols.load(args.symbols)
+    if params.pop("word", None) is not None:
+      _say("left out the head that predicts words: its words are those of the data it was trained on")
+  tokenizer = given or old
   if args.keep_pieces:
     if given is None:
-      raise UserError("--keep_pieces needs the new vocabulary: --spm=FILE")
-    old = load_tokenizer(args.checkpoint, optional=True)
+      raise UserError("--keep_pieces needs the new vocabulary: --spm=FILE, or --symbols=FILE")
     if old is None:
       raise UserError(f"--keep_pieces needs the vocabulary of the weights: copy it into {args.checkpoint}")
     cfg, params, kept = surgery.new_vocabulary(cfg, params, old, given)

@@ -6,7 +6,7 @@ import sys
 
 from albert_jax.commands import common
 from albert_jax.errors import UserError
-from albert_jax.exports import folder, onnx
+from albert_jax.exports import folder, onnx, styletts2
 
 
 def main(argv):
@@ -37,9 +37,22 @@ def main(argv):
   }.items():
     parser.add_argument(f"--{name}", default="", metavar="TEXT", help=f"for the card: {what}")
   parser.add_argument("--json", metavar="FILE", help="write the sizes and measurements there")
+  parser.add_argument(
+    "--to",
+    choices=("styletts2",),
+    help="write only the folder that StyleTTS2 reads as its PL-BERT, none of the above",
+  )
   args = parser.parse_args(argv)
   if args.json and not pathlib.Path(args.json).absolute().parent.is_dir():
     raise UserError(f"--json={args.json}: there is no folder {str(pathlib.Path(args.json).parent)!r}")
+  if args.to:
+    if args.pooling or args.formats != ",".join(folder.FORMATS) or args.no_tokenizer:
+      raise UserError(f"--to={args.to} writes one format; leave --formats, --pooling and --no_tokenizer out")
+    report = styletts2.export(args.checkpoint, args.out, overwrite=args.overwrite)
+    for name, size in report["files"].items():
+      print(f"{size / 1e6:10.2f} MB  {name}")
+    print("Read again, all weights are bit for bit the model's.")
+    return
   report = folder.export(
     pathlib.Path(args.checkpoint).expanduser() if "://" not in args.checkpoint else args.checkpoint,
     pathlib.Path(args.out).expanduser(),

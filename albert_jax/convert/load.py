@@ -9,6 +9,8 @@ import numpy as np
 from albert_jax import files, paths, strict_json
 from albert_jax.convert import google_tf1, hf, styletts2
 from albert_jax.convert.mapping import Rules
+from albert_jax.data.speech import symbols
+from albert_jax.data.speech.symbols import Symbols
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
@@ -140,6 +142,29 @@ def load_tokenizer(path, *, optional=False) -> Tokenizer | None:
     tokenizer = Tokenizer(folder / "tokenizer.json", **flags)
   _check_rows(folder, tokenizer)
   return tokenizer
+
+
+def load_symbols(path) -> Symbols | None:
+  """Reads the symbol table of a PL-BERT.
+
+  Args:
+    path: see `load`.
+  Returns:
+    the table in its symbols.json or in Kokoro's config.json; StyleTTS2's own for a folder of StyleTTS2 with a model of
+    that size; None for a model of text, or one that has no table.
+  Raises:
+    UserError: the table is damaged.
+  """
+  format, folder = find(path)
+  folder = pathlib.Path(folder)
+  if (folder / symbols.FILE).is_file():
+    return symbols.load(folder)
+  if format is not styletts2:
+    return None
+  if not (folder / "config.yml").is_file():
+    return symbols.load(folder / "config.json")
+  standard = symbols.load("styletts2")
+  return standard if format.load(folder, Rules(say=lambda line: None))[0].vocab_size == standard.vocab_size else None
 
 
 def _added_tokens(folder: pathlib.Path, tokenizer: Tokenizer) -> list[str]:

@@ -17,7 +17,7 @@ def new_vocabulary(cfg, params, old, new):
 
   Special pieces are matched by what they do, since WordPiece and SentencePiece spell them differently.
 
-  Args: old, new: `Tokenizer`s. Returns: (cfg, params, how many rows were kept).
+  Args: old, new: `Tokenizer`s, or symbol tables. Returns: (cfg, params, how many rows were kept).
   Raises: UserError: `old` is not the vocabulary of these weights.
   """
   if old.vocab_size > cfg.vocab_size:
@@ -25,9 +25,10 @@ def new_vocabulary(cfg, params, old, new):
       f"the vocabulary {old.path} has {old.vocab_size} pieces, the model only {cfg.vocab_size} rows: it belongs to "
       "another model"
     )
-  specials = ("pad_id", "unk_id", "cls_id", "sep_id", "mask_id")
+  specials = ("pad_id", "unk_id", "cls_id", "sep_id", "mask_id", "space_id")
+  specials = [name for name in specials if hasattr(old, name) and hasattr(new, name)]
   theirs, ours = ([getattr(tokenizer, name) for name in specials] for tokenizer in (old, new))
-  rows = {piece: i for i, piece in enumerate(old.pieces) if i not in theirs}
+  rows = {piece: i for i, piece in enumerate(old.pieces) if piece and i not in theirs}
   source = np.array([-1 if i in ours else rows.get(piece, -1) for i, piece in enumerate(new.pieces)])
   source[ours] = theirs
   cfg = dataclasses.replace(cfg, vocab_size=new.vocab_size)
@@ -35,7 +36,12 @@ def new_vocabulary(cfg, params, old, new):
   fresh = {
     "embeddings/word/embedding": _truncated_normal((new.vocab_size, cfg.embedding_size), cfg.initializer_range),
     "mlm/bias": np.zeros(new.vocab_size, np.float32),
+    "phoneme/bias": np.zeros(new.vocab_size, np.float32),
   }
+  if "phoneme/kernel" in flat:
+    kernel = _truncated_normal((new.vocab_size, cfg.hidden_size), cfg.initializer_range)
+    kernel[source >= 0] = flat["phoneme/kernel"].T[source[source >= 0]]
+    flat["phoneme/kernel"] = np.ascontiguousarray(kernel.T)
   for path in fresh.keys() & flat.keys():
     fresh[path][source >= 0] = flat[path][source[source >= 0]]
     flat[path] = fresh[path]

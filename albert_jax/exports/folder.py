@@ -13,6 +13,7 @@ from albert_jax import convert, files, model
 from albert_jax import onnx_runtime as runtime
 from albert_jax.convert import hf
 from albert_jax.convert.load import find
+from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.exports import card, onnx, outputs
 from albert_jax.tasks.squad_answers import Search
@@ -72,13 +73,14 @@ def export(
     onnx.require(), runtime.require()
   cfg, params = convert.load(checkpoint)
   about = convert.about(checkpoint)
-  vocabulary = convert.load_tokenizer(checkpoint, optional=True)
+  vocabulary = convert.load_symbols(checkpoint) or convert.load_tokenizer(checkpoint, optional=True)
   if tokenizer and vocabulary is None:
     raise UserError(
       f"{checkpoint} has no vocabulary (spiece.model or vocab.txt), without which nobody can use it on texts; put it "
       "there, or export the bare model with --no_tokenizer"
     )
   task = about.get("name") or ("fill-mask" if "mlm" in params else "")
+  task = "" if task == "plbert" else task  # An encoder for speech: no pipeline of texts, and its heads are not used.
   pooling = pooling or about.get("pooling", "")
   if pooling not in ("", *onnx.POOLING):
     raise UserError(f"pooling={pooling!r} is unknown; use one of {', '.join(onnx.POOLING)}")
@@ -166,7 +168,7 @@ def _sentence_transformers(folder, cfg, pooling, seq_length):
 def sample(cfg, params, vocabulary, task) -> list[dict]:
   """Batches to compare on: sentences one by one and padded, and one row as long as 128 tokens."""
   longest = cfg.max_position_embeddings
-  if vocabulary is None:
+  if not isinstance(vocabulary, Tokenizer):
     rng = np.random.default_rng(0)
     texts = [rng.integers(0, cfg.vocab_size, length).tolist() for length in (6, 15, 40, 70)]
   else:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from albert_jax import model
+from albert_jax import convert, model
 from albert_jax.data.speech import batching, lexicon
 from albert_jax.data.speech.batching import SpeechConfig
 from albert_jax.errors import UserError
@@ -163,17 +163,14 @@ def _other_heads(init_from, dataset):
   """
   if not init_from:
     return ()
-  folder = next((p for p in (pathlib.Path(init_from) / "export", pathlib.Path(init_from)) if p.is_dir()), None)
-  theirs = None if folder is None else folder / "symbols.json"
-  if theirs is None or not theirs.is_file():
+  theirs = convert.load_symbols(init_from)
+  if theirs is None:
     return ("^(phoneme|word)/",)
-  from albert_jax.data.speech import symbols
-
-  if symbols.load(theirs).pieces != batching.symbols(dataset).pieces:
+  if theirs.pieces != batching.symbols(dataset).pieces:
     raise UserError(
       f"{init_from} has another symbol table than {dataset}; give it this one: albert-jax convert "
       f"--checkpoint={init_from} --symbols={dataset}/symbols.json --keep_pieces --out=DIR, and begin with DIR"
     )
-  names = [pathlib.Path(place) / lexicon.TARGETS_FILE for place in (folder, dataset)]
+  names = [pathlib.Path(place) / lexicon.TARGETS_FILE for place in (pathlib.Path(theirs.path).parent, dataset)]
   same = all(name.is_file() for name in names) and names[0].read_bytes() == names[1].read_bytes()
   return () if same else ("^word/",)

@@ -1,0 +1,46 @@
+"""A PL-BERT as the folder that StyleTTS2 reads (`PLBERT_dir` of its config)."""
+
+import json
+import pathlib
+
+import numpy as np
+
+from albert_jax import convert, paths
+from albert_jax.convert import styletts2
+from albert_jax.convert.files import new_folder
+from albert_jax.exports.folder import Differs
+
+
+def export(checkpoint, out, *, overwrite: bool = False) -> dict:
+  """Writes the folder, reads it again and compares every weight bit by bit.
+
+  Args:
+    checkpoint: anything `albert_jax.load` reads; the step of a run's workdir becomes the N of `step_N.t7`.
+    out: the new folder; it appears whole or not at all.
+    overwrite: replace what is at `out`.
+
+  Returns:
+    {"files": {name: bytes}}.
+
+  Raises:
+    UserError: the checkpoint cannot be read, or `out` is taken.
+    Differs: what was written is not what the model holds.
+  """
+  cfg, params = convert.load(checkpoint)
+  with new_folder(out, overwrite=overwrite) as folder:
+    styletts2.save(
+      folder, cfg, params, step=_step(checkpoint), symbols=convert.load_symbols(checkpoint), overwrite=True
+    )
+    _, back = convert.load(folder)
+    flat = paths.flatten(params)
+    for path, value in paths.flatten(back).items():
+      if not np.array_equal(value, flat[path]):
+        raise Differs(f"{out}: {path} was not written as it is; nothing is there now")
+  return {"files": {file.name: file.stat().st_size for file in sorted(pathlib.Path(out).iterdir())}}
+
+
+def _step(checkpoint) -> int:
+  """The last step of a run; 1 for what is no run."""
+  file = pathlib.Path(checkpoint) / "metrics.jsonl"
+  lines = file.read_text().splitlines() if file.is_file() else []
+  return json.loads(lines[-1])["step"] if lines else 1
