@@ -86,7 +86,7 @@ def _phonemes(cfg, args, seed):
   print(f"{numbers['examples']} examples of {cfg.seq_length} symbols, {numbers['symbols_mean']:.1f} of them used")
   numbers["problems"] = [check[0] for check in speech.checks(numbers, cfg) if not _print_check(*check)]
   if args.json:
-    pathlib.Path(args.json).write_text(json.dumps(numbers, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    files.write_json(args.json, numbers)
   if numbers["problems"]:
     print(f"albert-jax audit: out of range: {', '.join(numbers['problems'])}", file=sys.stderr)
   return 1 if numbers["problems"] else 0
