@@ -65,12 +65,12 @@ class TestFormats:
     ("row", "words"),
     [
       ({"context": "c", "options": ["x"], "label": 0}, "line 1: the options are"),
-      ({"context": "c", "options": ["x", "y"], "label": 2}, "line 1: the answer '2' is none of its 2 options"),
-      ({"context": "c", "options": ["x", "y"], "label": "zz"}, "the answer 'zz'"),
+      ({"context": "c", "options": ["x", "y"], "label": 2}, "line 1: the answer 2 is none of its 2 options"),
+      ({"context": "c", "options": ["x", "y"], "label": "zz"}, 'the answer "zz"'),
       ({"context": 3, "options": ["x", "y"], "label": 1}, "should be texts"),
       ({"text": "c"}, "expected an object with context, question, options and label.*there is text"),
       (PASSAGE | {"answers": ["A"]}, "2 questions, 2 lists of options, 1 answers"),
-      ([1], r"there is '\[1\]'"),
+      ([1], r"there is \[1\]"),
     ],
   )
   def test_a_mistake_is_one_line(self, row, words, tmp_path):

@@ -75,8 +75,7 @@ ERRORS = {
   "JSON ragged": ('{"tokens": ["a", "b"], "tags": ["O"]}\n', r":1 has 2 words and 1 tags"),
   "numbers": ('{"tokens": ["a"], "tags": [3]}\n', r":1 has 3 where a word or a tag should be"),
   "empty": ("\n\n", "no sentences in it"),
-  "not UTF-8": (b"caf\xe9 O\n", r"is not UTF-8 text .* at byte 3"),
-  "NUL": ("a O\nb\0 O\n", r":2 holds a NUL character"),
+  "not UTF-8": (b"caf\xe9 O\n", r"is not UTF-8 text: the byte 0xe9 in line 1"),
   "words as tags": ("".join(f"w{i} t{i}\n" for i in range(2000)), r"2,000 different tags, such as 't0'"),
 }
 
@@ -101,30 +100,12 @@ def test_inside_without_a_beginning_is_counted_but_not_where_nothing_has_one(tmp
 
 
 def test_files_of_a_split(tmp_path):
-  for name in ("train.conll", "dev.txt", "eng.testb", "1_a.tsv", "2_b.tsv"):
+  for name in ("train.conll", "dev", "eng.testb", "1_a.tsv"):
     (tmp_path / name).write_text("")
-
-  def found(split):
-    return [path.rsplit("/", 1)[1] for path in tagged.split_files(tmp_path, split)]
-
-  assert found("train") == ["train.conll"]
-  assert found("validation") == ["dev.txt"]
-  assert found("test") == ["eng.testb"]
-  assert found("[1-9]*.tsv") == ["1_a.tsv", "2_b.tsv"]
-  assert found("dev.txt, 1_a.tsv,train") == ["dev.txt", "1_a.tsv", "train.conll"]
-  assert tagged.split_files("", str(tmp_path / "dev.txt")) == (str(tmp_path / "dev.txt"),)
-  with pytest.raises(UserError, match=r"no file for split 'extra'.*there are 1_a.tsv, 2_b.tsv, dev.txt"):
-    found("extra")
-  assert tagged.split_files(tmp_path / "elsewhere", str(tmp_path / "dev.txt")) == (str(tmp_path / "dev.txt"),)
-  with pytest.raises(UserError, match="that is no folder"):
-    tagged.split_files(tmp_path / "nowhere", "train")
-  for dataset, split in (("", "train"), (tmp_path, ""), ("", "")):
-    with pytest.raises(UserError, match=r"name no files; give a folder"):
-      tagged.split_files(dataset, split)
-  odd = tmp_path / "[1]*"
-  odd.mkdir()
-  (odd / "train.tsv").write_text("")
-  assert tagged.split_files(odd, "train") == (str(odd / "train.tsv"),)
+  for split, name in {"train": "train.conll", "validation": "dev", "test": "eng.testb", "*.tsv": "1_a.tsv"}.items():
+    assert tagged.split_files(tmp_path, split) == [tmp_path / name]
+  with pytest.raises(UserError, match="nothing is there"):
+    tagged.split_files("nowhere", "train")
 
 
 # Rows.

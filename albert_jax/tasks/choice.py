@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from albert_jax.data.finetuning import choices, tables
+from albert_jax.data.finetuning import cells, choices, tables
 from albert_jax.errors import UserError
 from albert_jax.tasks import classify, heads, metrics
 from albert_jax.tasks.base import Task, about, batches, model_and_vocabulary
@@ -143,12 +143,6 @@ def score_files(predictions, gold) -> dict:
     raise UserError(f"{predictions} has {len(answers):,} answers, {gold} {len(asked):,} questions")
   if any(choice.label is None for choice in asked):
     raise UserError(f"{gold} has questions without an answer")
-  best = np.array([_number(answers, row) for row in range(len(answers))])
+  what, column = "the number of an option", answers.columns["prediction"]
+  best = np.array([cells.number(value, answers.where(row), what) for row, value in enumerate(column)])
   return {"accuracy": metrics.accuracy([choice.label for choice in asked], best)}
-
-
-def _number(answers, row):
-  value = answers.columns["prediction"][row]
-  if not isinstance(value, int):
-    raise UserError(f"{answers.where(row)}: {value!r} is no option's number")
-  return value

@@ -5,7 +5,6 @@ The head is the original's: dropout and one dense layer on the pooled [CLS] (run
 
 import functools
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from albert_jax import model
-from albert_jax.data.finetuning import batching, tables
+from albert_jax.data.finetuning import batching, cells, splits, tables
 from albert_jax.errors import UserError
 from albert_jax.model.layers import dropout
 from albert_jax.tasks import heads, metrics
@@ -70,17 +69,23 @@ def make(config, vocabulary=None, first_row=0) -> Task:
     if shared:
       away = tables.held_out(found, fields, data.validation_fraction)
       found = found.select(away if split == "held out" else ~away)
-    unwanted = {label for label in data.drop_labels.split(",") if label}
+    unwanted = {cells.label(label, "data.drop_labels") for label in data.drop_labels.split(",") if label}
     if unwanted:
-      keep = np.array([str(label) not in unwanted for label in found.columns[data.label_field]], bool)
+      single = (
+        None if cell is None or isinstance(cell, list) else cells.label(cell, "")
+        for cell in found.columns[data.label_field]
+      )
+      keep = np.array([name not in unwanted for name in single], bool)
       if not keep.all():
-        tables.say(found.source, int(np.sum(~keep)), f"rows have a label of data.drop_labels={data.drop_labels}")
+        splits.say(found.source, int(np.sum(~keep)), f"rows have a label of data.drop_labels={data.drop_labels}")
       found = found.select(keep)
     return found
 
   @functools.cache
   def labels():
-    return named(task.labels) or _labels_of(read("train"), data.label_field, kind, data.label_separator)
+    return tuple(cells.label(name, "task.labels") for name in named(task.labels)) or _labels_of(
+      read("train"), data.label_field, kind, data.label_separator
+    )
 
   def split(which):
     rows = read(which)
@@ -150,15 +155,16 @@ def gold_of(rows, field, kind, labels, separator=",", may_lack=False):
     and `may_lack`.
   """
   values = rows.columns[field]
-  lacking = [row for row, value in enumerate(values) if value is None or (value == "" and kind != "multilabel")]
-  if lacking and len(lacking) == len(rows) and may_lack:
+  if may_lack and cells.are_hidden(values, labels):
     return None
+  lacking = [row for row, value in enumerate(values) if _lacks(value, kind)]
   if lacking:
     raise UserError(f"{rows.where(lacking[0])} has no label in {field!r} ({len(lacking):,} of {len(rows):,} rows)")
   if kind == "regression":
-    return np.array([_number(rows, row, value) for row, value in enumerate(values)], np.float32)
+    what = "one a row, as task.kind=regression needs"
+    return np.array([cells.number(value, rows.where(row), what) for row, value in enumerate(values)], np.float32)
   number = {label: i for i, label in enumerate(labels)}
-  found = [_names(value, separator) if kind == "multilabel" else [_name(value)] for value in values]
+  found = list(_names(rows, field, kind, separator))
   for row, names in enumerate(found):
     for name in names:
       if name not in number:
@@ -176,9 +182,7 @@ def _labels_of(rows, field, kind, separator):
   """The labels that occur, in an order that is always the same."""
   if kind == "regression":
     return ()
-  values = [value for value in rows.columns[field] if value is not None]
-  split = functools.partial(_names, separator=separator) if kind == "multilabel" else lambda value: [_name(value)]
-  names = {name for value in values for name in split(value)} - {""}
+  names = {name for row_names in _names(rows, field, kind, separator) for name in row_names}
   if len(names) < (1 if kind == "multilabel" else 2):
     raise UserError(f"{rows.source}: the column {field!r} has {len(names)} different labels; expected two at least")
   if len(names) > max(MOST_LABELS, len(rows) // 10):
@@ -189,24 +193,20 @@ def _labels_of(rows, field, kind, separator):
   return tuple(tables.numbered(names))
 
 
-def _name(value):
-  """A label as text: JSON's true and 1 are as they would be in a table."""
-  return json.dumps(value) if isinstance(value, bool) else str(value).strip()
+def _lacks(value, kind):
+  """Whether a cell has no label. An empty text of several labels means that the row has none of them."""
+  return cells.is_missing(value) and not (kind == "multilabel" and isinstance(value, str) and not value.strip())
 
 
-def _names(value, separator):
-  parts = value if isinstance(value, list) else str(value).split(separator)
-  return [name for part in parts if (name := _name(part))]
-
-
-def _number(rows, row, value):
-  try:
-    number = float(value)
-  except (TypeError, ValueError):
-    number = math.nan
-  if not math.isfinite(number):
-    raise UserError(f"{rows.where(row)}: {str(value)[:40]!r} is no number; task.kind=regression expects one a row")
-  return number
+def _names(rows, field, kind, separator):
+  """For each row the names of its labels; none for a missing label."""
+  for row, value in enumerate(rows.columns[field]):
+    if cells.is_missing(value):
+      yield []
+    elif kind == "multilabel":
+      yield cells.labels(value, separator, rows.where(row))
+    else:
+      yield [cells.label(value, rows.where(row))]
 
 
 def rows(split, vocabulary, kind, labels, seq_length, class_weights="") -> batching.Rows:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from albert_jax.data.finetuning import tables
+from albert_jax.data.finetuning import splits, tables
 from albert_jax.errors import UserError
 from albert_jax.tasks import classify, metrics
 from albert_jax.tasks.base import Task
@@ -126,7 +126,7 @@ def read(row, dataset, split, tfds_dir="", skip_ragged=False) -> classify.Split:
   folder = pathlib.Path(dataset).expanduser()
   folder = folder / row.folder if (folder / row.folder).is_dir() else folder
   files = (DIAGNOSTICS,) if row.folder == "AX" and split == "validation" else FILES.get(split)
-  path = tables.find(folder if folder.exists() else dataset, split, files)
+  path = splits.find_one(folder if folder.exists() else dataset, split, tables.SUFFIXES, files or ())
   if path is None:
     texts, label = row.tfds_texts, "label"
     found = tables.read(dataset, split, texts, optional=(label, *INDEX), tfds_dir=tfds_dir)
@@ -140,8 +140,6 @@ def read(row, dataset, split, tfds_dir="", skip_ragged=False) -> classify.Split:
 def _gold(row, found, column, may_lack=False):
   """A column as `classify.Split.gold`."""
   values, names = found.columns[column], dict(zip(row.written, row.labels, strict=True))
-  if not row.labels and values and all(value == -1 for value in values):
-    values = [None] * len(values)  # TFDS' way to say that nobody knows.
   found.columns[column] = [names.get(value, value) for value in values]
   kind = "classification" if row.labels else "regression"
   return classify.gold_of(found, column, kind, row.labels, may_lack=may_lack)
@@ -150,7 +148,7 @@ def _gold(row, found, column, may_lack=False):
 def _read_file(row, path, has_labels, skip_ragged):
   """(its columns of texts, that of labels, the rows) of an official file."""
   texts, label = row.texts, row.label
-  header = tables.read_text(path).split("\n", 1)[0].rstrip("\r").split("\t")
+  header = splits.read_text(path).split("\n", 1)[0].split("\t")
   if row.folder == "CoLA" and "sentence" not in header:
     texts, label = tuple(HEADLESS[name] for name in texts), HEADLESS[label]
   if row.folder == "AX" and "Premise" in header:

@@ -12,7 +12,6 @@ learnt by the squared error of the cosine.
 
 import functools
 import json
-import math
 from dataclasses import dataclass
 
 import jax
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from albert_jax import model
-from albert_jax.data.finetuning import batching, tables
+from albert_jax.data.finetuning import batching, cells, tables
 from albert_jax.errors import UserError
 from albert_jax.tasks import heads, metrics
 from albert_jax.tasks.base import Task, about, batches, model_and_vocabulary
@@ -91,12 +90,13 @@ def read(data, split, score_range) -> Pairs:
   found = tables.read(data.dataset, split, [data.query_field, data.answer_field], optional=optional, quotes=data.quotes)
   scores = None
   given = found.columns[data.score_field] if optional else []
-  if any(value not in (None, "") for value in given):
+  if not all(map(cells.is_missing, given)):
     try:
       low, high = map(float, score_range.split(","))
     except ValueError:
       raise UserError(f"task.score_range={score_range!r} must be two numbers, such as 0,5") from None
-    scores = np.array([_number(found, row, value) for row, value in enumerate(given)])
+    what = "a score, which every row needs, or none has"
+    scores = np.array([cells.number(value, found.where(row), what) for row, value in enumerate(given)])
     outside = np.flatnonzero((scores < low) | (scores > high))
     if outside.size or not low < high:
       row = int(outside[0]) if outside.size else 0
@@ -106,16 +106,6 @@ def read(data, split, score_range) -> Pairs:
       )
     scores = ((scores - low) / (high - low)).astype(np.float32)
   return Pairs(tables.texts(found, data.query_field), tables.texts(found, data.answer_field), scores)
-
-
-def _number(found, row, value):
-  try:
-    number = float(value)
-  except (TypeError, ValueError):
-    number = math.nan
-  if not math.isfinite(number):
-    raise UserError(f"{found.where(row)}: the score {str(value)[:40]!r} is no number; every row needs one, or none has")
-  return number
 
 
 def rows(pairs, vocabulary, seq_length, source) -> batching.Rows:

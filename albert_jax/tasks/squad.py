@@ -25,12 +25,16 @@ def make(config, vocabulary=None, first_row=0) -> Task:
 
   held_out = squad.read(data.dataset, data.validation_split, data.tfds_dir)
   rules = squad_score.rules_of(held_out, task.language)
-  silent = sum(not question.answers for question in held_out)
+  hidden, silent = squad.is_hidden(held_out), sum(not question.answers for question in held_out)
   _check_answers(search, held_out, data.validation_split)
 
   @functools.cache
   def training():
     questions = squad.read(data.dataset, data.split, data.tfds_dir)
+    if squad.is_hidden(questions):
+      raise UserError(
+        f"the split {data.split!r} of {data.dataset} has no answer at all; train with a split that has some"
+      )
     _check_answers(search, questions, data.split)
     windows = squad_answers.encode(questions, vocabulary, search, training=True)
     _say(data.split, windows, len(questions))
@@ -45,10 +49,10 @@ def make(config, vocabulary=None, first_row=0) -> Task:
   return Task(
     model=cfg,
     init=functools.partial(init, cfg, head),
-    sums=functools.partial(sums, cfg, head),
+    sums=functools.partial(sums, cfg, head, hidden=hidden),
     terms=heads.mean_loss,
     **batches(config, lambda: training().rows, lambda: validation().rows, first_row),
-    baselines={name: (100 * silent / len(held_out), "never an answer") for name in ("exact", "f1")},
+    baselines={} if hidden else {name: (100 * silent / len(held_out), "never an answer") for name in ("exact", "f1")},
     vocabulary=vocabulary,
     outputs=functools.partial(squad_answers.spans, cfg, head, search),
     score=lambda found: score(head, validation(), found, search, rules),
@@ -64,11 +68,14 @@ def init(cfg, head, key) -> dict:
   return {**heads.encoder(cfg, key_encoder, pooler=False), head.part: head.init(cfg, key_head)}
 
 
-def sums(cfg, head, params, batch, key) -> dict:
-  """{"loss" and what else the head minimises: (total, weight)} over the rows that count."""
+def sums(cfg, head, params, batch, key, hidden=False) -> dict:
+  """{"loss" and what else the head minimises: (total, weight)} over the rows that count.
+
+  Args: hidden: whether the held-out split hides its answers, so that none of its rows counts.
+  """
   x_BLD = model.apply(cfg, params, batch, key)["sequence_output"]
   losses = head.losses(cfg, params[head.part], x_BLD, batch, key)
-  weight = batch["weight"]
+  weight = jnp.zeros_like(batch["weight"]) if hidden and key is None else batch["weight"]
   return {name: (jnp.sum(weight * loss), jnp.sum(weight)) for name, loss in losses.items()}
 
 
@@ -80,11 +87,12 @@ def score(head, windows, found, search, rules):
   """
   texts, odds, lists = squad_answers.predict(head, windows, found, search)
   predictions = squad_answers.decide(texts, odds, search)
-  numbers = squad_score.score(windows.questions, predictions, rules)
+  hidden = squad.is_hidden(windows.questions)
+  numbers = {} if hidden else squad_score.score(windows.questions, predictions, rules)
   files = {"predictions": predictions, "nbest_predictions": lists}
   if search.no_answer:
     files["null_odds"] = odds
-    if rules == "squad2":
+    if rules == "squad2" and not hidden:
       raw = squad_score.score(windows.questions, texts, rules, odds)
       numbers |= {name: value for name, value in raw.items() if name.startswith("best_")}
   return numbers, {f"{name}.json": (json.dumps(value, indent=4) + "\n").encode() for name, value in files.items()}

@@ -1,28 +1,36 @@
 """Multiple choice: RACE, DREAM, SWAG and own files to passages, questions and options; and those to ids."""
 
+import itertools
 import pathlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from albert_jax.data.finetuning import batching, tables
+from albert_jax import strict_json
+from albert_jax.data.finetuning import batching, cells, splits, tables
+from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
 LEVELS = ("middle", "high")  # of RACE
 _SWAG = ("sent1", "sent2", "ending0", "ending1", "ending2", "ending3")
-_RACE = ("article", "questions", "options", "answers")
-# Where the option goes into the question: in RACE any underscores, in files of others those that stand alone.
+_RACE = ("article", "questions", "options")
+# The place of the option in a question: in RACE any underscores, in other files underscores that stand alone.
 BLANK, LONE_BLANK = re.compile("_+"), re.compile(r"(?<!\w)_+(?!\w)")
-_FOLDERS = {"train": "train", "validation": "dev", "test": "test"}
 
 
 @dataclass(frozen=True)
 class Choice:
   """A question about a context, and its options.
 
-  options: texts, two at least. label: the right one's number, None where nobody knows. group: a part of the split with
-    a number of its own, such as RACE's "middle"; '' for none. blank: what in the question is the option's place.
+  Attributes:
+    context: the passage.
+    question: the question, or the beginning of a sentence that an option ends; may be ''.
+    options: two texts or more.
+    label: the number of the right option; None if the file hides it.
+    group: a part of the split with an accuracy of its own, such as RACE's "middle"; '' for none.
+    blank: matches the place of the option in the question.
   """
 
   context: str
@@ -33,40 +41,44 @@ class Choice:
   blank: re.Pattern = LONE_BLANK
 
   def endings(self) -> list[str]:
-    """The question with each option: in its blank, or behind it."""
+    """The question with each option: in its blank, or at its end."""
     question, *options = (" ".join(text.split()) for text in (self.question, *self.options))
     if self.blank.search(question):
       return [self.blank.sub(lambda _, option=option: option, question) for option in options]
     return [f"{question} {option}".strip() for option in options]
 
 
-def read(dataset, split, *, levels=LEVELS, tfds_dir="") -> list[Choice]:
-  """The questions of a split.
+def read(dataset: str, split: str, *, levels: Sequence[str] = LEVELS, tfds_dir: str = "") -> list[Choice]:
+  """Reads the questions of a split.
 
   Args:
-    dataset: RACE's folder, a folder of DREAM's, SWAG's or own files, one such file, or a TFDS name such as race/high.
-    split: its name, or a file. levels: which parts of RACE.
+    dataset: RACE's folder, a folder with files as those of DREAM or SWAG or with JSON lines, one such file, or a TFDS
+      name such as race/high.
+    split: the split's name, or a file.
+    levels: the parts of RACE to read.
+    tfds_dir: the folder of TFDS datasets; '' for TFDS' default.
 
   Raises:
-    UserError: nothing is there, it is in none of these forms, or an answer is not among its options.
+    UserError: there is no such split, the file has none of these forms, or an answer is not among its options.
   """
   folder = pathlib.Path(dataset).expanduser()
   folder = folder / "RACE" if (folder / "RACE").is_dir() else folder
-  race = folder / _FOLDERS.get(split, split)
-  if any((race / level).is_dir() for level in LEVELS):
-    return _read_race(race, levels)
-  path = tables.find(dataset, split)
+  for name, level in itertools.product(splits.names_of(split), LEVELS):
+    if (folder / name / level).is_dir():
+      return _read_race(folder / name, levels)
+  path = splits.find_one(dataset, split, tables.SUFFIXES)
   if path is None:
-    found = tables.read(dataset, split, _RACE, tfds_dir=tfds_dir)
+    rows = tables.read(dataset, split, _RACE, optional=("answers",), tfds_dir=tfds_dir)
     group = str(dataset).rsplit("/", 1)[-1]
-    rows = zip(*(found.columns[name] for name in _RACE), strict=True)
-    records = enumerate(dict(zip(_RACE, row, strict=True)) for row in rows)
-    return [choice for i, record in records for choice in _race(record, found.where(i), group)]
+    return [choice for i, row in enumerate(_records(rows)) for choice in _race(row, rows.where(i), group)]
   if path.suffix in tables.TABLES:
-    found = tables.read_file(path, _SWAG, optional=("label",))
-    rows = [{name: values[i] for name, values in found.columns.items()} for i in range(len(found))]
-    return [choice for i, row in enumerate(rows) for choice in _swag(row, found.where(i))]
+    rows = tables.read_file(path, _SWAG, optional=("label",))
+    return [choice for i, row in enumerate(_records(rows)) for choice in _swag(row, rows.where(i))]
   return [choice for number, row in tables.json_rows(path) for choice in _of_row(row, f"{path} line {number}")]
+
+
+def _records(rows):
+  return [dict(zip(rows.columns, values, strict=True)) for values in zip(*rows.columns.values(), strict=True)]
 
 
 def _read_race(folder, levels):
@@ -84,14 +96,14 @@ def _read_race(folder, levels):
 
 
 def _of_row(row, where):
-  """The questions of one JSON value: DREAM's list, or an object as in RACE or SWAG or as our own."""
+  """The questions of one JSON value: DREAM's list, or an object as in RACE or SWAG, or with a context and options."""
   if isinstance(row, list) and len(row) == 3 and isinstance(row[0], list) and isinstance(row[1], list):
     return _dream(row, where)
   if isinstance(row, dict):
-    for fields, parse in ((_RACE, _race), (_SWAG, _swag), (("context", "options"), _own)):
+    for fields, parse in ((_RACE, _race), (_SWAG, _swag), (("context", "options"), _plain)):
       if all(field in row for field in fields):
         return parse(row, where)
-  there = ", ".join(row) if isinstance(row, dict) else f"{str(row)[:40]!r}"
+  there = ", ".join(row)[:200] if isinstance(row, dict) else strict_json.show(row, 40)
   raise UserError(
     f"{where}: expected an object with context, question, options and label, or one as in RACE, DREAM or SWAG; there "
     f"is {there}"
@@ -99,61 +111,90 @@ def _of_row(row, where):
 
 
 def _race(row, where, group=""):
-  questions, options, answers = (row[name] for name in ("questions", "options", "answers"))
+  questions, options = (strict_json.expect(row[name], f"{where}: {name!r}", list) for name in _RACE[1:])
+  answers = row.get("answers")
+  answers = [None] * len(questions) if answers is None else strict_json.expect(answers, f"{where}: 'answers'", list)
   if not len(questions) == len(options) == len(answers):
     raise UserError(f"{where}: {len(questions)} questions, {len(options)} lists of options, {len(answers)} answers")
   return [
-    _choice(where, row["article"], question, choice, answer, group, BLANK)
-    for question, choice, answer in zip(questions, options, answers, strict=True)
+    _choice(where, row["article"], *parts, ("letter", "number", "text"), group, BLANK)
+    for parts in zip(questions, options, answers, strict=True)
   ]
 
 
 def _dream(row, where):
   turns, questions, _ = row
-  return [_choice(where, "\n".join(turns), q.get("question", ""), q.get("choice"), q.get("answer")) for q in questions]
+  turns = [strict_json.expect(turn, f"{where}: a turn of the dialogue", str) for turn in turns]
+  questions = [strict_json.expect(question, f"{where}: a question", dict) for question in questions]
+  return [
+    _choice(
+      where, "\n".join(turns), q.get("question", ""), q.get("choice"), q.get("answer"), ("text", "letter", "number")
+    )
+    for q in questions
+  ]
 
 
 def _swag(row, where):
-  return [_choice(where, row["sent1"], row["sent2"], [row[name] for name in _SWAG[2:]], row.get("label"))]
+  options = [row[name] for name in _SWAG[2:]]
+  return [_choice(where, row["sent1"], row["sent2"], options, row.get("label"), ("number", "letter", "text"))]
 
 
-def _own(row, where):
-  return [_choice(where, row["context"], row.get("question") or "", row["options"], row.get("label"))]
+def _plain(row, where):
+  question = row.get("question") or ""
+  return [_choice(where, row["context"], question, row["options"], row.get("label"), ("letter", "text", "number"))]
 
 
-def _choice(where, context, question, options, answer, group="", blank=LONE_BLANK):
+def _choice(where, context, question, options, answer, forms, group="", blank=LONE_BLANK):
   if not isinstance(options, list) or len(options) < 2 or not all(isinstance(text, str) for text in options):
-    raise UserError(f"{where}: the options are {str(options)[:60]}; expected a list of two texts or more")
+    raise UserError(f"{where}: the options are {strict_json.show(options)}; expected a list of two texts or more")
   if not isinstance(context, str) or not isinstance(question, str):
     raise UserError(f"{where}: the context and the question should be texts")
-  return Choice(context, question, tuple(options), _label(where, answer, options), group, blank)
+  return Choice(context, question, tuple(options), _label(where, answer, options, forms), group, blank)
 
 
-def _label(where, answer, options):
-  """The number of the right option, which is given as that, as a letter from A, or as its text."""
-  if answer is None or answer == "":
+def _label(where, answer, options, forms):
+  """The number of the right option, or None if the file hides it.
+
+  Args:
+    answer: an option's number, its letter from A, or its text.
+    forms: these three, in the order of precedence of the file's format: an option's text may be the letter of another.
+  """
+  if answer not in options and cells.is_hidden(answer):
     return None
-  number = None
-  if answer in options:
-    number = options.index(answer)
-  elif isinstance(answer, int) or (isinstance(answer, str) and answer.strip().isdigit()):
-    number = int(answer)
-  elif isinstance(answer, str) and len(answer.strip()) == 1:
-    number = ord(answer.strip().upper()) - ord("A")
-  if number is None or not 0 <= number < len(options):
-    raise UserError(
-      f"{where}: the answer {str(answer)[:40]!r} is none of its {len(options)} options; expected an option's text, its "
-      "number from 0, or its letter from A"
-    )
-  return number
+  text = cells.label(answer, where)
+  is_letter = re.fullmatch("[A-Z]", text) or (re.fullmatch("[a-z]", text) and answer not in options)
+  readings = {
+    "letter": ord(text.upper()) - ord("A") if is_letter else None,
+    "number": int(text) if re.fullmatch("[0-9]{1,4}", text) else None,
+    "text": options.index(answer) if answer in options else None,
+  }
+  for form in forms if isinstance(answer, str) else ("number",):
+    number = readings[form]
+    if number is not None and 0 <= number < len(options):
+      return number
+  raise UserError(
+    f"{where}: the answer {strict_json.show(answer, 40)} is none of its {len(options)} options; expected an option's "
+    "text, its number from 0, or its letter from A"
+  )
 
 
-def rows(choices, vocabulary, seq_length, qa_length, source="") -> batching.Rows:
-  """Questions as token ids: [CLS] context [SEP] question and option [SEP] for each option (run_race.py).
+def rows(
+  choices: Sequence[Choice], vocabulary: Tokenizer, seq_length: int, qa_length: int, source: str = ""
+) -> batching.Rows:
+  """Encodes questions: [CLS] context [SEP] question and option [SEP] for each option (run_race.py).
 
-  Args: seq_length: what is longer loses the end of its context; qa_length: and before that, the beginning of question
-    and option. Both are counted and said. Where questions have fewer options than others, the rest is [CLS] [SEP].
-  Returns: Rows with "label" (0 where there is none), "labelled" (1 where there is one) and "options", how many.
+  What is cut is counted. A question with fewer options than others is filled up with rows [CLS] [SEP].
+
+  Args:
+    choices: n questions.
+    vocabulary: the tokenizer.
+    seq_length: the longest row; a longer context loses its end.
+    qa_length: the most tokens of question and option; more lose their beginning.
+    source: where the questions are from, for messages.
+
+  Returns:
+    Rows with "label" int32 [n] (0 where there is none), "labelled" float32 [n] (1 where there is one) and "options"
+    int32 [n], the number of options.
   """
   most = max((len(choice.options) for choice in choices), default=0)
   contexts = dict.fromkeys(choice.context for choice in choices)  # Many questions are about the same.
@@ -179,10 +220,10 @@ def rows(choices, vocabulary, seq_length, qa_length, source="") -> batching.Rows
       tokens["token_type_ids"].append(np.zeros(2, np.int8))
   count = len(tokens["input_ids"])
   if cut_question:
-    tables.say(source, cut_question, f"of {count:,} options are longer than {qa_length} tokens with their question "
+    splits.say(source, cut_question, f"of {count:,} options are longer than {qa_length} tokens with their question "
                  "and lost its beginning (data.qa_length)")  # fmt: skip
   if cut:
-    tables.say(source, cut, f"of {count:,} options do not fit {seq_length} tokens with their context, which lost its "
+    splits.say(source, cut, f"of {count:,} options do not fit {seq_length} tokens with their context, which lost its "
                  "end (data.seq_length)")  # fmt: skip
   labels = [choice.label for choice in choices]
   fixed = {

@@ -1,50 +1,65 @@
 """Question answering data: SQuAD's files to windows of tokens, and from tokens back to characters of the passage.
 
-A row is [CLS] question [SEP] passage [SEP]. A passage that does not fit becomes several rows that overlap, a new one
-every `doc_stride` tokens. Answers are found by where their characters are, so none is lost to how a text is normalised.
+A row is [CLS] question [SEP] passage [SEP]. A longer passage becomes several rows that overlap, a new one every
+`doc_stride` tokens. Answers are located by their characters, so that none is lost to the normalisation of the text.
 """
 
 import collections
 import functools
-import json
 import pathlib
 import re
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tqdm
 
-from albert_jax.data.finetuning import tables
+from albert_jax import strict_json
+from albert_jax.data.finetuning import splits, tables
 from albert_jax.data.finetuning.batching import Rows
+from albert_jax.data.finetuning.windows import windows as cut_into_windows
+from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
-# What the file of a split may be called in a folder of SQuAD's kind, such as dev-v2.0.json.
-_FILES = {"train": r"train", "validation": r"dev|valid", "test": r"test"}
 _FORM = 'SQuAD\'s form, {"data": [{"paragraphs": [{"context": …, "qas": […]}]}]}'
+_REQUIRED, _OPTIONAL = ("id", "question", "context"), ("answers", "is_impossible")
+_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
 
 
 @dataclass(frozen=True)
 class Question:
-  """One question and its passage, as the data has them. answers: (text, where it starts in the passage), maybe none."""
+  """One question and its passage, as the data has them.
+
+  Attributes:
+    id: unique in the split.
+    question: the text of the question.
+    context: the passage.
+    answers: (text, its first character in the passage) of each; none if there is no answer or the file hides it.
+    impossible: whether the passage does not answer the question.
+  """
 
   id: str
   question: str
   context: str
   answers: tuple[tuple[str, int], ...]
-  impossible: bool  # marked as without an answer, or has none
+  impossible: bool
 
 
 @dataclass(frozen=True)
 class Windows:
-  """The rows of a split and what leads from a token of theirs back to the passage. W rows, Q questions.
+  """The rows of a split, and the way from their tokens back to the passages. W rows, Q questions.
 
-  rows: tokens "input_ids", "token_type_ids" (1: passage) and "allowed" (1: passage and [CLS], where an answer may start
-    or end); fixed "start", "end" (the label's positions, 0 = [CLS] where the row holds no answer), "impossible".
-  question [W]: whose row it is. first [W]: the row's first token of the passage. offset [W]: its position in the row.
-  size [W]: how many tokens of the passage the row has.
-  spans: for each question int32 [n, 2], the characters of each token of its passage.
-  notes: {what was wrong with the data: how many questions}.
+  Attributes:
+    rows: tokens "input_ids", "token_type_ids" (1: passage) and "allowed" (1: passage and [CLS], where an answer may
+      start or end); fixed "start", "end" (positions of the label, 0 = [CLS] if the row has no answer), "impossible".
+    questions: Q questions.
+    question: int [W], the question of each row.
+    first: int [W], the first token of the passage in the row.
+    offset: int [W], the position of that token in the row.
+    size: int [W], the tokens of the passage in the row.
+    spans: for each question int32 [n, 2], the characters of each token of its passage.
+    notes: the number of questions with each fault of the data.
   """
 
   rows: Rows
@@ -61,57 +76,41 @@ class Windows:
 
 
 def read(dataset: str, split: str, tfds_dir: str = "") -> list[Question]:
-  """The questions of a split.
+  """Reads the questions of a split.
 
   Args:
     dataset: a TFDS name (squad/v1.1, squad/v2.0, or another with their features), a folder of official files, or a
-      file, which is then every split's.
-    split: of TFDS, or `train`, `validation`, `test` of a folder; or the name of a file in the folder, or its path.
-    tfds_dir: where TFDS datasets are; '' is TFDS' own default.
+      file, which then is every split.
+    split: a split of TFDS; or `train`, `validation`, `test` of a folder, the name of a file in it, or a path.
+    tfds_dir: the folder of TFDS datasets; '' for TFDS' default.
 
   Raises:
-    UserError: nothing is there, or it is not question answering data; says where.
+    UserError: there is no such split, or it is no question answering data; names the place.
   """
-  path = pathlib.Path(dataset).expanduser()
-  if split.endswith(".json"):
-    return read_file(path / split if dataset and path.is_dir() else split)
-  if path.is_file():
-    return read_file(path)
-  if not dataset:
-    raise UserError(
-      "data.dataset is not set; give a TFDS name (squad/v2.0), a folder with SQuAD's files, or a file: "
-      "--config.data.dataset=DIR"
-    )
-  if path.is_dir():
-    return read_file(_file_of(path, split))
-  if dataset.endswith(".json") or dataset.startswith(("/", ".", "~")):
-    raise UserError(f"no file or folder {dataset!r}; expected SQuAD's JSON, or a folder with it, or a TFDS name")
-  return _read_tfds(dataset, split, tfds_dir)
+  is_file = str(dataset) and pathlib.Path(dataset).expanduser().is_file()
+  path = splits.find_one(dataset, "train" if is_file and split in splits.NAMES else split, _SUFFIXES)
+  if path is None:
+    return _of_rows(tables.read(dataset, split, _REQUIRED, optional=_OPTIONAL, tfds_dir=tfds_dir))
+  return read_file(path)
 
 
-def _file_of(folder, split):
-  files = sorted(file for file in folder.glob("*.json") if re.search(_FILES.get(split, re.escape(split)), file.name))
-  if len(files) != 1:
-    found = ", ".join(file.name for file in files or sorted(folder.glob("*.json"))) or "no .json at all"
-    raise UserError(
-      f"{folder}: {'no file' if not files else 'several files'} for the split {split!r} (there: {found}); name one, as "
-      "--config.data.split=FILE.json or --config.data.validation_split=FILE.json"
-    )
-  return files[0]
+def read_file(path: str | pathlib.Path) -> list[Question]:
+  """Reads a file of SQuAD's form, of its flat form ("data" is a list of questions with their passages), or of rows.
 
-
-def read_file(path) -> list[Question]:
-  """The questions of a file in SQuAD's form, or in the flat one (`data` is a list of questions with their passages)."""
+  Raises:
+    UserError: as `read`.
+  """
   path = pathlib.Path(path).expanduser()
   if not path.is_file():
     raise UserError(f"no file {str(path)!r}; expected SQuAD's JSON, such as dev-v2.0.json")
-  try:
-    whole = json.loads(tables.read_text(path))
-  except ValueError as error:
-    raise UserError(f"{path} is no whole JSON ({error}); expected {_FORM}") from None
+  if path.suffix != ".json":
+    return _of_rows(tables.read_file(path, _REQUIRED, optional=_OPTIONAL))
+  whole = strict_json.loads(
+    splits.read_text(path), f"{path}: the file", nan_as_null=True, max_bytes=tables.MAX_JSON_BYTES
+  )
   data = whole.get("data") if isinstance(whole, dict) else None
   if not isinstance(data, list):
-    raise UserError(f"{path} is JSON, but not what was expected: {_FORM}")
+    raise UserError(f"{path} is JSON, but not of the expected form: {_FORM}")
   questions = []
   for a, article in enumerate(data):
     where = f"{path}: data[{a}]"
@@ -125,16 +124,18 @@ def read_file(path) -> list[Question]:
   return _checked(path, questions)
 
 
-def _read_tfds(name, split, tfds_dir):
-  found = tables.read(
-    name, split, ["id", "question", "context", "answers"], optional=["is_impossible"], tfds_dir=tfds_dir
-  )
-  rows = (dict(zip(found.columns, map(_plain, row), strict=True)) for row in zip(*found.columns.values(), strict=True))
-  return _checked(found.source, [_question(found.where(i), row, row) for i, row in enumerate(rows)])
+def is_hidden(questions: Sequence[Question]) -> bool:
+  """Whether a split hides its answers: no question has one, and none is marked as having none."""
+  return not any(question.answers or question.impossible for question in questions)
+
+
+def _of_rows(rows):
+  records = (dict(zip(rows.columns, map(_plain, row), strict=True)) for row in zip(*rows.columns.values(), strict=True))
+  return _checked(rows.source, [_question(rows.where(i), record, record) for i, record in enumerate(records)])
 
 
 def _plain(value):
-  """TFDS's bytes and numpy values as Python's own."""
+  """The bytes and arrays of TFDS as Python's own values."""
   if isinstance(value, dict):
     return {key: _plain(each) for key, each in value.items()}
   if isinstance(value, np.ndarray | list):
@@ -144,52 +145,62 @@ def _plain(value):
 
 
 def _question(where, qa, paragraph):
-  answers = _field(where, qa, "answers", (list, dict))
+  """A question as it stands there: `answers` is None where the key is absent or null."""
+  strict_json.expect(qa, where, dict)
+  answers = qa.get("answers")
   if isinstance(answers, dict):  # {"text": [...], "answer_start": [...]}, as TFDS has it
     texts, starts = (_field(f"{where}.answers", answers, name, list) for name in ("text", "answer_start"))
     if len(texts) != len(starts):
       raise UserError(f"{where}.answers: {len(texts)} texts but {len(starts)} answer_start")
     answers = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
-  found = tuple(
-    (_field(f"{where}.answers[{i}]", x, "text", str), _field(f"{where}.answers[{i}]", x, "answer_start", int))
-    for i, x in enumerate(answers)
-  )
+  if answers is not None:
+    answers = tuple(
+      (_field(f"{where}.answers[{i}]", x, "text", str), _field(f"{where}.answers[{i}]", x, "answer_start", int))
+      for i, x in enumerate(_field(where, {"answers": answers}, "answers", (list, dict)))
+    )
   return Question(
     id=str(_field(where, qa, "id", (str, int))),
     question=_field(where, qa, "question", str),
     context=_field(where, paragraph, "context", str),
-    answers=found,
-    impossible=bool(qa.get("is_impossible")) or not found,
+    answers=answers,
+    impossible=qa.get("is_impossible") is not None and _field(where, qa, "is_impossible", bool),
   )
 
 
 def _field(where, value, name, kind):
   """value[name], which must be there and of that kind."""
-  kinds = kind if isinstance(kind, tuple) else (kind,)
-  found = value.get(name) if isinstance(value, dict) else None
-  if not isinstance(found, kinds) or isinstance(found, bool):
-    wanted = " or ".join({str: "text", int: "a whole number", list: "a list", dict: "an object"}[k] for k in kinds)
-    got = "nothing" if found is None else repr(found)[:60]
-    raise UserError(f'{where}: expected "{name}" with {wanted}, got {got}')
-  return found
+  return strict_json.expect(strict_json.expect(value, where, dict).get(name), f'{where}: "{name}"', kind)
 
 
 def _checked(where, questions):
+  """The questions of a file. One without answers has none to find, unless the file hides all answers."""
   if not questions:
     raise UserError(f"{where} holds no question")
   [(most, count)] = collections.Counter(x.id for x in questions).most_common(1)
   if count > 1:
     raise UserError(f"{where}: {count} questions have the id {most!r}; answers are filed by id, so each needs its own")
+  hidden = is_hidden(questions)
+  for i, question in enumerate(questions):
+    if question.answers is None and not (hidden or question.impossible):
+      raise UserError(f'{where}: the question {question.id!r} has no "answers", but others have; add them, or []')
+    if not question.answers:
+      questions[i] = replace(question, answers=(), impossible=not hidden)
   return questions
 
 
 # Encoding.
 
 
-def locate(context: str, text: str, start: int):
-  """Where an answer is: (start, end) of its characters in the passage, outer white space aside.
+def locate(context: str, text: str, start: int) -> tuple[int, int] | None:
+  """Finds an answer in its passage.
 
-  Where the passage does not hold it at `start`, that is the nearest place that does; None if there is none.
+  Args:
+    context: the passage.
+    text: the answer; outer white space does not count.
+    start: its first character; where the passage does not have it there, the nearest place counts.
+
+  Returns:
+    The first character and the one behind the last; None if the passage does not have the answer.
   """
   stripped = text.strip()
   start += len(text) - len(text.lstrip())
@@ -203,18 +214,28 @@ def locate(context: str, text: str, start: int):
   return start, start + len(stripped)
 
 
-def align(spans: np.ndarray, start: int, end: int):
-  """The first and the last token that have something of characters [start, end); None if no token has.
+def align(spans: np.ndarray, start: int, end: int) -> tuple[int, int] | None:
+  """The first and the last token that overlap characters [start, end); None if no token does.
 
-  Args: spans [n, 2]: the characters of each token, never going back.
+  Args:
+    spans: int [n, 2], the characters of each token, in the order of the text.
+    start: the first character.
+    end: the character behind the last.
   """
   first = int(np.searchsorted(spans[:, 1], start, side="right"))
   last = int(np.searchsorted(spans[:, 0], end, side="left")) - 1
   return (first, last) if first <= last else None
 
 
-def characters(context: str, spans: np.ndarray, first: int, last: int):
-  """(start, end) of tokens first to last in the passage, without outer white space; a mark stays with its letter."""
+def characters(context: str, spans: np.ndarray, first: int, last: int) -> tuple[int, int]:
+  """The characters (start, end) of tokens in the passage, without outer white space; a mark stays with its letter.
+
+  Args:
+    context: the passage.
+    spans: int [n, 2], the characters of each token.
+    first: the first token.
+    last: the last token.
+  """
   start, end = int(spans[first, 0]), int(spans[last, 1])
   while end < len(context) and unicodedata.combining(context[end]):
     end += 1  # WordPiece drops it, and its offsets with it.
@@ -225,20 +246,30 @@ def characters(context: str, spans: np.ndarray, first: int, last: int):
   return start, end
 
 
-def cut(tokens: int, room: int, stride: int):
-  """[(first token, how many)] of the windows of a passage; an empty passage has one empty window."""
-  windows = [(0, min(tokens, room))]
-  while sum(windows[-1]) < tokens:
-    first = windows[-1][0] + min(windows[-1][1], stride)
-    windows.append((first, min(tokens - first, room)))
-  return windows
+def cut(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
+  """Cuts a passage into windows as the original does.
+
+  Args:
+    tokens: the tokens of the passage.
+    room: the most tokens of a window.
+    stride: the tokens from the start of one window to the next.
+
+  Returns:
+    (first token, number of tokens) of each window; an empty passage has one empty window.
+  """
+  windows = cut_into_windows(np.arange(tokens + 1), room, max(room - stride, 0))
+  return [(begin, end - begin) for begin, end, _, _ in windows] or [(0, 0)]
 
 
 def best_context(first: np.ndarray, size: np.ndarray) -> np.ndarray:
-  """For each token of a passage, the number of the window that shows most of what is around it.
+  """For each token of a passage, the window with the most context around it: int [tokens].
 
-  Args: first, size [w]: the windows of one passage. The score is that of the original (_check_is_max_context): the
-    smaller of the tokens to the left and to the right; the longer window, then the earlier one, where they tie.
+  The score is that of the original (_check_is_max_context): the smaller of the numbers of tokens to the left and to the
+  right; of equal scores the longer window wins, then the earlier one.
+
+  Args:
+    first: int [w], the first token of each window of one passage.
+    size: int [w], the tokens of each.
   """
   best = np.full(int(first[-1] + size[-1]), -1.0)
   owner = np.zeros(len(best), np.int64)
@@ -251,18 +282,29 @@ def best_context(first: np.ndarray, size: np.ndarray) -> np.ndarray:
   return owner
 
 
-def encode(questions, tokenizer, *, seq_length, doc_stride, max_query_length, training=False) -> Windows:
-  """Questions as rows.
+def encode(
+  questions: Sequence[Question],
+  tokenizer: Tokenizer,
+  *,
+  seq_length: int,
+  doc_stride: int,
+  max_query_length: int,
+  training: bool = False,
+) -> Windows:
+  """Encodes questions and their passages as rows.
 
   Of several answers, the label is the first that lies in a window and begins and ends where tokens do, else the first
   that lies in a window. A row without its answer is labelled as having none, as in the original.
 
   Args:
-    seq_length: the longest row, more than max_query_length + 3. doc_stride: tokens from one window to the next.
-    max_query_length: a longer question loses its end.
-    training: leave out questions whose answer is nowhere in the passage: there is nothing to learn from them.
+    questions: Q questions.
+    tokenizer: the tokenizer.
+    seq_length: the longest row, more than max_query_length + 3.
+    doc_stride: the tokens from one window to the next.
+    max_query_length: the most tokens of a question; a longer one loses its end.
+    training: whether to leave out questions whose answer is not in the passage, since they teach nothing.
   """
-  notes = collections.Counter()
+  notes: collections.Counter[str] = collections.Counter()
   kind = np.int32 if tokenizer.vocab_size > 2**16 else np.uint16
   passage_of = functools.cache(lambda text: _passage(tokenizer, text, kind))  # TFDS has the questions shuffled.
   tokens = {"input_ids": [], "token_type_ids": [], "allowed": []}
@@ -309,8 +351,8 @@ def _passage(tokenizer, text, kind):
 
 
 def _label(question, spans, windows, notes):
-  """The tokens (first, last) of the answer to learn, None if there is none; adds to `notes` what is wrong."""
-  if question.impossible:
+  """The tokens (first, last) of the answer to learn, None if there is none; counts faults in `notes`."""
+  if not question.answers or question.impossible:
     return None
   found = []
   for text, start in question.answers:

@@ -1,133 +1,115 @@
-"""Tagged words: CoNLL columns, TSV and JSON lines to sentences, and sentences to rows of pieces, nothing lost.
+"""Tagged words: CoNLL columns, TSV and JSON lines to sentences, and sentences to rows of pieces; no word is lost.
 
 A sentence is a list of words with a tag each. Tags are `O` and `B-X I-X` (BIO), also `E-X S-X` (BIOES), or bare names
-(IO, parts of speech). Bad input is repaired and counted, or it is one error that names file and line.
+(IO, parts of speech). A fault of a file is repaired and counted, or is an error that names file and line.
 """
 
+import collections
 import dataclasses
-import glob
 import itertools
-import json
 import pathlib
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
-from albert_jax.data.finetuning import tables, windows
+from albert_jax import strict_json
+from albert_jax.data.finetuning import splits, windows
+from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
-# What a split may be called in a folder; a name is looked up as it is, with an ending, and as an ending (eng.testa).
-_NAMES = {**tables.SPLITS, "validation": (*tables.SPLITS["validation"], "testa"), "test": ("test", "testb")}
-_ENDINGS = ("", ".conll", ".txt", ".tsv", ".jsonl", ".json", ".bio", ".iob", ".iob2", ".bioes")
+_SUFFIXES = ("", ".conll", ".conllu", ".txt", ".tsv", ".jsonl", ".json", ".bio", ".iob", ".iob2", ".bioes")
 _PREFIXED = re.compile(r"[BIESLU]-.")
 _LETTER_OF = {"L": "E", "U": "S"}  # BILOU says the same as BIOES.
-MAX_TAGS = 1000  # more are not tags but another column
+_NUMBER, _SPAN = re.compile(r"\d+"), re.compile(r"\d+[-.]\d+")  # CoNLL-U's ids: a word; a range of words, an empty node
+_DOCUMENT = "-DOCSTART-"
+MAX_TAGS = 1000  # more are another column
 
 
 @dataclasses.dataclass(frozen=True)
 class Sentences:
-  """words[i][j] has the tag tags[i][j]. notes: {what was skipped or is odd: how often}."""
+  """Words and their tags.
+
+  Attributes:
+    words: the words of each sentence.
+    tags: the tag of each word.
+    notes: {what was skipped or is odd: how often}.
+  """
 
   words: list[list[str]]
   tags: list[list[str]]
   notes: dict[str, int]
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self.words)
 
-  def labels(self):
-    """The tags there are, sorted."""
+  def labels(self) -> list[str]:
+    """The different tags, sorted."""
     return sorted(set(itertools.chain(*self.tags)))
 
 
 # Files.
 
 
-def split_files(dataset, split):
-  """The files of a split. Args: dataset: a folder or ''. split: names, paths or patterns, separated by commas.
+def split_files(dataset: str | pathlib.Path, split: str) -> list[pathlib.Path]:
+  """Finds the files of a split, see `splits.find`.
 
-  In a folder, `train` also means train.conll, train.txt, …, eng.train; `validation` also dev, valid or testa.
-  Raises: UserError that lists what there is.
+  Raises:
+    UserError: there are none.
   """
-  base, found = pathlib.Path(dataset).expanduser(), []
-  names = [part.strip() for part in split.split(",") if part.strip()]
-  if not names or not (dataset or all(glob.glob(name) for name in names)):
-    raise UserError(
-      f"data.dataset={str(dataset)!r} and split {split!r} name no files; give a folder, as --config.data.dataset=DIR"
-    )
-  for name in names:
-    patterns = [alias + ending for alias in _NAMES.get(name, (name,)) for ending in _ENDINGS]
-    patterns += [f"*.{alias}" for alias in _NAMES.get(name, (name,))]
-    for pattern in patterns:
-      # A path of its own is not looked for in the folder; a folder's name may look like a pattern and is none.
-      where = pattern if not dataset or pathlib.Path(pattern).is_absolute() else f"{glob.escape(str(base))}/{pattern}"
-      files = sorted(path for path in glob.glob(where) if pathlib.Path(path).is_file())
-      if files:
-        break
-    else:
-      there = sorted(path.name for path in base.iterdir()) if base.is_dir() else []
-      what = f"there are {', '.join(there[:12])}{', …' if len(there) > 12 else ''}" if there else "that is no folder"
-      raise UserError(
-        f"no file for split {name!r} in data.dataset={str(dataset)!r}: {what}; give names or patterns, such as "
-        "--config.data.split=train.conll or --config.data.validation_split='[6-9]*.tsv'"
-      )
-    found += files
-  return tuple(dict.fromkeys(found))
+  paths = splits.find(dataset, split, _SUFFIXES)
+  if paths is None:
+    raise UserError(f"data.dataset={str(dataset)!r} is no folder with files of tagged words; give one, or a file")
+  return paths
 
 
-def read(paths, token_column=0, tag_column=-1, token_field="tokens", tag_field="tags") -> Sentences:
-  """Reads files of tagged sentences, a JSON object a line or a word a line; which of both is seen by the first line.
+def read(
+  paths: Sequence[str | pathlib.Path],
+  token_column: int = 0,
+  tag_column: int = -1,
+  token_field: str = "tokens",
+  tag_field: str = "tags",
+) -> Sentences:
+  """Reads files of tagged sentences: a JSON object a line, or a word a line; the first line shows which.
+
+  Columns are separated by tabs, or by blanks and tabs in a file whose first line has no tab. A blank line ends a
+  sentence, as does a -DOCSTART- line. A line that begins with # is a comment if it stands before a sentence and has
+  other columns, or another tag, than words have: `#` is also a word. In CoNLL-U, ranges of words (1-2) and empty nodes
+  (1.1) are skipped.
 
   Args:
-    paths: files. token_column, tag_column: which columns, from 0, or from -1 at the end.
-    token_field, tag_field: the lists of a JSON object.
+    paths: the files.
+    token_column: the column with the words, from 0, or from -1 at the end.
+    tag_column: the column with the tags.
+    token_field: the list of words in a JSON object.
+    tag_field: the list of tags.
 
-  Columns are separated by tabs, or by white space in a file whose first line has no tab. A blank line ends a sentence,
-  as does a -DOCSTART- line. A line that begins with # is a comment where it stands before a sentence and has other
-  columns, or another tag, than words have: `#` is also a word.
-  Raises: UserError naming file and line.
+  Raises:
+    UserError: a file has no tagged sentences; names file and line.
   """
-  words, tags, notes = [], [], {}
+  words, tags = [], []
+  notes: collections.Counter[str] = collections.Counter()
   for path in paths:
-    lines = read_lines(path)
-    begin = next((line for line in lines if line.strip()), "")
-    if begin.lstrip().startswith("{"):
-      found = _json_sentences(path, lines, token_field, tag_field)
+    lines = splits.read_text(path).split("\n")
+    if next((line for line in lines if line.strip()), "").lstrip().startswith("{"):
+      pairs = _json_sentences(path, lines, token_field, tag_field, notes)
     else:
-      found = _column_sentences(path, lines, token_column, tag_column, notes)
-    for sentence_words, sentence_tags in found:
+      pairs = _column_sentences(path, lines, token_column, tag_column, notes)
+    for sentence_words, sentence_tags in pairs:
       words.append(sentence_words)
       tags.append(sentence_tags)
-  sentences = Sentences(words, tags, notes)
+  sentences = Sentences(words, tags, dict(notes))
   _check_tags(sentences, paths)
   return sentences
 
 
-def read_lines(path):
-  """The lines of a UTF-8 file without their ends, CRLF and a byte order mark being no part of them."""
-  try:
-    with open(path, encoding="utf-8-sig") as file:  # Its universal newlines leave U+2028 and U+0085 alone, as wanted.
-      text = file.read()
-  except UnicodeDecodeError as error:
-    raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
-  except OSError as error:
-    raise UserError(f"cannot read {path}: {error.strerror}") from None
-  if "\0" in text:
-    line = text.count("\n", 0, text.index("\0")) + 1
-    raise UserError(f"{path}:{line} holds a NUL character, so it is damaged or not UTF-8; convert or repair it first")
-  return text.removesuffix("\n").split("\n")
-
-
 def _column_sentences(path, lines, token_column, tag_column, notes):
-  separator = None  # white space
-  rows = []
-  for number, line in enumerate(lines, 1):
-    line = line.strip(" \t") if not line.strip(" \t") else line
-    if line and separator is None and not rows and "\t" in line:
-      separator = "\t"
-    rows.append((number, line, line.split("\t") if separator else re.split("[ \t]+", line.strip(" \t"))))
-  plain = [columns for _, line, columns in rows if line and not line.startswith("#")]
-  plain = plain or [columns for _, line, columns in rows if line]
+  blanks = re.compile("[ \t]+")
+  lines = [line if line.strip(" \t") else "" for line in lines]
+  has_tabs = "\t" in next(filter(None, lines), "")
+  rows = [line.split("\t") if has_tabs else blanks.split(line.strip(" \t")) for line in lines]
+  plain = [row for line, row in zip(lines, rows, strict=True) if line and not line.startswith("#")]
+  plain = plain or [row for line, row in zip(lines, rows, strict=True) if line]
   width = len(plain[0]) if plain else 0
   for name, column in {"token_column": token_column, "tag_column": tag_column}.items():
     if plain and not -width <= column < width:
@@ -135,33 +117,40 @@ def _column_sentences(path, lines, token_column, tag_column, notes):
         f"{path}: lines have {width} columns, data.{name}={column} is none of them; "
         f"try --config.data.{name}={0 if name == 'token_column' else width - 1}"
       )
-  known = {columns[tag_column] for columns in plain if len(columns) == width}
-
-  def count(what):
-    notes[what] = notes.get(what, 0) + 1
-
+  if plain and token_column % width == tag_column % width:
+    raise UserError(
+      f"{path}: column {tag_column} of {width} would be both word and tag; expected a word and its tag a line, in the "
+      "columns data.token_column and data.tag_column"
+    )
+  known = {row[tag_column] for row in plain if len(row) == width}
+  is_conllu = token_column % max(width, 1) != 0 and all(_NUMBER.fullmatch(r[0]) or _SPAN.fullmatch(r[0]) for r in plain)
   words, tags = [], []
-  for number, line, columns in rows:
-    if not line or columns[token_column if -len(columns) <= token_column < len(columns) else 0] == "-DOCSTART-":
-      if line:
-        count("-DOCSTART- lines skipped")
+  for number, (line, row) in enumerate(zip(lines, rows, strict=True), 1):
+    is_document = row[token_column if -len(row) <= token_column < len(row) else 0] == _DOCUMENT
+    if not line or is_document:
+      if is_document:
+        notes[f"{_DOCUMENT} lines skipped"] += 1
       if words:
         yield words, tags
       words, tags = [], []
       continue
-    if line.startswith("#") and not words and (len(columns) != width or columns[tag_column] not in known):
-      count("comment lines skipped")
+    if line.startswith("#") and not words and (len(row) != width or row[tag_column] not in known):
+      notes["comment lines skipped"] += 1
       continue
-    if len(columns) != width:
+    if is_conllu and _SPAN.fullmatch(row[0]):
+      notes["ranges of words and empty nodes of CoNLL-U skipped"] += 1
+      continue
+    if len(row) != width:
       raise UserError(
-        f"{path}:{number} has {len(columns)} columns where the first word has {width}: {line!r}; "
+        f"{path}:{number} has {len(row)} columns where the first word has {width}: {line[:100]!r}; "
         "every word needs a line with all columns"
       )
-    word, tag = columns[token_column].strip(), columns[tag_column].strip()
+    # Other white space, such as a no-break space, may be a word.
+    word, tag = row[token_column].strip(" ") or row[token_column], row[tag_column].strip()
     if not tag or not word:
       raise UserError(
         f"{path}:{number} has an empty {'word' if tag else 'tag'} in column "
-        f"{token_column if tag else tag_column}: {line!r}; fill it in, or give the right column, such as "
+        f"{token_column if tag else tag_column}: {line[:100]!r}; fill it in, or give the right column, such as "
         f"--config.data.{'token_column=0' if tag else 'tag_column=1'}"
       )
     words.append(word)
@@ -170,29 +159,31 @@ def _column_sentences(path, lines, token_column, tag_column, notes):
     yield words, tags
 
 
-def _json_sentences(path, lines, token_field, tag_field):
+def _json_sentences(path, lines, token_field, tag_field, notes):
   for number, line in enumerate(lines, 1):
     if not line.strip():
       continue
-    try:
-      row = json.loads(line)
-    except ValueError as error:
-      raise UserError(f"{path}:{number} is not JSON: {error}") from None
+    row = strict_json.loads(line, f"{path}:{number}", dict)
     for option, name in {"token_field": token_field, "tag_field": tag_field}.items():
-      if not isinstance(row, dict) or not isinstance(row.get(name), list):
-        there = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+      if not isinstance(row.get(name), list):
         raise UserError(
-          f"{path}:{number} has no list {name!r} (it has {there}); expected "
+          f"{path}:{number} has no list {name!r} (it has {', '.join(row)[:200]}); expected "
           f'{{"tokens": ["I", …], "tags": ["O", …]}}, or give its name with --config.data.{option}=NAME'
         )
     words, tags = row[token_field], row[tag_field]
     if len(words) != len(tags):
       raise UserError(f"{path}:{number} has {len(words)} words and {len(tags)} tags; every word needs one tag")
-    wrong = [x for x in (*words, *tags) if not isinstance(x, str) or not x.strip()]
+    wrong = [x for x in words if not isinstance(x, str) or not x]
+    wrong += [x for x in tags if not isinstance(x, str) or not x.strip()]
     if wrong:
-      raise UserError(f"{path}:{number} has {wrong[0]!r} where a word or a tag should be; both are non-empty strings")
-    if words:
-      yield words, [tag.strip() for tag in tags]
+      raise UserError(
+        f"{path}:{number} has {strict_json.show(wrong[0], 40)} where a word or a tag should be; both are texts"
+      )
+    if words == [_DOCUMENT]:
+      notes[f"{_DOCUMENT} lines skipped"] += 1
+    elif words:
+      # A tab or a line's end in a word would break the columns of predictions.conll.
+      yield [re.sub(r"[\t\r\n]", " ", word) for word in words], [tag.strip() for tag in tags]
 
 
 def _check_tags(sentences, paths):
@@ -223,8 +214,8 @@ def _check_tags(sentences, paths):
       sentences.notes["entities that begin with I- or E- (read as if with B-, as conlleval does)"] = odd
 
 
-def parts(tag):
-  """A tag as (one of O B I E S, type): `O` is ("O", ""), a bare name ("I", name), BILOU's L and U are E and S."""
+def parts(tag: str) -> tuple[str, str]:
+  """Splits a tag into (one of O B I E S, type): `O` is ("O", ""), a bare name ("I", name), L and U are E and S."""
   if tag == "O":
     return "O", ""
   return (_LETTER_OF.get(tag[0], tag[0]), tag[2:]) if _PREFIXED.match(tag) else ("I", tag)
@@ -233,17 +224,31 @@ def parts(tag):
 # Sentences to rows.
 
 
-def encode(words, tokenizer, seq_length, tags=None, labels=()):
-  """Sentences as rows `[CLS] … [SEP]`, a long sentence as several that overlap.
+def encode(
+  words: Sequence[Sequence[str]],
+  tokenizer: Tokenizer,
+  seq_length: int,
+  tags: Sequence[Sequence[str]] | None = None,
+  labels: Sequence[str] = (),
+) -> tuple[windows.Encoded, dict[str, int]]:
+  """Encodes sentences as rows `[CLS] … [SEP]`, a long sentence as several rows that overlap.
+
+  A word that becomes no piece (a lone combining mark) is the unknown piece, so that every word has a tag. A word with
+  more pieces than half a row is cut.
 
   Args:
-    words: list of lists of str, each word cut into pieces by itself. seq_length: the longest row.
-    tags: likewise, or None. labels: the tags that have numbers, in their order.
+    words: the words of each sentence; each is encoded by itself.
+    tokenizer: the tokenizer.
+    seq_length: the longest row.
+    tags: the tag of each word, or None.
+    labels: the tags that have numbers, in their order.
 
-  Returns: windows.Encoded, its items being words and its labels the numbers of tags (-1 for those that have none); and
-    {what had to be done: how often}. A word that becomes no piece (a lone combining mark) is the unknown piece, so that
-    every word has a tag. A word of more than half a row is cut.
-  Raises: UserError for a seq_length that holds no words.
+  Returns:
+    The rows, whose items are words and whose labels are the numbers of tags (-1 for tags without one); and {what had to
+    be done: how often}.
+
+  Raises:
+    UserError: seq_length has no room for words.
   """
   longest = windows.longest_item(seq_length - 2)
   if longest < 1:

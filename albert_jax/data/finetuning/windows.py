@@ -1,7 +1,8 @@
-"""Long sequences of items (words, sentences) as overlapping rows of pieces, each item decided on exactly once."""
+"""Long sequences of items (words, sentences) as overlapping rows of pieces; each item is predicted in one row."""
 
 import dataclasses
 import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -10,13 +11,14 @@ from albert_jax.data.finetuning.batching import Rows
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-  """Sequences as rows of pieces, of which the first of each item is labelled.
+  """Sequences as rows of pieces, in which the first piece of each item has the item's label.
 
-  sequences: how many.
-  rows: Rows with "input_ids" and "labels": at the first piece of an item its label, elsewhere -1.
-  sequence: int [rows], which sequence a row is of; the rows of one follow each other.
-  positions: for each row, where the first pieces of the items are that it decides on; all of them together are all
-    items of the sequence, in order, each once.
+  Attributes:
+    sequences: the number of sequences.
+    rows: "input_ids" and "labels", which is -1 everywhere but at the first pieces of items with a label.
+    sequence: int [rows], the sequence of each row; the rows of a sequence follow each other.
+    positions: for each row the positions of the items that are predicted in it. Over the rows of a sequence these are
+      all of its items, in order, each once.
   """
 
   sequences: int
@@ -24,22 +26,39 @@ class Encoded:
   sequence: np.ndarray
   positions: list[np.ndarray]
 
-  def by_item(self, values):
-    """Args: values: one array [L] a row. Returns: for each sequence the list of the values at its items."""
-    result = [[] for _ in range(self.sequences)]
+  def by_item(self, values: Sequence[np.ndarray]) -> list[list]:
+    """The values at the items of each sequence, from one array [L] a row."""
+    result: list[list] = [[] for _ in range(self.sequences)]
     for s, positions, row in zip(self.sequence, self.positions, values, strict=True):
       result[s] += list(np.asarray(row)[positions])
     return result
 
 
-def encode(sequences, labels, seq_length, *, begin, end, pad_id, alternate=False) -> Encoded:
-  """Rows `begin … end` of at most `seq_length` pieces; what does not fit in one is cut between items.
+def encode(
+  sequences: Sequence[Sequence[Sequence[int]]],
+  labels: Sequence[Sequence[int]] | None,
+  seq_length: int,
+  *,
+  begin: Sequence[int],
+  end: Sequence[int],
+  pad_id: int,
+  alternate: bool = False,
+) -> Encoded:
+  """Encodes sequences as rows `begin … end`; a longer sequence is cut between items.
 
-  Args: sequences: lists of items, each a list of at most `longest_item(seq_length - …)` ids. labels: for each sequence
-    an int a item, or None. begin, end: ids around each row. alternate: token_type_ids are 0, 1, 0, … from item to item.
+  Args:
+    sequences: lists of items, each a list of at most `longest_item(seq_length - …)` ids.
+    labels: for each sequence a number an item, or None.
+    seq_length: the longest row.
+    begin: ids before the items of each row.
+    end: ids behind them.
+    pad_id: the id that fills up shorter rows of a batch.
+    alternate: whether token_type_ids are 0, 1, 0, … from item to item.
   """
   room = seq_length - len(begin) - len(end)
-  tokens = {"input_ids": [], "labels": []} | ({"token_type_ids": []} if alternate else {})
+  tokens: dict[str, list[np.ndarray]] = {"input_ids": [], "labels": []}
+  if alternate:
+    tokens["token_type_ids"] = []
   sequence, positions = [], []
   for s, items in enumerate(sequences):
     ends = np.cumsum([0, *map(len, items)])
@@ -60,17 +79,22 @@ def encode(sequences, labels, seq_length, *, begin, end, pad_id, alternate=False
   return Encoded(len(sequences), rows, np.array(sequence, np.int64), positions)
 
 
-def longest_item(room) -> int:
-  """How many pieces an item may have, and two windows share, if a window has room for so many."""
+def longest_item(room: int) -> int:
+  """The most pieces of an item, and of what two windows share, if a window has `room` pieces."""
   return room // 2
 
 
-def windows(ends, room, overlap):
+def windows(ends: np.ndarray, room: int, overlap: int) -> Iterator[tuple[int, int, int, int]]:
   """Cuts a sequence of items into overlapping windows of at most `room` pieces.
 
-  Args: ends: [items + 1], pieces before each item, and in all; no item has more than room - overlap of them.
-  Yields: (begin, end, own_begin, own_end): the items of a window, and those it decides on, which are the ones that have
-    more context there than in the next or previous window. None at all for an empty sequence.
+  Args:
+    ends: int [items + 1], the pieces before each item, and all pieces. No item has more than room - overlap pieces.
+    room: the most pieces of a window.
+    overlap: the most pieces that two windows share.
+
+  Yields:
+    (begin, end, own_begin, own_end): the items of a window, and those that are predicted in it, because they have more
+    context there than in the previous or next window. An empty sequence has no window.
   """
   items, begin, own_begin = len(ends) - 1, 0, 0
   while own_begin < items:
@@ -78,7 +102,7 @@ def windows(ends, room, overlap):
     if end == items:
       yield begin, end, own_begin, end
       return
-    following = int(np.searchsorted(ends, ends[end] - overlap))  # so that it shares at most `overlap` pieces
+    following = int(np.searchsorted(ends, ends[end] - overlap))
     own_end = max(int(np.searchsorted(ends, (ends[following] + ends[end]) / 2)), own_begin + 1)
     yield begin, end, own_begin, own_end
     begin, own_begin = following, own_end

@@ -1,0 +1,101 @@
+"""The meaning of a cell of a labelled file: a label, several labels, a number, or nothing.
+
+The same label has the same name in every format: JSON's true and a table's True are "true", and the whole number 1 is
+"1", also where a format has only fractions for it.
+"""
+
+import collections
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from albert_jax import strict_json
+from albert_jax.errors import UserError
+
+_MISSING = ("", "nan", "null", "<na>")  # what pandas and JSON write for a missing value
+_BOOLEANS = {"True": "true", "TRUE": "true", "False": "false", "FALSE": "false"}
+
+
+def is_missing(value: Any) -> bool:
+  """Whether a cell holds no value: null, NaN, or a text that stands for it (see _MISSING)."""
+  if isinstance(value, float):
+    return math.isnan(value)
+  return value is None or (isinstance(value, str) and value.strip().lower() in _MISSING)
+
+
+def is_hidden(value: Any) -> bool:
+  """Whether a cell hides its label, as in published test data: it is missing, or -1."""
+  return is_missing(value) or str(value).strip() in ("-1", "-1.0")
+
+
+def are_hidden(values: Sequence[Any], labels: Iterable[str] = ()) -> bool:
+  """Whether a split hides all of its labels.
+
+  Args:
+    values: the cells of the label's column.
+    labels: the known labels; if "-1" is among them it is a label.
+  """
+  return bool(values) and all(map(is_missing if "-1" in labels else is_hidden, values))
+
+
+def label(value: Any, where: str) -> str:
+  """The name of the label in a cell.
+
+  Args:
+    value: a cell that is not missing.
+    where: the row, for errors.
+
+  Raises:
+    UserError: the cell holds a list or an object.
+  """
+  if isinstance(value, bool):
+    return str(value).lower()
+  if isinstance(value, float) and value.is_integer():
+    value = int(value)
+  if not isinstance(value, str | int | float):
+    raise UserError(f"{where}: the label is {strict_json.show(value)}; expected a text or a number")
+  text = str(value).strip()
+  return _BOOLEANS.get(text, text)
+
+
+def labels(value: Any, separator: str, where: str) -> list[str]:
+  """The names of the labels in a cell.
+
+  Args:
+    value: a list, or a text: a JSON list, or names with `separator` between.
+    separator: as data.label_separator.
+    where: the row, for errors.
+
+  Raises:
+    UserError: the cell looks like a JSON list and is none, or the list holds anything but different labels.
+  """
+  if isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]"):
+    value = strict_json.loads(value, f"{where}: the list of labels", list)
+  elif isinstance(value, str):
+    value = value.split(separator)
+  parts = value if isinstance(value, list) else [value]
+  names = [label(part, where) for part in parts if not is_missing(part)]
+  for name, count in collections.Counter(names).most_common(1):
+    if count > 1:  # most likely a 0 or 1 for each label
+      raise UserError(f'{where} has the label {name!r} {count} times; expected names once each, as ["joy", "love"]')
+  return names
+
+
+def number(value: Any, where: str, what: str) -> float:
+  """The finite number in a cell.
+
+  Args:
+    value: the cell.
+    where: the row, for errors.
+    what: what the number is, and what to do, such as "a score; every row needs one".
+
+  Raises:
+    UserError: the cell holds no finite number.
+  """
+  try:
+    result = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)  # Python reads 1_0 as 10.
+  except (TypeError, ValueError, OverflowError):
+    result = math.nan
+  if not math.isfinite(result):
+    raise UserError(f"{where}: {strict_json.show(value, 40)} is no number; expected {what}")
+  return result

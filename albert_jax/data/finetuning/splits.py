@@ -1,0 +1,171 @@
+"""Files of a split: which files a split's name stands for, and the text in them."""
+
+import glob
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+
+from albert_jax import files
+from albert_jax.errors import UserError
+
+# The names of a split's files; the first is that of TFDS.
+NAMES = {
+  "train": ("train", "training"),
+  "validation": ("validation", "dev", "valid", "val", "testa"),
+  "test": ("test", "testb"),
+}
+MAX_NUL_SHARE = 0.01  # A text with more NUL characters is damaged, or UTF-16.
+_LETTER = r"[^\W\d_]"
+
+
+def names_of(split: str) -> tuple[str, ...]:
+  """The names that the files of a split may have, such as dev for validation."""
+  return next((names for names in NAMES.values() if split in names), (split,))
+
+
+def find(
+  dataset: str | pathlib.Path, split: str, suffixes: Sequence[str], file_names: Sequence[str] = ()
+) -> list[pathlib.Path] | None:
+  """Finds the files of a split.
+
+  A file of a folder belongs to a split if its name is one of the split's, as in dev.csv, or else if its name contains
+  one as a word, as in dev-v2.0.json and eng.testa. An existing file takes precedence over a pattern of the same text.
+
+  Args:
+    dataset: a folder, one file, which is the training split, or a TFDS name or folder.
+    split: a split's name, a file in the folder, a path, or a pattern; several with commas between.
+    suffixes: the endings that a file found by a split's name may have.
+    file_names: the only names, with endings, that the split's file may have; () for those above.
+
+  Returns:
+    The paths, or None if TFDS has to read the dataset.
+
+  Raises:
+    UserError: there is no such file, or several files have the split's name.
+  """
+  folder, split = pathlib.Path(dataset).expanduser(), str(split)
+  if path := _existing(folder, split):
+    return [path]
+  parts = [part.strip() for part in split.split(",") if part.strip()]
+  if parts and all(paths := [_matching(folder, part) for part in parts]):
+    return list(dict.fromkeys(path for each in paths for path in each))
+  if not str(dataset) or not parts:
+    what = "data.dataset" if parts else "data.split or data.validation_split"
+    raise UserError(f"{what} is not set; give a file, a folder or a TFDS name with --config.data.dataset=…")
+  if folder.is_file():
+    if split in NAMES["train"]:
+      return [folder]
+    raise UserError(
+      f"{folder} is one file, so there is no split {split!r}; give another file with --config.data.validation_split="
+      "FILE, or keep a share of this one with --config.data.validation_fraction=0.1"
+    )
+  if not folder.is_dir():
+    if folder.suffix in suffixes or str(dataset).startswith((".", "/", "~")):
+      raise UserError(f"data.dataset={dataset}: nothing is there; expected a file, a folder or a TFDS name")
+    return None
+  if tfds_folder(folder):
+    return None
+  found = (_matching(folder, part) or _by_name(folder, part, suffixes, file_names) for part in parts)
+  return list(dict.fromkeys(path for each in found for path in each))
+
+
+def find_one(
+  dataset: str | pathlib.Path, split: str, suffixes: Sequence[str], file_names: Sequence[str] = ()
+) -> pathlib.Path | None:
+  """Finds the file of a split that has one, see `find`.
+
+  Raises:
+    UserError: as `find`, or the split names several files.
+  """
+  paths = find(dataset, split, suffixes, file_names)
+  if paths and len(paths) > 1:
+    raise UserError(f"the split {split!r} of {dataset} has several files: {_shown(paths)}; name one of them")
+  return paths[0] if paths else None
+
+
+def tfds_folder(folder: pathlib.Path) -> pathlib.Path | None:
+  """The folder of a TFDS dataset: `folder`, or the newest version inside it; None if neither is one."""
+  infos = [
+    path for path in (folder / "dataset_info.json", *sorted(folder.glob("*/dataset_info.json"))) if path.is_file()
+  ]
+  return infos[-1].parent if infos else None
+
+
+def _existing(folder, name):
+  """The file of that name: in the folder, or a path of its own."""
+  candidates = [folder / name] if folder.is_dir() else []
+  return next((path for path in (*candidates, pathlib.Path(name).expanduser()) if path.is_file()), None)
+
+
+def _matching(folder, part):
+  """The file of that name, or the files that match it as a pattern."""
+  if path := _existing(folder, part):
+    return [path]
+  pattern = pathlib.Path(part).expanduser()
+  base = pathlib.Path(glob.escape(str(folder))) if folder.is_dir() else pathlib.Path()
+  paths = map(pathlib.Path, sorted(glob.glob(str(base / pattern)))) if glob.has_magic(part) else ()
+  return [path for path in paths if path.is_file()]
+
+
+def _by_name(folder, split, suffixes, file_names):
+  names = tuple(file_names) or names_of(split)
+  paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+  typed = [path for path in paths if path.suffix.lower() in suffixes or path.suffix[1:] in names]
+  exact = [[path for path in typed if path.stem == name] for name in names]
+  words = [[path for path in typed if re.search(rf"(?<!{_LETTER}){name}(set)?(?!{_LETTER})", path.name, re.I)]
+           for name in map(re.escape, names)]  # fmt: skip
+  for candidates in [[path for path in paths if path.name == name] for name in names] if file_names else exact + words:
+    if len(candidates) > 1:
+      raise UserError(f"{folder} has several files of the split {split!r}: {_shown(candidates)}; name one as the split")
+    if candidates:
+      return candidates
+  endings = "" if file_names else f" (with one of {' '.join(filter(None, suffixes))})"
+  raise UserError(
+    f"{folder} has no file of the split {split!r}: expected {', '.join(names)}{endings}, and there is "
+    f"{_shown(sorted(folder.iterdir())) or 'nothing'}; name the file with --config.data.split=FILE or "
+    "--config.data.validation_split=FILE"
+  )
+
+
+def _shown(paths):
+  return ", ".join(path.name for path in paths[:8]) + (", …" if len(paths) > 8 else "")
+
+
+def read_text(path: str | pathlib.Path) -> str:
+  """Reads a text file; its lines end with a line feed, whether the file has LF, CR LF or CR alone.
+
+  A byte order mark is dropped. A few NUL characters are dropped and counted.
+
+  Raises:
+    UserError: the file cannot be read, or is no UTF-8 text; names the line.
+  """
+  try:
+    data = files.read(path)
+  except OSError as error:
+    raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+  if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    raise UserError(f"{path} is UTF-16 text; convert it, as with: iconv -f utf-16 -t utf-8")
+  try:
+    text = data.decode("utf-8-sig")
+  except UnicodeDecodeError as error:
+    line = data.count(b"\n", 0, error.start) + 1
+    raise UserError(
+      f"{path} is not UTF-8 text: the byte {data[error.start]:#04x} in line {line}; convert it, as with: "
+      "iconv -f latin1 -t utf-8"
+    ) from None
+  if nuls := text.count("\0"):
+    if nuls > 1 + MAX_NUL_SHARE * len(text):
+      line = text.count("\n", 0, text.index("\0")) + 1
+      raise UserError(f"{path} has {nuls:,} NUL characters, the first in line {line}; it is damaged or not UTF-8 text")
+    say(path, nuls, "NUL characters were dropped")
+    text = text.replace("\0", "")
+  text = text.replace("\r\n", "\n")
+  # Where CR ends the first line it ends every line, and a line feed is part of a quoted cell; else CR is a character.
+  first = re.search("[\r\n]", text)
+  return text.replace("\r", "\n") if first and first.group() == "\r" else text
+
+
+def say(source: object, count: int, what: str) -> None:
+  """Prints one line on what a file has wrong, with how often."""
+  print(f"{source}: {count:,} {what}", file=sys.stderr)

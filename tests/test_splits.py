@@ -1,0 +1,115 @@
+"""Files of a split: one way to find them for every task, and one way to read their text."""
+
+import pytest
+
+from albert_jax.data.finetuning import splits
+from albert_jax.errors import UserError
+
+SUFFIXES = (".csv", ".tsv", ".json")
+
+
+def make(folder, *names):
+  folder.mkdir(exist_ok=True)
+  for name in names:
+    (folder / name).write_text("x")
+  return folder
+
+
+def names(paths):
+  return [path.name for path in paths]
+
+
+class TestFind:
+  def test_the_file_with_the_name_of_the_split(self, tmp_path):
+    make(tmp_path, "train.csv", "dev.tsv", "other.json", "train.md", ".train.tsv")
+    assert splits.find(tmp_path, "train", SUFFIXES) == [tmp_path / "train.csv"]
+    assert splits.find(tmp_path, "validation", SUFFIXES) == [tmp_path / "dev.tsv"]
+    assert splits.find(tmp_path, "other", SUFFIXES) == [tmp_path / "other.json"]
+    assert splits.find(tmp_path, "other.json", SUFFIXES) == [tmp_path / "other.json"]
+    assert splits.find("nowhere", tmp_path / "dev.tsv", SUFFIXES) == [tmp_path / "dev.tsv"]
+    assert splits.find(tmp_path / "train.csv", "train", SUFFIXES) == [tmp_path / "train.csv"]
+    assert splits.find("glue/sst2", "train", SUFFIXES) is None  # for TFDS
+
+  @pytest.mark.parametrize(
+    "name", ["dev-v2.0.json", "cmrc2018_dev.json", "squad.dev.json", "devset.json", "corpus.testa", "DEV.json.csv"]
+  )
+  def test_the_file_whose_name_contains_that_of_the_split(self, name, tmp_path):
+    make(tmp_path, name, "train.csv", "device.json", "undeveloped.csv")
+    assert names(splits.find(tmp_path, "validation", SUFFIXES)) == [name]
+
+  def test_several_names_and_patterns(self, tmp_path):
+    make(tmp_path, "1.csv", "2.csv", "train.csv", "a,b.csv", "[1].csv")
+    assert names(splits.find(tmp_path, "[1-9]*.csv", SUFFIXES)) == ["1.csv", "2.csv"]
+    assert names(splits.find(tmp_path, "2.csv, train,2.csv", SUFFIXES)) == ["2.csv", "train.csv"]
+    assert names(splits.find("", f"{tmp_path}/?.csv", SUFFIXES)) == ["1.csv", "2.csv"]
+    # An existing file is no pattern and no list.
+    assert names(splits.find(tmp_path, "[1].csv", SUFFIXES)) == ["[1].csv"]
+    assert names(splits.find(tmp_path, "a,b.csv", SUFFIXES)) == ["a,b.csv"]
+    odd = make(tmp_path / "[1]*", "train.tsv")
+    assert splits.find(odd, "*.tsv", SUFFIXES) == [odd / "train.tsv"]
+    with pytest.raises(UserError, match=r"several files: 1\.csv, 2\.csv; name one"):
+      splits.find_one(tmp_path, "?.csv", SUFFIXES)
+
+  def test_a_file_of_the_folder_comes_before_one_of_the_working_folder(self, tmp_path, monkeypatch):
+    monkeypatch.chdir(make(tmp_path, "train.csv", "only.csv"))
+    data = make(tmp_path / "data", "train.csv")
+    assert splits.find(data, "train.csv", SUFFIXES) == [data / "train.csv"]
+    assert splits.find(data, "only.csv", SUFFIXES)[0].name == "only.csv"
+
+  def test_what_cannot_be_found_is_one_line_with_what_is_there(self, tmp_path):
+    make(tmp_path, "train.csv", "train.tsv", "dev-1.json", "dev-2.json")
+    for dataset, split, words in (
+      (tmp_path, "train", r"several files of the split 'train': train\.csv, train\.tsv; name one"),
+      (tmp_path, "validation", r"several files .*dev-1\.json, dev-2\.json"),
+      (tmp_path, "test", r"no file of the split 'test': expected test, testb .*there is dev-1\.json.*split=FILE"),
+      (tmp_path, "*.txt", r"no file of the split '\*\.txt'"),
+      (tmp_path / "train.csv", "validation", "validation_fraction"),
+      (tmp_path / "no.csv", "train", "nothing is there"),
+      (tmp_path / "no", "train", "nothing is there"),
+      ("", "train", "data.dataset is not set"),
+      (tmp_path, "", "data.split or data.validation_split is not set"),
+    ):
+      with pytest.raises(UserError, match=words) as error:
+        splits.find(dataset, split, SUFFIXES)
+      assert "\n" not in str(error.value)
+
+  def test_only_the_file_names_of_an_official_dataset(self, tmp_path):
+    make(tmp_path, "train.tsv", "msr_train.txt", "dev.csv")
+    assert names(splits.find(tmp_path, "train", SUFFIXES, ("msr_train.txt",))) == ["msr_train.txt"]
+    with pytest.raises(UserError, match=r"expected dev\.tsv, and there is dev\.csv"):
+      splits.find(tmp_path, "validation", SUFFIXES, ("dev.tsv",))
+
+
+class TestText:
+  def read(self, tmp_path, content):
+    (tmp_path / "x.txt").write_bytes(content)
+    return splits.read_text(tmp_path / "x.txt")
+
+  @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+  def test_line_ends_of_every_system(self, tmp_path, end):
+    assert self.read(tmp_path, f"\ufeffa{end}b{end}{end}c".encode()) == "a\nb\n\nc"
+
+  def test_a_return_inside_a_line_is_a_character_and_a_line_feed_inside_a_cell_stays(self, tmp_path):
+    assert self.read(tmp_path, b"a\nb\rc\n") == "a\nb\rc\n"
+    assert self.read(tmp_path, b'a,b\r"x\ny",1\r') == 'a,b\n"x\ny",1\n'
+
+  def test_nul_characters(self, tmp_path, capsys):
+    assert self.read(tmp_path, b"te\0xt") == "text"
+    assert "x.txt: 1 NUL characters were dropped" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"has 40 NUL characters, the first in line 2; it is damaged"):
+      self.read(tmp_path, b"a\n" + b"b\0" * 40)
+
+  @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+      (b"caf\xe9", r"is not UTF-8 text: the byte 0xe9 in line 1; convert it, as with: iconv -f latin1"),
+      ("text".encode("utf-16"), r"is UTF-16 text; convert it, as with: iconv -f utf-16"),
+    ],
+  )
+  def test_another_encoding_is_one_line(self, tmp_path, content, message):
+    with pytest.raises(UserError, match=message):
+      self.read(tmp_path, content)
+
+  def test_a_file_that_is_not_there_is_one_line(self, tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+      splits.read_text(tmp_path / "no.txt")
