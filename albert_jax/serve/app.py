@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import re
@@ -475,9 +476,11 @@ def _operations(state: State) -> list[openapi.Operation]:
   """The POST routes: those for which there is a model."""
   most, operations = state.settings.max_items, []
   tasks = [task for task in schemas.ITEMS if any(task in model.tasks for model in state.models.values())]
+  kinds = {model.tasks["classify"].options.get("pair") for model in state.models.values() if "classify" in model.tasks}
+  pairs = kinds.pop() if len(kinds) == 1 else None
   for task in tasks:
     operations.append(openapi.Operation(
-      f"/v1/{task}", task, schemas.request(task, most), schemas.response(task), task_route(state, task),
+      f"/v1/{task}", task, schemas.request(task, most, pairs), schemas.response(task), task_route(state, task),
       f"What {task} makes of texts.",
     ))  # fmt: skip
   if "embed" in tasks:
@@ -490,9 +493,11 @@ def _operations(state: State) -> list[openapi.Operation]:
       "Embeddings, as clients of text-embeddings-inference ask for them.",
     ))  # fmt: skip
   if "classify" in tasks:
+    first = state.model(None, "classify").tasks["classify"]  # /predict has no field for another.
     operations.append(openapi.Operation(
-      "/predict", "classify", schemas.tei_predict(most), list[schemas.LabelScore] | list[list[schemas.LabelScore]],
-      tei_predict_route(state), "Classification, as clients of text-embeddings-inference ask for it.",
+      "/predict", "classify", schemas.tei_predict(most, first.options.get("pair")),
+      list[schemas.LabelScore] | list[list[schemas.LabelScore]], tei_predict_route(state),
+      "Classification, as clients of text-embeddings-inference ask for it.",
     ))  # fmt: skip
   return operations
 
@@ -586,6 +591,13 @@ def log_line(record: dict) -> None:
   print(json.dumps(line), file=sys.stderr, flush=True)
 
 
+class _Handler(logging.Handler):
+  """Writes what uvicorn says as a line of the log: the message without its arguments, which may come from a client."""
+
+  def emit(self, record):
+    log_line({"event": "uvicorn", "level": record.levelname.lower(), "message": record.msg})
+
+
 def run(checkpoints: dict[str, str], settings: Settings, backend: str = "jax", dtype: str = "") -> None:
   """Serves until SIGTERM or Ctrl-C; what was accepted before is answered.
 
@@ -607,6 +619,8 @@ def run(checkpoints: dict[str, str], settings: Settings, backend: str = "jax", d
       app, log_config=None, access_log=False, server_header=False, limit_concurrency=settings.max_connections,
       timeout_keep_alive=30, timeout_graceful_shutdown=max(1, round(settings.timeout)),
     )  # fmt: skip
+    logger = logging.getLogger("uvicorn.error")
+    logger.handlers, logger.propagate = [_Handler(logging.WARNING)], False
     server = _Server(config)
     server.state, server.log = app.state.server, log_line
     server.run(sockets=[sock])

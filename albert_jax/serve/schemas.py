@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 TOP_K = 20  # the most answers a request can ask for; the programs are compiled for this many
 MASKS = 8  # the most masks in a text: each power of two of them is a program
@@ -20,6 +20,16 @@ class Body(BaseModel):
 class TextPair(Body):
   text: str
   pair: str | None = None
+
+
+class OneText(Body):
+  text: str
+  pair: None = None
+
+
+class BothTexts(Body):
+  text: str
+  pair: str
 
 
 class Question(Body):
@@ -40,6 +50,12 @@ class Choice(Body):
   question: str | None = None
   options: Annotated[list[str], Field(min_length=2, max_length=OPTIONS)]
 
+
+def _whole(value):
+  return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]  # 7.0 is an integer in JSON.
 
 Masked = Annotated[str, Field(pattern=r"\[MASK\]", description="A text with one to 8 [MASK] in it.")]
 ITEMS = {
@@ -67,25 +83,34 @@ class Truncate(Options):
 
 
 class TopK(Options):
-  top_k: Annotated[int, Field(ge=1, le=TOP_K, description="How many answers to return.")] = 5
+  top_k: Annotated[Whole, Field(ge=1, le=TOP_K, description="How many answers to return.")] = 5
 
 
 class Summary(Options):
-  length: Annotated[int, Field(ge=1, le=20, description="The most sentences in a summary.")] = 3
+  length: Annotated[Whole, Field(ge=1, le=20, description="The most sentences in a summary.")] = 3
 
 
 OPTIONS_OF = {"fill-mask": TopK, "answer": TopK, "classify": Truncate, "embed": Truncate, "choose": Truncate,
               "summarize": Summary}  # fmt: skip
 
 
-def request(task: str, max_items: int) -> type[BaseModel]:
-  """The body of POST /v1/TASK: {"inputs": one or a list, "model", options of the task}."""
-  item = ITEMS[task]
+# What a classifier takes, by whether its models are for pairs; None: some are, or they do not say.
+CLASSIFIED = {False: str | OneText, True: BothTexts, None: str | TextPair}
+CLASSIFIED_FORMS = {False: "a text", True: '{"text": …, "pair": …}', None: FORMS["classify"]}
+
+
+def request(task: str, max_items: int, pairs: bool | None = None) -> type[BaseModel]:
+  """The body of POST /v1/TASK: {"inputs": one or a list, "model", options of the task}.
+
+  Args: max_items: the most inputs. pairs: whether all classifiers are for pairs of texts; None if they differ.
+  """
+  is_classify = task == "classify"
+  item, form = (CLASSIFIED[pairs], CLASSIFIED_FORMS[pairs]) if is_classify else (ITEMS[task], FORMS[task])
 
   class Request(OPTIONS_OF.get(task, Options)):
     inputs: item | Annotated[list[item], Field(min_length=1, max_length=max_items)]
 
-  return _named(Request, f"{_camel(task)}Request", FORMS[task], max_items)
+  return _named(Request, f"{_camel(task)}Request", form, max_items)
 
 
 def _named(schema, name, form, most):
@@ -260,11 +285,13 @@ def tei_embed(max_items: int) -> type[BaseModel]:
   return _named(EmbedRequest, "TeiEmbedRequest", "a text", max_items)
 
 
-def tei_predict(max_items: int) -> type[BaseModel]:
-  pair = Annotated[list[str], Field(min_length=1, max_length=2, description="A text, or a pair of texts.")]
+def tei_predict(max_items: int, pairs: bool | None = None) -> type[BaseModel]:
+  least, most = {False: (1, 1), True: (2, 2), None: (1, 2)}[pairs]
+  pair = Annotated[list[str], Field(min_length=least, max_length=most, description="A text, or a pair of texts.")]
+  one = pair if pairs else str | pair
 
   class PredictRequest(TeiOptions):
-    inputs: str | pair | Annotated[list[pair], Field(min_length=1, max_length=max_items)]
+    inputs: one | Annotated[list[pair], Field(min_length=1, max_length=max_items)]
     raw_scores: Annotated[Literal[False], Field(description="Scores are always probabilities.")] = False
 
   return _named(PredictRequest, "TeiPredictRequest", "a text, a list of one or two texts", max_items)
