@@ -6,7 +6,7 @@ import importlib
 _HOME = {
   "VARIANTS": "model", "AlbertConfig": "model", "apply": "model", "init": "model", "param_count": "model",
   "load": "convert", "save": "convert",
-  "pipeline": "pipelines",
+  "pipeline": "pipelines", "train": "loop", "evaluate": "evaluation", "plan": "planning",
   "export": "exports.folder",
   "UserError": "errors",
 }  # fmt: skip

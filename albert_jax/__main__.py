@@ -33,6 +33,7 @@ def main(argv=None) -> int:
     print(f"albert-jax: no command {argv[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
     return 2
   common.keep_compiled()
+  common.show_messages()
   if argv[0] in ("train", "evaluate", "predict", "serve"):
     common.keep_memory()
     # Tracing makes many objects that stay; looking for garbage among them takes long and finds little.

@@ -1,35 +1,46 @@
-"""Will it fit, and how long will it take: the real train step, compiled for a machine that is not there."""
+"""Memory, traffic and step time on a machine that is not there, from the real train step compiled for it."""
 
+import logging
 import math
 import os
 import re
-import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
-from albert_jax import model, tasks
+from albert_jax import model, run, tasks
 from albert_jax.errors import UserError, message_lines
-from albert_jax.training import optimizer, sharding, state
-from albert_jax.training.flops import CHIPS, flops_per_step
-from albert_jax.training.optimizer import OptimizerConfig
+from albert_jax.training import duration, sharding
+from albert_jax.training.flops import CHIPS, Chip, flops_per_step
 from albert_jax.training.sharding import MeshConfig
-from albert_jax.training.step import make_train_step
+
+log = logging.getLogger(__name__)
 
 GIB = 1 << 30
 
 
-def plan(config, topology: str, mfu: float = 0.5) -> dict:
-  """Compiles the train step of a pre-training config for `topology`, as "v5e:4x4" or "h200:8", and reads the result.
+def plan(config: ConfigDict, topology: str, mfu: float = 0.5) -> dict[str, Any]:
+  """Compiles the train step of a pre-training config for a machine, and reads the result.
 
-  Returns: plain numbers, see `describe` for their meaning; "fits" is False where the compiler ran out of memory.
-  Raises: UserError for a machine it does not know, or a config that cannot be.
+  Args:
+    config: see configs/pretrain.py; `data.dataset` is not needed.
+    topology: the machine as KIND:SHAPE, such as "v5e:4x4" or "h200:8".
+    mfu: the share of the chips' peak that the estimate of the step time assumes.
+
+  Returns:
+    Plain numbers, see `describe` for their meaning. "fits" is False where the compiler ran out of memory.
+
+  Raises:
+    UserError: the machine is unknown, or the config contradicts itself.
   """
+  run.check(config)
   sketch = tasks.sketch(config)
-  cfg = sketch.model
   chip, chips, devices = machine(topology)
   mesh = sharding.make_mesh(MeshConfig(**config.mesh), config.batch_size, devices)
   rows = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
@@ -41,7 +52,7 @@ def plan(config, topology: str, mfu: float = 0.5) -> dict:
   numbers = {
     "topology": topology, "chips": chips,
     "devices": len(devices), "batch_size": config.batch_size, "rows_per_device": rows,
-    "accumulate": config.accumulate, "remat": cfg.remat, "dtype": cfg.dtype, "memory_gib": chip.gib,
+    "accumulate": config.accumulate, "remat": sketch.model.remat, "dtype": sketch.model.dtype, "memory_gib": chip.gib,
     "parameters": model.param_count(arguments[0]["params"]),
   }  # fmt: skip
   try:
@@ -50,17 +61,20 @@ def plan(config, topology: str, mfu: float = 0.5) -> dict:
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    wanted = re.search(r"\(([\d.]+)G\) exceeds|Used ([\d.]+)G of", str(error))
-    return {**numbers, "fits": False, **({"needed_gib": float(wanted[1] or wanted[2])} if wanted else {})}
+    needed_gib = re.search(r"\(([\d.]+)G\) exceeds|Used ([\d.]+)G of", str(error))
+    return {
+      **numbers, "fits": False,
+      **({"needed_gib": float(needed_gib[1] or needed_gib[2])} if needed_gib else {}),
+    }  # fmt: skip
   memory, hlo = compiled.memory_analysis(), compiled.as_text()
-  sent = [(kind, size) for _, kind, size in collectives(hlo)]
+  transfers = [(kind, size) for _, kind, size in collectives(hlo)]
   needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.generated_code_size_in_bytes
-  flops = flops_per_step(cfg, config.batch_size, config.data.seq_length, sketch.slots)
+  flops = flops_per_step(sketch.model, config.batch_size, config.data.seq_length, sketch.slots)
   flops += config.batch_size * sketch.row_flops
-  reduced = sum(size for kind, size in sent if kind == "all-reduce")
+  reduced = sum(size for kind, size in transfers if kind == "all-reduce")
   compute = flops / (chips * chip.teraflops * 1e12)
   # A ring sends each byte about twice.
-  communicate = 2 * sum(size for _, size in sent) / (chip.link_gb_per_s * 1e9) if len(devices) > 1 else 0.0
+  communicate = 2 * sum(size for _, size in transfers) / (chip.link_gb_per_s * 1e9) if len(devices) > 1 else 0.0
   seconds = compute / mfu + communicate
   return {
     **numbers,
@@ -70,25 +84,44 @@ def plan(config, topology: str, mfu: float = 0.5) -> dict:
     "argument_gib": memory.argument_size_in_bytes / GIB,
     "flops_per_step": flops,
     "estimated_cycles": cycles(hlo),
-    "all_reduce_count": sum(kind == "all-reduce" and size > 1000 for kind, size in sent),
+    "all_reduce_count": sum(kind == "all-reduce" and size > 1000 for kind, size in transfers),
     "all_reduce_bytes": reduced,
-    "collective_bytes": sum(size for _, size in sent),
+    "collective_bytes": sum(size for _, size in transfers),
     "compile_s": time.perf_counter() - start,
     "assumed_mfu": mfu,
     "step_s_at_least": compute,
     "step_s_estimate": seconds,
-    "run_hours_estimate": seconds * config.steps / 3600,
+    "run_hours_estimate": seconds * _steps(config) / 3600,
   }
 
 
-def largest_batch(config, topology: str, first: dict) -> dict:
-  """The most rows a device that fit at a time: {"largest_micro_batch", "largest_batch_size"}; each try is compiled.
+def _steps(config) -> int:
+  """The steps of the run; 0 where only its data or its machine can tell."""
+  if config.epochs or config.hours:
+    return 0
+  parts = duration.parts(config.curriculum, config.batch_size, config.data.seq_length, config.model.num_hidden_layers)
+  limits = {name: config[name] for name in duration.LIMITS}
+  return duration.total_steps(**limits, train_rows=0, parts=parts)
 
-  Memory grows nearly linearly with the rows, so a line through what was found, and through what the compiler said it
-  would have needed, gives the next try. Above 16 rows only multiples of 8 are tried. `first`: the plan of the config.
+
+def largest_batch(config: ConfigDict, topology: str, first: dict[str, Any]) -> dict[str, int]:
+  """Finds the most rows a device that fit at a time; each try is compiled.
+
+  Memory grows nearly linearly with the rows, so a line through two results, and through what the compiler says it would
+  have needed, gives the next try. Above 16 rows only multiples of 8 are tried.
+
+  Args:
+    config: as for `plan`.
+    topology: as for `plan`.
+    first: the plan of the config.
+
+  Returns:
+    {"largest_micro_batch", "largest_batch_size"}.
   """
+  config = config.copy_and_resolve_references()
   ways = first["batch_size"] // first["rows_per_device"]
-  low, high, needed = 0, math.inf, {}
+  low, high = 0, math.inf
+  needed: dict[int, float] = {}
   rows, numbers = first["rows_per_device"] // first["accumulate"], first
   while True:
     low, high = (max(low, rows), high) if numbers["fits"] else (low, min(high, rows))
@@ -105,19 +138,24 @@ def largest_batch(config, topology: str, first: dict) -> dict:
       rows = low * 2 if high == math.inf else high // 2
     rows = rows // unit * unit
     rows = int(min(max(rows, low + unit), high - 1 if high - 1 - low < unit else high - unit, 4096))
-    with config.unlocked():
-      config.batch_size = rows * ways * first["accumulate"]
+    config.batch_size = rows * ways * first["accumulate"]
     numbers = plan(config, topology)
-    print(f"{rows} rows: {'fits' if numbers['fits'] else 'does not fit'}", file=sys.stderr, flush=True)
+    log.info("%d rows: %s", rows, "fits" if numbers["fits"] else "does not fit")
 
 
 def cycles(hlo: str) -> int:
-  """What the TPU compiler thinks one step takes, in cycles of a chip: its estimates a fused operation, times the loop.
+  """The TPU compiler's own estimate of a step in cycles of a chip: those of each fused operation, times its loops.
 
-  No measurement: it knows nothing of Pallas kernels nor of waiting for other chips, and is good for comparing two
-  programs. 0 where the compiler gives no estimates.
+  This is no measurement: it leaves out Pallas kernels and waiting for other chips. Use it to compare two programs.
+
+  Args:
+    hlo: the text of a compiled program.
+
+  Returns:
+    The cycles; 0 where the compiler gives no estimates.
   """
-  bodies, name, entry = {}, None, None
+  bodies: dict[str, list[str]] = {}
+  name = entry = ""
   for line in hlo.splitlines():
     if line and not line.startswith((" ", "}")):
       name = re.match(r"(?:ENTRY )?%?([\w.\-]+)", line)[1]
@@ -129,22 +167,22 @@ def cycles(hlo: str) -> int:
   def count(name):
     total = 0
     for line in bodies.get(name, ()):
-      if found := re.search(r'estimated_cycles":"(\d+)"', line):
-        total += int(found[1])
+      if match := re.search(r'estimated_cycles":"(\d+)"', line):
+        total += int(match[1])
       if " while(" in line:
         condition, body = (re.search(rf"{part}=%?([\w.\-]+)", line)[1] for part in ("condition", "body"))
         turns = [int(n) for n in re.findall(r"constant\((\d+)\)", "\n".join(bodies[condition]))]
         total += max(turns, default=1) * count(body)
-      elif found := re.search(r" call\(.*to_apply=%?([\w.\-]+)", line):
-        total += count(found[1])
+      elif match := re.search(r" call\(.*to_apply=%?([\w.\-]+)", line):
+        total += count(match[1])
     return total
 
   return count(entry)
 
 
-def collectives(hlo: str) -> list:
-  """[(computation, kind, bytes)] of every operation in compiled code that sends something between devices."""
-  found, computation = [], ""
+def collectives(hlo: str) -> list[tuple[str, str, int]]:
+  """[(computation, kind, bytes)] of every operation in compiled code that sends data between devices."""
+  operations, computation = [], ""
   pattern = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
   width = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2}
   for line in hlo.splitlines():
@@ -153,12 +191,12 @@ def collectives(hlo: str) -> list:
     if match := pattern.search(line):
       shapes = re.findall(r"(pred|bf16|f16|[fsu]32|[su]8)\[([\d,]*)\]", match[1])
       sizes = [width.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n) for kind, shape in shapes]
-      found.append((computation, match[2], sum(sizes)))
-  return found
+      operations.append((computation, match[2], sum(sizes)))
+  return operations
 
 
-def advice(numbers) -> list[str]:
-  """What to change where it does not fit, cheapest first."""
+def advice(numbers: Mapping[str, Any]) -> list[str]:
+  """Flags to try where a plan does not fit, cheapest first."""
   if numbers["fits"]:
     return []
   lines, rows = [], numbers["rows_per_device"]
@@ -177,8 +215,13 @@ def advice(numbers) -> list[str]:
   return [*lines, "--config.mesh.zero1=True or --config.mesh.fsdp=N: split the state over devices"]
 
 
-def describe(numbers, price: float | None) -> str:
-  """The numbers as text."""
+def describe(numbers: Mapping[str, Any], price: float | None) -> str:
+  """The numbers of a plan as text.
+
+  Args:
+    numbers: see `plan`.
+    price: of a chip for an hour; None leaves the cost out.
+  """
   n = numbers
   lines = [f"{n['topology']}: {n['devices']} devices, batch {n['batch_size']}, {n['rows_per_device']} rows a device"]
   if "largest_micro_batch" in n:
@@ -194,17 +237,18 @@ def describe(numbers, price: float | None) -> str:
       f"between devices:  {n['collective_bytes'] / 1e6:,.1f} MB a step, {n['all_reduce_count']} large all-reduce",
       f"a step takes:     at least {n['step_s_at_least'] * 1e3:,.1f} ms at the datasheet's peak;",
       f"                  {n['step_s_estimate'] * 1e3:,.1f} ms is an ESTIMATE, for an MFU of {n['assumed_mfu']}",
-      f"the run takes:    {n['run_hours_estimate']:,.1f} hours by that estimate",
     ]
-    if price is not None:
+    if n["run_hours_estimate"]:
+      lines.append(f"the run takes:    {n['run_hours_estimate']:,.1f} hours by that estimate")
+    if price is not None and n["run_hours_estimate"]:
       cost = n["run_hours_estimate"] * n["chips"] * price
       lines.append(f"and costs:        {cost:,.0f} at {price} a chip and hour")
     lines.append(f"compiled in:      {n['compile_s']:.0f} s")
   return "\n".join([*lines, *(f"  try {line}" for line in advice(n))])
 
 
-# A GPU is described to the compiler, as nothing of it is there: threads, registers and caches from NVIDIA's tuning
-# guides for Ampere and Hopper; the rest is the same for all.
+# The description of a GPU that the compiler needs where there is none: threads, registers and caches from NVIDIA's
+# tuning guides for Ampere and Hopper; the rest is the same for all.
 _GPU = """gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 threads_per_core_limit: 2048
   fpus_per_core: {fpus} block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
@@ -222,49 +266,62 @@ GPUS = {
   "h100": {**_HOPPER, "name": "H100 80GB HBM3", "bandwidth": 3350 * 10**9, "memory": 80 << 30},
   "h200": {**_HOPPER, "name": "H200", "bandwidth": 4800 * 10**9, "memory": 141 * 10**9},
 }
-# With no GPU to try kernels on, the compiler takes those it expects to be best.
+# Without a GPU to time kernels on, the compiler has to choose them by its cost model.
 OPTIONS = {"gpu": {"xla_gpu_shard_autotuning": False}}
 
 
-def machine(topology: str):
-  """(Chip, how many, devices to compile for) of KIND:SHAPE, as "v5e:4x4", "h200:8" or "h100:4x8" (4 hosts of 8)."""
+def machine(topology: str) -> tuple[Chip, int, list]:
+  """The devices of a machine to compile for.
+
+  Args:
+    topology: KIND:SHAPE, as "v5e:4x4", "h200:8" or "h100:4x8" (4 hosts of 8).
+
+  Returns:
+    (the chip, the number of chips, the devices).
+
+  Raises:
+    UserError: the kind or the shape is unknown, or the compiler for it is not installed.
+  """
   kind, _, shape = topology.partition(":")
   if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)?" if kind in GPUS else r"\d+(x\d+)+", shape):
     raise UserError(
       f"--topology={topology} is unknown; use KIND:SHAPE with a kind of {', '.join(CHIPS)}, as v5e:4x4 or h200:8"
     )
   chips = math.prod(int(n) for n in shape.split("x"))
-  # Asked where it runs, libtpu would wait for an answer from the cloud; and no chip is here that two could fight over.
+  # libtpu would else wait for an answer from the cloud, and refuse to be loaded by two processes.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   from jax.experimental import topologies
 
   if kind in GPUS:
     hosts, _, devices = shape.rpartition("x")
-    asked = {"platform": "cuda", "topology": f"1x{hosts or 1}x{devices}", "target_config": _GPU.format(**GPUS[kind])}
+    options = {"platform": "cuda", "topology": f"1x{hosts or 1}x{devices}", "target_config": _GPU.format(**GPUS[kind])}
     needs = "the CUDA plugin: pip install 'albert-jax[gpu]'; shapes are as h200:8 or h100:4x8"
   else:
-    asked = {"platform": "tpu", "topology_name": topology}
+    options = {"platform": "tpu", "topology_name": topology}
     if kind == "v4":  # Its two cores are one device, as they are on a real machine; v5p does so by itself.
-      asked["chip_config_name"] = "megacore"
+      options["chip_config_name"] = "megacore"
     needs = "libtpu: pip install 'albert-jax[plan]'; shapes are as v5e:4x4, v5p:2x2x1"
   try:
-    return CHIPS[kind], chips, list(topologies.get_topology_desc(**asked).devices)
+    return CHIPS[kind], chips, list(topologies.get_topology_desc(**options).devices)
   except Exception as error:
     raise UserError(f"cannot compile for {topology}: {message_lines(error)[0]}. It needs {needs}") from error
 
 
-def abstract_step(config, sketch, mesh):
-  """The train step of a tasks.Sketch and its arguments as shapes, placed on `mesh`."""
-  key = jax.random.key(0)
-  opt = OptimizerConfig(**config.optimizer)
+def abstract_step(
+  config: ConfigDict, sketch: tasks.Sketch, mesh: jax.sharding.Mesh
+) -> tuple[Any, tuple[dict, dict, jax.ShapeDtypeStruct]]:
+  """The train step that a run of this config compiles, and its arguments as shapes placed on `mesh`.
 
-  tx = optimizer.make(opt, model.layer_axes(sketch.model, jax.eval_shape(sketch.init, key)))
-  abstract = state.abstract(sketch.init, tx, key)
-  places = sharding.shardings(mesh, abstract, config.mesh.zero1)
-  step = make_train_step(sketch.sums, sketch.terms, tx, key, mesh, places, config.accumulate)
-  abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places)
+  Returns:
+    (the jitted step, (state, batch, learning rate)).
+  """
+  plan = run.plan_state(config, sketch, mesh)
+  step = run.train_step(plan, sketch, mesh, config.accumulate)
+  state = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), plan.abstract, plan.shardings
+  )  # fmt: skip
   rows = NamedSharding(mesh, sharding.BATCH)
-  batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=rows) for name, (shape, kind) in sketch.arrays.items()}
+  batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for name, (shape, dtype) in sketch.arrays.items()}
   rate = jax.ShapeDtypeStruct((), np.float32, sharding=NamedSharding(mesh, P()))
-  return step, (abstract, batch, rate)
+  return step, (state, batch, rate)

@@ -25,8 +25,8 @@ import transformers
 from albert_jax import convert, tasks
 from albert_jax.commands import common
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.evaluation import with_structure
 from albert_jax.loop import train
+from albert_jax.run import take_structure
 from albert_jax.training.optimizer import OptimizerConfig
 from albert_jax.training.schedule import schedule
 from albert_jax.training.writer import read
@@ -107,7 +107,7 @@ def with_head(case, data, checkpoint, vocabulary, folder):
   config = configure(case, data, checkpoint or "", 10).copy_and_resolve_references().unlock()
   config.task.keep_head = False
   if checkpoint:
-    with_structure(config, checkpoint)
+    take_structure(config, checkpoint)
     _, given = convert.load(checkpoint)
     vocabulary = convert.load_tokenizer(checkpoint)
   else:
@@ -133,7 +133,7 @@ def ours(case, config, workdir):
 def theirs(case, config, start):
   """The same in PyTorch. Returns: (losses, metric)."""
   config = config.copy_and_resolve_references().unlock()
-  with_structure(config, start)
+  take_structure(config, start)
   task = tasks.make(config, convert.load_tokenizer(start))
   model = getattr(transformers, case.model).from_pretrained(start).train()
   norms_and_biases = re.compile("LayerNorm|layer_norm|bias$")

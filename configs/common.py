@@ -17,29 +17,31 @@ def get_config(variant: str) -> ConfigDict:
     raise UserError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
   config = ConfigDict()
   config.seed = 0
+  # One of these four limits the run, and the others are 0; one given on the command line replaces the config's.
   config.steps = 125_000
-  config.epochs = 0.0  # instead of steps: how often the training data is read
-  config.tokens = 0.0  # instead of steps: how many tokens are read, padding included
-  config.hours = 0.0  # instead of steps: how long it takes, timed with a few steps when the run begins
+  config.epochs = 0.0  # how often the training data is read
+  config.tokens = 0.0  # how many tokens are read, padding included
+  config.hours = 0.0  # how long the run takes, timed with a few steps when it begins
   config.batch_size = 4096  # rows over all devices
   config.accumulate = 1  # micro-batches a step: more need less memory; the result is the same
   config.log_every = 100  # steps between lines of metrics.jsonl
-  config.log_to = ""  # and to wandb, mlflow or "wandb,mlflow", which have to be installed
+  config.log_to = ""  # more places for the numbers: wandb, mlflow or "wandb,mlflow", which have to be installed
   config.eval_every = 5_000
-  config.eval_batches = 100  # of held-out data; 0 is all there are
+  config.eval_batches = 100  # batches of held-out data to evaluate; 0: all
   config.checkpoint_every = 5_000
   config.keep_checkpoints = 5  # the newest
-  config.keep_every = 0  # and those of every so many steps, for good; 0: none
-  config.best = ""  # and the best by this held-out metric, which is then the one that is exported; '' for the last
-  config.early_stop = 0  # evaluations without a new best after which to end; 0: never
-  config.hang_minutes = 30.0  # without a step, after which it is printed where every thread is; 0: never
+  config.keep_every = 0  # also keep the checkpoints of every so many steps; 0: none
+  config.best = ""  # also keep the best by this held-out metric, and export it; '' exports the last
+  config.early_stop = 0  # evaluations without a new best after which the run ends; 0: never
+  config.hang_minutes = 30.0  # minutes without a step after which the stacks of all threads are printed; 0: never
   config.init_from = ""  # weights to begin with: a checkpoint of any kind, or '' for fresh ones
-  config.init_optimizer = False  # also its moments and step, to go on with a run of google-research/albert
-  config.init_structure = False  # the model's shape and its vocabulary are those of `init_from`
-  config.init_missing = ""  # regular expression: which parameters `init_from` need not have, such as "sop/"
-  # Values that hold until a share of the run, as "128:0.9"; after the last the config's own one holds.
+  config.init_optimizer = False  # also take its moments and step, to continue a run of google-research/albert
+  config.init_structure = False  # take the model's shape and the vocabulary from `init_from`
+  config.init_missing = ""  # regular expression: parameters that `init_from` may lack, such as "sop/"
+  # VALUE:UNTIL pairs such as "128:0.9": the value holds until that share of the run, then the config's own.
   config.curriculum = ConfigDict({"seq_length": "", "batch_size": "", "num_hidden_layers": ""})
   config.model = ConfigDict(dataclasses.asdict(VARIANTS[variant]))
+  config.model.vocab_size = 0  # that of the dataset, or of the vocabulary that a fine-tuning run has
   config.optimizer = ConfigDict(dataclasses.asdict(OptimizerConfig()))
   config.guard = ConfigDict(dataclasses.asdict(GuardConfig()))
   config.mesh = ConfigDict(dataclasses.asdict(MeshConfig()))
@@ -51,7 +53,7 @@ def finetune(variant: str, task: str) -> ConfigDict:
   config = get_config(variant)
   config.task = ConfigDict({"name": task})
   config.init_structure = True
-  config.epochs = 3.0
+  config.steps, config.epochs = 0, 3.0
   config.batch_size = 32
   config.log_every = 20
   config.eval_every = 500
@@ -67,5 +69,5 @@ def finetune(variant: str, task: str) -> ConfigDict:
   })  # fmt: skip
   config.optimizer.name = "adamw"
   config.optimizer.learning_rate = 2e-5
-  config.optimizer.warmup_steps = 200
+  config.optimizer.warmup_steps = -1  # a tenth of the run
   return config

@@ -44,12 +44,12 @@ def test_what_is_no_curriculum_is_an_error(text):
 
 
 def total(curriculum=(), **limits):
-  given = {"steps": 7, "epochs": 0.0, "tokens": 0.0, "hours": 0.0, "train_rows": 0, **limits}
-  return duration.total_steps(parts=parts(**dict(curriculum)), **given)
+  values = {"steps": 0, "epochs": 0.0, "tokens": 0.0, "hours": 0.0, "train_rows": 0, **limits}
+  return duration.total_steps(parts=parts(**dict(curriculum)), **values)
 
 
 def test_epochs_and_tokens_are_as_many_steps_as_they_need():
-  assert total() == 7
+  assert total(steps=7) == 7
   assert total(epochs=1.0, train_rows=64) == 2
   assert total(epochs=3.0, train_rows=65) == 7
   assert total(epochs=0.001, train_rows=65) == 1
@@ -62,16 +62,25 @@ def test_epochs_and_tokens_are_as_many_steps_as_they_need():
 @pytest.mark.parametrize(
   ("limits", "words"),
   [
-    ({"epochs": 1.0, "tokens": 5.0}, "epochs=1.0 and tokens=5.0 both limit"),
-    ({"tokens": 1.0, "hours": 5.0}, "tokens=1.0 and hours=5.0 both limit"),
-    ({"epochs": 1.0}, "not known for this task"),
-    ({"steps": 0}, "steps of 1 or more"),
-    ({"hours": -1.0}, "not below 0"),
+    ({"epochs": 1.0, "tokens": 5.0}, "epochs=1 and tokens=5 both limit"),
+    ({"tokens": 1.0, "hours": 5.5}, "tokens=1 and hours=5.5 both limit"),
+    ({"steps": 15, "epochs": 3.0}, "steps=15 and epochs=3 both limit"),
+    ({"epochs": 1.0}, "does not know the length of an epoch"),
+    ({"steps": 0}, "expected one of them above 0"),
+    ({"steps": 5, "hours": -1.0}, "and the others 0"),
   ],
 )
 def test_a_length_that_cannot_be_is_an_error(limits, words):
   with pytest.raises(UserError, match=words):
     total(**limits)
+
+
+def test_a_duration_of_the_command_line_replaces_that_of_the_config():
+  assert duration.chosen({"steps": 15}) == {"epochs": 0, "tokens": 0, "hours": 0}
+  assert duration.chosen({"steps": 15, "epochs": 0.0}) == {"tokens": 0, "hours": 0}
+  assert duration.chosen({"epochs": 0.0}) == {}
+  with pytest.raises(UserError, match="steps=15 and epochs=2 both limit the run; give one"):
+    duration.chosen({"steps": 15, "epochs": 2.0})
 
 
 def test_hours_are_steps_and_evaluations():

@@ -24,7 +24,7 @@ class Saved:
 
 
 def look(health, step, loss=1.0, grad_norm=1.0):
-  health.look(step, {"loss": (np.float32(loss), 1.0)}, {"grad_norm": np.float32(grad_norm)})
+  health.check(step, {"loss": (np.float32(loss), 1.0)}, {"grad_norm": np.float32(grad_norm)})
 
 
 def test_what_is_no_finite_number_is_an_alarm(tmp_path):
@@ -39,9 +39,9 @@ def test_what_is_no_finite_number_is_an_alarm(tmp_path):
 def test_a_larger_batch_of_the_same_mean_loss_is_no_spike(tmp_path):
   health = Guard(GuardConfig(loss_spike=2.5, window=4), tmp_path, True)
   for step, weight in enumerate([32.0] * 4 + [128.0, 0.0], 1):
-    health.look(step, {"loss": (np.float32(0.6 * weight), weight)}, {"grad_norm": 1.0})
+    health.check(step, {"loss": (np.float32(0.6 * weight), weight)}, {"grad_norm": 1.0})
   with pytest.raises(Alarm, match=r"loss=1\.8 is 3\.0 times its median of 4 steps at step 7"):
-    health.look(7, {"loss": (np.float32(1.8 * 8), 8.0)}, {"grad_norm": 1.0})
+    health.check(7, {"loss": (np.float32(1.8 * 8), 8.0)}, {"grad_norm": 1.0})
 
 
 def test_a_spike_is_an_alarm_once_there_is_a_median(tmp_path):
@@ -61,15 +61,15 @@ def test_a_run_that_goes_on_remembers_the_median(tmp_path):
   one, other = Guard(cfg, tmp_path, True), Guard(cfg, tmp_path, True)
   for step in range(1, 5):
     look(one, step, loss=0.1 + 0.2 * step)
-  other.recall(one.remember())
-  assert other.remember() == one.remember()
+  other.restore_history(one.history())
+  assert other.history() == one.history()
   with pytest.raises(Alarm):
     look(other, 5, loss=5)
 
 
 def test_it_goes_back_to_the_newest_and_leaves_the_batch_out(tmp_path):
   health, saved = Guard(GuardConfig(), tmp_path, True), Saved(5, 10)
-  health.go_back(Alarm(13, "sick"), saved)
+  health.roll_back(Alarm(13, "sick"), saved)
   assert saved.there == [5, 10]
   assert health.skipped == {12}  # Batches are counted from 0.
   assert Guard(GuardConfig(), tmp_path, False).alarms == health.alarms
@@ -77,15 +77,15 @@ def test_it_goes_back_to_the_newest_and_leaves_the_batch_out(tmp_path):
   assert not (tmp_path / "guard.json").exists()
 
 
-def test_sick_again_it_goes_further_back_and_leaves_more_out(tmp_path, capsys):
+def test_sick_again_it_goes_further_back_and_leaves_more_out(tmp_path, caplog):
   health, saved = Guard(GuardConfig(give_up=3), tmp_path, True), Saved(4, 8)
-  health.go_back(Alarm(10, "sick"), saved)
+  health.roll_back(Alarm(10, "sick"), saved)
   assert health.skipped == {9}
-  health.go_back(Alarm(10, "sick"), saved)  # Its batch is number 10 now; 8 is what came before.
+  health.roll_back(Alarm(10, "sick"), saved)  # Its batch is number 10 now; 8 is what came before.
   assert saved.there == [4]
   assert health.skipped == {8, 9, 10}
   saved.there = [4, 8]
-  health.go_back(Alarm(9, "sick"), saved)  # Step 9 has batch 11 now; steps 5 to 8 have batches 4 to 7.
+  health.roll_back(Alarm(9, "sick"), saved)  # Step 9 has batch 11 now; steps 5 to 8 have batches 4 to 7.
   assert saved.there == [4]
   assert health.skipped == {5, 6, 7, 8, 9, 10, 11}
   assert [alarm["times"] for alarm in health.alarms] == [1, 2, 3]
@@ -93,45 +93,43 @@ def test_sick_again_it_goes_further_back_and_leaves_more_out(tmp_path, capsys):
   with pytest.raises(
     FloatingPointError, match=r"sick at step 9 again, after going back 3 times; the checkpoint of step 4 is"
   ):
-    health.go_back(Alarm(9, "sick"), saved)
+    health.roll_back(Alarm(9, "sick"), saved)
   assert saved.there == [4, 8]  # Giving up takes nothing away.
-  assert (
-    "going on from step 4 without batch 8, 10 (alarm 2 of 3 since the last new checkpoint)" in capsys.readouterr().err
-  )
+  assert "going on from step 4 without batch 8, 10 (alarm 2 of 3 since the last new checkpoint)" in caplog.text
 
 
 def test_sick_in_another_place_it_goes_back_as_at_first(tmp_path):
   health, saved = Guard(GuardConfig(), tmp_path, True), Saved(4, 8)
   for step in (10, 11, 12):
-    health.go_back(Alarm(step, "sick"), saved)
+    health.roll_back(Alarm(step, "sick"), saved)
   assert saved.there == [4, 8]
   assert health.skipped == {9, 11, 13}  # Each time the batch of the sick step alone.
   with pytest.raises(FloatingPointError, match="after going back 3 times"):
-    health.go_back(Alarm(13, "sick"), saved)
+    health.roll_back(Alarm(13, "sick"), saved)
 
 
 def test_past_the_place_it_counts_anew(tmp_path):
   health, saved = Guard(GuardConfig(give_up=1), tmp_path, True), Saved(5)
-  health.go_back(Alarm(7, "sick"), saved)
+  health.roll_back(Alarm(7, "sick"), saved)
   saved.there = [5, 10]
-  health.go_back(Alarm(12, "sick"), saved)
+  health.roll_back(Alarm(12, "sick"), saved)
   assert saved.there == [5, 10]
   assert [alarm["alarms"] for alarm in health.alarms] == [1, 1]
 
 
 def test_without_a_checkpoint_it_begins_again(tmp_path):
   health = Guard(GuardConfig(), tmp_path, True)
-  health.go_back(Alarm(3, "sick"), Saved())
+  health.roll_back(Alarm(3, "sick"), Saved())
   assert health.alarms[0]["restored"] == 0
   assert health.skipped == {2}
   with pytest.raises(FloatingPointError, match="there is no checkpoint yet"):
-    Guard(GuardConfig(give_up=0), tmp_path, True).go_back(Alarm(3, "sick"), Saved())
+    Guard(GuardConfig(give_up=0), tmp_path, True).roll_back(Alarm(3, "sick"), Saved())
 
 
 def test_the_learning_rate_is_cut_from_there_on(tmp_path):
   health = Guard(GuardConfig(cut_rate=0.5), tmp_path, True)
-  health.go_back(Alarm(7, "sick"), Saved(5))
-  health.go_back(Alarm(17, "sick"), Saved(5, 15))
+  health.roll_back(Alarm(7, "sick"), Saved(5))
+  health.roll_back(Alarm(17, "sick"), Saved(5, 15))
   assert [health.rate(step) for step in (5, 6, 15, 16)] == [1.0, 0.5, 0.5, 0.25]
   assert health.numbers() == {"sick_step": 17, "skipped_batches": 2, "rate_factor": 0.25}
 
@@ -179,7 +177,7 @@ def test_what_is_written_is_json(tmp_path):
   health = Guard(GuardConfig(), tmp_path, True)
   with pytest.raises(Alarm) as raised:
     look(health, 3, loss=np.nan)
-  health.go_back(raised.value, Saved())
+  health.roll_back(raised.value, Saved())
   (alarm,) = json.loads((tmp_path / "guard.json").read_text())
   assert alarm == {
     "step": 3,
@@ -189,3 +187,24 @@ def test_what_is_written_is_json(tmp_path):
     "alarms": 1,
     "times": 1,
   }
+
+
+def test_a_damaged_note_falls_back_on_the_copy_in_the_checkpoint(tmp_path, caplog):
+  health = Guard(GuardConfig(window=4), tmp_path, True)
+  check_steps(health, (1, 2))
+  health.roll_back(Alarm(3, "bad"), Saved(2))
+  note = health.history()
+  for damage in (b"", b"[" * 100_000, b"\0\0\0", b"{}"):
+    (tmp_path / "guard.json").write_bytes(damage)
+    again = Guard(GuardConfig(window=4), tmp_path, False)
+    again.restore_history(note)
+    assert (again.skipped, again.history()) == (health.skipped, note)
+    assert "guard.json is damaged" in caplog.text
+    again.restore_history("")
+    assert "the running medians begin anew" in caplog.text
+    caplog.clear()
+
+
+def check_steps(health, steps):
+  for step in steps:
+    look(health, step)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import pathlib
 import shutil
 
@@ -12,7 +13,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import albert_jax
-from albert_jax import loop, model, paths, tasks
+from albert_jax import loop, model, paths, run, tasks
 from albert_jax.commands import common
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
@@ -62,7 +63,7 @@ def batch(number, rows, length, slots=3):
 
 
 @pytest.fixture
-def go(vocabulary, tmp_path, monkeypatch):
+def go(vocabulary, tmp_path, monkeypatch, caplog):
   """A function that trains a tiny model in a folder: go("name", steps=…) -> its metrics, see `numbers`."""
   sick, absent, served = set(), [], []
 
@@ -86,15 +87,16 @@ def go(vocabulary, tmp_path, monkeypatch):
       terms=functools.partial(pretrain.terms, 1.0, 1.0), train_batches=train_batches,
       eval_batches=lambda host, hosts: iter([batch(-1 % 2**32, rows, length)]),
       baselines={"mlm_loss": (5.3, "frequencies"), "sop_accuracy": (0.5, "guessing")}, vocabulary=vocabulary,
-      train_rows=40,
+      metrics=(*pretrain.METRICS, "score"), train_rows=40,
     )  # fmt: skip
 
   monkeypatch.setattr(tasks, "make", make)
   monkeypatch.setattr(loop.curves, "plot", lambda *args: None)  # It is slow, and end_to_end has it.
-  one = functools.partial(loop.sharding.make_mesh, devices=jax.devices()[:1])  # Quicker; meshes have their own tests.
-  monkeypatch.setattr(loop.sharding, "make_mesh", one)
+  one = functools.partial(run.sharding.make_mesh, devices=jax.devices()[:1])  # Quicker; meshes have their own tests.
+  monkeypatch.setattr(run.sharding, "make_mesh", one)
+  caplog.set_level(logging.INFO, "albert_jax")
 
-  def run(name, profile=None, **overrides):
+  def go(name, profile=None, **overrides):
     config = common.load_config(f"{CONFIG}:tiny")
     values = {
       "steps": 8, "batch_size": 8, "log_every": 1, "eval_every": 4, "checkpoint_every": 2, "data.seq_length": 8,
@@ -104,12 +106,14 @@ def go(vocabulary, tmp_path, monkeypatch):
       **{key.replace("__", "."): value for key, value in overrides.items()},
     }  # fmt: skip
     config.update_from_flattened_dict(values)
+    if config.epochs or config.tokens or config.hours:
+      config.steps = 0
     served.clear()
     loop.train(config, tmp_path / name, profile)
     return numbers(tmp_path / name)
 
-  run.sick, run.absent, run.served, run.folder = sick, absent, served, tmp_path
-  return run
+  go.sick, go.absent, go.served, go.folder = sick, absent, served, tmp_path
+  return go
 
 
 def numbers(folder):
@@ -143,10 +147,10 @@ def test_two_runs_of_one_config_are_the_same_bits(go):
   same_weights(go.folder / "one", go.folder / "two")
 
 
-def test_a_sick_batch_is_left_out_and_the_rest_is_as_if_it_had_never_been(go, capsys):
+def test_a_sick_batch_is_left_out_and_the_rest_is_as_if_it_had_never_been(go, caplog):
   go.sick |= {4, 6}
   found = go("guarded")
-  said = capsys.readouterr().err
+  said = caplog.text
   assert "is not a finite number at step 5: going on from step 4 without batch 4 (alarm 1 of 3 since" in said
   assert "is not a finite number at step 6: going on from step 4 without batch 6 (alarm 2 of 3 since" in said
   alarms = json.loads((go.folder / "guarded" / "guard.json").read_text())
@@ -235,20 +239,20 @@ def test_epochs_and_tokens_are_steps_of_the_schedule_too(go, limit, steps):
   assert found[steps, "train"]["learning_rate"] == pytest.approx(1e-3 / steps)
 
 
-def test_hours_are_settled_once(go, monkeypatch, capsys):
+def test_hours_are_settled_once(go, monkeypatch, caplog):
   timed = []
 
   def fake(*args):
     timed.append(args)
     return real(*args)
 
-  real = loop._steps_in
-  monkeypatch.setattr(loop, "_steps_in", fake)
+  real = run._steps_in_hours
+  monkeypatch.setattr(run, "_steps_in_hours", fake)
   # A step of this model takes some milliseconds: the steps are too many, so the evaluations are made to cost.
-  monkeypatch.setattr(loop.duration, "steps_in", lambda seconds, parts, costs, *rest: 4 if min(costs) > 0 else 0)
+  monkeypatch.setattr(run.duration, "steps_in", lambda seconds, parts, costs, *rest: 4 if min(costs) > 0 else 0)
   found = go("run", hours=1.0)
   assert max(step for step, _ in found) == 4
-  assert "1 hours are 4 steps" in capsys.readouterr().err
+  assert "1 hours are 4 steps" in caplog.text
   assert go("run", hours=1.0) == found
   assert len(timed) == 1
 
@@ -260,17 +264,17 @@ def scores(monkeypatch, *values):
   def evaluate(*args):
     return {"score": left.pop(0), "mlm_loss": 1.0}, {}
 
-  monkeypatch.setattr(loop, "evaluate", evaluate)
+  monkeypatch.setattr(run, "evaluate_program", evaluate)
   return left
 
 
-def test_the_best_checkpoint_is_kept_and_exported(go, monkeypatch, capsys):
+def test_the_best_checkpoint_is_kept_and_exported(go, monkeypatch, caplog):
   short = go("short", steps=4, eval_every=2, checkpoint_every=2, optimizer__schedule="constant")
   left = scores(monkeypatch, 0.1, 0.9, 0.5, 0.4)
   more = {"eval_every": 2, "best": "score", "keep_checkpoints": 1, "optimizer__schedule": "constant"}
   found = go("run", **more)
   assert sorted(path.name for path in (go.folder / "run" / "checkpoints").iterdir()) == ["4", "8"]
-  assert "The best score was at step 4; that one is exported." in capsys.readouterr().err
+  assert "The best score was at step 4; that one is exported." in caplog.text
   assert only(found, "train")[4, "train"] == short[4, "train"]
   same_weights(go.folder / "run", go.folder / "short")
   assert not left
@@ -288,7 +292,7 @@ def test_it_ends_early_and_stays_ended(go, monkeypatch):
   assert left == [0.4]
   with pytest.raises(UserError, match="early_stop=2 needs a metric"):
     go("other", early_stop=2)
-  with pytest.raises(UserError, match="best='f1' is not among the held-out numbers: mlm_loss, score"):
+  with pytest.raises(UserError, match="best='f1' is not among the held-out metrics: mlm_accuracy, mlm_loss, score"):
     go("other", best="f1")
 
 
@@ -305,7 +309,7 @@ def test_it_ends_early_and_stays_ended(go, monkeypatch):
 )
 def test_numbers_that_mean_nothing_are_refused_before_anything_is_there(go, name, value, message):
   with pytest.raises(UserError, match=message):
-    go("run", epochs=1.0, **{name: value})
+    go("run", **{name: value})
   assert not (go.folder / "run").exists()
 
 
@@ -321,15 +325,15 @@ def test_the_running_mean_is_what_is_evaluated_and_exported(go):
   assert float(sums["mlm_loss"][0] / sums["mlm_loss"][1]) == pytest.approx(mean[4, "eval"]["mlm_loss"], rel=1e-5)
 
 
-def test_a_stuck_run_is_told_so(go, capsys):
+def test_a_stuck_run_is_told_so(go, caplog):
   go("run", model__initializer_range=1e-4, optimizer__learning_rate=1e-9)
-  assert capsys.readouterr().err.count("This run has learned nothing yet: mlm_loss 5.") == 2
+  assert caplog.text.count("This run has learned nothing yet: mlm_loss 5.") == 2
 
 
-def test_a_profile_of_some_steps(go, capsys):
+def test_a_profile_of_some_steps(go, caplog):
   go("run", (3, 4), steps=6)
   assert list((go.folder / "run" / "profile").rglob("*.xplane.pb"))
-  assert "The profile of steps 3 to 4" in capsys.readouterr().err
+  assert "The profile of steps 3 to 4" in caplog.text
 
 
 def test_every_checkpoint_has_a_run_card(go):

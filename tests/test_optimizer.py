@@ -121,8 +121,6 @@ HIDDEN = paths.unflatten(
 THEIRS = {  # optax's own, at learning rate 1
   "adamw": lambda: optax.adamw(1.0, 0.9, 0.99, 1e-6, weight_decay=0.01, mask=PLAIN_DECAYED),
   "lion": lambda: optax.lion(1.0, 0.9, 0.99, weight_decay=0.01, mask=PLAIN_DECAYED),
-  "sgd": lambda: optax.sgd(1.0, momentum=0.9),
-  "adafactor": lambda: optax.adafactor(1.0, weight_decay_rate=0.01, weight_decay_mask=PLAIN_DECAYED),
   "muon": lambda: optax.contrib.muon(
     1.0, beta=0.9, adam_b1=0.9, adam_b2=0.99, eps=1e-6, consistent_rms=0.2, muon_weight_dimension_numbers=HIDDEN
   ),
@@ -132,14 +130,14 @@ THEIRS = {  # optax's own, at learning rate 1
 @pytest.mark.parametrize("name", THEIRS)
 def test_it_is_optax(name):
   params, lead = random_tree(PLAIN), paths.unflatten(dict.fromkeys(PLAIN, 0))
-  cfg = OptimizerConfig(name=name, textbook=True, b2=0.99, weight_decay=0.0 if name in ("sgd", "muon") else 0.01)
+  cfg = OptimizerConfig(name=name, textbook=True, b2=0.99, weight_decay=0.0 if name == "muon" else 0.01)
   grads = gradients(params, 3)
   ours, *_ = run(optimizer.make(cfg, lead), params, grads, learning_rate=0.0)
   theirs, *_ = run(optax.chain(optax.clip_by_global_norm(1.0), THEIRS[name]()), params, grads, learning_rate=0.0)
   assert_close(ours, jax.tree.map(jnp.negative, theirs))
 
 
-@pytest.mark.parametrize("name", ["sgd", "muon"])
+@pytest.mark.parametrize("name", ["lion", "muon"])
 def test_decay_is_added_where_it_belongs(name, params):
   grads = gradients(params, 2)
   without, with_decay = (
@@ -200,17 +198,6 @@ def test_a_parameter_that_is_all_zero_moves(params):
   assert updates["ffn"]["up"]["kernel"].any()
 
 
-def test_adafactor_keeps_rows_and_columns_only():
-  lead = {path: 1 if path.startswith("attention") else 2 if path.startswith("ffn") else 0 for path in STACKED}
-  tx = optimizer.make(OptimizerConfig(name="adafactor"), paths.unflatten(lead))
-  opt = paths.flatten(jax.eval_shape(tx.init, random_tree(STACKED)))
-  shapes = {path.partition("/v")[2]: leaf.shape for path, leaf in opt.items() if "/v" in path}
-  assert shapes["_row/attention/query/kernel"] == (2, 128)
-  assert shapes["_col/attention/output/kernel"] == (2, 130)
-  assert shapes["/ffn/up/kernel"] == (2, 2, 1)
-  assert shapes["/embeddings/word/embedding"] == (130, 4)  # One side is too short to be worth it.
-
-
 # The running mean of the parameters.
 
 
@@ -239,7 +226,7 @@ def test_the_running_mean_changes_no_step(params):
 @pytest.mark.parametrize(
   ("name", "pattern"),
   [(name, "^embeddings/") for name in optimizer.OPTIMIZERS]
-  + [(name, "kernel|embedding|norm") for name in ("lamb", "muon", "adafactor")]
+  + [(name, "kernel|embedding|norm") for name in ("lamb", "muon")]
   + [("muon", "^(attention|ffn)/.*kernel"), ("lamb", "bias|norm")],
 )
 def test_what_is_frozen_stays_bit_for_bit(name, pattern, params):
@@ -257,10 +244,10 @@ def test_what_is_frozen_stays_bit_for_bit(name, pattern, params):
 
 def test_what_is_frozen_has_no_part_in_the_norm_to_clip_by(params):
   grads = gradients(params, 1)
+  tx = optimizer.make(OptimizerConfig(name="adamw", eps=1.0, freeze="^embeddings/"), LEAD)
+  expected, *_ = run(tx, params, grads)
   grads[0]["embeddings"]["word"]["embedding"] *= jnp.nan
-  cfg = OptimizerConfig(name="sgd", b1=0.0, weight_decay=0.0, freeze="^embeddings/")
-  updates, *_ = run(optimizer.make(cfg, LEAD), params, grads)
-  np.testing.assert_allclose(optax.tree.norm(updates), 1.0, rtol=1e-5)
+  assert_close(run(tx, params, grads)[0], expected)
 
 
 @pytest.mark.parametrize("name", ["lamb", "muon"])
@@ -305,7 +292,7 @@ def test_diagnostics(params):
   assert len(ratios) == 6
   for name, expected in {"min": min(ratios), "mean": np.mean(ratios), "max": max(ratios)}.items():
     np.testing.assert_allclose(found[f"trust_ratio_{name}"], expected, rtol=1e-5)
-  _, opt, _ = run(optimizer.make(OptimizerConfig(name="sgd"), LEAD), params, grads)
+  _, opt, _ = run(optimizer.make(OptimizerConfig(name="lion"), LEAD), params, grads)
   assert set(optimizer.diagnostics(opt, params, updates, 0.1)) == {"update_ratio"}
 
 
@@ -315,7 +302,7 @@ def test_diagnostics(params):
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"name": "adam"}, r"optimizer\.name='adam' is unknown; use one of \['adafactor', 'adamw', 'lamb', 'lion', 'muon'"),
+    ({"name": "adam"}, r"optimizer\.name='adam' is unknown; use one of \['adamw', 'lamb', 'lion', 'muon'\]"),
     ({"schedule": "linear"}, r"optimizer\.schedule='linear' is unknown; use one of \['constant', 'cosine'"),
     ({"scale_with_batch": "square"}, r"unknown; use one of \['linear', 'none', 'sqrt'\]"),
     ({"learning_rate": 0.0}, r"optimizer\.learning_rate=0\.0 must be above 0"),
@@ -331,6 +318,8 @@ def test_diagnostics(params):
     ({"clip_norm": 0.0}, "inf is for no clipping"),
     ({"ema": 1.0}, "must be from 0 to below 1"),
     ({"reference_batch": 0}, "must be 1 or more"),
+    ({"warmup_steps": -2}, "must be 0 or more, or -1 for a tenth of the run"),
+    ({"rewarm_from": -1}, "must be 0 or more"),
     ({"freeze": "("}, r"optimizer\.freeze: '\(' is not a regular expression"),
     ({"rates": "(=1"}, r"optimizer\.rates: '\(' is not a regular expression"),
     ({"rates": "ffn"}, r"'ffn' must be PATTERN=FACTOR"),
@@ -344,15 +333,19 @@ def test_a_field_that_makes_no_sense_is_an_error(fields, message):
     OptimizerConfig(**fields)
 
 
-def test_every_number_is_checked_but_those_of_the_schedule():
+def test_every_number_is_checked():
   numbers = {name for name, value in vars(OptimizerConfig()).items() if type(value) in (int, float)}
-  assert numbers - set(optimizer.RANGES) == {"warmup_steps", "rewarm_from"}
+  assert numbers == set(optimizer.RANGES)
 
 
 def test_no_clipping(params):
   grads = gradients(params, 1)
-  cfg = OptimizerConfig(name="sgd", clip_norm=float("inf"), weight_decay=0.0)
-  assert_close(run(optimizer.make(cfg, LEAD), params, grads)[0], grads[0])
+
+  def update(clip_norm):
+    return run(optimizer.make(OptimizerConfig(name="adamw", eps=1.0, clip_norm=clip_norm), LEAD), params, grads)[0]
+
+  assert_close(update(float("inf")), update(1e9), rtol=0, atol=0)
+  assert optax.tree.norm(update(0.01)) < 0.5 * optax.tree.norm(update(float("inf")))
 
 
 # With the model, on a mesh.
@@ -361,7 +354,7 @@ CFG = AlbertConfig(
   vocab_size=64, embedding_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32,
   max_position_embeddings=16, initializer_range=0.1,
 )  # fmt: skip
-RATES = {"lamb": 0.02, "adamw": 0.01, "adafactor": 0.05, "lion": 0.002, "sgd": 0.1, "muon": 0.01}
+RATES = {"lamb": 0.02, "adamw": 0.01, "lion": 0.002, "muon": 0.01}
 
 
 def small_batch(rows=16, length=12, slots=3):
@@ -428,12 +421,11 @@ def test_it_learns_on_eight_devices_with_split_slots(name, small_model, loss_and
     assert update._cache_size() == 1
   split = [path for path, place in paths.flatten(places["opt"]).items() if not place.is_fully_replicated]
   assert any(path.endswith("/ffn/up/kernel") for path in split)
-  assert not [path for path in split if "/v_" in path]
 
 
 def test_slots_are_split_as_their_parameters_are():
   kernel = "attention/query/kernel"
-  for name, kinds in {"muon": ("mu", "ema"), "adafactor": ("v", "ema")}.items():
+  for name, kinds in {"muon": ("mu", "ema")}.items():
     tx = optimizer.make(OptimizerConfig(name=name, ema=0.5), model.layer_axes(CFG, model.shapes(CFG)))
     abstract = state.abstract(functools.partial(model.init, CFG), tx, jax.random.key(0))
     places = sharding.shardings(sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), 8), abstract)
@@ -441,10 +433,9 @@ def test_slots_are_split_as_their_parameters_are():
     for kind in kinds:
       (spec,) = (spec for path, spec in slots.items() if path.endswith(f"/{kind}/{kernel}"))
       assert spec == places["params"]["attention"]["query"]["kernel"].spec == P("fsdp", "tensor", None)
-    assert not [spec for path, spec in slots.items() if "/v_" in path and any(spec)]
 
 
-@pytest.mark.parametrize("name", ["adafactor", "muon"])
+@pytest.mark.parametrize("name", ["lion", "muon"])
 def test_a_state_is_saved_and_restored_whole(name, small_model, tmp_path):
   made = on_a_mesh(small_model, MeshConfig(zero1=True), name=name, ema=0.5, freeze="^embeddings/")
   with made as (_, now, abstract, places):

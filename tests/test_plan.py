@@ -3,9 +3,10 @@
 import importlib.util
 import pathlib
 
+import made_up
 import pytest
 
-from albert_jax import VARIANTS, planning
+from albert_jax import VARIANTS, planning, tasks
 from albert_jax.commands import common
 from albert_jax.errors import UserError
 from albert_jax.planning import advice, cycles, describe, flops_per_step, largest_batch, machine, plan
@@ -119,3 +120,23 @@ def test_what_is_too_large_is_said_and_not_raised():
   numbers = plan(config("base", batch_size=8 * 512), "v5e:2x4")
   assert not numbers["fits"]
   assert numbers["needed_gib"] > 16
+
+
+@pytest.mark.parametrize("packing", [1, 4])
+def test_the_planned_batch_is_the_batch_that_training_makes(packing, tmp_path):
+  dataset = made_up.dataset(tmp_path, made_up.documents(60))
+  values = {"data.dataset": str(dataset), "data.packing": packing, "data.short_seq_rate": 0.0, "data.seq_length": 64,
+            "batch_size": 4, "data.max_predictions": 0}  # fmt: skip
+  plan_config = config("tiny", **values)
+  batch = next(iter(tasks.make(plan_config).train_batches(0, 0, 1)))
+  arrays = tasks.sketch(plan_config).arrays
+  assert {name: (value.shape, value.dtype) for name, value in batch.items()} == arrays
+  assert ("segment_ids" in arrays) == (packing > 1)
+
+
+def test_a_plan_checks_the_config_first():
+  with pytest.raises(UserError, match="cannot be planned without its data"):
+    plan(common.load_config("classify:base"), "v5e:2x2")
+  with pytest.raises(UserError, match=r"steps=0, epochs=0, .* expected one of them above 0"):
+    planning._steps(config("base", steps=0))
+  assert planning._steps(config("base", steps=0, tokens=4096 * 512 * 10.0)) == 10

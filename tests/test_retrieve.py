@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import made_up
 import numpy as np
+import optax
 import pytest
 
-from albert_jax import model, tasks
+from albert_jax import tasks
 from albert_jax.configs import retrieve as retrieve_config
 from albert_jax.errors import UserError
 from albert_jax.tasks import retrieve
-from albert_jax.training import optimizer, sharding, state
-from albert_jax.training.optimizer import OptimizerConfig
+from albert_jax.training import sharding, state
 from albert_jax.training.step import make_train_step
 
 PAIRS = [("badefi gu", "lo ba"), ("muni", "ka ba gu"), ("lo lo", "lo ba"), ("ba", "gu gu gu gu"), ("kade", "de"),
@@ -113,7 +113,7 @@ def test_a_step_is_the_same_on_any_mesh(folder, params):
   """Also where the axes that split rows are two: the answers of all devices are gathered."""
   task = tasks.make(config(folder, batch_size=16))
   batch = next(iter(task.train_batches(0, 0, 1)))
-  tx = optimizer.make(OptimizerConfig(name="sgd"), model.layer_axes(task.model, params))
+  tx = optax.identity()  # Plain gradient descent.
   results = {}
   for data, fsdp in ((1, 1), (4, 2)):
     mesh = sharding.make_mesh(sharding.MeshConfig(data, fsdp), 16, jax.devices()[: data * fsdp])

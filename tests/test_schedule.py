@@ -30,6 +30,9 @@ def rates(steps, at, batch_size=None, **fields):
     ({"schedule": "wsd", "decay_share": 0.2, "final_rate": 0.1}, 100, {80: 2, 90: 1.1, 100: 0.2}),
     ({"schedule": "wsd", "decay_share": 0.2, "decay_power": 2.0}, 100, {80: 2, 90: 0.5, 100: 0}),
     ({"schedule": "inverse_sqrt"}, 100, {0: 0, 5: 1, 10: 2, 40: 1, 90: 2 / 3, 1000: 0.2}),
+    ({"schedule": "constant", "warmup_steps": -1}, 100, {0: 0, 5: 1, 10: 2}),
+    ({"schedule": "inverse_sqrt", "warmup_steps": -1}, 100, {5: 1, 10: 2, 40: 1}),
+    ({"schedule": "constant", "warmup_steps": -1, "rewarm_from": 100}, 200, {105: 1, 110: 2}),
     ({"schedule": "constant"}, 100, {0: 0, 5: 1, 10: 2, 99: 2, 1000: 2}),
     ({"schedule": "constant", "warmup_steps": 0}, 100, {0: 2}),
     # The same as a run of 100 steps, 1000 later.
@@ -70,10 +73,8 @@ def test_a_scale_without_a_batch_size_is_an_error():
   ("fields", "steps", "message"),
   [
     ({"warmup_steps": 100}, 100, r"warmup_steps=100 must be below steps=100; try --config\.optimizer\.warmup_steps=10"),
-    ({"warmup_steps": -1}, 100, "warmup_steps=-1 must be below"),
     ({"rewarm_from": 95}, 100, "must be below the 5 steps from optimizer.rewarm_from=95 to steps=100"),
     ({"rewarm_from": 100}, 100, "rewarm_from=100 must be a step of the run"),
-    ({"rewarm_from": -1}, 100, "rewarm_from=-1 must be a step of the run"),
     ({"schedule": "wsd", "decay_share": 0.95}, 100, r"overlap; try --config\.optimizer\.warmup_steps=2"),
     ({"schedule": "inverse_sqrt", "warmup_steps": 0}, 100, "needs a warm-up; try"),
   ],

@@ -28,7 +28,7 @@ def test_a_hang_prints_stacks_and_goes_on_waiting():
   code = (
     "import time\nfrom albert_jax.training import watch\n"
     "def waits_for_ever(): time.sleep(3)\n"
-    "with watch.stacks(0.5 / 60) as alive:\n  alive()\n  waits_for_ever()\n"
+    "with watch.hang_watchdog(0.5 / 60) as alive:\n  alive()\n  waits_for_ever()\n"
     "time.sleep(1)\nprint('went on')"
   )
   status, out, err = python(code)
@@ -41,7 +41,7 @@ def test_without_a_hang_nothing_is_printed():
   code = (
     "import time\nfrom albert_jax.training import watch\n"
     "for minutes in (0, 4 / 60):\n"
-    "  with watch.stacks(minutes) as alive:\n    for _ in range(30): alive(), time.sleep(0.05)\n"
+    "  with watch.hang_watchdog(minutes) as alive:\n    for _ in range(30): alive(), time.sleep(0.05)\n"
   )
   assert python(code) == (0, "", "")
 
@@ -49,7 +49,7 @@ def test_without_a_hang_nothing_is_printed():
 def test_stacks_can_be_asked_for():
   code = (
     "import time\nfrom albert_jax.training import watch\n"
-    "with watch.stacks(0):\n  print('ready', flush=True)\n  time.sleep(2)\nprint('went on')"
+    "with watch.hang_watchdog(0):\n  print('ready', flush=True)\n  time.sleep(2)\nprint('went on')"
   )
   status, out, err = python(code, lambda process: process.send_signal(signal.SIGUSR1))
   assert (status, out) == (0, "went on\n")
@@ -60,7 +60,7 @@ def test_stacks_can_be_asked_for():
 def test_a_request_to_stop_is_told_to_the_loop(number):
   code = (
     "import time\nfrom albert_jax.training import watch\n"
-    "with watch.asked_to_stop(1) as asked:\n  assert asked() == ''\n  print('ready', flush=True)\n"
+    "with watch.stop_requests(1) as asked:\n  assert asked() == ''\n  print('ready', flush=True)\n"
     "  while not asked(): time.sleep(0.01)\n  print(asked())"
   )
   status, out, err = python(code, lambda process: process.send_signal(number))
@@ -70,7 +70,7 @@ def test_a_request_to_stop_is_told_to_the_loop(number):
 def test_a_second_ctrl_c_means_now():
   code = (
     "import time\nfrom albert_jax.training import watch\n"
-    "with watch.asked_to_stop(1) as asked:\n  print('ready', flush=True)\n  time.sleep(60)"
+    "with watch.stop_requests(1) as asked:\n  print('ready', flush=True)\n  time.sleep(60)"
   )
 
   def twice(process):

@@ -16,31 +16,38 @@ def config(**values):
   return ConfigDict({"steps": 5, "hours": 0.0, "data": {"dataset": ""}, "model": {"hidden_size": 8}, **values})
 
 
+NONE = {"dataset": {}, "vocabulary": ""}
+
+
+def check(config, folder, fingerprints=NONE):
+  workdir.check_same_run(config, fingerprints, folder)
+
+
 def test_a_folder_in_use_is_refused(tmp_path):
   with open(tmp_path / ".lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match="in use by another run"), workdir.alone(tmp_path):
+    with pytest.raises(UserError, match="in use by another run"), workdir.lock(tmp_path):
       pass
-  with workdir.alone(tmp_path):
+  with workdir.lock(tmp_path):
     pass
 
 
 def test_the_same_run_may_be_longer_but_not_another_one(tmp_path):
-  workdir.same_run(config(), tmp_path)
-  workdir.same_run(config(model={"hidden_size": 16}), tmp_path)  # Nothing was trained yet.
+  check(config(), tmp_path)
+  check(config(model={"hidden_size": 16}), tmp_path)  # Nothing was trained yet.
   (tmp_path / "checkpoints" / "2").mkdir(parents=True)
-  workdir.same_run(config(steps=9, model={"hidden_size": 16}), tmp_path)
+  check(config(steps=9, model={"hidden_size": 16}), tmp_path)
   assert json.loads((tmp_path / "config.json").read_text())["steps"] == 9
   with pytest.raises(UserError, match=r"model\.hidden_size: 16 there, 8 here"):
-    workdir.same_run(config(), tmp_path)
+    check(config(), tmp_path)
   with pytest.raises(UserError, match=r"best: .* there, .*f1.* here"):
-    workdir.same_run(config(steps=9, best="f1", model={"hidden_size": 16}), tmp_path)
+    check(config(steps=9, best="f1", model={"hidden_size": 16}), tmp_path)
 
 
 def test_hours_are_looked_up(tmp_path):
   found = config(hours=2.0, steps=77)
   assert workdir.settled_steps(found, tmp_path) == 0
-  workdir.same_run(found, tmp_path)
+  check(found, tmp_path)
   (tmp_path / "checkpoints" / "2").mkdir(parents=True)
   assert workdir.settled_steps(config(hours=2.0), tmp_path) == 77
   assert workdir.settled_steps(config(hours=3.0), tmp_path) == 0
@@ -51,25 +58,69 @@ def test_the_card_says_where_the_numbers_come_from(tmp_path):
   (tmp_path / "corpus" / "text").write_text("a")
   (tmp_path / "spiece.model").write_text("b")
   given = config(data={"dataset": f"{tmp_path / 'corpus'},not/a/folder"})
-  first = workdir.card(given, tmp_path / "spiece.model", tmp_path, 0)
+  prints = workdir.data_fingerprints(given.data.dataset, tmp_path / "spiece.model")
+  first = workdir.write_card(given, prints, tmp_path, 0)
   assert first == json.loads((tmp_path / "run.json").read_text())
   assert first["dataset"] == {str(tmp_path / "corpus"): workdir.fingerprint(tmp_path / "corpus")}
   assert {"jax", "flax", "optax", "orbax-checkpoint"} <= set(first["packages"])
   assert first["config"]["model"]["hidden_size"] == 8
   assert first["resumed"] == []
-  again = workdir.card(given, tmp_path / "spiece.model", tmp_path, 7)
+  again = workdir.write_card(given, prints, tmp_path, 7)
   assert [was["step"] for was in again["resumed"]] == [7]
   assert (again["id"], again["started"]) == (first["id"], first["started"])
-  assert workdir.card(given, tmp_path / "spiece.model", tmp_path, 0)["id"] != first["id"]  # Another run.
+  assert workdir.write_card(given, prints, tmp_path, 0)["id"] != first["id"]  # Another run.
+
+
+def test_other_contents_under_the_same_name_are_refused(tmp_path):
+  (tmp_path / "corpus").mkdir()
+  (tmp_path / "corpus" / "text").write_text("a")
+  (tmp_path / "spiece.model").write_text("b")
+  (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+  begun = config(data={"dataset": str(tmp_path / "corpus")})
+
+  def prints():
+    return workdir.data_fingerprints(begun.data.dataset, tmp_path / "spiece.model")
+
+  check(begun, tmp_path, prints())
+  workdir.write_card(begun, prints(), tmp_path, 0)
+  check(begun, tmp_path, prints())
+  (tmp_path / "spiece.model").write_text("c")
+  with pytest.raises(UserError, match="the contents of the vocabulary changed since the run in"):
+    check(begun, tmp_path, prints())
+  (tmp_path / "corpus" / "text").write_text("c")
+  with pytest.raises(UserError, match=r"the contents of the dataset .*corpus and the vocabulary changed"):
+    check(begun, tmp_path, prints())
+
+
+@pytest.mark.parametrize("damage", [b"", b"[1]", b"{", b"[" * 100_000, b"\0\0"])
+def test_damaged_notes_fall_back_on_their_copies(tmp_path, caplog, damage):
+  (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+  check(config(), tmp_path)
+  card = workdir.write_card(config(), NONE, tmp_path, 0)
+  (tmp_path / "checkpoints" / "2" / "run.json").write_text(json.dumps(card))
+  for names in (["config.json"], ["run.json"], ["config.json", "run.json"]):
+    for name in names:
+      (tmp_path / name).write_bytes(damage)
+    with pytest.raises(UserError, match=r"model\.hidden_size: 8 there, 9 here"):
+      check(config(model={"hidden_size": 9}), tmp_path)
+    check(config(), tmp_path)
+    assert workdir.write_card(config(), NONE, tmp_path, 2)["id"] == card["id"]
+    assert f"{names[-1]} is damaged" in caplog.text
+    caplog.clear()
 
 
 def test_where_a_run_can_be(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert workdir.place("run") == str(tmp_path / "run")
-  assert workdir.place("gs://bucket/runs/base/") == "gs://bucket/runs/base"
+  assert workdir.resolve("run") == str(tmp_path / "run")
+  assert workdir.resolve("gs://bucket/runs/base/") == "gs://bucket/runs/base"
+  assert workdir.resolve("~/run") == str(pathlib.Path.home() / "run")
+  (tmp_path / "file").touch()
+  for wrong, message in {"": "is empty", "run [a]": "cannot be read in a path with", "file": "is a file"}.items():
+    with pytest.raises(UserError, match=f"--workdir.* {message}"):
+      workdir.resolve(wrong)
   for wrong in ("gs://bucket", "gs://bucket/", "s3://bucket/run"):
     with pytest.raises(UserError, match=f"--workdir={wrong}: .*gs://BUCKET/FOLDER"):
-      workdir.place(wrong)
+      workdir.resolve(wrong)
 
 
 @pytest.fixture
@@ -82,29 +133,29 @@ def store(tmp_path, monkeypatch):
 
 
 def test_a_bucket_gets_what_a_run_writes_and_gives_it_back_elsewhere(store, tmp_path, monkeypatch):
-  with workdir.opened("memory://run") as home:
-    assert home.folder.is_relative_to(tmp_path / "cache") and home.folder.name == "run"
-    (home.folder / "metrics.jsonl").write_text("1\n")
-    home.push()
+  with workdir.open_run("memory://run") as files:
+    assert files.path.is_relative_to(tmp_path / "cache") and files.path.name == "run"
+    (files.path / "metrics.jsonl").write_text("1\n")
+    files.push()
     assert not store()  # Until it is claimed, it may be another's.
-    home.claim()
-    (home.folder / "guard.json").write_text("[]")
-    home.push()
+    files.claim()
+    (files.path / "guard.json").write_text("[]")
+    files.push()
     assert {name: text for name, text in store().items() if name != "owner.json"} == {
       "metrics.jsonl": "1\n", "guard.json": "[]",
     }  # fmt: skip
-    (home.folder / "guard.json").unlink()
-    (home.folder / "export").mkdir()
-    (home.folder / "export" / "config.json").write_text("{}")
+    (files.path / "guard.json").unlink()
+    (files.path / "export").mkdir()
+    (files.path / "export" / "config.json").write_text("{}")
   assert store().keys() == {"owner.json", "metrics.jsonl", "export/config.json"}
-  (home.folder / "metrics.jsonl").write_text("1\n2, which the bucket never got\n")
-  with workdir.opened("memory://run") as home:
-    assert (home.folder / "metrics.jsonl").read_text() == "1\n"
+  (files.path / "metrics.jsonl").write_text("1\n2, which the bucket never got\n")
+  with workdir.open_run("memory://run") as files:
+    assert (files.path / "metrics.jsonl").read_text() == "1\n"
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
-  with pytest.raises(ZeroDivisionError), workdir.opened("memory://run") as home:
-    assert (home.folder / "metrics.jsonl").read_text() == "1\n"
-    home.claim()
-    (home.folder / "metrics.jsonl").write_text("1\n3\n")
+  with pytest.raises(ZeroDivisionError), workdir.open_run("memory://run") as files:
+    assert (files.path / "metrics.jsonl").read_text() == "1\n"
+    files.claim()
+    (files.path / "metrics.jsonl").write_text("1\n3\n")
     raise ZeroDivisionError
   assert store()["metrics.jsonl"] == "1\n3\n"
 
@@ -112,17 +163,17 @@ def test_a_bucket_gets_what_a_run_writes_and_gives_it_back_elsewhere(store, tmp_
 def test_of_two_machines_in_one_bucket_the_first_ends(store, tmp_path, monkeypatch):
   with (
     pytest.raises(OSError, match=r"memory://run was taken over at .* process \d+ on "),
-    workdir.opened("memory://run") as one,
+    workdir.open_run("memory://run") as one,
   ):
     one.claim()
-    with pytest.raises(UserError, match="memory://run is in use by another run"), workdir.opened("memory://run"):
+    with pytest.raises(UserError, match="memory://run is in use by another run"), workdir.open_run("memory://run"):
       pass
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
-    with workdir.opened("memory://run") as other:
+    with workdir.open_run("memory://run") as other:
       one.push()  # It has not said yet that it means it.
       other.claim()
-      (other.folder / "metrics.jsonl").write_text("other\n")
-    (one.folder / "metrics.jsonl").write_text("one\n")
+      (other.path / "metrics.jsonl").write_text("other\n")
+    (one.path / "metrics.jsonl").write_text("one\n")
     one.push()
   assert store()["metrics.jsonl"] == "other\n"
 

@@ -5,18 +5,20 @@ import contextlib
 import ctypes
 import difflib
 import hashlib
-import importlib.resources
 import importlib.util
+import logging
 import os
 import pathlib
 import platform
+import sys
 import traceback
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from albert_jax import files
+from albert_jax import configs, files
 from albert_jax.errors import UserError, message_lines
+from albert_jax.training import duration
 
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # M_TRIM_THRESHOLD and so on of malloc.h
 
@@ -70,6 +72,23 @@ def keep_memory():
       mallopt(switch, value)
 
 
+class _Messages(logging.Handler):
+  """Prints the library's messages plainly to stderr, above a progress bar if there is one."""
+
+  def emit(self, record):
+    from tqdm import tqdm
+
+    tqdm.write(self.format(record), file=sys.stderr)
+
+
+def show_messages():
+  """Lets a command print what the library logs: the logger "albert_jax", from level INFO."""
+  logger = logging.getLogger("albert_jax")
+  logger.setLevel(logging.INFO)
+  if not any(isinstance(handler, _Messages) for handler in logger.handlers):
+    logger.addHandler(_Messages())
+
+
 def parse_with_config(parser: argparse.ArgumentParser, argv: list[str]):
   """Returns: (the command's own arguments, the config as a locked ConfigDict). Raises: UserError for a bad config."""
   parser.add_argument(
@@ -91,6 +110,8 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: list[str]):
     values(argv)
   except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
     raise UserError(f"{' '.join(overrides) or args.config}: {str(error).strip() or type(error).__name__}") from error
+  names = {arg.removeprefix("--config.").split("=")[0] for arg in overrides}
+  values.config.update(duration.chosen({name: values.config[name] for name in duration.LIMITS if name in names}))
   return args, values.config.lock()
 
 
@@ -126,12 +147,12 @@ def _config_path(file: str) -> pathlib.Path:
   path = pathlib.Path(file).expanduser()
   if path.is_file():
     return path.resolve()
-  installed = importlib.resources.files("albert_jax.configs")
+  installed = pathlib.Path(configs.__path__[0])
   names = sorted(p.name[:-3] for p in installed.iterdir() if p.name.endswith(".py") and p.name[0] != "_")
   names.remove("common")
   short = file.removeprefix("configs/").removesuffix(".py")
   if short in names:
-    return pathlib.Path(str(installed / f"{short}.py"))
+    return installed / f"{short}.py"
   near = difflib.get_close_matches(short, names, 1)
   hint = f"; did you mean {near[0]}?" if near else ""
   raise UserError(

@@ -2,14 +2,10 @@
 
 import importlib
 import json
-import pathlib
-
-import jax
 
 from albert_jax import evaluation, files
 from albert_jax.commands import common
 from albert_jax.errors import UserError
-from albert_jax.training import sharding
 
 # Tasks whose answers can be scored wherever they were made: the function (predictions, gold) -> {metric: number}.
 SCORERS = {
@@ -58,11 +54,4 @@ def main(argv):
   parser.add_argument("--json", metavar="FILE", help="write the JSON there too")
   parser.add_argument("--out", metavar="DIR", help="write the answers there, in the files the task's community uses")
   args, config = common.parse_with_config(parser, argv)
-  task, params = evaluation.for_checkpoint(config, args.checkpoint)
-  mesh = sharding.make_mesh(sharding.MeshConfig(**config.mesh), config.batch_size)
-  with jax.set_mesh(mesh):
-    params = jax.device_put(params, sharding.shardings(mesh, params))
-    numbers, answers = evaluation.evaluate(task, evaluation.make_eval_step(task), params, mesh)
-  _print(numbers, args.json)
-  if args.out:
-    evaluation.write_files(pathlib.Path(args.out), answers)
+  _print(evaluation.evaluate(config, args.checkpoint, args.out), args.json)

@@ -2,9 +2,8 @@
 
 import jax
 
-from albert_jax import loop
+from albert_jax import loop, run
 from albert_jax.commands import common
-from albert_jax.errors import UserError
 from albert_jax.training import watch
 
 
@@ -22,10 +21,8 @@ def main(argv):
   several.add_argument("--processes", type=int, metavar="N", help="how many there are")
   several.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
   args, config = common.parse_with_config(parser, argv)
-  if args.coordinator and (args.processes is None or args.process is None):
-    raise UserError("--coordinator needs --processes=N and --process=I")
   profile = watch.parse_steps(args.profile)
-  loop.join(args.coordinator, args.processes, args.process)
-  # `together` is in the loop too, where an error must not wait for a save that waits for other hosts.
-  with watch.parting(), watch.together(jax.process_count()):
+  run.join(args.coordinator, args.processes, args.process)
+  # `exit_on_error` is in the loop too, where an error must not wait for a save that waits for other hosts.
+  with watch.leave_cluster_on_error(), watch.exit_on_error(jax.process_count()):
     loop.train(config, args.workdir, profile)

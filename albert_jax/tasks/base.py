@@ -25,6 +25,7 @@ class Task:
   eval_batches(host, hosts) -> one finite pass; padded rows weigh 0; as many batches on every host.
   baselines: {metric: (value, what it is)}: what the held-out metric would be without learning.
   vocabulary: the Tokenizer (or symbol table) whose ids the batches hold; exported with the weights.
+  metrics: the names of all held-out metrics, so that a misspelt `best` is refused before training; () if not known.
 
   Where held-out numbers are not ratios of sums (F1, correlations, exact match), or answers are files:
   outputs(params, batch) -> {name: array [B, ...]}, on the device.
@@ -46,6 +47,7 @@ class Task:
   eval_batches: Callable
   baselines: dict
   vocabulary: Tokenizer | Symbols
+  metrics: tuple[str, ...] = ()
   outputs: Callable | None = None
   score: Callable | None = None
   train_rows: int = 0
@@ -111,7 +113,6 @@ def model_and_vocabulary(config, vocabulary) -> tuple[AlbertConfig, Tokenizer]:
 
   Raises: UserError where there is no vocabulary, or it or data.seq_length does not fit the model.
   """
-  cfg = AlbertConfig(**config.model)
   if config.data.spm:
     given = Tokenizer(config.data.spm)
     if vocabulary is not None and given.pieces != vocabulary.pieces:
@@ -124,6 +125,7 @@ def model_and_vocabulary(config, vocabulary) -> tuple[AlbertConfig, Tokenizer]:
     raise UserError(
       "no vocabulary: begin with a checkpoint that has one, --config.init_from=RUN, or give --config.data.spm=FILE"
     )
+  cfg = AlbertConfig(**{**config.model, "vocab_size": config.model.vocab_size or vocabulary.vocab_size})
   if vocabulary.vocab_size > cfg.vocab_size:
     raise UserError(
       f"{vocabulary.path} has {vocabulary.vocab_size} pieces, the model {cfg.vocab_size}; give the checkpoint's own "

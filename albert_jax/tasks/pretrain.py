@@ -13,15 +13,17 @@ from albert_jax.errors import UserError
 from albert_jax.tasks.base import Sketch, Task
 from albert_jax.tasks.heads import cross_entropy
 
+METRICS = ("mlm_loss", "mlm_accuracy", "sop_loss", "sop_accuracy")
+
 
 def make(config, vocabulary=None, first_row=0) -> Task:
   """The task of a pre-training config (an ml_collections.ConfigDict, see configs/pretrain.py).
 
   The vocabulary is the dataset's, whatever is given.
   """
-  cfg = model.AlbertConfig(**config.model)
   data = DataConfig(**config.data)
   vocabulary = datasets.tokenizer(data.dataset, data.spm)
+  cfg = model_config(config, vocabulary.vocab_size)
   if vocabulary.vocab_size != cfg.vocab_size:
     raise UserError(
       f"{data.dataset} was prepared with a vocabulary of {vocabulary.vocab_size} pieces, the model has "
@@ -56,22 +58,31 @@ def make(config, vocabulary=None, first_row=0) -> Task:
       **({"sop_accuracy": (0.5, "guessing")} if config.loss.sop_weight else {}),
     },
     vocabulary=vocabulary,
+    metrics=METRICS,
   )
+
+
+def model_config(config, vocab_size: int) -> model.AlbertConfig:
+  """The model of a config; `vocab_size` is used where the config leaves it open with 0."""
+  return model.AlbertConfig(**{**config.model, "vocab_size": config.model.vocab_size or vocab_size})
 
 
 def sketch(config) -> Sketch:
   """The train step of a config whose dataset need not be there."""
-  cfg, data = model.AlbertConfig(**config.model), DataConfig(**{**config.data.to_dict(), "dataset": "-"})
-  B, L, M = config.batch_size, data.seq_length, data.slots
+  cfg, data = model_config(config, model.AlbertConfig().vocab_size), DataConfig(**{**config.data, "dataset": "-"})
+  B, L, M, P = config.batch_size, data.seq_length, data.slots, data.packing
+  pairs = (B, P) if P > 1 else (B,)
   integers = {"input_ids": (B, L), "attention_mask": (B, L), "token_type_ids": (B, L), "mlm_positions": (B, M),
-              "mlm_labels": (B, M), "sop_label": (B,)}  # fmt: skip
+              "mlm_labels": (B, M), "sop_label": pairs}  # fmt: skip
+  if P > 1:
+    integers |= {"segment_ids": (B, L), "position_ids": (B, L), "cls_positions": (B, P)}
   return Sketch(
     model=cfg,
     init=functools.partial(model.init, cfg),
     sums=functools.partial(sums, cfg),
     terms=functools.partial(terms, config.loss.mlm_weight, config.loss.sop_weight),
     arrays={name: (shape, np.int32) for name, shape in integers.items()}
-    | {"mlm_weights": ((B, M), np.float32), "sop_weight": ((B,), np.float32)},
+    | {"mlm_weights": ((B, M), np.float32), "sop_weight": (pairs, np.float32)},
     slots=M,
   )
 

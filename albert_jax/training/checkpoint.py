@@ -61,7 +61,7 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """All steps that are complete, in order."""
-    self._wait()
+    self.wait()
     return sorted(self._complete())
 
   def _complete(self):
@@ -84,7 +84,7 @@ class Checkpoints:
     Args: score: how good it is, if that is known; the best is kept. notes: {file name: text} to put beside it.
     Raises: OSError if the save before failed, for want of space say, or there is none for this one.
     """
-    self._wait()
+    self.wait()
     if self.latest() == step:
       return
     with self._plainly():
@@ -118,7 +118,7 @@ class Checkpoints:
     target = jax.tree.map(
       lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract, shardings
     )
-    self._wait()
+    self.wait()
     broken, there = {}, self._complete()
     candidates = there if step is None else there & {step}
     for step in sorted(candidates, reverse=True):
@@ -152,7 +152,7 @@ class Checkpoints:
   def close(self):
     """Waits for what is being written. Raises: OSError if that failed."""
     try:
-      self._wait()
+      self.wait()
     finally:
       self._background.shutdown()
       with contextlib.suppress(Exception):  # Said already, by the line above.
@@ -167,7 +167,8 @@ class Checkpoints:
     if (free := shutil.disk_usage(self._directory).free) < size / 2:
       raise OSError(f"it takes {size / 2**20:.1f} MiB, and there is room for {free / 2**20:.1f}; make room, and go on")
 
-  def _wait(self):
+  def wait(self):
+    """Waits for the checkpoint that is being written. Raises: OSError if that failed."""
     if self._sealed is not None:
       sealed, self._sealed = self._sealed, None
       with self._plainly():

@@ -1,9 +1,12 @@
 """How long a run is, computed once: epochs, tokens and hours become steps, curricula become stages."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from albert_jax.errors import UserError
+
+LIMITS = ("steps", "epochs", "tokens", "hours")  # the fields of a config of which one limits the run
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,15 @@ def parse(name: str, text: str) -> list[tuple[float, int]]:
   return pairs
 
 
-def parts(curriculum, batch_size: int, seq_length: int, num_hidden_layers: int) -> list[Part]:
-  """The parts of a run. Args: curriculum: {name: text}, see `parse`. The others: the config's own values."""
-  own = {"batch_size": batch_size, "seq_length": seq_length, "num_hidden_layers": num_hidden_layers}
-  parsed = {name: [*parse(name, curriculum[name]), (1.0, value)] for name, value in own.items()}
+def parts(curriculum: Mapping[str, str], batch_size: int, seq_length: int, num_hidden_layers: int) -> list[Part]:
+  """The parts of a run.
+
+  Args:
+    curriculum: {name: text}, see `parse`.
+    batch_size, seq_length, num_hidden_layers: the values after the curriculum.
+  """
+  final = {"batch_size": batch_size, "seq_length": seq_length, "num_hidden_layers": num_hidden_layers}
+  parsed = {name: [*parse(name, curriculum[name]), (1.0, value)] for name, value in final.items()}
   ends = sorted({end for pairs in parsed.values() for end, _ in pairs})
   return [
     Part(begin, end, **{name: next(v for until, v in pairs if end <= until) for name, pairs in parsed.items()})
@@ -53,32 +61,78 @@ def parts(curriculum, batch_size: int, seq_length: int, num_hidden_layers: int) 
   ]
 
 
-def total_steps(*, steps: int, epochs: float, tokens: float, hours: float, train_rows: int, parts) -> int:
-  """The steps of a run limited by at most one of epochs, tokens and hours; without any, and for hours, it is `steps`.
+def check(steps: int, epochs: float, tokens: float, hours: float):
+  """Refuses a run whose length is given twice, or not at all.
 
-  Args: train_rows: rows of an epoch. parts: see `parts`; a batch that grows makes the run shorter.
+  Raises:
+    UserError: not exactly one of the four is above 0.
   """
-  limits = {"epochs": epochs, "tokens": tokens, "hours": hours}
-  if len(given := [f"{name}={value}" for name, value in limits.items() if value]) > 1:
-    raise UserError(f"{' and '.join(given)} both limit the run; set one of them to 0")
-  if min(*limits.values(), steps - 1) < 0:
-    raise UserError(
-      f"steps={steps}, epochs={epochs}, tokens={tokens}, hours={hours}: expected steps of 1 or more, the others not "
-      "below 0"
-    )
+  limits = {"steps": steps, "epochs": epochs, "tokens": tokens, "hours": hours}
+  positive = [f"{name}={value:g}" for name, value in limits.items() if value > 0]
+  if len(positive) > 1:
+    raise UserError(f"{' and '.join(positive)} both limit the run; set all but one of them to 0")
+  if not positive or min(limits.values()) < 0:
+    text = ", ".join(f"{name}={value:g}" for name, value in limits.items())
+    raise UserError(f"{text}: expected one of them above 0 and the others 0; try --config.steps=1000")
+
+
+def chosen(explicit: Mapping[str, float]) -> dict[str, float]:
+  """What a duration given on the command line sets besides: the config's other durations become 0.
+
+  Args:
+    explicit: {name: value} of the LIMITS given there.
+
+  Returns:
+    {name: 0} for those that were not given, {} where none above 0 was given.
+
+  Raises:
+    UserError: two of them are above 0.
+  """
+  positive = [f"{name}={value:g}" for name, value in explicit.items() if value > 0]
+  if len(positive) > 1:
+    raise UserError(f"{' and '.join(positive)} both limit the run; give one of them")
+  return dict.fromkeys([name for name in LIMITS if name not in explicit], 0) if positive else {}
+
+
+def total_steps(
+  *, steps: int, epochs: float, tokens: float, hours: float, train_rows: int, parts: Sequence[Part]
+) -> int:
+  """The steps of a run limited by steps, epochs or tokens; 0 for one that is limited by hours.
+
+  Args:
+    steps, epochs, tokens, hours: the limits, see `check`.
+    train_rows: rows of an epoch.
+    parts: see `parts`; a batch that grows makes the run shorter.
+
+  Raises:
+    UserError: the length of an epoch is not known.
+  """
+  check(steps, epochs, tokens, hours)
   if epochs:
     if not train_rows:
-      raise UserError(f"epochs={epochs}: how long an epoch is, is not known for this task; give --config.steps")
+      raise UserError(
+        f"epochs={epochs}: this task does not know the length of an epoch; give --config.steps, or --config.tokens"
+      )
     return max(1, math.ceil(epochs * train_rows / sum((p.end - p.begin) * p.batch_size for p in parts)))
   if tokens:
     return max(1, math.ceil(tokens / sum((p.end - p.begin) * p.batch_size * p.seq_length for p in parts)))
   return steps
 
 
-def steps_in(seconds: float, parts, seconds_a_step: list[float], seconds_an_evaluation: float, eval_every: int) -> int:
-  """How many steps fit into a time, evaluations included. Args: seconds_a_step: one for each of `parts`.
+def steps_in(
+  seconds: float, parts: Sequence[Part], seconds_a_step: Sequence[float], seconds_an_evaluation: float, eval_every: int
+) -> int:
+  """How many steps fit into a time, evaluations included.
 
-  Raises: UserError where not even one does.
+  Args:
+    seconds: the time.
+    parts: see `parts`.
+    seconds_a_step: one for each of `parts`.
+    seconds_an_evaluation: of one pass over the held-out split.
+    eval_every: steps between evaluations.
+
+  Raises:
+    UserError: not even one step fits.
   """
   step = sum((p.end - p.begin) * cost for p, cost in zip(parts, seconds_a_step, strict=True))
   steps = int((seconds - seconds_an_evaluation) / (step + seconds_an_evaluation / eval_every))
@@ -90,12 +144,13 @@ def steps_in(seconds: float, parts, seconds_a_step: list[float], seconds_an_eval
   return steps
 
 
-def stages(parts, steps: int) -> list[Stage]:
+def stages(parts: Sequence[Part], steps: int) -> list[Stage]:
   """The stages of a run of `steps` steps; parts too short for a step are left out."""
-  found, rows = [], 0
+  result: list[Stage] = []
+  rows = 0
   for i, part in enumerate(parts):
     first, last = round(part.begin * steps), round(part.end * steps)
     if last > first:
-      found.append(Stage(first, last, i, rows - first * part.batch_size))
+      result.append(Stage(first, last, i, rows - first * part.batch_size))
       rows += (last - first) * part.batch_size
-  return found
+  return result

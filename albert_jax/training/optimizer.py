@@ -26,25 +26,24 @@ INPUT_AXES = (
   (".*", 0),
 )
 MUON_RMS = 0.2  # With it Muon moves matrices as far as AdamW, and takes AdamW's learning rates (arXiv 2502.16982).
-FACTOR_FROM = 128  # Adafactor keeps rows and columns of matrices that have at least this many of both; optax's default.
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
   """How parameters move. Defaults are the original's, but for its batch of 4096 and 125,000 steps."""
 
-  name: str = "lamb"  # or adamw, adafactor, lion, sgd, muon: docs/optimizers.md
+  name: str = "lamb"  # or adamw, lion, muon: docs/optimizers.md
   learning_rate: float = 0.00176  # the peak
   scale_with_batch: str = "none"  # sqrt or linear: learning_rate is for reference_batch rows, and scaled to batch_size
   reference_batch: int = 4096
   schedule: str = "polynomial"  # or cosine, wsd, inverse_sqrt, constant: what follows the warm-up
-  warmup_steps: int = 3125
+  warmup_steps: int = 3125  # -1: a tenth of the run
   rewarm_from: int = 0  # the step of a run that is continued with init_optimizer: the schedule begins there
   final_rate: float = 0.0  # share of the peak that is left at the end
   decay_power: float = 1.0  # of polynomial and wsd; 1 is linear
   decay_share: float = 0.1  # of the run, at its end, in which wsd decays
   weight_decay: float = 0.01
-  b1: float = 0.9  # of the first moment; the momentum of sgd and muon
+  b1: float = 0.9  # of the first moment; the momentum of muon
   b2: float = 0.999  # of the second moment; of lion's only one
   eps: float = 1e-6
   clip_norm: float = 1.0  # of the gradient over all parameters that are trained; inf for none
@@ -116,18 +115,8 @@ def _lamb(cfg, kinds):
   return *_adamw(cfg, kinds), trust_ratio(kinds)
 
 
-def _adafactor(cfg, kinds):
-  # Updates are relative to the size of the weights; no first moment, since memory is why one takes it.
-  tx = optax.chain(optax.adafactor(min_dim_size_to_factor=FACTOR_FROM), optax.scale(-1.0))
-  return each_alone(tx, kinds), _decay(cfg, kinds)
-
-
 def _lion(cfg, kinds):
   return optax.scale_by_lion(cfg.b1, cfg.b2), _decay(cfg, kinds)
-
-
-def _sgd(cfg, kinds):
-  return optax.trace(cfg.b1), _decay(cfg, kinds)
 
 
 def _muon(cfg, kinds):
@@ -147,11 +136,11 @@ def _muon(cfg, kinds):
   return tx, optax.scale(-1.0), _decay(cfg, kinds)
 
 
-OPTIMIZERS = {
-  "lamb": _lamb, "adamw": _adamw, "adafactor": _adafactor, "lion": _lion, "sgd": _sgd, "muon": _muon,
-}  # fmt: skip
+OPTIMIZERS = {"lamb": _lamb, "adamw": _adamw, "lion": _lion, "muon": _muon}
 RANGES = {
-  "learning_rate": ("above 0", lambda x: 0 < x < math.inf),
+  "learning_rate": ("above 0 and up to 1e3", lambda x: 0 < x <= 1e3),
+  "warmup_steps": ("0 or more, or -1 for a tenth of the run", lambda x: x >= -1),
+  "rewarm_from": ("0 or more", lambda x: x >= 0),
   "reference_batch": ("1 or more", lambda x: x >= 1),
   "final_rate": ("from 0 to 1", lambda x: 0 <= x <= 1),
   "decay_power": ("above 0", lambda x: x > 0),
@@ -238,45 +227,6 @@ def trust_ratio(kinds):
     return updates, TrustRatios(jnp.min(found), jnp.mean(found), jnp.max(found))
 
   return optax.GradientTransformation(lambda params: TrustRatios(*jnp.ones(3)), update)
-
-
-def each_alone(tx, kinds):
-  """`tx` on every weight by itself, hidden ones as matrices [input, output]: those of layers that share an array too.
-
-  Its state has a tree like the parameters in place of each of its arrays.
-  """
-
-  def matrix(x, kind):
-    rows = math.prod(x.shape[: kind.inputs])
-    columns = x.size // rows
-    return x.reshape(rows, columns) if kind.inputs and min(rows, columns) >= FACTOR_FROM else x
-
-  def over_layers(function, kind):
-    for _ in range(kind.lead):
-      function = jax.vmap(function)
-    return function
-
-  state_of_one = jax.tree.structure(tx.init(jnp.zeros(())))
-
-  def init(params):
-    states = jax.tree.map(lambda p, kind: over_layers(lambda p: tx.init(matrix(p, kind)), kind)(p), params, kinds)
-    return jax.tree.transpose(jax.tree.structure(params), state_of_one, states)
-
-  def update(updates, state, params):
-    trees = jax.tree.structure(params)
-
-    def one(update, param, state, kind):
-      def move(update, param, state):
-        new, state = tx.update(matrix(update, kind), state, matrix(param, kind))
-        return new.reshape(param.shape), state
-
-      return over_layers(move, kind)(update, param, state)
-
-    pairs = jax.tree.map(one, updates, params, jax.tree.transpose(state_of_one, trees, state), kinds)
-    updates, states = (jax.tree.map(lambda _, pair, i=i: pair[i], updates, pairs) for i in range(2))
-    return updates, jax.tree.transpose(trees, state_of_one, states)
-
-  return optax.GradientTransformation(init, update)
 
 
 def running_mean(decay):

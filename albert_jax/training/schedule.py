@@ -1,10 +1,18 @@
 """The learning rate as a function of the step: plain numbers on the host, in double precision."""
 
+import dataclasses
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from albert_jax.errors import UserError
 
-# What is left of the peak after the warm-up, from 1 down to 0. Args: the config, the step, the steps of the run.
+if TYPE_CHECKING:
+  from albert_jax.training.optimizer import OptimizerConfig
+
+WARMUP_SHARE = 0.1  # of the run, where warmup_steps=-1; as in BERT's fine-tuning
+
+# The share of the peak after the warm-up, from 1 down to 0. Args: the config, the step, the steps of the run.
 SHAPES = {
   # The original counts this decay from step 0, so that the rate falls at once from the peak to
   # peak * (1 - warmup / steps) when the warm-up ends; `textbook` counts from there.
@@ -18,22 +26,36 @@ ENDLESS = ("inverse_sqrt", "constant")  # They do not depend on how long the run
 SCALES = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}  # The power of batch_size / reference_batch.
 
 
-def peak(cfg, batch_size=None) -> float:
-  """The highest learning rate for batches of `batch_size` rows. Args: cfg: OptimizerConfig."""
+def peak(cfg: "OptimizerConfig", batch_size: int | None = None) -> float:
+  """The highest learning rate for batches of `batch_size` rows."""
   power = SCALES[cfg.scale_with_batch]
-  if power and not batch_size:
+  if not power:
+    return cfg.learning_rate
+  if not batch_size:
     raise ValueError(f"scale_with_batch={cfg.scale_with_batch!r} needs the batch size")
-  return cfg.learning_rate * (batch_size / cfg.reference_batch) ** power if power else cfg.learning_rate
+  return cfg.learning_rate * (batch_size / cfg.reference_batch) ** power
 
 
-def schedule(cfg, steps: int, batch_size=None):
-  """The learning rate of a run of `steps` steps: a function of the step, counted from 0, that gives a float.
+def warmup_steps(cfg: "OptimizerConfig", steps: int) -> int:
+  """The steps of the warm-up in a run of `steps` steps: those of the config, or a share of the run for -1."""
+  return int((steps - cfg.rewarm_from) * WARMUP_SHARE) if cfg.warmup_steps == -1 else cfg.warmup_steps
+
+
+def schedule(cfg: "OptimizerConfig", steps: int, batch_size: int | None = None) -> Callable[[int], float]:
+  """The learning rate of a run: a function of the step, counted from 0.
 
   Linear warm-up to the peak, then `cfg.schedule` down to `cfg.final_rate` of it at the end. With `cfg.rewarm_from` all
   this begins at that step, for a run that goes on with the weights, optimizer and step of another.
-  Args: cfg: OptimizerConfig. batch_size: rows of a batch, see `peak`.
-  Raises: UserError where the parts of the schedule do not fit into the run.
+
+  Args:
+    cfg: the optimizer's config.
+    steps: the steps of the run.
+    batch_size: rows of a batch, see `peak`.
+
+  Raises:
+    UserError: the parts of the schedule do not fit into the run.
   """
+  cfg = dataclasses.replace(cfg, warmup_steps=warmup_steps(cfg, steps))
   start, warmup, highest = cfg.rewarm_from, cfg.warmup_steps, peak(cfg, batch_size)
   length, shape = steps - start, SHAPES[cfg.schedule]
   if not 0 <= start < steps:
@@ -70,5 +92,5 @@ def schedule(cfg, steps: int, batch_size=None):
 
 
 def _ahead(n, begin, end) -> float:
-  """The share of [begin, end] that lies ahead of step `n`, within 0 and 1."""
+  """The share of [begin, end] that is after step `n`, within 0 and 1."""
   return min(1.0, max(0.0, 1 - (n - begin) / (end - begin)))

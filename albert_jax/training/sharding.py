@@ -94,7 +94,7 @@ def shardings(mesh, abstract, zero1=False):
 
 
 def _is_like_its_weight(path, slot, weights):
-  """Whether an optimizer slot has the shape of its parameter; Adafactor's rows and columns, and counters, do not."""
+  """Whether an optimizer slot has the shape of its parameter; counters do not."""
   names = path.split("/")
   weight = next((w for i in range(len(names)) if (w := weights.get("/".join(names[i:]))) is not None), None)
   return weight is not None and weight.shape == slot.shape

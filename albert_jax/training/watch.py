@@ -1,56 +1,67 @@
-"""What comes from outside while a run goes on: a request to stop, a hang, a wish to look inside."""
+"""Signals, hangs, profiles and the end of multi-host runs."""
 
 import contextlib
 import faulthandler
 import itertools
+import logging
 import os
+import pathlib
 import signal
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
 from albert_jax.errors import UserError, message_lines
 
-PARTING = 20.0  # seconds in which hosts that all see an error should have come to it
+log = logging.getLogger(__name__)
+
+LEAVE_SECONDS = 20.0  # in which hosts that all see the same error should have reached it
 
 
 @contextlib.contextmanager
-def asked_to_stop(hosts: int):
-  """Yields a function, to be called after each step, that says why to stop if SIGTERM or Ctrl-C has come; else ''.
+def stop_requests(hosts: int) -> Iterator[Callable[[], str]]:
+  """Turns SIGTERM and Ctrl-C into requests to stop after the current step. A second Ctrl-C interrupts at once.
 
-  Of several hosts only some may be told. JAX then finds a step at which all of them stop.
+  If only some hosts of a multi-host run get the signal, JAX finds a step at which all of them stop.
+
+  Yields:
+    A function, to be called after each step, that returns why to stop; '' to go on.
   """
   if hosts > 1:
     calls = itertools.count(1)  # Not the run's steps: they may go back, and these must not.
     yield lambda: "a notice of preemption" if multihost_utils.reached_preemption_sync_point(next(calls)) else ""
     return
-  asked = []
+  received: list[str] = []
 
   def note(number, _):
-    if asked and number == signal.SIGINT:
+    if received and number == signal.SIGINT:
       raise KeyboardInterrupt  # The second Ctrl-C means now.
-    asked.append(signal.Signals(number).name)
+    received.append(signal.Signals(number).name)
 
   before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
   try:
-    yield lambda: asked[0] if asked else ""
+    yield lambda: received[0] if received else ""
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
 
 
 @contextlib.contextmanager
-def together(hosts: int):
-  """Of several hosts none goes on alone: one on which something breaks, such as the word from another that is gone,
-  ends at once with code 1. Going out in good order would wait for the others, and they for this one."""
+def exit_on_error(hosts: int) -> Iterator[None]:
+  """On an unexpected error, exits immediately with code 1 if the run has several hosts.
+
+  A clean shutdown would deadlock: it waits for the other hosts, and they wait for this one.
+  """
   try:
     yield
   except (UserError, FloatingPointError):
-    raise  # Most of these all hosts see; see `parting`.
+    raise  # All hosts see most of these; see `leave_cluster_on_error`.
   except Exception as error:
     if hosts == 1:
       raise
@@ -65,10 +76,10 @@ def together(hosts: int):
 
 
 @contextlib.contextmanager
-def parting():
-  """One of several hosts that ends with an error gives the others `PARTING` to end with it, and then goes alone.
+def leave_cluster_on_error() -> Iterator[None]:
+  """On an error in a multi-host run, waits LEAVE_SECONDS for the other hosts to fail too, then exits alone.
 
-  JAX would wait for them for five minutes before a word was said, and they for this one.
+  JAX would wait five minutes for them before it reports anything.
   """
   try:
     yield
@@ -76,7 +87,7 @@ def parting():
     if jax.distributed.is_initialized():
       leaving = threading.Thread(target=_leave, daemon=True)
       leaving.start()
-      leaving.join(PARTING)
+      leaving.join(LEAVE_SECONDS)
       if leaving.is_alive():
         print(f"albert-jax train: {message_lines(error)[0]} (on this host, not on all)", file=sys.stderr, flush=True)
         os._exit(2 if isinstance(error, UserError) else 1)
@@ -89,10 +100,14 @@ def _leave():
 
 
 @contextlib.contextmanager
-def stacks(minutes: float):
-  """Prints what every thread is doing to stderr on SIGUSR1, and whenever `minutes` (0: never) pass without a step.
+def hang_watchdog(minutes: float) -> Iterator[Callable[[], None]]:
+  """Prints the stack of every thread to stderr on SIGUSR1, and whenever `minutes` pass without a step.
 
-  Yields: a function to be called after each step.
+  Args:
+    minutes: 0 for never.
+
+  Yields:
+    A function to be called after each step.
   """
   faulthandler.register(signal.SIGUSR1, file=sys.__stderr__, all_threads=True)
   armed = -1.0
@@ -112,15 +127,19 @@ def stacks(minutes: float):
 
 
 @contextlib.contextmanager
-def trace(steps: tuple[int, int] | None, folder):
-  """Yields a function to be called before each step, which writes a profile of those from the first to the last.
+def profiler(steps: tuple[int, int] | None, folder: pathlib.Path) -> Iterator[Callable[[int, Any], None]]:
+  """Writes a profile of some steps, for TensorBoard's profile page or xprof.
 
-  Args: steps: (first, last) or None. folder: for TensorBoard's profile page, or xprof.
+  Args:
+    steps: the first and the last, or None for no profile.
+    folder: where to write it.
+
+  Yields:
+    A function to be called before each step, with the step and any value that waits for the step before.
   """
   is_on = False
 
-  def look(step, newest):
-    """Args: newest: anything that waits for the step before."""
+  def before_step(step, newest):
     nonlocal is_on
     if steps and step == steps[0]:
       jax.profiler.start_trace(str(folder))
@@ -133,17 +152,21 @@ def trace(steps: tuple[int, int] | None, folder):
     nonlocal is_on
     is_on = False
     jax.profiler.stop_trace()
-    print(f"The profile of steps {steps[0]} to {steps[1]} is in {folder}", file=sys.stderr)
+    log.info("The profile of steps %d to %d is in %s", *steps, folder)
 
   try:
-    yield look
+    yield before_step
   finally:
     if is_on:
       stop()
 
 
 def parse_steps(text: str) -> tuple[int, int] | None:
-  """ "10:13" as (10, 13); '' as None."""
+  """Parses "10:13" as (10, 13), and '' as None.
+
+  Raises:
+    UserError: the text is neither.
+  """
   if not text:
     return None
   first, _, last = text.partition(":")

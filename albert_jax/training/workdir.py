@@ -1,4 +1,4 @@
-"""The folder of a run: one run at a time, one config, and a card that says where its numbers come from.
+"""The folder of a run: one process at a time, one config, and a card with the origin of its numbers.
 
 It is a folder of this machine, or gs://BUCKET/FOLDER. Checkpoints, config.json and run.json are written there directly;
 files that grow are written to a folder of this machine, and pushed from there to the bucket.
@@ -10,63 +10,100 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import pathlib
 import platform
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
 from albert_jax import files
 from albert_jax.errors import UserError
 from albert_jax.training.guard import HISTORY
 
-# What may differ between a run and its continuation: how it is watched and computed, not what is computed; and not by
-# what the best is found, as the one by another metric may be gone.
+log = logging.getLogger(__name__)
+
+# What may differ between a run and its continuation: how it is watched and computed, not what is computed. `best` is
+# not among them: the best checkpoint by another metric may have been removed.
 FREE = ("steps", "epochs", "tokens", "hours", "log_", "eval_every", "eval_batches", "checkpoint_every", "keep_",
         "early_stop", "guard.", "hang_", "init_", "accumulate", "data.workers", "model.remat", "mesh.")  # fmt: skip
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "sentencepiece")
-NEEDED = ("metrics.jsonl", HISTORY)  # the files of a run in a bucket that it goes on from, besides its checkpoints
+NEEDED = ("metrics.jsonl", HISTORY)  # the files of a run in a bucket that resuming needs, besides its checkpoints
 OWNER = "owner.json"  # in a bucket: which process the run belongs to
 PART = 1 << 16  # bytes; of larger files only the first and last so many are read for a fingerprint
+PATTERN = "*?["  # Orbax takes a path with one of these for a pattern, and then its checkpoints cannot be read.
 
 
-def place(workdir) -> str:
-  """What --workdir names: an absolute path, or a URL. Raises: UserError for a store where no run can be."""
-  if not files.is_url(workdir):
-    return str(pathlib.Path(workdir).absolute())
-  url = str(workdir).rstrip("/")
+def resolve(workdir: str | os.PathLike) -> str:
+  """What --workdir names.
+
+  Args:
+    workdir: a path, in which ~ is the home directory, or a URL.
+
+  Returns:
+    An absolute path, or a URL.
+
+  Raises:
+    UserError: it is empty, names a store that no run can be in, or has characters that break checkpoints.
+  """
+  name = os.fspath(workdir)
+  if not name.strip():
+    raise UserError("--workdir is empty (an unset variable?); give the folder of the run, as --workdir=runs/first")
+  if bad := [character for character in PATTERN if character in name]:
+    raise UserError(f"--workdir={name}: checkpoints cannot be read in a path with {' '.join(bad)}; give another name")
+  if not files.is_url(name):
+    path = pathlib.Path(name).expanduser().absolute()
+    if path.exists() and not path.is_dir():
+      raise UserError(f"--workdir={name} is a file; give the folder of a run")
+    return str(path)
+  url = name.rstrip("/")
   if not (url.startswith("gs://") and url.count("/") > 2):
-    raise UserError(f"--workdir={workdir}: a run can be in a folder, or in a bucket as --workdir=gs://BUCKET/FOLDER")
+    raise UserError(f"--workdir={name}: a run can be in a folder, or in a bucket as --workdir=gs://BUCKET/FOLDER")
   return url
 
 
 @contextlib.contextmanager
-def opened(place: str):
-  """Yields the Home of a run. Raises: UserError if another process on this machine has it."""
-  home = Home(place)
-  with alone(home.folder, place):
-    home.fetch()
+def open_run(directory: str) -> Iterator["RunFolder"]:
+  """Opens the folder of a run for this process alone, and pushes its files when the block ends.
+
+  Raises:
+    UserError: another process on this machine has it open.
+  """
+  folder = RunFolder(directory)
+  with lock(folder.path, directory):
+    folder.fetch()
     try:
-      yield home
+      yield folder
     except BaseException:
-      with contextlib.suppress(UserError, OSError):  # What went wrong first is what should be said.
-        home.push()
+      with contextlib.suppress(UserError, OSError):  # The first error is the one to report.
+        folder.push()
       raise
-    home.push()
+    folder.push()
 
 
 @contextlib.contextmanager
-def alone(folder, name=None):
-  """Holds the folder of a run, so that no second one writes there; the system lets go of it when this process ends."""
+def lock(folder: pathlib.Path, name: str | None = None) -> Iterator[None]:
+  """Locks the folder of a run; the system releases the lock when this process ends.
+
+  Args:
+    folder: where the lock file is.
+    name: how to name the run in the error; None for the folder.
+
+  Raises:
+    UserError: another process has the lock.
+  """
   folder.mkdir(parents=True, exist_ok=True)
-  with open(folder / ".lock", "w") as lock:
+  with open(folder / ".lock", "w") as file:
     if jax.process_index() == 0:
       try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
         raise UserError(
           f"{name or folder} is in use by another run; wait for its end, or give another --workdir"
@@ -74,47 +111,53 @@ def alone(folder, name=None):
     yield
 
 
-class Home:
-  """Where a run writes the files that grow, `folder`: its workdir, or for one in a bucket a folder that mirrors it.
+class RunFolder:
+  """Where a run writes the files that grow: its workdir, or for one in a bucket a local folder that mirrors it.
 
-  The bucket is what counts: what only the mirror has is forgotten when the run goes on. For a workdir on this machine
-  all methods do nothing.
+  If the mirror and the bucket disagree, the bucket takes precedence. For a workdir on this machine all methods do
+  nothing.
+
+  Attributes:
+    path: the local folder.
   """
 
-  def __init__(self, place: str):
-    self.folder, self._url = pathlib.Path(place), ""
-    self._id, self._is_ours, self._pushed = uuid.uuid4().hex, False, {}
-    if files.is_url(place):
-      self._url = place
-      self.folder = files.cache() / "runs" / files.named_after(f"{place} {jax.process_index()}") / self.folder.name
+  def __init__(self, directory: str):
+    self.path, self._url = pathlib.Path(directory), ""
+    self._id, self._is_ours = uuid.uuid4().hex, False
+    self._pushed: dict[pathlib.Path, tuple[int, int]] = {}
+    if files.is_url(directory):
+      self._url = directory
+      self.path = files.cache() / "runs" / files.named_after(f"{directory} {jax.process_index()}") / self.path.name
 
   def fetch(self):
-    """Brings from the bucket what a run goes on from."""
+    """Downloads from the bucket what resuming needs."""
     if not self._url:
       return
     for name in NEEDED:
-      (self.folder / name).unlink(missing_ok=True)
+      (self.path / name).unlink(missing_ok=True)
       if files.exists(f"{self._url}/{name}"):
-        files.write(self.folder / name, files.read(f"{self._url}/{name}"))
+        files.write(self.path / name, files.read(f"{self._url}/{name}"))
     self._pushed = self._states()
 
   def claim(self):
-    """Makes the run in the bucket this process's own.
+    """Makes this process the owner of the run in the bucket.
 
-    The last to come has it, so that a run can go on elsewhere when a machine was lost without a word. The one before,
-    if it is still there, ends at its next `push`.
+    The last process to claim it owns it, so that a run can resume elsewhere after a machine was lost. The process
+    before, if it still runs, ends at its next `push`.
     """
     if self._url and jax.process_index() == 0:
-      now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-      said = {"id": self._id, "host": platform.node(), "process": os.getpid(), "since": now}
-      files.write(f"{self._url}/{OWNER}", json.dumps(said, indent=2).encode() + b"\n")
+      time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+      owner = {"id": self._id, "host": platform.node(), "process": os.getpid(), "since": time}
+      files.write(f"{self._url}/{OWNER}", json.dumps(owner, indent=2).encode() + b"\n")
       self._is_ours = True
 
   def push(self):
-    """Uploads what is new, if the run is ours.
+    """Uploads what is new, if this process owns the run.
 
-    Is called before a checkpoint is saved, so that no checkpoint is ever newer than the numbers beside it.
-    Raises: OSError where the run has gone on elsewhere meanwhile, or the store cannot be reached.
+    Call it before a checkpoint is saved, so that no checkpoint is newer than the numbers beside it.
+
+    Raises:
+      OSError: another process owns the run by now, or the store cannot be reached.
     """
     if not self._is_ours:
       return
@@ -125,7 +168,7 @@ class Home:
         f"{owner['host']}; this one ends"
       )
     states = self._states()
-    # Small ones last: a folder's config.json, by which others know that it is there, comes after its weights.
+    # Small ones last: a folder's config.json, which marks it as complete, comes after its weights.
     for path in sorted(states, key=lambda path: states[path][0], reverse=True):
       if states[path] != self._pushed.get(path):
         files.upload(path, self._name(path))
@@ -142,25 +185,33 @@ class Home:
         self.fetch()
 
   def _name(self, path):
-    return f"{self._url}/{path.relative_to(self.folder).as_posix()}"
+    return f"{self._url}/{path.relative_to(self.path).as_posix()}"
 
   def _states(self):
     """{file of the mirror: (bytes, time of its last change)}, without the lock."""
-    found = [path for path in self.folder.rglob("*") if path.is_file() and path.name != ".lock"]
-    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
+    paths = [path for path in self.path.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
 
 
-def settled_steps(config, place) -> int:
-  """How many steps `config.hours` were found to be when this run began; 0 if that is not known."""
-  old = _read(f"{place}/config.json") if _is_begun(place) else {}
+def settled_steps(config: ConfigDict, directory: str) -> int:
+  """How many steps `config.hours` were when this run began; 0 if that is not known."""
+  old = _recorded_config(directory)
   return old["steps"] if old.get("hours") == config.hours else 0
 
 
-def same_run(config, place):
-  """Writes `config.json`, or finds the same one there. Raises: UserError that names the fields that differ."""
-  path = f"{place}/config.json"
+def check_same_run(config: ConfigDict, fingerprints: dict[str, Any], directory: str):
+  """Checks that a run that has begun had this config and this data, then writes `config.json`.
+
+  Args:
+    config: the settled config.
+    fingerprints: see `data_fingerprints`.
+    directory: the workdir.
+
+  Raises:
+    UserError: a field, the dataset or the vocabulary has changed.
+  """
   new = json.loads(config.to_json())
-  if (old := _read(path)) and _is_begun(place):
+  if old := _recorded_config(directory):
     ours, theirs = _flat(new), _flat(old)
     changed = [
       f"{name}: {theirs.get(name)!r} there, {ours.get(name)!r} here"
@@ -169,82 +220,142 @@ def same_run(config, place):
     ]
     if changed:
       raise UserError(
-        f"{place} holds a run with another config:\n  " + "\n  ".join(changed) + "\n"
-        "Give the same values to go on with it, or another --workdir to start anew."
+        f"{directory} holds a run with another config ({'; '.join(changed)}); give the same values to go on with it, "
+        "or another --workdir to start anew"
       )
+    _check_same_data(fingerprints, directory)
   if jax.process_index() == 0:
-    files.write(path, json.dumps(new, indent=2).encode() + b"\n")
+    files.write(f"{directory}/config.json", json.dumps(new, indent=2).encode() + b"\n")
 
 
-def card(config, vocabulary, place, start: int) -> dict:
-  """The run card, which is also written to `run.json`: what is needed to make these numbers again.
+def _check_same_data(fingerprints, directory):
+  card = _recorded_card(directory)
+  datasets = card.get("dataset")
+  datasets = datasets if isinstance(datasets, dict) else {}
+  changed = [
+    f"dataset {name}" for name, print_ in fingerprints["dataset"].items() if datasets.get(name, print_) != print_
+  ]
+  if card.get("vocabulary", fingerprints["vocabulary"]) != fingerprints["vocabulary"]:
+    changed.append("vocabulary")
+  if changed:
+    raise UserError(
+      f"the contents of the {' and the '.join(changed)} changed since the run in {directory} began (their fingerprints "
+      "are in its run.json); restore them to go on, or give another --workdir to start anew"
+    )
 
-  Args: vocabulary: its file. start: the step this process goes on from.
+
+def data_fingerprints(dataset: str, vocabulary: str | os.PathLike) -> dict[str, Any]:
+  """Fingerprints of what a run reads: {"dataset": {path: SHA-256}, "vocabulary": SHA-256}.
+
+  Args:
+    dataset: `config.data.dataset`: paths with commas between. TFDS names are left out.
+    vocabulary: the file of the vocabulary.
   """
-  path, now = f"{place}/run.json", datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-  before = (_read(path) if start else {}) or {"id": uuid.uuid4().hex, "resumed": []}
+  paths = [name for name in dataset.split(",") if name and (files.is_url(name) or pathlib.Path(name).exists())]
+  return {
+    "dataset": {name: fingerprint(files.local(name)) for name in paths},
+    "vocabulary": fingerprint(vocabulary),
+  }
+
+
+def write_card(config: ConfigDict, fingerprints: dict[str, Any], directory: str, start: int) -> dict[str, Any]:
+  """Writes the run card, `run.json`: what is needed to make these numbers again.
+
+  Args:
+    config: the settled config.
+    fingerprints: see `data_fingerprints`.
+    directory: the workdir.
+    start: the step at which this process begins.
+
+  Returns:
+    The card.
+  """
+  time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+  before = _recorded_card(directory) if start else {}
+  resumed = before.get("resumed")
   kinds = [device.device_kind for device in jax.devices()]
   new = {
-    "id": before["id"],
-    "started": before.get("started", now),
-    "resumed": before["resumed"] + ([{"step": start, "time": now}] if start else []),
+    "id": before.get("id", uuid.uuid4().hex),
+    "started": before.get("started", time),
+    "resumed": (resumed if isinstance(resumed, list) else []) + ([{"step": start, "time": time}] if start else []),
     "command": sys.argv,
     "code": _code(),
     "python": platform.python_version(),
     "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     "devices": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
     "hosts": jax.process_count(),
-    "dataset": {
-      name: fingerprint(files.local(name))
-      for name in config.data.dataset.split(",")
-      if name and (files.is_url(name) or pathlib.Path(name).exists())
-    },
-    "vocabulary": fingerprint(vocabulary),
+    **fingerprints,
     "config": json.loads(config.to_json()),
   }
   if jax.process_index() == 0:
-    files.write(path, json.dumps(new, indent=2).encode() + b"\n")
+    files.write(f"{directory}/run.json", json.dumps(new, indent=2).encode() + b"\n")
   return new
 
 
-def fingerprint(path) -> str:
+def fingerprint(path: str | os.PathLike) -> str:
   """A SHA-256 of a file, or of the names, sizes and contents of a folder's files; large ones by their ends."""
   path = pathlib.Path(path)
-  found = hashlib.sha256()
-  files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-  for file in files:
+  digest = hashlib.sha256()
+  paths = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+  for file in paths:
     size = file.stat().st_size
     if path.is_dir():
-      found.update(f"{file.relative_to(path)} {size}\n".encode())
+      digest.update(f"{file.relative_to(path)} {size}\n".encode())
     with file.open("rb") as stream:
-      found.update(stream.read(PART))
+      digest.update(stream.read(PART))
       if size > PART:
         stream.seek(max(PART, size - PART))
-        found.update(stream.read())
-  return found.hexdigest()
+        digest.update(stream.read())
+  return digest.hexdigest()
 
 
-def _read(path) -> dict:
-  """The object in a file; {} if there is none."""
-  return json.loads(files.read(path)) if files.exists(path) else {}
+def _recorded_config(directory) -> dict[str, Any]:
+  """The config of a run that has begun; {} if there is none. Where config.json is damaged, the card's copy is read."""
+  if not _checkpoint_names(directory):
+    return {}
+  config = _read(f"{directory}/config.json") or _recorded_card(directory).get("config")
+  return config if isinstance(config, dict) else {}
 
 
-def _is_begun(place) -> bool:
-  """Whether there is a checkpoint to go on from."""
-  folder = f"{place}/checkpoints"
-  return files.exists(folder) and any(name[:1].isdigit() for name in files.sizes(folder))
+def _recorded_card(directory) -> dict[str, Any]:
+  """The card of a run; {} if there is none. Where run.json is damaged, the copy in the newest checkpoint is read."""
+  for folder in (directory, *(f"{directory}/checkpoints/{name}" for name in _checkpoint_names(directory))):
+    if card := _read(f"{folder}/run.json"):
+      return card
+  return {}
 
 
-def _code() -> dict:
+def _read(path) -> dict[str, Any]:
+  """The object in a JSON file; {} if there is none, or the file is damaged."""
+  if not files.exists(path):
+    return {}
+  try:
+    value = json.loads(files.read(path))
+  except (ValueError, RecursionError):
+    value = None
+  if not isinstance(value, dict):
+    log.warning("%s is damaged, and is ignored.", path)
+    return {}
+  return value
+
+
+def _checkpoint_names(directory) -> list[str]:
+  """The folders of the run's checkpoints, the newest first."""
+  folder = f"{directory}/checkpoints"
+  names = [name for name in files.sizes(folder) if name.isdecimal()] if files.exists(folder) else []
+  return sorted(names, key=int, reverse=True)
+
+
+def _code() -> dict[str, str]:
   """The package's version, and the revision of the checkout it is in, if it is in one."""
-  found = {"version": importlib.metadata.version("albert-jax")}
+  code = {"version": importlib.metadata.version("albert-jax")}
   root = pathlib.Path(__file__).parents[2]
   if (root / ".git").exists():
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
       for name, words in (("revision", "rev-parse HEAD"), ("changed", "status --porcelain")):
         git = subprocess.run(["git", "-C", root, *words.split()], capture_output=True, check=True, text=True)
-        found[name] = git.stdout.strip()
-  return found
+        code[name] = git.stdout.strip()
+  return code
 
 
 def _flat(tree, prefix=""):

@@ -104,8 +104,12 @@ class Writer:
     """Stops the clock until the next step is done, so that time spent on something else is not counted as training."""
     self.clock = None
 
-  def close(self):
+  def finish(self):
+    """Ends the progress bar, so that what is printed next has a line of its own."""
     self.bar.close()
+
+  def close(self):
+    self.finish()
     self._close()
     for tracker in self.trackers:
       tracker.close()

@@ -1,0 +1,444 @@
+"""What a config means, settled before the first array exists: task, mesh, optimizer, number of steps, stages."""
+
+import copy
+import functools
+import logging
+import math
+import os
+import pathlib
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from albert_jax import convert, files, model, tasks
+from albert_jax.errors import UserError, message_lines
+from albert_jax.training import duration, flops, held_out, optimizer, sharding, state, trackers, workdir
+from albert_jax.training.guard import GuardConfig
+from albert_jax.training.optimizer import OptimizerConfig
+from albert_jax.training.schedule import schedule
+from albert_jax.training.sharding import MeshConfig
+from albert_jax.training.step import make_train_step
+
+log = logging.getLogger(__name__)
+
+# The values that each number of a config may have, both ends included. What is not here is checked by the dataclass of
+# its section (AlbertConfig, OptimizerConfig, …).
+LIMITS = {
+  "seed": (0, 2**32 - 1),  # JAX uses the lowest 32 bits of a seed.
+  "steps": (0, 2**31 - 1),
+  "epochs": (0, 1e6),
+  "tokens": (0, 1e18),
+  "hours": (0, 1e5),
+  "batch_size": (1, 2**22),
+  "accumulate": (1, 2**22),
+  "log_every": (1, 2**31 - 1),
+  "eval_every": (1, 2**31 - 1),
+  "checkpoint_every": (1, 2**31 - 1),
+  "eval_batches": (0, 2**31 - 1),
+  "keep_checkpoints": (1, 10**6),
+  "keep_every": (0, 2**31 - 1),
+  "early_stop": (0, 10**6),
+  "loss.mlm_weight": (0, 1e6),
+  "loss.sop_weight": (0, 1e6),
+}
+HANG_MINUTES = (0.01, 1e6)  # or 0: faulthandler's timer crashes on shorter ones.
+MAY_BE_INFINITE = ("optimizer.clip_norm",)
+HEARTBEAT_SECONDS = 60  # A host that is silent for so long counts as dead, and all others end.
+
+
+@dataclass(frozen=True)
+class Program:
+  """What one part of a run computes.
+
+  Attributes:
+    task: the task at the part's batch size, length and depth.
+    train_step: see training/step.py.
+    eval_step: see training/held_out.py.
+  """
+
+  task: tasks.Task
+  train_step: Callable
+  eval_step: Callable
+
+
+@dataclass(frozen=True)
+class Stage(Program):
+  """Steps [first, last) of a run; `rate` is their learning rate, a function of the step."""
+
+  first: int
+  last: int
+  rate: Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class StatePlan:
+  """The training state as shapes: how it is made, placed and updated.
+
+  Attributes:
+    optimizer: the optimizer's config.
+    tx: its gradient transformation, without the learning rate.
+    abstract: {"step", "params", "opt"} as shapes and dtypes.
+    shardings: the NamedSharding of each leaf.
+    init_key, step_key: the keys of the fresh parameters, and of dropout.
+  """
+
+  optimizer: OptimizerConfig
+  tx: optax.GradientTransformation
+  abstract: dict
+  shardings: dict
+  init_key: jax.Array
+  step_key: jax.Array
+
+
+@dataclass(frozen=True)
+class Run:
+  """What a config means.
+
+  Attributes:
+    config: the config with what it left open: the model's shape, the number of steps. Locked.
+    task: the task of the last part, whose shape is exported.
+    mesh: the devices.
+    stages: in order, each with its own program.
+    create_state: () -> the state at the run's first step.
+    eval_params: state -> the parameters to evaluate and export.
+    plan: shapes and shardings of the state.
+    peak: operations a second that all devices could do, None if unknown.
+    trackers: modules of further places for the numbers, see training/trackers.py.
+  """
+
+  config: ConfigDict
+  task: tasks.Task
+  mesh: jax.sharding.Mesh
+  stages: list[Stage]
+  create_state: Callable[[], dict]
+  eval_params: Callable[[dict], dict]
+  plan: StatePlan
+  peak: float | None
+  trackers: dict[str, ModuleType]
+
+
+def settle(config: ConfigDict, directory: str) -> Run:
+  """Settles a config.
+
+  Args:
+    config: see configs/.
+    directory: the workdir as an absolute path or URL.
+
+  Returns:
+    The Run. No file was written.
+
+  Raises:
+    UserError: the config contradicts itself, the data, the devices or the checkpoint it begins with.
+  """
+  check(config)
+  modules = trackers.find(config.log_to)
+  config, parts, task_of = _parts(config)
+  task = task_of(parts[-1])
+  _check_best(config, task)
+  mesh = sharding.make_mesh(MeshConfig(**config.mesh), config.batch_size)
+  plan = plan_state(config, task, mesh)
+  # Placed as the parameters are: left to the compiler, evaluation might be compiled for a second placement.
+  averaged = jax.jit(
+    functools.partial(optimizer.averaged, plan.optimizer), out_shardings=plan.shardings["params"]
+  )  # fmt: skip
+
+  def create_state():
+    if config.init_from:
+      moments = convert.load_optimizer(config.init_from) if config.init_optimizer else None
+      params = _initial_params(config, task, plan.init_key)
+      return state.from_params(params, plan.tx, plan.shardings, moments)
+    return state.create(task.init, plan.tx, plan.init_key, plan.shardings)
+
+  programs = []
+  for part in parts:
+    part_task = task_of(part)
+    accumulate = _checked_accumulate(part.batch_size, config.accumulate, mesh)
+    programs.append(
+      Program(
+        part_task,
+        train_step(plan, part_task, mesh, accumulate),
+        held_out.make_eval_step(part_task.sums, part_task.outputs),
+      )
+    )
+  if config.hours:
+    create = functools.partial(state.create, task.init, plan.tx, plan.init_key, plan.shardings)
+    config.steps = workdir.settled_steps(config, directory) or _steps_in_hours(config, parts, programs, create, mesh)
+  stages = [
+    Stage(
+      task_of(parts[s.part], s.first_row), programs[s.part].train_step, programs[s.part].eval_step, s.first, s.last,
+      schedule(plan.optimizer, config.steps, parts[s.part].batch_size),
+    )
+    for s in duration.stages(parts, config.steps)
+  ]  # fmt: skip
+  return Run(
+    config=config.lock(), task=task, mesh=mesh, stages=stages, create_state=create_state,
+    eval_params=lambda s: averaged(s["opt"], s["params"]) if plan.optimizer.ema else s["params"],
+    plan=plan, peak=flops.peak(mesh.devices.flat[0].device_kind, mesh.size), trackers=modules,
+  )  # fmt: skip
+
+
+def plan_state(config: ConfigDict, task: tasks.Task | tasks.Sketch, mesh: jax.sharding.Mesh) -> StatePlan:
+  """The training state of a task on a mesh, as shapes. No array of the model is made."""
+  opt = OptimizerConfig(**config.optimizer)
+  # As one program: each that has to be found among those compiled before takes its time.
+  init_key, step_key = jax.jit(lambda: tuple(jax.random.split(jax.random.key(config.seed))))()
+  tx = optimizer.make(opt, model.layer_axes(task.model, jax.eval_shape(jax.jit(task.init), init_key)))
+  abstract = state.abstract(task.init, tx, init_key)
+  shardings = sharding.shardings(mesh, abstract, config.mesh.zero1)
+  return StatePlan(opt, tx, abstract, shardings, init_key, step_key)
+
+
+def train_step(plan: StatePlan, task: tasks.Task | tasks.Sketch, mesh: jax.sharding.Mesh, accumulate: int) -> Callable:
+  """The compiled train step of a task, see training/step.py."""
+  return make_train_step(task.sums, task.terms, plan.tx, plan.step_key, mesh, plan.shardings, accumulate)
+
+
+def check(config: ConfigDict):
+  """Checks every value of a config that can be checked without data and devices.
+
+  Raises:
+    UserError: a value is out of range or not finite, a pattern is no regular expression, or a setting is without
+      effect beside the others.
+  """
+  values = _flat(config.to_dict())
+  for name, value in values.items():
+    if isinstance(value, float) and not math.isfinite(value) and not (name in MAY_BE_INFINITE and value > 0):
+      raise UserError(f"{name}={value} must be a finite number; try --config.{name}=…")
+    if name in LIMITS:
+      low, high = LIMITS[name]
+      if not low <= value <= high:
+        raise UserError(f"{name}={value} must be {_range(name, low, high)}")
+  if config.hang_minutes and not HANG_MINUTES[0] <= config.hang_minutes <= HANG_MINUTES[1]:
+    raise UserError(f"hang_minutes={config.hang_minutes} must be {HANG_MINUTES[0]} or more, or 0 for never")
+  if config.early_stop and not config.best:
+    raise UserError(f"early_stop={config.early_stop} needs a metric to go by; give one, as --config.best=mlm_loss")
+  if "loss" in config and not any(config.loss.values()):
+    raise UserError("loss.mlm_weight=0 and loss.sop_weight=0 leave nothing to learn; set one of them above 0")
+  for name in ("init_optimizer", "init_missing"):
+    if config[name] and not config.init_from:
+      raise UserError(
+        f"{name}={config[name]} has no effect without a checkpoint to begin with; add --config.init_from=CHECKPOINT"
+      )
+  try:
+    re.compile(config.init_missing)
+  except re.error as error:
+    raise UserError(f"init_missing={config.init_missing!r} is not a regular expression: {error}") from None
+  OptimizerConfig(**config.optimizer), GuardConfig(**config.guard), MeshConfig(**config.mesh)
+  if config.model.vocab_size:
+    model.AlbertConfig(**config.model)
+
+
+def _range(name, low, high) -> str:
+  none = "; for none before the last step, give one above the number of steps" if name.endswith("every") else ""
+  return (f"{low:g} or more" if high >= 10**6 else f"from {low:g} to {high:g}") + (none if low else "")
+
+
+def _check_best(config, task):
+  """Refuses a metric for `best` that no evaluation will have, where the task lists its metrics."""
+  if config.best and task.metrics and config.best not in task.metrics:
+    raise UserError(f"best={config.best!r} is not among the held-out metrics: {', '.join(sorted(task.metrics))}")
+
+
+def _parts(config):
+  """Settles what a config leaves open: the model's shape, and the number of steps unless hours limit it.
+
+  Returns:
+    The config, not locked; the parts of the run, one unless there is a curriculum; and a function that makes the task
+    of a part.
+  """
+  config, vocabulary = copy.deepcopy(config).unlock(), None
+  if config.init_structure and config.init_from:
+    take_structure(config, config.init_from)
+    vocabulary = convert.load_tokenizer(config.init_from, optional=bool(config.data.spm))
+  shared = config.model.share == "all" and config.model.num_hidden_groups == 1
+  if config.curriculum.num_hidden_layers and not shared:
+    raise UserError("curriculum.num_hidden_layers needs layers that share all their weights; set model.share=all")
+  parts = duration.parts(
+    config.curriculum, config.batch_size, config.data.seq_length, config.model.num_hidden_layers
+  )  # fmt: skip
+
+  @functools.cache
+  def task_of(part, first_row=0):
+    part_config = copy.deepcopy(config)
+    part_config.batch_size, part_config.data.seq_length = part.batch_size, part.seq_length
+    part_config.model.num_hidden_layers = part.num_hidden_layers
+    return tasks.make(part_config, vocabulary, first_row)
+
+  duration.check(config.steps, config.epochs, config.tokens, config.hours)
+  last = task_of(parts[-1])
+  config.model.vocab_size = last.model.vocab_size
+  config.steps = duration.total_steps(
+    steps=config.steps, epochs=config.epochs, tokens=config.tokens, hours=config.hours, parts=parts,
+    train_rows=last.train_rows if config.epochs else 0,
+  )  # fmt: skip
+  return config, parts, task_of
+
+
+def _checked_accumulate(batch_size, accumulate, mesh) -> int:
+  rows, rest = divmod(batch_size, mesh.shape["data"] * mesh.shape["fsdp"])
+  if rest:
+    raise UserError(f"curriculum.batch_size: {batch_size} must divide by the {mesh.size} devices that split rows")
+  if rows % accumulate:
+    fit = [n for n in range(1, rows + 1) if rows % n == 0]
+    raise UserError(f"accumulate={accumulate} must divide the {rows} rows a device has; use one of {fit}")
+  return accumulate
+
+
+def _steps_in_hours(config, parts, programs, create, mesh) -> int:
+  """How many steps `config.hours` allow, by timing some steps on a state that is thrown away."""
+  begin, costs = time.perf_counter(), []
+  with jax.set_mesh(mesh):
+    rate = sharding.everywhere(mesh, 0.0)
+    for program in programs:
+      train_state, times = create(), []
+      batches = iter(program.task.train_batches(0, jax.process_index(), jax.process_count()))
+      while len(times) < 5 or (len(times) < 20 and sum(times[1:]) < 10):
+        last = time.perf_counter()
+        batch = sharding.global_batch(mesh, next(batches))
+        train_state, _ = jax.block_until_ready(program.train_step(train_state, batch, rate))
+        times.append(time.perf_counter() - last)
+      costs.append(statistics.median(times[2:]))  # The first waits for the compiler, the second for Grain.
+    for _ in range(2):  # The first evaluation waits for the compiler too.
+      last = time.perf_counter()
+      evaluate_program(program, train_state["params"], mesh)
+      evaluation = time.perf_counter() - last
+    remaining = config.hours * 3600 - (time.perf_counter() - begin)
+    steps = duration.steps_in(remaining, parts, costs, evaluation, config.eval_every)
+    steps = int(multihost_utils.broadcast_one_to_all(np.int32(steps)))
+  log.info("%g hours are %d steps of %.3g s, evaluations included", config.hours, steps, remaining / steps)
+  return steps
+
+
+def evaluate_program(program: Program, params: dict, mesh: jax.sharding.Mesh) -> tuple[dict, dict]:
+  """Evaluates parameters on the held-out split of a program's task, see training/held_out.py."""
+  batches = program.task.eval_batches(jax.process_index(), jax.process_count())
+  return held_out.evaluate(program.eval_step, batches, params, mesh, program.task.score)
+
+
+def _initial_params(config, task, key) -> dict:
+  """The parameters of `init_from`, and fresh ones where it may lack them."""
+  cfg, loaded = convert.load(config.init_from)
+  for name in ("hidden_act", "num_hidden_layers", "num_attention_heads", "layer_norm_eps", "share"):
+    here, there = getattr(task.model, name), getattr(cfg, name)
+    if here != there:  # Shapes do not show it, and the result would be another function of the same weights.
+      log.warning("Note: model.%s is %r in %s, %r in this config.", name, there, config.init_from, here)
+  if not {*task.new} & {*task.unused}:  # Training goes on with the checkpoint's head, if it has one.
+    check_same_task(task, config.init_from)
+  new = [*task.new, config.init_missing] if config.init_missing else task.new
+  params, summary = convert.fit(jax.device_get(jax.jit(task.init)(key)), loaded, new=new, unused=task.unused)
+  log.info("From %s: %s.", config.init_from, summary)
+  return params
+
+
+def take_structure(config: ConfigDict, path: str) -> dict:
+  """Sets the model's shape in a config to that of the checkpoint at `path`; how to compute stays the config's.
+
+  Returns:
+    The checkpoint's parameters.
+  """
+  cfg, params = convert.load(path)
+  with config.unlocked():
+    for name in tasks.STRUCTURE:
+      config.model[name] = getattr(cfg, name)
+  return params
+
+
+def check_same_task(task: tasks.Task, path: str):
+  """Refuses a checkpoint whose head is of another task, or whose labels mean something else.
+
+  Raises:
+    UserError: with what differs.
+  """
+  here, there = task.about.get("albert_jax_task", {}), convert.about(path)
+  if there.get("name") == "fill-mask":  # No fine-tuning task uses the heads of pre-training.
+    return
+  for name in ("name", "labels"):
+    if name in here and there.get(name, here[name]) != here[name]:
+      raise UserError(
+        f"{path} is of another task: its {name} is {there[name]!r}, that of the config {here[name]!r}; give the config "
+        "and the data it was trained with"
+      )
+
+
+def write_files(folder: pathlib.Path, contents: Mapping[str, bytes]):
+  """Writes files into a folder, each whole or not at all."""
+  for name, content in contents.items():
+    files.write(folder / name, content)
+
+
+def join(coordinator: str = "", processes: int | None = None, process: int | None = None):
+  """Makes this process one of several, if it is: by the arguments, or by what the launcher, a pod or SLURM says.
+
+  Args:
+    coordinator: HOST:PORT of process 0; '' asks the environment.
+    processes: how many processes there are.
+    process: the index of this one, from 0.
+
+  Raises:
+    UserError: the arguments or the environment make no sense, or JAX finds no device.
+  """
+  options: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS}
+  if coordinator:
+    options |= _cluster(coordinator, processes, process)
+  elif processes is not None or process is not None:
+    raise UserError("--processes and --process need --coordinator=HOST:PORT, where process 0 listens")
+  elif not _is_launched():
+    options = {}
+  if options:
+    try:
+      jax.distributed.initialize(**options)
+    except (RuntimeError, ValueError) as error:
+      raise UserError(
+        f"the processes of this run could not find each other: {message_lines(error)[0][:200]}; start all of them, "
+        "each with --coordinator=HOST:PORT --processes=N --process=I"
+      ) from error
+  try:
+    jax.devices()
+  except RuntimeError as error:
+    raise UserError(
+      f"JAX has no device: {message_lines(error)[0][:200]}; JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}, "
+      "expected '', cpu, cuda or tpu"
+    ) from error
+
+
+def _cluster(coordinator, processes, process) -> dict[str, Any]:
+  match = re.fullmatch(r"[^:\s]+:(\d{1,5})|\[[0-9a-fA-F:.]+\]:(\d{1,5})", coordinator)
+  if not match or not 0 < int(match[1] or match[2]) < 65536:
+    raise UserError(f"--coordinator={coordinator} must be HOST:PORT, as --coordinator=10.0.0.1:8476")
+  if processes is None or process is None:
+    raise UserError("--coordinator needs --processes=N and --process=I")
+  if not 0 <= process < processes:
+    raise UserError(f"--process={process} must be from 0 to {processes - 1}, as there are --processes={processes}")
+  return {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
+
+
+def _is_launched() -> bool:
+  """Whether the environment says that this process is one of several; JAX then asks the cluster for the rest."""
+  counts = {name: os.environ.get(name, "1") for name in ("ALBERT_JAX_PROCESSES", "SLURM_NTASKS")}
+  for name, count in counts.items():
+    if not count.strip().isdecimal():
+      raise UserError(f"the environment variable {name}={count!r} must be the number of processes; unset it for one")
+  if int(counts["SLURM_NTASKS"]) > 1 and int(counts["ALBERT_JAX_PROCESSES"]) <= 1 and "SLURM_PROCID" not in os.environ:
+    raise UserError(
+      f"SLURM_NTASKS={counts['SLURM_NTASKS']}, but srun did not start this process (SLURM_PROCID is not set); start it "
+      "with: srun albert-jax train …, or unset SLURM_NTASKS for one process"
+    )
+  return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or max(map(int, counts.values())) > 1
+
+
+def _flat(tree, prefix="") -> dict:
+  """{"a.b": leaf} of nested dicts."""
+  flat = {}
+  for key, value in tree.items():
+    flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+  return flat
