@@ -5,6 +5,7 @@ import importlib
 # Imported on first use: worker processes that only make batches import this package too, and must not load JAX.
 _HOME = {
   "VARIANTS": "model", "AlbertConfig": "model", "apply": "model", "init": "model", "param_count": "model",
+  "prepare": "data.corpus.prepare", "train_vocabulary": "data.corpus.vocab",
   "load": "convert", "save": "convert",
   "pipeline": "pipelines", "train": "loop", "evaluate": "evaluation", "plan": "planning",
   "export": "exports.folder",

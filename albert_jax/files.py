@@ -245,7 +245,7 @@ _FOLDERS = {
   "config.yml": ("config.yml", "step_*.t7", *_VOCABULARY),
   "prepare.json": (
     "prepare.json", "dataset_info.json", "features.json", "*.array_record*", "lengths-*.npy", "audit.png", "*.npz",
-    "words.txt", *_VOCABULARY,
+    "words.txt", "tokenizer_config.json", *_VOCABULARY,
   ),
 }  # fmt: skip
 

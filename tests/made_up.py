@@ -35,7 +35,7 @@ def vocabulary(folder, size=400):
   """Trains `folder/spiece.model` on made-up text; returns its path."""
   sentences = [line.lower() for document in documents(150, seed=1) for line in document]
   path = folder / "spiece.model"
-  path.write_bytes(vocab.train_vocabulary(sentences, vocab_size=size))
+  path.write_bytes(vocab.train_model(sentences, vocab_size=size))
   return path
 
 

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+import unicodedata
 
 import made_up
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from albert_jax.commands import prepare as prepare_command
 from albert_jax.data import datasets, records
-from albert_jax.data.corpus import prepare, readers, runners, segments, shards
+from albert_jax.data.corpus import prepare, readers, runners, segments, shards, vocab
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
@@ -205,3 +206,39 @@ def test_beam_makes_the_same(tmp_path, spm, monkeypatch):
     run=runners.beam(options),
   )
   assert contents(tmp_path / "beam") == contents(tmp_path / "local")
+
+
+HINDI = ["यह पहला वाक्य है। नमस्ते विद्यार्थी कैसे हैं? हम पढ़ते हैं।", "दूसरा लेख भी हिन्दी में है। यह अच्छा है।"]
+
+
+def test_the_rules_of_a_vocabulary_are_followed_from_prepare_to_the_tokenizer(tmp_path):
+  (tmp_path / "a.txt").write_text("\n\n".join(f"{text} {'क' * (i + 1)}।" for i, text in enumerate(HINDI * 20)), "utf-8")
+  vocab.train_vocabulary(str(tmp_path / "a.txt"), tmp_path / "v", vocab_size=46)
+  out = tmp_path / "data"
+  description = prepare.prepare(str(tmp_path / "a.txt"), tmp_path / "v", str(out))
+  assert description["settings"]["keep_accents"] and description["settings"]["lower"]
+  assert description["splits"]["train"]["unknown_rate"] == 0
+  assert description["splits"]["train"]["sentences"] >= 3 * description["splits"]["train"]["documents"]
+  for tokenizer in (datasets.tokenizer(str(out)), Tokenizer(out), Tokenizer(out / "spiece.model")):
+    assert tokenizer.keep_accents
+    assert unicodedata.normalize("NFKC", tokenizer.decode(tokenizer.encode(HINDI[0]))) == HINDI[0].replace(
+      "ढ़", "ढ\u093c"
+    )
+  with pytest.raises(UserError, match="trained with --keep_accents"):
+    prepare.prepare(str(tmp_path / "a.txt"), tmp_path / "v", f"{out}2", segments.Settings(keep_accents=False))
+
+
+def test_a_vocabulary_without_rules_asks_where_marks_would_be_lost(tmp_path, spm):
+  (tmp_path / "a.txt").write_text("Über für. Größe zählt.\n\nSchöne Tür. Früher war.\n", "utf-8")
+  with pytest.raises(UserError, match="of the words would lose an accent.*--keep_accents"):
+    prepare.prepare(str(tmp_path / "a.txt"), spm, str(tmp_path / "data"))
+  settings = segments.Settings(keep_accents=False)
+  assert not prepare.prepare(str(tmp_path / "a.txt"), spm, str(tmp_path / "data"), settings)["settings"]["keep_accents"]
+
+
+def test_a_refused_corpus_leaves_nothing_beside_the_folder(tmp_path, spm):
+  (tmp_path / "a.txt").write_text("One sentence.\n\nAnother sentence.\n")
+  before = set(tmp_path.iterdir())
+  with pytest.raises(UserError, match="no document has two sentences"):
+    prepare.prepare(str(tmp_path / "a.txt"), spm, str(tmp_path / "data"))
+  assert set(tmp_path.iterdir()) == before

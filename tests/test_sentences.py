@@ -19,6 +19,8 @@ from albert_jax.data.corpus.sentences import split_sentences
     "Am 3. Oktober kam z. B. Herr Prof. Müller, bzw. seine Frau.|Das war im 19. Jahrhundert.|„Ja!“|Er ging.",
     "她走了。|“你好！”|他说：“再见。”|然后呢？|完。",
     "1. A list item is one sentence.|It has two.",
+    "यह पहला वाक्य है।|दूसरा भी है।|तीसरा?|हाँ॥|अन्त",
+    "كيف حالك؟|أنا بخير.|یہ جملہ ہے۔|دوسرا جملہ۔",
     "no mark at all",
     "Trailing space. ",
   ],

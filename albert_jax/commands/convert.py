@@ -50,8 +50,10 @@ def main(argv):
   vocabulary.add_argument(
     "--symbols", metavar="FILE", help="the symbol table of a PL-BERT to write: symbols.json, styletts2 or kokoro"
   )
-  vocabulary.add_argument("--cased", action="store_true", help="it tells capitals from small letters")
-  vocabulary.add_argument("--keep_accents", action="store_true", help="it tells accents")
+  vocabulary.add_argument(
+    "--cased", action="store_true", help="it is cased, although no tokenizer_config.json beside it says so"
+  )
+  vocabulary.add_argument("--keep_accents", action="store_true", help="it keeps accents, although no such file says so")
   vocabulary.add_argument(
     "--keep_pieces", action="store_true", help="--spm or --symbols is new: keep the rows of pieces both share"
   )
@@ -83,7 +85,8 @@ def main(argv):
 
   if args.spm and args.symbols:
     raise UserError("give --spm for a model of text or --symbols for a PL-BERT, not both")
-  given = Tokenizer(args.spm, lower=not args.cased, keep_accents=args.keep_accents) if args.spm else None
+  rules = {"lower": False if args.cased else None, "keep_accents": args.keep_accents or None}
+  given = Tokenizer(args.spm, **rules) if args.spm else None
   old = load_symbols(args.checkpoint) or load_tokenizer(args.checkpoint, optional=True)
   if args.symbols:
     given = symbols.load(args.symbols)

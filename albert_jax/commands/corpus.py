@@ -19,6 +19,11 @@ def add_arguments(parser, default=None):
     parser.add_argument(f"--{field.name}", default=field.default, choices=choices, help=_READING_HELP[field.name])
 
 
+KEEP_ACCENTS_HELP = (
+  "keep accents, vowel signs and other combining marks. Without the flag, the rules beside the vocabulary decide; "
+  "for a new one they are kept outside Latin script, and Latin text that would lose many is refused until you choose"
+)
+
 _READING_HELP = {
   "layout": "what separates documents in plain text: a blank line; a file each, with paragraphs wrapped over lines "
   "(book); WikiExtractor's <doc> tags; or what each file looks like (auto, the default)",

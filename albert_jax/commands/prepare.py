@@ -23,8 +23,10 @@ def main(argv):
   parser.add_argument(
     "--sentences", choices=("split", "line"), default="split", help="split lines into sentences, or take each as one"
   )
-  parser.add_argument("--lower", action=argparse.BooleanOptionalAction, default=True, help="lower-case (default)")
-  parser.add_argument("--keep_accents", action=argparse.BooleanOptionalAction, default=False, help="keep accents")
+  parser.add_argument(
+    "--lower", action=argparse.BooleanOptionalAction, help="lower-case (default: as the vocabulary was trained)"
+  )
+  parser.add_argument("--keep_accents", action=argparse.BooleanOptionalAction, help=corpus.KEEP_ACCENTS_HELP)
   parser.add_argument(
     "--validation_fraction", type=float, default=0.05, help="the share of documents to hold out (default: 0.05)"
   )

@@ -11,7 +11,7 @@ from albert_jax.convert import google_tf1, hf, styletts2
 from albert_jax.convert.mapping import Rules
 from albert_jax.data.speech import symbols
 from albert_jax.data.speech.symbols import Symbols
-from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.data.tokenizer import Tokenizer, recorded_rules
 from albert_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -120,12 +120,7 @@ def load_tokenizer(path, *, optional=False) -> Tokenizer | None:
   _, folder = find(path)
   folder = pathlib.Path(folder)
   folder = folder if folder.is_dir() else folder.parent
-  rules = folder / "tokenizer_config.json"
-  fields = strict_json.read_object(rules) if rules.is_file() else {}
-  flags = {"lower": fields.get("do_lower_case", True), "keep_accents": fields.get("keep_accents", False)}
-  for name, value in zip(("do_lower_case", "keep_accents"), flags.values(), strict=True):
-    if not isinstance(value, bool):
-      raise UserError(f"{rules}: {name} is {value!r:.40}; expected true or false")
+  flags = {"lower": True, "keep_accents": False} | recorded_rules(folder)
   assets = folder / "assets" if (folder / "assets").is_dir() else folder
   try:
     tokenizer = Tokenizer(assets, **flags)

@@ -8,6 +8,7 @@ original, SentencePiece and Hugging Face disagree, with an example each.
 
 import functools
 import itertools
+import json
 import os
 import pathlib
 import re
@@ -17,7 +18,7 @@ import unicodedata
 import numpy as np
 import sentencepiece
 
-from albert_jax import files
+from albert_jax import files, strict_json
 from albert_jax.errors import UserError, message_lines
 
 _SPACE = "▁"  # SentencePiece's mark for "a word starts here"
@@ -135,6 +136,41 @@ def _normalize_with_spans(text, *, lower, keep_accents, hf_quotes):
   return text, spans
 
 
+RULES_FILE = "tokenizer_config.json"  # Hugging Face's name
+_RULE_NAMES = {"do_lower_case": "lower", "keep_accents": "keep_accents"}
+
+
+def recorded_rules(path: str | os.PathLike) -> dict[str, bool]:
+  """Reads how the text of a vocabulary is normalised, from the `tokenizer_config.json` beside it.
+
+  Args:
+    path: the vocabulary, or the folder that holds it; on this machine or in a store.
+
+  Returns:
+    `lower` and `keep_accents`, as far as the file says; {} where there is no file.
+
+  Raises:
+    UserError: the file is damaged, or a rule is neither true nor false.
+  """
+  path = os.path.expanduser(str(path)).rstrip("/")
+  is_vocabulary = path.endswith((".model", ".txt", ".json")) if files.is_url(path) else not os.path.isdir(path)
+  folder = (path.rsplit("/", 1)[0] if "/" in path else ".") if is_vocabulary else path
+  name = f"{folder}/{RULES_FILE}"
+  if not (files.exists(name) if files.is_url(name) else os.path.isfile(name)):
+    return {}
+  fields = strict_json.loads(files.read(name), name, dict)
+  for key in _RULE_NAMES:
+    if key in fields and not isinstance(fields[key], bool):
+      raise UserError(f"{name}: {key} is {fields[key]!r:.40}; expected true or false")
+  return {rule: fields[key] for key, rule in _RULE_NAMES.items() if key in fields}
+
+
+def rules_file(lower: bool, keep_accents: bool) -> bytes:
+  """The contents of the `tokenizer_config.json` that records the rules of a SentencePiece vocabulary."""
+  fields = {"tokenizer_class": "AlbertTokenizer", "do_lower_case": lower, "keep_accents": keep_accents}
+  return (json.dumps(fields, indent=2) + "\n").encode()
+
+
 class Tokenizer:
   """A vocabulary file and the rules that turn text into its ids.
 
@@ -149,18 +185,30 @@ class Tokenizer:
     ordinary_ids: int32 array, the ids that stand for text: not special, control, unknown or unused.
   """
 
-  def __init__(self, path, lower=True, keep_accents=False, hf_quotes=False, digit_comma=True):
-    """Names a vocabulary; reads nothing yet.
+  def __init__(
+    self,
+    path: str | os.PathLike,
+    lower: bool | None = None,
+    keep_accents: bool | None = None,
+    hf_quotes: bool = False,
+    digit_comma: bool = True,
+  ):
+    """Names a vocabulary; reads only the rules beside it.
 
     Args:
       path: see the class.
-      lower, keep_accents, hf_quotes: see `normalize`. The vocabulary does not record them.
+      lower: lower-case the text; None follows the `tokenizer_config.json` beside the vocabulary, or else lower-cases.
+      keep_accents: keep combining marks; None follows that file, or else drops them.
+      hf_quotes: see `normalize`.
       digit_comma: split the comma from pieces that end in a digit and a comma, as the original does.
 
     Raises:
-      UserError: nothing is there.
+      UserError: nothing is there, or the rules beside it are damaged.
     """
-    path = pathlib.Path(files.local(path))
+    rules = {} if lower is not None and keep_accents is not None else recorded_rules(path)
+    lower = rules.get("lower", True) if lower is None else lower
+    keep_accents = rules.get("keep_accents", False) if keep_accents is None else keep_accents
+    path = pathlib.Path(files.local(path)).expanduser()
     if path.is_dir():
       found = [path / name for name in _VOCABULARIES if (path / name).is_file()]
       if not found:

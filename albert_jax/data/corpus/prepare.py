@@ -12,13 +12,15 @@ import io
 import json
 import os
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from albert_jax import files
 from albert_jax.data import datasets, records
-from albert_jax.data.corpus import near_duplicates, readers, runners, segments, shards
-from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.data.corpus import marks, near_duplicates, readers, runners, segments, shards
+from albert_jax.data.tokenizer import RULES_FILE, Tokenizer, recorded_rules, rules_file
 from albert_jax.errors import UserError
 
 
@@ -40,31 +42,61 @@ def _check(settings, out, overwrite):
   files.check_new_folder(out, overwrite=overwrite)
 
 
-def prepare(spec, spm, out, settings, reading, *, run=None, overwrite=False, mlm_only=False):
+def _follow_rules(settings, spm, units, reading):
+  """The settings with `lower` and `keep_accents` set: as given, as recorded beside the vocabulary, or by the corpus."""
+  recorded = recorded_rules(spm)
+  for name in ("lower", "keep_accents"):
+    value = getattr(settings, name)
+    if value is not None and recorded.get(name, value) != value:
+      flag, other = (f"--{name}", f"--no-{name}") if value else (f"--no-{name}", f"--{name}")
+      raise UserError(
+        f"{flag}: the vocabulary {spm} was trained with {other}, as the {RULES_FILE} beside it says; leave the flag "
+        "out, or train another vocabulary"
+      )
+  rules = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
+  lower, keep_accents = (rules.get(name, recorded.get(name)) for name in ("lower", "keep_accents"))
+  if keep_accents is None:
+    keep_accents = marks.keep_accents(marks.measure_corpus(units, reading), is_recorded=False)
+  return dataclasses.replace(settings, lower=True if lower is None else lower, keep_accents=keep_accents)
+
+
+def prepare(
+  spec: str,
+  spm: str | os.PathLike,
+  out: str | os.PathLike,
+  settings: segments.Settings | None = None,
+  reading: readers.Reading | None = None,
+  *,
+  run: Callable | None = None,
+  overwrite: bool = False,
+  mlm_only: bool = False,
+) -> dict[str, Any]:
   """Makes a dataset of token segments.
 
   Args:
-    spec: str, the corpus (see readers.plan).
+    spec: the corpus (see readers.plan).
     spm: path of the vocabulary.
     out: path of the folder to make: `tfds.builder_from_directory(out)` reads it, and it holds its vocabulary.
-    settings: Settings.
-    reading: readers.Reading.
+    settings: what the records depend on, beside the corpus; None is `Settings()`.
+    reading: how to read the corpus; None is `Reading()`.
     run: who does the work, see runners.py; None is this process.
     overwrite: replace an existing folder.
     mlm_only: accept a corpus without a single pair of sentences.
 
   Returns:
-    dict, what is also in `out/prepare.json`.
+    What is also in `out/prepare.json`.
 
   Raises:
-    UserError: see the messages; nothing is left under the name `out`.
+    UserError: see the messages; nothing is left under the name `out`, nor beside it.
   """
-  run = run or runners.local(1)
+  run, settings, reading = run or runners.local(1), settings or segments.Settings(), reading or readers.Reading()
   out = os.path.abspath(files.user_path(out, "--out")) if files.is_local(out) else str(out).rstrip("/")
   _check(settings, out, overwrite)
+  Tokenizer(spm)  # Says now if there is none.
+  units = readers.plan(spec, reading)
+  settings = _follow_rules(settings, spm, units, reading)
   tokenizer = Tokenizer(spm, lower=settings.lower, keep_accents=settings.keep_accents)
   spm = os.path.abspath(tokenizer.path)
-  units = readers.plan(spec, reading)
   identity = {
     "format": 1,
     "corpus": spec,
@@ -74,6 +106,16 @@ def prepare(spec, spm, out, settings, reading, *, run=None, overwrite=False, mlm
   }
   parent, name = out.rsplit("/", 1)
   partial = f"{parent}/.{name}.partial"
+  try:
+    return _prepare(units, reading, settings, tokenizer, identity, partial, out, run, mlm_only)
+  except UserError:
+    files.remove(partial)  # A killed run is continued; a refused one cannot be.
+    raise
+
+
+def _prepare(units, reading, settings, tokenizer, identity, partial, out, run, mlm_only):
+  """Makes the dataset by way of the folder `partial`; see `prepare`."""
+  spec, spm = identity["corpus"], tokenizer.path
   continue_or_begin(partial, identity | {"units": [dataclasses.asdict(unit) for unit in units]})
   sizes = [unit.size for unit in units]
 
@@ -116,6 +158,9 @@ def prepare(spec, spm, out, settings, reading, *, run=None, overwrite=False, mlm
     "baselines": shards.baselines(counts["train"], counts["validation"], special) if "validation" in counts else {},
   }
   files.write(f"{partial}/dataset/{pathlib.Path(spm).name}", pathlib.Path(spm).read_bytes())
+  if spm.endswith(".model"):
+    rules = rules_file(settings.lower, settings.keep_accents)
+    files.write(f"{partial}/dataset/{RULES_FILE}", rules)
   finish(partial, out, parts, lengths, description)
   return description
 

@@ -24,15 +24,16 @@ class Settings:
   Attributes:
     segment_tokens: the model length that segments should fill, its three special tokens included.
     sentences: `split` prose lines into sentences, or take each `line` as one.
-    lower, keep_accents: see tokenizer.normalize.
+    lower: lower-case the text; None follows the rules beside the vocabulary.
+    keep_accents: keep combining marks; None follows the rules beside the vocabulary.
     validation_fraction: the share of the documents that is held out.
     near_duplicates: documents that are at least this similar to an earlier one are dropped; 0 keeps them.
   """
 
   segment_tokens: int = 512
   sentences: str = "split"
-  lower: bool = True
-  keep_accents: bool = False
+  lower: bool | None = None
+  keep_accents: bool | None = None
   validation_fraction: float = 0.05
   near_duplicates: float = 0.0
 

@@ -1,4 +1,4 @@
-"""Prose to sentences by rules, for languages that end sentences with `.`, `!`, `?`, `…` or `。`, `！`, `？`.
+"""Prose to sentences by rules, for languages that end sentences with `.`, `!`, `?`, `…`, `。`, `।`, `؟` and the like.
 
 The rules look at one place at a time: a sentence mark, what closes after it, and the start of the next word. They are
 made for English, German and Chinese, and for speed: the text is searched for sentence marks only.
@@ -6,10 +6,12 @@ made for English, German and Chinese, and for speed: the text is searched for se
 
 import re
 
-_WIDE = "。！？｡"  # end a sentence without white space after them
+_WIDE = "。！？｡।"  # end a sentence without white space after them
+# Devanagari (double danda), Arabic, Urdu, Armenian, Ethiopic, Khmer, Burmese; pairs of `!` and `?` in one character.
+_OTHER = "॥؟۔։።៕។။‼⁇⁈⁉"
 _CLOSING = "\"'”’»«“‘)\\]}」』）】》〉"
 _OPENING = "\"'“”‘’„‚«»([{¿¡—–-"
-_MARK = f"[.!?…{_WIDE}]"
+_MARK = f"[.!?…{_WIDE}{_OTHER}]"
 # A mark, what closes after it, and white space that no lower-case letter follows; none is needed after a wide mark.
 # `{_MARK}{_MARK}*` is `{_MARK}+`, but only a pattern that begins with a single character is searched for quickly.
 _END = re.compile(
