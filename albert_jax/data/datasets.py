@@ -9,7 +9,7 @@ import pathlib
 
 import numpy as np
 
-from albert_jax import files
+from albert_jax import files, strict_json
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError, message_lines
 
@@ -119,6 +119,31 @@ def tokenizer(dataset, spm=""):
   return result
 
 
+def check_features(folder: pathlib.Path, prefix: str = "tensorflow_datasets.core.features.") -> None:
+  """Checks the classes that the features.json files of TFDS datasets name: TFDS imports them, which runs their code.
+
+  Args:
+    folder: the dataset's folder, or one above it.
+    prefix: the beginning that the name of every class must have.
+
+  Raises:
+    UserError: a file names another class, or cannot be read.
+  """
+  for path in sorted(folder.glob("**/features.json")):
+    nodes = [strict_json.read_object(path, "the features of a TFDS dataset")]
+    while nodes:
+      node = nodes.pop()
+      for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        if isinstance(value, dict | list):
+          nodes.append(value)
+        # The last two are the names of old versions, and of protocol buffers.
+        elif key in ("pythonClassName", "type", "python_class_name") and not str(value).startswith(prefix):
+          raise UserError(
+            f"{path} names the class {strict_json.show(value)}, and TFDS would run its code; expected classes of "
+            f"{prefix}*; make the dataset again, or export it as JSON lines"
+          )
+
+
 @functools.lru_cache(maxsize=64)
 def open_split(dataset, split):
   """The records of a split, by index.
@@ -138,6 +163,7 @@ def open_split(dataset, split):
   splits = describe(dataset)["splits"]
   if split not in splits:
     raise UserError(f"{dataset} has no split {split!r}; expected one of {', '.join(splits)}")
+  check_features(pathlib.Path(dataset).expanduser())
   return tfds.builder_from_directory(str(pathlib.Path(dataset).expanduser())).as_data_source(
     split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
   )
@@ -199,6 +225,7 @@ def tfds_builder(name, data_dir):
   for module in modules:
     with contextlib.suppress(ImportError):
       importlib.import_module(module)
+  check_features(pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / base)
   try:
     return tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
   except Exception as error:  # TFDS raises many kinds here, all of which mean the same to the user

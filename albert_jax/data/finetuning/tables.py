@@ -283,6 +283,8 @@ def _read_tfds(dataset, split, fields, optional, tfds_dir):
   import tensorflow_datasets as tfds
 
   folder = splits.tfds_folder(pathlib.Path(dataset).expanduser())
+  if folder:
+    datasets.check_features(folder)
   try:
     builder = tfds.builder_from_directory(folder) if folder else datasets.tfds_builder(dataset, tfds_dir)
     source = builder.as_data_source(split)
