@@ -154,7 +154,7 @@ class TestAnswers:
   def test_text_embeddings_inference(self, everything):
     vectors = everything.post("/embed", json={"inputs": ["badu", "mola"], "normalize": True}).json()
     assert [np.linalg.norm(vector) for vector in vectors] == pytest.approx([1, 1], abs=1e-5)
-    single = everything.post("/predict", json={"inputs": TEXT}).json()
+    single = everything.post("/predict", json={"inputs": TEXT, "parameters": {}}).json()
     assert {x["label"] for x in single} == {"bad", "good", "odd"}
     several = everything.post("/predict", json={"inputs": [[TEXT], ["badu"]]}).json()
     assert [x["score"] for x in several[0]] == pytest.approx([x["score"] for x in single], abs=1e-5)
@@ -211,6 +211,11 @@ class TestRefusals:
     assert set(answer.json()) == {"error", "error_type"}
     assert part in answer.json()["error"]
     assert "\n" not in answer.json()["error"]
+
+  def test_errors_for_clients_of_openai_have_their_shape(self, everything):
+    answer = everything.post("/v1/embeddings", json={"input": "a", "model": "nothing"})
+    assert answer.status_code == 404
+    assert answer.json()["error"]["message"].startswith("there is no model 'nothing' for embed; there are: masks")
 
   def test_methods_and_content_types(self, everything):
     wrong = everything.put("/v1/embed", json={})

@@ -37,6 +37,7 @@ from albert_jax.serve.batching import Batcher, Busy
 from albert_jax.serve.models import Served, TooLong
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
+OPENAI = "/v1/embeddings"
 PROBES = ("/healthz", "/readyz", "/metrics")
 _IN_THREAD = 32768  # bytes of a body from which on it is read beside the event loop, which would stand still
 
@@ -321,15 +322,18 @@ def _endpoint(state: State, schema, respond):
   return endpoint
 
 
-def _failure(status: int, kind: str, sentence: str) -> JSONResponse:
+def _failure(status: int, kind: str, sentence: str, for_openai: bool = False) -> JSONResponse:
   # A message may quote a text with half a surrogate pair, which is no UTF-8.
   sentence = sentence.encode("utf-8", "replace").decode()
   headers = {"Retry-After": "1"} if status == 503 else {}
-  return JSONResponse({"error": sentence, "error_type": kind}, status, headers)
+  body = {"error": sentence, "error_type": kind}
+  if for_openai:
+    body = {"error": {"message": sentence, "type": kind, "param": None, "code": None}}
+  return JSONResponse(body, status, headers)
 
 
 async def _on_problem(request: Request, error: Problem) -> Response:
-  return _failure(error.status, error.kind, error.sentence)
+  return _failure(error.status, error.kind, error.sentence, request.url.path == OPENAI)
 
 
 async def _on_http_exception(request: Request, error: HTTPException) -> Response:
@@ -380,9 +384,8 @@ class Outer:
       frame = traceback.extract_tb(error.__traceback__)[-1]
       notes["fault"] = f"{type(error).__name__} at {pathlib.Path(frame.filename).name}:{frame.lineno}"
       with contextlib.suppress(Exception):
-        await _failure(500, "internal", "the server failed on this request; its log names the place")(
-          scope, receive, send_noted
-        )
+        sentence = "the server failed on this request; its log names the place"
+        await _failure(500, "internal", sentence, scope["path"] == OPENAI)(scope, receive, send_noted)
     seconds = time.monotonic() - started
     route = getattr(scope.get("route"), "path", "other")
     self.state.metrics.requests.labels(route, notes.get("model", ""), status).inc()
@@ -485,8 +488,8 @@ def _operations(state: State) -> list[openapi.Operation]:
     ))  # fmt: skip
   if "embed" in tasks:
     operations.append(openapi.Operation(
-      "/v1/embeddings", "embed", schemas.openai_embeddings(most), schemas.EmbeddingsResponse, openai_route(state),
-      "Embeddings, as OpenAI's clients ask for them.",
+      OPENAI, "embed", schemas.openai_embeddings(most), schemas.EmbeddingsResponse, openai_route(state),
+      "Embeddings, as OpenAI's clients ask for them.", schemas.OpenaiFailure,
     ))  # fmt: skip
     operations.append(openapi.Operation(
       "/embed", "embed", schemas.tei_embed(most), list[list[float]], tei_embed_route(state),

@@ -17,7 +17,7 @@ _ERRORS = {
 
 @dataclass(frozen=True)
 class Operation:
-  """A POST route: its path, task, schemas of request and response, function (request, body) -> JSON value."""
+  """A POST route: path, task, schemas of request and response, function (request, body) -> JSON value, its errors."""
 
   path: str
   task: str
@@ -25,6 +25,7 @@ class Operation:
   response: object
   respond: Callable
   summary: str
+  failure: type[pydantic.BaseModel] = schemas.Failure
 
 
 def document(operations: list[Operation], models: dict) -> dict:
@@ -42,11 +43,12 @@ def document(operations: list[Operation], models: dict) -> dict:
   def content(kind, mode="serialization"):
     return {"application/json": {"schema": schema(kind, mode)}}
 
-  def failures(*codes):
-    return {str(code): {"description": _ERRORS[code], "content": {"application/json": {"schema": {
-      "$ref": "#/components/schemas/Failure"}}}} for code in codes}  # fmt: skip
+  def failures(*codes, kind=schemas.Failure):
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}}
+    return {str(code): {"description": _ERRORS[code], "content": content} for code in codes}
 
-  components["Failure"] = schema(schemas.Failure, "serialization")
+  for kind in {schemas.Failure, *(operation.failure for operation in operations)}:
+    components[kind.__name__] = schema(kind, "serialization")
   paths: dict = {}
   for path, kind, summary, codes in (
     ("/v1/models", schemas.ModelList, "The models, and what each is for.", ()),
@@ -69,7 +71,7 @@ def document(operations: list[Operation], models: dict) -> dict:
         "operationId": operation.path.strip("/").replace("/", "_").replace("-", "_"),
         "summary": operation.summary,
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
-        "responses": answers | failures(*_ERRORS),
+        "responses": answers | failures(*_ERRORS, kind=operation.failure),
       }
     }
   version = importlib.metadata.version("albert-jax")

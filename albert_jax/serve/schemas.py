@@ -241,6 +241,19 @@ class Failure(Body):
   error_type: Literal["invalid", "not_found", "too_large", "unavailable", "internal"]
 
 
+class OpenaiError(Body):
+  message: str
+  type: str
+  param: None = None
+  code: None = None
+
+
+class OpenaiFailure(Body):
+  """An error as OpenAI's clients read it."""
+
+  error: OpenaiError
+
+
 # OpenAI's and text-embeddings-inference's (TEI) shapes.
 
 
@@ -285,6 +298,13 @@ def tei_embed(max_items: int) -> type[BaseModel]:
   return _named(EmbedRequest, "TeiEmbedRequest", "a text", max_items)
 
 
+class NoParameters(Body):
+  """What huggingface_hub's client sends beside the inputs where it was given nothing else."""
+
+  function_to_apply: None = None
+  top_k: None = None
+
+
 def tei_predict(max_items: int, pairs: bool | None = None) -> type[BaseModel]:
   least, most = {False: (1, 1), True: (2, 2), None: (1, 2)}[pairs]
   pair = Annotated[list[str], Field(min_length=least, max_length=most, description="A text, or a pair of texts.")]
@@ -292,6 +312,7 @@ def tei_predict(max_items: int, pairs: bool | None = None) -> type[BaseModel]:
 
   class PredictRequest(TeiOptions):
     inputs: one | Annotated[list[pair], Field(min_length=1, max_length=max_items)]
+    parameters: NoParameters | None = None
     raw_scores: Annotated[Literal[False], Field(description="Scores are always probabilities.")] = False
 
   return _named(PredictRequest, "TeiPredictRequest", "a text, a list of one or two texts", max_items)
