@@ -1,6 +1,7 @@
 """ALBERT in JAX. The whole public interface: a config, plain parameters, and functions of them."""
 
 import importlib
+import importlib.metadata
 
 # Imported on first use: worker processes that only make batches import this package too, and must not load JAX.
 _HOME = {
@@ -11,10 +12,12 @@ _HOME = {
   "export": "exports.folder",
   "UserError": "errors",
 }  # fmt: skip
-__all__ = sorted(_HOME)
+__all__ = sorted([*_HOME, "__version__"])
 
 
 def __getattr__(name):
+  if name == "__version__":
+    return importlib.metadata.version("albert-jax")
   if name not in _HOME:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,54 +1,111 @@
-"""`albert-jax COMMAND …`: a table of commands, nothing else."""
+"""`albert-jax COMMAND …`: a table of commands, and what every failure of one looks like."""
 
+import contextlib
 import gc
 import importlib
+import os
 import sys
+import traceback
 
-from albert_jax.commands import common
-from albert_jax.errors import UserError
+import albert_jax
+from albert_jax.commands import COMMANDS, common
+from albert_jax.errors import UserError, masked, one_line
 
-COMMANDS = {
-  "vocab": "train a SentencePiece vocabulary on a corpus",
-  "prepare": "turn a corpus into a dataset of token segments",
-  "phonemes": "turn a corpus into words with phonemes, for PL-BERT",
-  "audit": "what a model will see of a dataset, and what is wrong with it",
-  "train": "pre-train a model; resumes by itself",
-  "evaluate": "the numbers of a checkpoint on held-out data, as JSON",
-  "predict": "what a trained model says of texts: lines in, JSON lines out",
-  "serve": "models behind HTTP, with a page to try them",
-  "suite": "a set of fine-tuning tasks and seeds, and one table beside the published numbers",
-  "plan": "will it fit a TPU that is not there, and how long will it take",
-  "convert": "weights from any format to another, or looked into",
-  "export": "one folder for every runtime: ONNX, StableHLO, sentence-transformers, a model card",
-}
+TRACEBACK = "ALBERT_JAX_TRACEBACK"
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
+  """Runs a command.
+
+  Args:
+    argv: the arguments after `albert-jax`; None takes those of the process.
+
+  Returns:
+    the exit code: 0 for success, 1 for a failure, 2 for what the user can correct, 130 after Ctrl-C.
+  """
+  if (code := _check_streams()) is not None:
+    return code
   argv = sys.argv[1:] if argv is None else argv
+  try:
+    code = _run(argv)
+    sys.stdout.flush()
+    return code
+  except BrokenPipeError:
+    return _without_stdout("the program that reads standard output has ended")
+  except OSError as error:
+    return _without_stdout(f"standard output cannot be written to: {error.strerror}")
+
+
+def _run(argv) -> int:
   if not argv or argv[0] in ("-h", "--help", "help"):
     listed = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
-    print(f"usage: albert-jax COMMAND [--help] …\n\ncommands:\n{listed}")
+    print(f"usage: albert-jax COMMAND [--help] …\n       albert-jax --version\n\ncommands:\n{listed}")
     return 0 if argv else 2
-  if argv[0] not in COMMANDS:
-    print(f"albert-jax: no command {argv[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+  if argv[0] in ("--version", "version"):
+    print(f"albert-jax {albert_jax.__version__}")
+    return 0
+  command = argv[0]
+  if command not in COMMANDS:
+    hint = common.did_you_mean(command, COMMANDS) or f"; there are {', '.join(COMMANDS)}"
+    print(f"albert-jax: no command {masked(command)!r}{hint}", file=sys.stderr)
     return 2
   common.keep_compiled()
   common.show_messages()
-  if argv[0] in ("train", "evaluate", "predict", "serve"):
+  common.quiet_libtpu()
+  if command in ("train", "evaluate", "predict", "serve"):
     common.keep_memory()
     # Tracing makes many objects that stay; looking for garbage among them takes long and finds little.
     gc.set_threshold(100_000)
   try:
-    return _imported(f"albert_jax.commands.{argv[0]}").main(argv[1:]) or 0
-  except UserError as error:
-    print(f"albert-jax {argv[0]}: {error}", file=sys.stderr)
-    return 2
-  except (OSError, FloatingPointError) as error:
-    print(f"albert-jax {argv[0]}: {error}", file=sys.stderr)
-    return 1
+    return _imported(f"albert_jax.commands.{command}").main(argv[1:]) or 0
   except KeyboardInterrupt:
-    print(f"albert-jax {argv[0]}: interrupted", file=sys.stderr)
-    return 130
+    return _failed(command, "interrupted", 130)
+  except BrokenPipeError:
+    raise
+  except UserError as error:
+    return _failed(command, masked(str(error)), 2)
+  except Exception as error:
+    expected = isinstance(error, OSError | FloatingPointError)
+    hint = "" if expected or _wants_traceback() else f" ({TRACEBACK}=1 shows where)"
+    return _failed(command, f"{one_line(error)}{hint}", 1)
+
+
+def _failed(command, message, code):
+  """Prints the one line of a failure, after its traceback if the environment asks for it; returns the exit code."""
+  if _wants_traceback():
+    traceback.print_exc()
+  print(f"albert-jax {command}: {message}", file=sys.stderr)
+  return code
+
+
+def _wants_traceback():
+  return os.environ.get(TRACEBACK, "") not in ("", "0")
+
+
+def _check_streams():
+  """The exit code if a standard stream is closed, else None.
+
+  A file that is opened later would get the number of the closed stream, and what libraries print would be written into
+  it.
+  """
+  for number, stream, name in ((2, sys.stderr, "error"), (1, sys.stdout, "output")):
+    if stream is None:
+      message = f"albert-jax: standard {name} is closed; send it to a file, or to /dev/null\n"
+      with contextlib.suppress(OSError):
+        os.write(1 if number == 2 else 2, message.encode())
+      return 1
+  if sys.stdin is None:
+    sys.stdin = open(os.devnull)  # noqa: SIM115  Takes number 0, which was closed.
+  return None
+
+
+def _without_stdout(message):
+  """The exit code after standard output failed. Python would fail once more when it flushes at exit."""
+  with contextlib.suppress(OSError):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+  with contextlib.suppress(OSError):
+    print(f"albert-jax: {message}", file=sys.stderr)
+  return 1
 
 
 def _imported(module):

@@ -230,7 +230,7 @@ def test_the_rules_of_a_vocabulary_are_followed_from_prepare_to_the_tokenizer(tm
 
 def test_a_vocabulary_without_rules_asks_where_marks_would_be_lost(tmp_path, spm):
   (tmp_path / "a.txt").write_text("Über für. Größe zählt.\n\nSchöne Tür. Früher war.\n", "utf-8")
-  with pytest.raises(UserError, match="of the words would lose an accent.*--keep_accents"):
+  with pytest.raises(UserError, match=r"of the words would lose an accent.*--keep_accents"):
     prepare.prepare(str(tmp_path / "a.txt"), spm, str(tmp_path / "data"))
   settings = segments.Settings(keep_accents=False)
   assert not prepare.prepare(str(tmp_path / "a.txt"), spm, str(tmp_path / "data"), settings)["settings"]["keep_accents"]

@@ -23,7 +23,9 @@ def main(argv):
   parser.add_argument("dataset", help="a folder made by albert-jax prepare or phonemes, or several with commas")
   parser.add_argument("--examples", type=int, default=20_000, help="how many to make (default: 20000)")
   parser.add_argument("--show", type=int, default=10, help="how many to print (default: 10)")
-  parser.add_argument("--json", default="", help="write the numbers to this file, the picture beside it")
+  parser.add_argument(
+    "--json", default="", metavar="FILE", help="write the numbers to this file, the picture beside it"
+  )
   if any(arg.startswith("--config") for arg in argv) or "--help" in argv or "-h" in argv:
     args, config = common.parse_with_config(parser, argv)
     fields, seed = config.data.to_dict(), config.seed

@@ -2,30 +2,108 @@
 
 import argparse
 import contextlib
+import copy
 import ctypes
 import difflib
+import glob
 import hashlib
+import importlib
 import importlib.util
 import logging
+import math
 import os
 import pathlib
 import platform
 import sys
 import traceback
+from collections.abc import Iterable
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from albert_jax import configs, files
-from albert_jax.errors import UserError, message_lines
+from albert_jax.commands import config_fields
+from albert_jax.errors import UserError, masked, message_lines
 from albert_jax.training import duration
+
+# The configs whose fields docs/config_fields.md lists.
+DOCUMENTED = (
+  "pretrain:base", "classify:base", "glue:sst-2", "squad:base", "race:base", "ner:base", "retrieve:base",
+  "summarize:base", "plbert:base",
+)  # fmt: skip
 
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # M_TRIM_THRESHOLD and so on of malloc.h
 
 
-def parser(command: str, description: str, example: str) -> argparse.ArgumentParser:
-  """The parser of one command. A wrong flag prints one line and exits with 2, as argparse does."""
-  return argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+  """The parser of one command: one line for a mistake, near matches for a wrong flag, paths as `files` reads them.
+
+  An argument whose metavar is DIR, FILE or PATH is a path: `~` is replaced, and an empty one is refused.
+  """
+
+  def parse_args(self, args=None, namespace=None):
+    if _captured is not None:
+      _captured.append(self)
+      raise _Captured
+    for action in self._actions:
+      if action.metavar in ("DIR", "FILE", "PATH") and action.type is None and action.nargs is None:
+        action.type = _path
+        if action.default == "":  # Else argparse would take the default for a path that was given.
+          action.default = _NOTHING
+    args = sys.argv[1:] if args is None else args
+    for arg in args[: args.index("--") if "--" in args else len(args)]:  # A wrong flag explains a missing one.
+      flag = arg.split("=")[0]
+      if flag.startswith("--") and flag not in self._option_string_actions:
+        self.error(f"there is no flag {flag}{did_you_mean(flag, self._option_string_actions)}")
+    known = super().parse_args(args, namespace)
+    for name, value in vars(known).items():
+      if value is _NOTHING:
+        setattr(known, name, "")
+    return known
+
+  def error(self, message):
+    self.exit(2, f"{self.prog}: {masked(message)}; see {self.prog} --help\n")
+
+
+_NOTHING = object()
+
+
+class _Captured(Exception):
+  """A command has made its parser, which is all that was asked for."""
+
+
+_captured: list[Parser] | None = None
+
+
+def parser_of(command: str) -> Parser:
+  """The parser of a command, which is not run."""
+  global _captured
+  _captured = []
+  try:
+    importlib.import_module(f"albert_jax.commands.{command}").main(["--help"])
+  except _Captured:
+    return _captured[0]
+  finally:
+    _captured = None
+  raise AssertionError(f"{command} parses no arguments")
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+  """'; did you mean …?' with the nearest of the names, '' if none is near."""
+  near = difflib.get_close_matches(name, list(names), 1, 0.6)
+  return f"; did you mean {near[0]}?" if near else ""
+
+
+def _path(text: str) -> str:
+  try:
+    return files.user_path(text, "this path")
+  except UserError as error:
+    raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def parser(command: str, description: str, example: str) -> Parser:
+  """The parser of one command. A wrong flag prints one line and exits with 2."""
+  return Parser(
     prog=f"albert-jax {command}",
     description=description,
     epilog=f"example:\n  {example}",
@@ -51,6 +129,20 @@ def keep_compiled():
     if os.access(folder, os.W_OK):
       os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
       os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def quiet_libtpu() -> None:
+  """On a machine without a TPU, keeps JAX from trying libtpu, which prints errors before it fails.
+
+  libtpu is installed for `albert-jax plan`, which compiles for TPUs that are not there. An explicit JAX_PLATFORMS
+  counts. Must be called before JAX is imported.
+  """
+  if "JAX_PLATFORMS" in os.environ or not importlib.util.find_spec("libtpu"):
+    return
+  has_tpu = any(name.startswith(("TPU_WORKER", "TPU_NAME", "COLAB_TPU", "PJRT_")) for name in os.environ)
+  has_tpu |= any(glob.glob(pattern) for pattern in ("/dev/accel*", "/dev/vfio/[0-9]*"))
+  if not has_tpu and not importlib.util.find_spec("jax_plugins"):
+    os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 def keep_memory():
@@ -89,30 +181,96 @@ def show_messages():
     logger.addHandler(_Messages())
 
 
-def parse_with_config(parser: argparse.ArgumentParser, argv: list[str]):
-  """Returns: (the command's own arguments, the config as a locked ConfigDict). Raises: UserError for a bad config."""
+def parse_with_config(parser: Parser, argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
+  """Reads a command's own arguments, and its config.
+
+  Returns:
+    the arguments, and the config with its overrides, locked.
+
+  Raises:
+    UserError: there is no such config, or an override has a wrong name or value.
+    SystemExit: --show_config was given, and the config is printed.
+  """
   parser.add_argument(
     "--config", required=True, metavar="FILE:VARIANT", help="a config file and its variant, as configs/pretrain.py:base"
   )
   parser.add_argument(
     "--config.FIELD", metavar="VALUE", dest="override", help="override one value, as --config.batch_size=64"
   )
+  parser.add_argument("--show_config", action="store_true", help="print every field, its value and meaning, and stop")
   own = [arg for arg in argv if not arg.startswith("--config.")]
   overrides = [arg for arg in argv if arg.startswith("--config.")]
   for arg in overrides:
     if "=" not in arg:
       raise UserError(f"{arg} has no value; write {arg}=VALUE")
+  if "--show_config" in own and _captured is None:
+    name = next((arg.partition("=")[2] for arg in own if arg.startswith("--config=")), "")
+    if not name:
+      raise UserError("--show_config needs a config; give one, as --config=pretrain:tiny")
+    config = with_overrides(load_config(name), overrides)
+    print(config_fields.table(config, _config_path(name.partition(":")[0]).read_text("utf-8")))
+    raise SystemExit(0)
   args = parser.parse_args(own)
-  values = flags.FlagValues()
-  argv = ["albert-jax", *overrides]
+  return args, with_overrides(load_config(args.config), overrides).lock()
+
+
+def with_overrides(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+  """A config with values replaced, and `~` in its paths.
+
+  Args:
+    config: what a config file returned.
+    overrides: arguments such as "--config.batch_size=64".
+
+  Raises:
+    UserError: naming the one override whose field does not exist or whose value has the wrong type.
+  """
+  fields = config_fields.flat(config)
+  for arg in overrides:
+    _check_override(config, fields, arg)
   try:
-    config_flags.DEFINE_config_dict("config", load_config(args.config), flag_values=values, sys_argv=argv)
-    values(argv)
+    config = _overridden(config, overrides)
   except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
-    raise UserError(f"{' '.join(overrides) or args.config}: {str(error).strip() or type(error).__name__}") from error
+    raise UserError(f"{' '.join(overrides)}: {message_lines(error)[0]}") from error
+  for name in ("init_from", "data.dataset", "data.spm", "data.tfds_dir"):
+    if isinstance(value := config_fields.flat(config).get(name), str) and "~" in value:
+      items = files.split_list(value, f"--config.{name}") if name == "data.dataset" else [files.user_path(value)]
+      config.update_from_flattened_dict({name: ",".join(items)})
   names = {arg.removeprefix("--config.").split("=")[0] for arg in overrides}
-  values.config.update(duration.chosen({name: values.config[name] for name in duration.LIMITS if name in names}))
-  return args, values.config.lock()
+  config.update(duration.chosen({name: config[name] for name in duration.LIMITS if name in names}))
+  return config
+
+
+def _overridden(config, overrides):
+  values, argv = flags.FlagValues(), ["albert-jax", *overrides]
+  config_flags.DEFINE_config_dict("config", copy.deepcopy(config), flag_values=values, sys_argv=argv)
+  values(argv)
+  return values.config
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def _check_override(config, fields, arg):
+  """Raises: UserError if an override names no field, or has a value of another type."""
+  name, _, value = arg.removeprefix("--config.").partition("=")
+  arg = masked(arg)
+  if name not in fields:
+    inner = [field for field in fields if field.startswith(f"{name}.")]
+    if inner:
+      raise UserError(f"{arg}: {name} is a section; set one of its fields, as --config.{inner[0]}=VALUE")
+    last = [field for field in fields if field.split(".")[-1] == name.split(".")[-1]]
+    near = last or difflib.get_close_matches(name, fields, 2, 0.7)
+    short = {field.split(".")[-1]: field for field in reversed(fields)}
+    near = near or [short[each] for each in difflib.get_close_matches(name.split(".")[-1], short, 2, 0.7)]
+    hint = f"did you mean {' or '.join(near[:2])}?" if near else "see --show_config for all fields"
+    raise UserError(f"{arg}: the config has no field {name}; {hint}")
+  try:
+    replaced = config_fields.flat(_overridden(config, [f"--config.{name}={value}"]))[name]
+  except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
+    kind = _KINDS.get(type(fields[name]), f"a {type(fields[name]).__name__}")
+    raise UserError(f"{arg}: expected {kind}, such as --config.{name}={masked(str(fields[name]))}") from error
+  if isinstance(replaced, float) and math.isnan(replaced):
+    raise UserError(f"{arg}: expected a number, such as --config.{name}={fields[name]}")
 
 
 def load_config(name: str) -> ConfigDict:
@@ -144,7 +302,7 @@ def load_config(name: str) -> ConfigDict:
 
 def _config_path(file: str) -> pathlib.Path:
   """The path of a config file: as given, else among the installed configs."""
-  path = pathlib.Path(file).expanduser()
+  path = pathlib.Path(files.user_path(file, "--config"))
   if path.is_file():
     return path.resolve()
   installed = pathlib.Path(configs.__path__[0])
@@ -153,8 +311,7 @@ def _config_path(file: str) -> pathlib.Path:
   short = file.removeprefix("configs/").removesuffix(".py")
   if short in names:
     return installed / f"{short}.py"
-  near = difflib.get_close_matches(short, names, 1)
-  hint = f"; did you mean {near[0]}?" if near else ""
+  hint = did_you_mean(short, names)
   raise UserError(
     f"--config={file}: there is no such file, nor an installed config of that name ({', '.join(names)}){hint}; give "
     "one such as --config=pretrain:tiny"

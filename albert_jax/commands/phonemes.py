@@ -20,7 +20,7 @@ def main(argv):
     "albert-jax phonemes --input='corpus/*.txt' --language=en-us --out=data/phonemes",
   )
   corpus.add_arguments(parser)
-  parser.add_argument("--out", required=True, help="the folder to make")
+  parser.add_argument("--out", required=True, metavar="DIR", help="the folder to make")
   parser.add_argument("--language", default="", help="espeak's code of the language, as en-us, de or hi")
   parser.add_argument(
     "--phonemised", action="store_true",

@@ -17,8 +17,10 @@ def main(argv):
     "albert-jax prepare --input='corpus/*.txt' --spm=vocab/spiece.model --out=data/corpus",
   )
   corpus.add_arguments(parser)
-  parser.add_argument("--spm", required=True, help="the vocabulary: spiece.model, or vocab.txt (WordPiece)")
-  parser.add_argument("--out", required=True, help="the folder to make")
+  parser.add_argument(
+    "--spm", required=True, metavar="FILE", help="the vocabulary: spiece.model, or vocab.txt (WordPiece)"
+  )
+  parser.add_argument("--out", required=True, metavar="DIR", help="the folder to make")
   parser.add_argument("--segment_tokens", type=int, default=512, help="the longest length to train at (default: 512)")
   parser.add_argument(
     "--sentences", choices=("split", "line"), default="split", help="split lines into sentences, or take each as one"

@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
     "albert-jax vocab --input='corpus/*.txt' --out=vocab --vocab_size=30000",
   )
   corpus.add_arguments(parser)
-  parser.add_argument("--out", required=True, help="the folder for spiece.model")
+  parser.add_argument("--out", required=True, metavar="DIR", help="the folder for spiece.model")
   parser.add_argument("--vocab_size", type=int, default=30000, help="pieces, special ones included (default: 30000)")
   parser.add_argument("--lower", action=argparse.BooleanOptionalAction, default=True, help="lower-case (default)")
   parser.add_argument(

@@ -5,9 +5,8 @@ import pathlib
 
 import numpy as np
 
-from albert_jax import convert, paths
+from albert_jax import convert, files, paths
 from albert_jax.convert import styletts2
-from albert_jax.convert.files import new_folder
 from albert_jax.exports.folder import Differs
 
 
@@ -27,7 +26,7 @@ def export(checkpoint, out, *, overwrite: bool = False) -> dict:
     Differs: what was written is not what the model holds.
   """
   cfg, params = convert.load(checkpoint)
-  with new_folder(out, overwrite=overwrite) as folder:
+  with files.writing_folder(out, overwrite=overwrite) as folder:
     styletts2.save(
       folder, cfg, params, step=_step(checkpoint), symbols=convert.load_symbols(checkpoint), overwrite=True
     )

@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from albert_jax import files
-from albert_jax.errors import UserError
+from albert_jax.errors import UserError, masked
 from albert_jax.training.guard import HISTORY
 
 log = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ def check_same_run(config: ConfigDict, fingerprints: dict[str, Any], directory: 
   Raises:
     UserError: a field, the dataset or the vocabulary has changed.
   """
-  new = json.loads(config.to_json())
+  new = masked(json.loads(config.to_json()))
   if old := _recorded_config(directory):
     ours, theirs = _flat(new), _flat(old)
     changed = [
@@ -253,7 +253,7 @@ def data_fingerprints(dataset: str, vocabulary: str | os.PathLike) -> dict[str, 
   """
   paths = [name for name in dataset.split(",") if name and (files.is_url(name) or pathlib.Path(name).exists())]
   return {
-    "dataset": {name: fingerprint(files.local(name)) for name in paths},
+    "dataset": {masked(name): fingerprint(files.local(name)) for name in paths},
     "vocabulary": fingerprint(vocabulary),
   }
 
@@ -278,14 +278,14 @@ def write_card(config: ConfigDict, fingerprints: dict[str, Any], directory: str,
     "id": before.get("id", uuid.uuid4().hex),
     "started": before.get("started", time),
     "resumed": (resumed if isinstance(resumed, list) else []) + ([{"step": start, "time": time}] if start else []),
-    "command": sys.argv,
+    "command": masked(sys.argv),
     "code": _code(),
     "python": platform.python_version(),
     "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     "devices": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
     "hosts": jax.process_count(),
     **fingerprints,
-    "config": json.loads(config.to_json()),
+    "config": masked(json.loads(config.to_json())),
   }
   if jax.process_index() == 0:
     files.write(f"{directory}/run.json", json.dumps(new, indent=2).encode() + b"\n")

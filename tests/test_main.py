@@ -1,0 +1,131 @@
+"""What every command has in common: its exit codes, and one line for whatever went wrong."""
+
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+
+import albert_jax
+from albert_jax import __main__ as main
+from albert_jax.commands import common
+from albert_jax.errors import UserError
+
+
+def run(*argv, **options):
+  return subprocess.run(
+    [sys.executable, "-m", "albert_jax", *argv], capture_output=True, text=True, check=False, **options
+  )
+
+
+@pytest.fixture
+def fails(monkeypatch, capsys):
+  """Runs a command that raises an error; returns (exit code, what standard error holds)."""
+
+  def command(error):
+    def raises(argv):
+      raise error
+
+    monkeypatch.setattr(main, "_imported", lambda name: types.SimpleNamespace(main=raises))
+    return main.main(["vocab"]), capsys.readouterr().err
+
+  return command
+
+
+def test_every_failure_is_one_line(fails):
+  assert fails(UserError("give --a")) == (2, "albert-jax vocab: give --a\n")
+  assert fails(KeyError("x")) == (1, "albert-jax vocab: KeyError: 'x' (ALBERT_JAX_TRACEBACK=1 shows where)\n")
+  assert fails(OSError(28, "No space left on device", "f")) == (1, "albert-jax vocab: f: No space left on device\n")
+  assert fails(KeyboardInterrupt()) == (130, "albert-jax vocab: interrupted\n")
+  code, text = fails(RuntimeError("one\ntwo"))
+  assert code == 1 and text.count("\n") == 1
+  assert "S3CR3T" not in fails(UserError("http://me:S3CR3T@host is not there"))[1]
+
+
+def test_the_environment_asks_for_the_traceback(fails, monkeypatch):
+  monkeypatch.setenv("ALBERT_JAX_TRACEBACK", "1")
+  code, text = fails(KeyError("x"))
+  assert (
+    code == 1 and "Traceback (most recent call last)" in text and text.endswith("albert-jax vocab: KeyError: 'x'\n")
+  )
+
+
+def test_version_and_a_wrong_command(capsys):
+  assert main.main(["--version"]) == 0
+  assert capsys.readouterr().out == f"albert-jax {albert_jax.__version__}\n"
+  assert main.main(["trian"]) == 2
+  assert "did you mean train?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+def test_a_closed_stream_is_one_line(stream):
+  done = run("--version", preexec_fn=lambda: os.close(stream))
+  assert done.returncode == 1
+  assert "is closed" in done.stdout + done.stderr and (done.stdout + done.stderr).count("\n") == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_standard_output_is_one_line():
+  with open("/dev/full", "w") as full:
+    done = subprocess.run(
+      [sys.executable, "-m", "albert_jax", "--version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+    )
+  assert done.returncode == 1
+  assert done.stderr == "albert-jax: standard output cannot be written to: No space left on device\n"
+
+
+def a_parser():
+  parser = common.parser("x", "description", "example")
+  parser.add_argument("--workdir", required=True, metavar="DIR")
+  parser.add_argument("--json", default="", metavar="FILE")
+  return parser
+
+
+def test_paths_are_read_alike(monkeypatch, capsys):
+  monkeypatch.setenv("HOME", "/me")
+  args = a_parser().parse_args(["--workdir=~/run"])
+  assert (args.workdir, args.json) == ("/me/run", "")
+  for argv in (["--workdir="], ["--workdir=x", "--json="]):
+    with pytest.raises(SystemExit) as stop:
+      a_parser().parse_args(argv)
+    text = capsys.readouterr().err
+    assert stop.value.code == 2 and "is empty" in text and text.count("\n") == 1
+
+
+def test_a_wrong_flag_names_the_near_one(capsys):
+  with pytest.raises(SystemExit) as stop:
+    a_parser().parse_args(["--workdr=x"])
+  assert stop.value.code == 2
+  assert (
+    capsys.readouterr().err
+    == "albert-jax x: there is no flag --workdr; did you mean --workdir?; see albert-jax x --help\n"
+  )
+
+
+@pytest.mark.parametrize(
+  ("override", "message"),
+  [
+    ("--config.batchsize=8", "no field batchsize; did you mean batch_size?"),
+    ("--config.learning_rate=1", "did you mean optimizer.learning_rate?"),
+    ("--config.data.dtaset=x", "did you mean data.dataset?"),
+    ("--config.batch_size=abc", "expected a whole number, such as --config.batch_size=32"),
+    ("--config.batch_size=1.5", "expected a whole number"),
+    ("--config.optimizer.textbook=maybe", "expected true or false"),
+    ("--config.optimizer.eps=nan", "expected a number"),
+    ("--config.optimizer=adamw", "optimizer is a section"),
+  ],
+)
+def test_the_one_wrong_override_is_named(override, message):
+  with pytest.raises(UserError) as error:
+    common.with_overrides(common.load_config("pretrain:tiny"), ["--config.seed=1", override, "--config.steps=3"])
+  assert str(error.value).startswith(override) and message in str(error.value)
+  assert "seed=1" not in str(error.value)
+
+
+def test_overrides_are_applied_and_home_folders_found(monkeypatch):
+  monkeypatch.setenv("HOME", "/me")
+  overrides = ["--config.steps=3", "--config.data.dataset=~/a,~/b", "--config.init_from=~/c", "--config.log_to=a=b"]
+  config = common.with_overrides(common.load_config("pretrain:tiny"), overrides)
+  assert (config.steps, config.data.dataset, config.init_from) == (3, "/me/a,/me/b", "/me/c")
+  assert config.log_to == "a=b"
