@@ -9,21 +9,15 @@ batch 16 or 32, rate 2e-5 to 5e-5, 2 to 4 epochs).
 """
 
 from albert_jax.configs import common
+from albert_jax.data.finetuning.config import ClassifyData
 
 
 def get_config(variant: str = "base"):
-  config = common.finetune(variant, "classify")
+  config = common.finetune(variant, "classify", ClassifyData())
   config.task.kind = "classification"  # or regression, or multilabel: any number of labels a row
   config.task.labels = ""  # neg,pos: names in the order of the outputs; '' for those of the training data, sorted
   config.task.keep_head = False  # go on with the checkpoint's classifier, which has to have the same labels
   options(config)
-  config.data.text_fields = "text"  # one column, or two for pairs: a,b; numbers from 0 where a table has no header
-  config.data.label_field = "label"
-  config.data.label_separator = ","  # between the labels of a row, for multilabel
-  config.data.drop_labels = ""  # rows to leave out (and count), as "-" in SNLI
-  config.data.validation_fraction = 0.0  # keep this share of data.split for validation, if there is no other file
-  config.data.quotes = "auto"  # of a table: csv, none, or auto: as the file looks
-  config.data.tfds_dir = ""  # where TFDS datasets are; '' for TFDS' own place
   config.best = "loss"
   return config
 

@@ -4,6 +4,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from albert_jax.data.finetuning.config import FinetuningData
 from albert_jax.errors import UserError
 from albert_jax.model import VARIANTS
 from albert_jax.training.guard import GuardConfig
@@ -48,7 +49,7 @@ def get_config(variant: str) -> ConfigDict:
   return config
 
 
-def finetune(variant: str, task: str) -> ConfigDict:
+def finetune(variant: str, task: str, data: FinetuningData | None = None) -> ConfigDict:
   """The fields of any fine-tuning run: from `init_from`, whose shape and vocabulary it takes, for a few epochs."""
   config = get_config(variant)
   config.task = ConfigDict({"name": task})
@@ -59,14 +60,7 @@ def finetune(variant: str, task: str) -> ConfigDict:
   config.eval_every = 500
   config.checkpoint_every = 500
   config.keep_checkpoints = 1
-  config.data = ConfigDict({
-    "dataset": "",  # a TFDS name, an official folder, or files
-    "split": "train",
-    "validation_split": "validation",
-    "spm": "",  # the vocabulary; '' for that of `init_from`
-    "seq_length": 512,
-    "group_by_length": False,  # batches of rows of about one length: less padding, another order
-  })  # fmt: skip
+  config.data = ConfigDict(dataclasses.asdict(data or FinetuningData()))
   config.optimizer.name = "adamw"
   config.optimizer.learning_rate = 2e-5
   config.optimizer.warmup_steps = -1  # a tenth of the run

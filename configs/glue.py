@@ -11,6 +11,7 @@ The paper begins RTE, STS-B and MRPC with its model of MNLI: --config.init_from=
 """
 
 from albert_jax.configs import classify, common
+from albert_jax.data.finetuning.config import GlueData
 from albert_jax.tasks.glue import TASKS
 
 # The paper's values (arXiv 1909.11942, table 14); classifier dropout is 0.1 and the length 512 in every row. AX is for
@@ -35,12 +36,11 @@ def get_config(variant: str = "sst-2"):
   dataset = next((name for name in TASKS if variant == name or variant.startswith(f"{name}-")), None)
   if dataset is None:
     raise ValueError(f"no variant {variant!r}; give one of {', '.join(TASKS)}, and a size if you like: sst-2-xxlarge")
-  config = common.finetune(variant.removeprefix(dataset).removeprefix("-") or "base", "glue")
+  config = common.finetune(variant.removeprefix(dataset).removeprefix("-") or "base", "glue", GlueData())
   config.task.dataset = dataset
   config.task.keep_head = False  # go on with the checkpoint's classifier, which has to be of the same dataset
   classify.options(config)
   config.data.dataset = f"glue/{TASKS[dataset].tfds}"
-  config.data.tfds_dir = ""  # where TFDS datasets are; '' for TFDS' own place
   config.best = TASKS[dataset].metrics[0]
 
   rate, batch, dropout, steps, warmup = PAPER[dataset]

@@ -7,18 +7,14 @@ values are from the ranges of BERT's (appendix A.3: batch 16 or 32, rate 2e-5 to
 """
 
 from albert_jax.configs import common
+from albert_jax.data.finetuning.config import TaggingData
 
 
 def get_config(variant: str = "base"):
-  config = common.finetune(variant, "ner")
+  config = common.finetune(variant, "ner", TaggingData())
   config.task.labels = ""  # B-PER,I-PER,O: names in the order of the outputs; '' for those of the training data
   config.task.keep_head = False  # go on with the checkpoint's classifier, which has to have the same labels
   config.task.label_smoothing = 0.0
-  config.data.token_column = 0  # of files with columns: which ones, from 0, or from -1 at the end
-  config.data.tag_column = -1
-  config.data.token_field = "tokens"  # of JSON lines
-  config.data.tag_field = "tags"
-  config.data.seq_length = 256  # longer sentences take several rows
   config.batch_size = 16
   config.epochs = 4.0
   config.best = "f1"

@@ -8,14 +8,12 @@ line; docs/finetuning.md shows them.
 """
 
 from albert_jax.configs import common
+from albert_jax.data.finetuning.config import ChoiceData
 
 
 def get_config(variant: str = "base"):
-  config = common.finetune(variant, "choice")
+  config = common.finetune(variant, "choice", ChoiceData())
   config.task.keep_head = False  # go on with the checkpoint's own head
-  config.data.levels = "middle,high"  # which parts of RACE
-  config.data.qa_length = 128  # tokens of question and option together
-  config.data.tfds_dir = ""  # where TFDS datasets are; '' for TFDS' own place
   config.best = "accuracy"
   # The paper's values for RACE (arXiv 1909.11942, table 14), whose classifier dropout is 0.1 and length 512; the
   # original's README takes 1e-5 and no dropout for v2.

@@ -10,18 +10,14 @@ temperature and batch are those of SimCSE (arXiv 2104.08821, supervised, base si
 """
 
 from albert_jax.configs import common
+from albert_jax.data.finetuning.config import RetrieveData
 
 
 def get_config(variant: str = "base"):
-  config = common.finetune(variant, "retrieve")
+  config = common.finetune(variant, "retrieve", RetrieveData())
   config.task.pooling = "mean"  # or cls: what of the encoder's output is a text's embedding
   config.task.temperature = 0.05  # cosines are divided by it
   config.task.score_range = "0,1"  # the lowest and the highest score there can be
-  config.data.query_field = "query"
-  config.data.answer_field = "answer"
-  config.data.score_field = "score"  # '' to learn from pairs alone, also where there are scores
-  config.data.quotes = "auto"  # of a table: csv, none, or auto: as the file looks
-  config.data.seq_length = 128
   config.batch_size = 64  # also: how many answers a query has to choose from in training
   config.best = "mrr"
   config.optimizer.learning_rate = 5e-5

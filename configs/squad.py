@@ -9,6 +9,7 @@ The hyper-parameters are those of the paper's table 14, also for 2.0's beam head
 from ml_collections import ConfigDict
 
 from albert_jax.configs import common
+from albert_jax.data.finetuning.config import SquadData
 
 # Table 14 of the paper, and which head it uses. All: AdamW, batch 48, length 384, no dropout but the classifier's 0.1.
 VERSIONS = {
@@ -24,13 +25,11 @@ def get_config(variant: str = "base") -> ConfigDict:
   if version not in VERSIONS:
     raise ValueError(f"no SQuAD {version!r}; there are {', '.join(VERSIONS)}, as in base-1.1")
   rate, steps, warmup, head, no_answer, best = VERSIONS[version]
-  config = common.finetune(size, "squad")
+  config = common.finetune(size, "squad", SquadData())
   config.epochs = 0.0
   config.steps = steps
   config.batch_size = 48
   config.best = best
-  config.data.seq_length = 384
-  config.data.tfds_dir = ""  # where TFDS datasets are, if not in its own folder
   config.optimizer.learning_rate = rate
   config.optimizer.warmup_steps = warmup
   config.model.hidden_dropout_prob = 0.0

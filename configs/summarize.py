@@ -9,16 +9,13 @@ ones for fine-tuning (appendix A.3 of its paper).
 """
 
 from albert_jax.configs import common
+from albert_jax.data.finetuning.config import SummarizeData
 
 
 def get_config(variant: str = "base"):
-  config = common.finetune(variant, "summarize")
+  config = common.finetune(variant, "summarize", SummarizeData())
   config.task.sentences = 3  # of a summary, and of what training takes for the best one
   config.task.trigram_blocking = True  # no sentence that repeats three words in a row of a better one
-  config.data.document_field = "document"
-  config.data.summary_field = "summary"
-  config.data.labels_field = "labels"
-  config.data.quotes = "auto"  # of a table: csv, none, or auto: as the file looks
   config.batch_size = 16
   config.best = "rouge2"
   config.optimizer.learning_rate = 3e-5

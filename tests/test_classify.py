@@ -174,9 +174,9 @@ class TestData:
     ("overrides", "words"),
     [
       ({"data__label_field": "lable"}, "no column 'lable'; expected one of text, other, label"),
-      ({"data__text_fields": "a,b,c"}, "must name one column, or two"),
+      ({"data__text_fields": "a,b,c"}, "expected one column, or two"),
       ({"task__kind": "regresion"}, "use one of classification, regression, multilabel"),
-      ({"task__kind": "regression"}, r"dev\.tsv line 2: 'yes' is no number"),
+      ({"task__kind": "regression"}, r"dev\.tsv line 2: \"yes\" is no number"),
       ({"task__class_weights": "balance"}, "expected '', or balanced"),
       ({"task__kind": "regression", "data__label_field": "score", "task__label_smoothing": 0.1}, "label_smoothing=0.1"),
       ({"task__r_drop": 1.0, "model__classifier_dropout_prob": 0.0}, "compares two passes with dropout"),

@@ -182,7 +182,9 @@ def test_scores_are_scaled_and_checked(folder):
   with pytest.raises(UserError, match=r"train has no scores in 'score' and dev_scored.tsv has some"):
     tasks.make(config(folder, **{**SCORED, "data.split": "train"}))
   (folder / "lacking.jsonl").write_text('{"query": "a", "answer": "b", "score": 1}\n{"query": "a", "answer": "b"}\n')
-  with pytest.raises(UserError, match="line 2: the score 'None' is no number; every row needs one, or none has"):
+  with pytest.raises(
+    UserError, match="line 2: null is no number; expected a score, which every row needs, or none has"
+  ):
     retrieve.read(data, "lacking.jsonl", "0,5")
 
 

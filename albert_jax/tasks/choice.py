@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from albert_jax.data.finetuning import cells, choices, tables
+from albert_jax.data.finetuning.config import ChoiceData
 from albert_jax.errors import UserError
 from albert_jax.tasks import classify, heads, metrics
 from albert_jax.tasks.base import Task, about, batches, model_and_vocabulary
@@ -17,11 +18,8 @@ from albert_jax.tasks.base import Task, about, batches, model_and_vocabulary
 def make(config, vocabulary=None, first_row=0) -> Task:
   """The task of configs/race.py."""
   cfg, vocabulary = model_and_vocabulary(config, vocabulary)
-  data = config.data
-  if not 1 <= data.qa_length <= data.seq_length - 3:
-    raise UserError(f"data.qa_length={data.qa_length} must be from 1 to data.seq_length - 3 = {data.seq_length - 3}")
-  levels = tuple(level.strip() for level in data.levels.split(",") if level.strip())
-  read = functools.partial(choices.read, data.dataset, levels=levels, tfds_dir=data.tfds_dir)
+  data = ChoiceData.of(config.data)
+  read = functools.partial(choices.read, data.dataset, levels=data.parts, tfds_dir=data.tfds_dir)
   encode = functools.partial(choices.rows, vocabulary=vocabulary, seq_length=data.seq_length, qa_length=data.qa_length)
 
   @functools.cache

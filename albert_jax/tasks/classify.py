@@ -14,6 +14,7 @@ import numpy as np
 
 from albert_jax import model
 from albert_jax.data.finetuning import batching, cells, splits, tables
+from albert_jax.data.finetuning.config import ClassifyData
 from albert_jax.errors import UserError
 from albert_jax.model.layers import dropout
 from albert_jax.tasks import heads, metrics
@@ -49,12 +50,10 @@ class Split:
 
 def make(config, vocabulary=None, first_row=0) -> Task:
   """The task of configs/classify.py, on a user's own data."""
-  kind, task, data = config.task.kind, config.task, config.data
+  kind, task, data = config.task.kind, config.task, ClassifyData.of(config.data)
   if kind not in KINDS:
     raise UserError(f"task.kind={kind!r} is unknown; use one of {', '.join(KINDS)}")
-  fields = [field.strip() for field in data.text_fields.split(",") if field.strip()]
-  if len(fields) not in (1, 2):
-    raise UserError(f"data.text_fields={data.text_fields!r} must name one column, or two with a comma between")
+  fields = data.texts
 
   @functools.cache
   def read(split):

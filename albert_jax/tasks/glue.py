@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from albert_jax.data.finetuning import splits, tables
+from albert_jax.data.finetuning.config import GlueData
 from albert_jax.errors import UserError
 from albert_jax.tasks import classify, metrics
 from albert_jax.tasks.base import Task
@@ -84,7 +85,7 @@ METRICS = {
 
 def make(config, vocabulary=None, first_row=0) -> Task:
   """The task of configs/glue.py. MNLI's two held-out parts are evaluated together; *_mismatched is the second's."""
-  row, data = row_of(config.task.dataset), config.data
+  row, data = row_of(config.task.dataset), GlueData.of(config.data)
   kind = "classification" if row.labels else "regression"
 
   @functools.cache

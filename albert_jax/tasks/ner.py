@@ -11,6 +11,7 @@ import numpy as np
 
 from albert_jax import model
 from albert_jax.data.finetuning import tagged
+from albert_jax.data.finetuning.config import TaggingData
 from albert_jax.data.words import spans as word_spans
 from albert_jax.errors import UserError
 from albert_jax.model.layers import dropout
@@ -24,7 +25,7 @@ def make(config, vocabulary=None, first_row=0) -> Task:
   The labels are those of the training split, sorted, or `task.labels`. Held-out words with another tag count as wrong.
   """
   cfg, vocabulary = model_and_vocabulary(config, vocabulary)
-  data = config.data
+  data = TaggingData.of(config.data)
 
   def read(split):
     files = tagged.split_files(data.dataset, split)

@@ -20,6 +20,7 @@ import numpy as np
 
 from albert_jax import model
 from albert_jax.data.finetuning import batching, cells, tables
+from albert_jax.data.finetuning.config import RetrieveData
 from albert_jax.errors import UserError
 from albert_jax.tasks import heads, metrics
 from albert_jax.tasks.base import Task, about, batches, model_and_vocabulary
@@ -43,7 +44,7 @@ class Pairs:
 def make(config, vocabulary=None, first_row=0) -> Task:
   """The task of configs/retrieve.py."""
   cfg, vocabulary = model_and_vocabulary(config, vocabulary)
-  data, pooling, temperature = config.data, config.task.pooling, config.task.temperature
+  data, pooling, temperature = RetrieveData.of(config.data), config.task.pooling, config.task.temperature
   if pooling not in POOLING:
     raise UserError(f"task.pooling={pooling!r} is unknown; use one of {', '.join(POOLING)}")
   if not temperature > 0:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from albert_jax import model
 from albert_jax.data.finetuning import squad
+from albert_jax.data.finetuning.config import SquadData
 from albert_jax.errors import UserError
 from albert_jax.tasks import heads, squad_answers, squad_heads, squad_score
 from albert_jax.tasks.base import Task, about, batches, model_and_vocabulary
@@ -19,7 +20,7 @@ from albert_jax.tasks.squad_answers import Search
 def make(config, vocabulary=None, first_row=0) -> Task:
   """The task of a config of configs/squad.py. An epoch is all windows of all passages once."""
   cfg, vocabulary = model_and_vocabulary(config, vocabulary)
-  data, task, head = config.data, config.task, squad_heads.get(config.task.head)
+  data, task, head = SquadData.of(config.data), config.task, squad_heads.get(config.task.head)
   sizes = {field.name: task[field.name] for field in dataclasses.fields(Search) if field.name != "seq_length"}
   search = Search(seq_length=data.seq_length, **sizes)
 

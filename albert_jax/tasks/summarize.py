@@ -18,6 +18,7 @@ from tqdm import tqdm
 from albert_jax import model
 from albert_jax.data.corpus.sentences import split_sentences
 from albert_jax.data.finetuning import tables, windows
+from albert_jax.data.finetuning.config import SummarizeData
 from albert_jax.errors import UserError
 from albert_jax.model.layers import dropout
 from albert_jax.tasks import heads, rouge
@@ -37,7 +38,7 @@ class Split:
 def make(config, vocabulary=None, first_row=0) -> Task:
   """The task of configs/summarize.py."""
   cfg, vocabulary = model_and_vocabulary(config, vocabulary)
-  data, most, blocking = config.data, config.task.sentences, config.task.trigram_blocking
+  data, most, blocking = SummarizeData.of(config.data), config.task.sentences, config.task.trigram_blocking
   if most < 1:
     raise UserError(f"task.sentences={most}: a summary has one sentence at least; try --config.task.sentences=3")
 
