@@ -33,6 +33,7 @@ for module in ("starlette", "uvicorn", "pydantic", "prometheus_client", "httpx")
 
 from starlette.testclient import TestClient  # noqa: E402
 
+from albert_jax.commands import serve  # noqa: E402
 from albert_jax.serve import app, batching, models  # noqa: E402
 
 CFG = dataclasses.replace(
@@ -403,8 +404,8 @@ class TestBatches:
 
 
 @pytest.fixture
-def process(exports):
-  """A function that starts a server in a process of its own: returns (process, its address)."""
+def process(exports, tmp_path):
+  """A function that starts a server in a process of its own: returns (process, its address); process.log is a file."""
   started = []
 
   def start(*names, **settings):
@@ -414,13 +415,16 @@ def process(exports):
     )
     paths = json.dumps({name: str(exports[name]) for name in names})
     options = json.dumps({"port": 0, "warm_up": False, "batch_size": 4} | settings)
-    child = subprocess.Popen(
-      [sys.executable, "-c", code, paths, options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-      env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+    log = tmp_path / f"log{len(started)}"  # A pipe that nobody reads would fill up and stop the server.
+    with log.open("w") as file:
+      child = subprocess.Popen(
+        [sys.executable, "-c", code, paths, options], stdout=subprocess.PIPE, stderr=file, text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+      )  # fmt: skip
+    child.log = log
     started.append(child)
     line = child.stdout.readline()
-    assert line.startswith("http://127.0.0.1:"), child.stderr.read()
+    assert line.startswith("http://127.0.0.1:"), log.read_text()
     address = line.split()[0]
     for _ in range(600):
       try:
@@ -456,8 +460,8 @@ def test_sigterm_answers_what_was_accepted_and_exits_with_0(process):
   child.send_signal(signal.SIGTERM)
   for thread in threads:
     thread.join()
-  _, log = child.communicate(timeout=60)
-  assert child.returncode == 0
+  assert child.wait(60) == 0
+  log = child.log.read_text()
   assert [len(result["results"]) for result in results] == [2, 2, 2]
   events = [json.loads(line)["event"] for line in log.splitlines()]
   assert (events[-1], events.count("draining")) == ("stopped", 1)
@@ -497,6 +501,41 @@ def test_the_document_is_true(process, tmp_path):
   )  # fmt: skip
   assert result.returncode == 0, result.stdout[-4000:]
   assert "POST /v1/fill-mask" in result.stdout or "generated" in result.stdout
+
+
+class TestCommand:
+  def test_a_missing_library_names_the_extra(self, monkeypatch):
+    monkeypatch.setattr(serve, "EXTRA", ("starlette", "not_there"))
+    with pytest.raises(
+      UserError, match=r"not_there is not installed; the server needs: pip install 'albert-jax\[serve\]'"
+    ):
+      serve.main(["--checkpoint=x"])
+
+  @pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+      (["--checkpoint=/nothing/there"], "nothing at '/nothing/there'; expected a Hugging Face directory"),
+      (["--checkpoint=a", "--window=-1"], "--window=-1.0 must be 0 or more"),
+      (["--checkpoint=a", "--max_queue=0"], "--max_queue=0 must be more than 0"),
+      (["--checkpoint=a", "--timeout=nan"], "--timeout=nan must be more than 0"),
+      (["--checkpoint=a", "--port=70000"], "--port=70000 must be from 0 to 65535"),
+      (["--checkpoint=a", "--cors=example.org"], "--cors=example.org is no origin"),
+      (["--checkpoint=a", "--dtype=int8"], "--dtype=int8 does not go with --backend=jax; use --backend=onnx"),
+      (["--checkpoint=a", "--checkpoint=b/a"], "two checkpoints are named 'a'"),
+    ],
+  )
+  def test_every_mistake_is_one_line(self, flags, message):
+    with pytest.raises(UserError, match=f"^{re.escape(message)}") as error:
+      serve.main([*flags] if any("--port" in flag for flag in flags) else [*flags, "--port=0"])
+    assert "\n" not in str(error.value)
+
+  def test_flags_become_settings(self, monkeypatch):
+    called = []
+    monkeypatch.setattr(app, "run", lambda *arguments: called.append(arguments))
+    serve.main(["--checkpoint=x=/a/b", "--window=0.01", "--no_page", "--cors=https://a.example", "--dtype=bfloat16"])
+    [(checkpoints, settings, backend, dtype)] = called
+    assert (checkpoints, backend, dtype) == ({"x": "/a/b"}, "jax", "bfloat16")
+    assert settings == app.Settings(window=0.01, page=False, cors=("https://a.example",))
 
 
 @pytest.fixture
