@@ -1,32 +1,179 @@
-"""The curves of a run as one picture."""
+"""The curves of one or more runs as one picture."""
 
+import dataclasses
+import json
+import math
+import os
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from albert_jax.training.writer import read
+from albert_jax import files
+from albert_jax.errors import UserError
+
+BASELINES_FILE = "baselines.json"  # in a workdir: {metric: [value, what it is]}
+FORMATS = (".png", ".svg", ".pdf")
+# Colours that colour-blind readers tell apart (Okabe and Ito), and markers for print without colour.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vP*"
+# Panels after those of the task, and their titles.
+_OF_THE_RUN = {"learning_rate": "learning rate", "tokens_per_s": "tokens per second", "grad_norm": "gradient norm"}
+# Written on the lines of metrics.jsonl, but no result of the task.
+_NO_METRICS = ("step", "split", "update_ratio", "trust_ratio", "input_stall", "memory_gib", "mfu", "skipped", "alarms")
 
 
-def plot(workdir, baselines) -> bool:
-  """Draws `metrics.jsonl` of a run into `curves.png` beside it: one panel a metric, training and held-out.
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What is drawn of a run.
 
-  Args: baselines: {metric: (value, what it is)}, drawn as dashed lines.
-  Returns: whether there was anything to draw; held-out rows without labels have no metrics.
+  Attributes:
+    name: its name in the legend.
+    lines: those of its metrics.jsonl.
+    baselines: {metric: (value, what it is)}.
   """
-  from matplotlib.figure import Figure  # Takes a second to import, and only a run's end needs it.
 
-  lines = read(workdir)
-  names = [name for name in baselines if any(name in line for line in lines)]
-  if not names:
-    return False
-  figure = Figure(figsize=(5 * len(names), 3.5), layout="constrained")
-  for i, name in enumerate(names):
-    axes = figure.add_subplot(1, len(names), i + 1)
-    for split, style in (("train", {"alpha": 0.6}), ("eval", {"marker": "o", "markersize": 3})):
-      points = [(line["step"], line[name]) for line in lines if line["split"] == split and name in line]
-      if points:
-        axes.plot(*zip(*points, strict=True), label={"train": "training", "eval": "held-out"}[split], **style)
-    value, what = baselines[name]
-    axes.axhline(value, color="grey", linestyle="--", label=what)
-    axes.set(title=name.replace("_", " "), xlabel="step")
-    axes.legend()
-  figure.savefig(pathlib.Path(workdir) / "curves.png", dpi=100)
-  return True
+  name: str
+  lines: list[dict[str, Any]]
+  baselines: Mapping[str, tuple[float, str]]
+
+
+def read_run(workdir: str | os.PathLike, name: str = "") -> Run:
+  """Reads the metrics of a run, also of one that is still training.
+
+  Args:
+    workdir: the run's folder, here or in a store.
+    name: its name in the legend; '' for the folder's.
+
+  Raises:
+    UserError: there are no metrics.
+  """
+  path = files.user_path(workdir).rstrip("/")
+  if not files.exists(f"{path}/metrics.jsonl"):
+    raise UserError(f"{path} has no metrics.jsonl; give the workdir of a run, as runs/base")
+  lines = []
+  for text in files.read(f"{path}/metrics.jsonl").decode("utf-8", "replace").splitlines():
+    try:
+      line = json.loads(text)
+    except ValueError:  # The last line of a run that is writing, or was killed.
+      continue
+    if isinstance(line, dict) and isinstance(line.get("step"), int):
+      lines.append(line)
+  if not lines:
+    raise UserError(f"{path}/metrics.jsonl holds no metrics yet; wait for the run's first line")
+  baselines = {}
+  if files.exists(f"{path}/{BASELINES_FILE}"):
+    try:
+      noted = json.loads(files.read(f"{path}/{BASELINES_FILE}"))
+      baselines = {str(metric): (float(value), str(what)) for metric, (value, what) in noted.items()}
+    except (ValueError, TypeError, AttributeError):
+      baselines = {}
+  return Run(name or os.path.basename(os.path.abspath(path)), lines, baselines)
+
+
+def note_baselines(workdir: str | os.PathLike, baselines: Mapping[str, tuple[float, str]]) -> None:
+  """Writes the baselines of a run's task beside its metrics, for the picture."""
+  files.write_json(f"{workdir}/{BASELINES_FILE}", {name: list(entry) for name, entry in baselines.items()})
+
+
+def plot(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike, names: Sequence[str] = ()) -> list[str]:
+  """Draws runs into one picture: a panel for each metric of their tasks, learning rate, throughput and gradient norm.
+
+  Held-out values are solid lines with markers, training values thin lines, baselines dashed.
+
+  Args:
+    workdirs: folders of runs.
+    out: the picture, .png, .svg or .pdf.
+    names: names of the runs; by default those of their folders, with the folder above where two are equal.
+
+  Returns:
+    The metrics that are drawn.
+
+  Raises:
+    UserError: a run has no metrics, or `out` is of another kind.
+  """
+  if pathlib.PurePath(out).suffix not in FORMATS:
+    raise UserError(f"--out={out}: a picture ends in one of {', '.join(FORMATS)}, as --out=curves.png")
+  runs = [read_run(path, name) for path, name in zip(workdirs, names or names_of(workdirs), strict=True)]
+  figure, metrics = draw(runs)
+  with files.writing(out) as path:
+    figure.savefig(path, dpi=150)
+  return metrics
+
+
+def draw(runs: Sequence[Run]):
+  """A matplotlib figure of runs, and the names of its panels."""
+  from matplotlib.figure import Figure  # Takes a second to import, and only a run's end needs it.
+  from matplotlib.lines import Line2D
+  from matplotlib.ticker import MaxNLocator
+
+  metrics = _metrics(runs)
+  panels = metrics + [name for name in _OF_THE_RUN if any(name in line for run in runs for line in run.lines)]
+  if not panels:
+    raise UserError(f"{', '.join(run.name for run in runs)}: there are no numbers to draw in metrics.jsonl")
+  columns = min(3, len(panels))
+  rows = math.ceil(len(panels) / columns)
+  figure = Figure(figsize=(4.2 * columns, 2.9 * rows + 0.6), layout="constrained")
+  for i, name in enumerate(panels):
+    axes = figure.add_subplot(rows, columns, i + 1)
+    for k, run in enumerate(runs):
+      colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
+      steps, values = _points(run, "train", name)
+      axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.6)
+      steps, values = _points(run, "eval", name)
+      every = max(1, len(steps) // 12)
+      axes.plot(steps, values, color=colour, linewidth=1.8, marker=marker, markersize=4, markevery=every)
+      if name in run.baselines:
+        value, what = run.baselines[name]
+        axes.axhline(value, color="0.35", linestyle="--", linewidth=1)
+        axes.annotate(what, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
+    axes.set_title(_OF_THE_RUN.get(name, name.replace("_", " ")), fontsize=10)
+    axes.set_xlabel("step", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.margins(x=0.02)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+  handles = [
+    Line2D([], [], color=COLOURS[k % len(COLOURS)], marker=MARKERS[k % len(MARKERS)], markersize=4, label=run.name)
+    for k, run in enumerate(runs)
+  ]
+  handles += [
+    Line2D([], [], color="0.2", linewidth=1.8, label="held-out"),
+    Line2D([], [], color="0.2", linewidth=0.8, alpha=0.6, label="training"),
+    Line2D([], [], color="0.35", linewidth=1, linestyle="--", label="baseline"),
+  ]
+  figure.legend(handles=handles, loc="outside upper left", ncols=min(6, len(handles)), frameon=False, fontsize=8)
+  return figure, metrics
+
+
+def _metrics(runs):
+  """The metrics of the runs' tasks: those with a baseline first, then all that were evaluated, then losses."""
+  found = [name for run in runs for name in run.baselines]
+  for split in ("eval", "train"):
+    for run in runs:
+      for line in run.lines:
+        if line.get("split") == split:
+          found += [name for name in line if split == "eval" or name.endswith(("loss", "accuracy"))]
+  written = {name for run in runs for line in run.lines for name, value in line.items() if _is_number(value)}
+  found = [name for name in dict.fromkeys(found) if name in written and name not in _OF_THE_RUN]
+  return [name for name in found if not name.startswith(_NO_METRICS)]
+
+
+def _points(run, split, name):
+  """Steps and values of a metric; a step that was repeated after a rollback has its last value."""
+  points = {line["step"]: line[name] for line in run.lines if line.get("split") == split and _is_number(line.get(name))}
+  return list(points), list(points.values())
+
+
+def _is_number(value):
+  return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def names_of(workdirs):
+  """Names that tell runs apart: the folders', with as many folders above as that takes."""
+  parts = [os.path.abspath(path).split("/") for path in workdirs]
+  for depth in range(1, max(map(len, parts)) + 1):
+    names = ["/".join(part[-depth:]) for part in parts]
+    if len(set(names)) == len(names):
+      break
+  return names

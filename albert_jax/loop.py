@@ -64,6 +64,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
     # The step of a new state is known; reading it would wait until the state is computed.
     start = 0 if is_new and not config.init_optimizer else int(state["step"])
     card = write_card(config, fingerprints, directory, start)
+    if host == 0:
+      curves.note_baselines(files.path, task.baselines)
     _announce(config, state["params"], mesh, start, directory)
 
     health = Guard(GuardConfig(**config.guard), files.path, is_new)
@@ -198,8 +200,8 @@ def _export(task, params, metrics, predictions, folder, directory):
     run.write_files(folder / "predictions", predictions)
   print(table(metrics, task.baselines))
   print(f"Weights: {directory}/export")
-  if curves.plot(folder, task.baselines):
-    print(f"Curves:  {directory}/curves.png")
+  curves.plot([folder], folder / "curves.png")
+  print(f"Curves:  {directory}/curves.png")
 
 
 def _announce(config, params, mesh, start, directory):

@@ -13,5 +13,6 @@ COMMANDS = {
   "plan": "will it fit a TPU that is not there, and how long will it take",
   "convert": "weights from any format to another, or looked into",
   "export": "one folder for every runtime: ONNX, StableHLO, sentence-transformers, a model card",
+  "plot": "the curves of one or more runs as a picture",
   "completion": "tab completion for bash, zsh or fish",
 }

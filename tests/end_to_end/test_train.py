@@ -247,7 +247,8 @@ def test_killed_and_without_its_disk_a_run_in_a_bucket_goes_on_bit_for_bit(whole
   assert out == whole[1].replace(str(whole[0]), "gs://bucket/run")
 
   assert {name.split("/")[1].split(".tfevents")[0] for name in bucket.names("run/")} == {
-    "checkpoints", "config.json", "curves.png", "events.out", "export", "metrics.jsonl", "owner.json", "run.json",
+    "baselines.json", "checkpoints", "config.json", "curves.png", "events.out", "export", "metrics.jsonl",
+    "owner.json", "run.json",
   }  # fmt: skip
   assert numbers(files.local("gs://bucket/run")) == numbers(whole[0])
   same_weights("gs://bucket/run", whole[0])

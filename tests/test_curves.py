@@ -1,0 +1,72 @@
+"""The picture of runs: what is in it, whatever the runs hold."""
+
+import json
+import math
+
+import pytest
+
+from albert_jax import UserError, curves
+from albert_jax.commands import plot
+
+
+def make_run(folder, steps=300, rate=1.0, task="mlm"):
+  folder.mkdir(parents=True)
+  lines = []
+  for step in range(10, steps + 1, 10):
+    loss = 3 + 5 * math.exp(-rate * step / 100)
+    extra = {"learning_rate": 1e-3, "tokens_per_s": 9000.0 + step, "grad_norm": 1.0, "trust_ratio_min": 1.0}
+    lines.append({"step": step, "split": "train", f"{task}_loss": loss + 0.2 * math.sin(step), **extra})
+    if step % 50 == 0:
+      lines.append({"step": step, "split": "eval", f"{task}_loss": loss, f"{task}_accuracy": 1 / loss})
+  (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  curves.note_baselines(folder, {f"{task}_loss": (7.5, "unigram")})
+  return folder
+
+
+def test_runs_of_several_tasks_are_one_picture(tmp_path, capsys):
+  one, two, three = (
+    make_run(tmp_path / "a/run"), make_run(tmp_path / "b/run", 500, 2.0), make_run(tmp_path / "ner", task="tag"),
+  )  # fmt: skip
+  for suffix in ("png", "svg"):
+    plot.main([str(one), f"mine={two}", str(three), f"--out={tmp_path}/curves.{suffix}"])
+  assert "3 runs: mlm_loss, tag_loss, mlm_accuracy, tag_accuracy" in capsys.readouterr().out
+  assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+  assert "</svg>" in (tmp_path / "curves.svg").read_text()
+
+
+def test_panels_lines_and_ticks(tmp_path):
+  runs = [curves.read_run(make_run(tmp_path / name, 30), name) for name in ("x", "y")]
+  figure, metrics = curves.draw(runs)
+  assert metrics == ["mlm_loss"]  # No evaluation yet, so no accuracy.
+  assert [axes.get_title() for axes in figure.axes] == [
+    "mlm loss",
+    "learning rate",
+    "tokens per second",
+    "gradient norm",
+  ]
+  colours = {line.get_color() for line in figure.axes[0].lines}
+  assert {curves.COLOURS[0], curves.COLOURS[1]} < colours
+  assert all(float(tick).is_integer() for axes in figure.axes for tick in axes.get_xticks())
+  assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["x", "y"]
+
+
+def test_names_tell_runs_apart():
+  assert curves.names_of(["/a/one", "/a/two"]) == ["one", "two"]
+  assert curves.names_of(["/a/run", "/b/run"]) == ["a/run", "b/run"]
+
+
+def test_damage_and_mistakes_are_one_line(tmp_path):
+  folder = make_run(tmp_path / "run")
+  with open(folder / "metrics.jsonl", "a") as file:
+    file.write('{"step": 310, "spl')  # Being written.
+  (folder / "baselines.json").write_text("{")
+  assert curves.read_run(folder).baselines == {}
+  for paths, out, message in (
+    ([tmp_path / "none"], "x.png", "no metrics.jsonl"),
+    ([folder], tmp_path / "x.txt", "ends in one of .png"),
+  ):
+    with pytest.raises(UserError, match=message):
+      curves.plot(paths, out)
+  (folder / "metrics.jsonl").write_text("")
+  with pytest.raises(UserError, match="no metrics yet"):
+    curves.plot([folder], tmp_path / "x.png")
