@@ -3,7 +3,9 @@
 import collections
 import dataclasses
 import hashlib
+import io
 import json
+import shutil
 import unicodedata
 
 import made_up
@@ -242,3 +244,70 @@ def test_a_refused_corpus_leaves_nothing_beside_the_folder(tmp_path, spm):
   with pytest.raises(UserError, match="no document has two sentences"):
     prepare.prepare(str(tmp_path / "a.txt"), spm, str(tmp_path / "data"))
   assert set(tmp_path.iterdir()) == before
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory, spm):
+  folder = tmp_path_factory.mktemp("whole")
+  (folder / "a.txt").write_text("\n\n".join(f"Sentence {i} is here. Another one of {i}." for i in range(30)))
+  prepare.prepare(str(folder / "a.txt"), spm, str(folder / "data"))
+  return folder / "data"
+
+
+def damage(dataset, folder, name, change):
+  """A copy of a dataset in which a file is changed; the sizes in prepare.json are those of the changed files."""
+  shutil.copytree(dataset, folder)
+  path = folder / name
+  path.write_bytes(change(path.read_bytes()))
+  if name != "prepare.json":
+    description = json.loads((folder / "prepare.json").read_text())
+    description["files"][name] = path.stat().st_size
+    (folder / "prepare.json").write_text(json.dumps(description))
+  return str(folder)
+
+
+def edit(*keys, value):
+  """A change of JSON: the value at `keys`."""
+
+  def change(data):
+    whole = node = json.loads(data)
+    for key in keys[:-1]:
+      node = node[key]
+    node[keys[-1]] = value
+    return json.dumps(whole).encode()
+
+  return change
+
+
+@pytest.mark.parametrize(
+  ("name", "change", "message"),
+  [
+    ("spiece.model", lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], "is not the vocabulary"),
+    ("features.json", edit("pythonClassName", value="this.Zen"), "names the class"),
+    ("features.json", lambda data: b"[" * 9999, "features.json"),
+    ("dataset_info.json", lambda data: data[:100], "cannot be read"),
+    ("lengths-train.npy", lambda data: data[:70], "is no array of numbers"),
+    ("lengths-train.npy", lambda data: pickled(), "is no array of numbers"),
+    ("prepare.json", lambda data: data[:200], "is not JSON"),
+    ("prepare.json", lambda data: b"", "is empty"),
+    ("prepare.json", lambda data: b"[]", "expected an object"),
+    ("prepare.json", edit("vocabulary", "file", value="../data/spiece.model"), "is no name of a file in the folder"),
+    ("prepare.json", edit("files", value={"../a.txt": 1}), "is no name of a file in the folder"),
+    ("prepare.json", edit("settings", "lower", value="no"), "expected a boolean"),
+    ("prepare.json", edit("splits", "train", "segments", value=1), "instead of 1"),
+    ("prepare.json", edit("splits", "train", value=None), "expected an object"),
+    ("prepare.json", edit("baselines", "unigram_loss", value="x"), "expected a number"),
+  ],
+)
+def test_a_damaged_dataset_is_one_line(dataset, tmp_path, name, change, message):
+  folder = damage(dataset, tmp_path / "data", name, change)
+  with pytest.raises(UserError, match=message) as error:
+    datasets.tokenizer(folder)
+    datasets.lengths(folder, "train")
+  assert "\n" not in str(error.value)
+
+
+def pickled():
+  data = io.BytesIO()
+  np.save(data, np.array([{}], object), allow_pickle=True)
+  return data.getvalue()

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import hashlib
 import importlib
-import json
 import pathlib
 
 import numpy as np
@@ -84,13 +83,50 @@ def _describe_folder(dataset):
       f"data.dataset={dataset} {what}; expected one made by: albert-jax prepare --input={dataset or 'GLOB'} "
       "--spm=FILE --out=DIR, and then --config.data.dataset=DIR"
     )
-  description = json.loads(path.read_text())
+  description = strict_json.read_object(path, "what albert-jax prepare wrote")
+  _check_description(path, description)
   for name, size in description["files"].items():
-    found = (folder / name).stat().st_size if (folder / name).is_file() else None
-    if found != size:
-      state = "is missing" if found is None else f"has {found} bytes instead of {size}"
-      raise UserError(f"{folder / name} {state}; copy the dataset again, or make it again with: albert-jax prepare")
+    actual = (folder / name).stat().st_size if (folder / name).is_file() else None
+    if actual != size:
+      state = "is missing" if actual is None else f"has {actual} bytes instead of {size}"
+      raise UserError(f"{folder / name} {state}; {_MAKE_AGAIN}")
+  vocabulary = description["vocabulary"]
+  if "sha256" in vocabulary and sha256(folder / vocabulary["file"]) != vocabulary["sha256"]:
+    raise UserError(
+      f"{folder / vocabulary['file']} is not the vocabulary that the dataset was made with (its SHA-256 is in "
+      f"{DESCRIPTION_FILE}); {_MAKE_AGAIN}"
+    )
   return description
+
+
+_MAKE_AGAIN = "copy the dataset again, or make it again with: albert-jax prepare"
+_SECTIONS = ("settings", "vocabulary", "splits", "baselines", "files")
+_COUNTS = ("documents", "segments")
+
+
+def _check_description(path, description):
+  """Checks the parts of prepare.json that are used, and that the names in it stay inside the folder."""
+  for name in _SECTIONS:
+    strict_json.expect(description.get(name), f"{path}: {name}", dict)
+  vocabulary = description["vocabulary"]
+  names = [strict_json.expect(vocabulary.get("file"), f"{path}: vocabulary.file", str), *description["files"]]
+  for name in names:
+    if name != pathlib.PurePosixPath(name).name or name in ("", ".", ".."):
+      raise UserError(f"{path}: {name!r:.60} is no name of a file in the folder; {_MAKE_AGAIN}")
+  for name, size in description["files"].items():
+    strict_json.expect(size, f"{path}: the size of {name}", int)
+  for name, counts in description["splits"].items():
+    strict_json.expect(counts, f"{path}: split {name}", dict)
+    for key in _COUNTS:
+      strict_json.expect(counts.get(key), f"{path}: {key} of split {name}", int)
+  for name, value in description["baselines"].items():
+    if not isinstance(value, dict):  # PL-BERT's are nested
+      strict_json.expect(value, f"{path}: baselines.{name}", float)
+  if "kind" not in description:
+    for key in _RULES:
+      strict_json.expect(description["settings"].get(key), f"{path}: settings.{key}", bool)
+    strict_json.expect(vocabulary.get("sha256"), f"{path}: vocabulary.sha256", str)
+    strict_json.expect(vocabulary.get("size"), f"{path}: vocabulary.size", int)
 
 
 def tokenizer(dataset, spm=""):
@@ -163,20 +199,37 @@ def open_split(dataset, split):
   splits = describe(dataset)["splits"]
   if split not in splits:
     raise UserError(f"{dataset} has no split {split!r}; expected one of {', '.join(splits)}")
-  check_features(pathlib.Path(dataset).expanduser())
-  return tfds.builder_from_directory(str(pathlib.Path(dataset).expanduser())).as_data_source(
-    split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-  )
+  folder = pathlib.Path(dataset).expanduser()
+  check_features(folder)
+  try:
+    source = tfds.builder_from_directory(str(folder)).as_data_source(
+      split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+    )
+    size = len(source)
+  except Exception as error:  # TFDS raises many kinds here, all of which mean the same to the user.
+    raise UserError(f"{folder}, split {split!r}, cannot be read ({message_lines(error)[0]}); {_MAKE_AGAIN}") from None
+  if size != splits[split]["segments"]:
+    raise UserError(
+      f"{folder}, split {split!r}, has {size} records instead of {splits[split]['segments']}; {_MAKE_AGAIN}"
+    )
+  return source
 
 
 @functools.lru_cache(maxsize=64)
 def lengths(dataset, split):
   """The tokens and sentences of each record of a split, of all folders one after the other: uint16 array [n, 2]."""
-  found = []
+  arrays = []
   for folder in folders(dataset):
-    open_split(folder, split)  # says so if there is none
-    found.append(np.load(pathlib.Path(folder).expanduser() / lengths_file(split)))
-  return np.concatenate(found)
+    size = len(open_split(folder, split))  # says so if there is none
+    path = pathlib.Path(folder).expanduser() / lengths_file(split)
+    try:
+      array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+      raise UserError(f"{path} is no array of numbers ({message_lines(error)[0]}); {_MAKE_AGAIN}") from None
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint16 or array.shape != (size, 2):
+      raise UserError(f"{path} is no table of {size} records; {_MAKE_AGAIN}")
+    arrays.append(array)
+  return np.concatenate(arrays)
 
 
 def fetch(source, indices):
