@@ -36,6 +36,19 @@ def main(argv):
     "datasets": "the data it was trained on (default: the run's dataset)",
   }.items():
     parser.add_argument(f"--{name}", default="", metavar="TEXT", help=f"for the card: {what}")
+  parser.add_argument("--quantize", choices=("int8",), default="", help="also write onnx/model_int8.onnx")
+  parser.add_argument(
+    "--calibration", default="", metavar="FILE",
+    help="for --quantize: texts like those the model will see, .txt, .csv, .tsv or .jsonl, best with labels",
+  )  # fmt: skip
+  parser.add_argument(
+    "--max_loss", type=float, default=0.5, metavar="POINTS",
+    help="for --quantize: how many points of 100 the int8 model may lose on held-out rows of FILE (default 0.5)",
+  )  # fmt: skip
+  parser.add_argument(
+    "--fields", default="text", metavar="A[,B]", help="the columns of FILE with the text (default text)"
+  )
+  parser.add_argument("--label", default="label", metavar="COLUMN", help="and with the label (default label)")
   parser.add_argument("--json", metavar="FILE", help="write the sizes and measurements there")
   parser.add_argument(
     "--to",
@@ -60,11 +73,18 @@ def main(argv):
     pooling=args.pooling,
     tokenizer=not args.no_tokenizer,
     **{name: getattr(args, name) for name in ("name", "license", "language", "base_model", "datasets")},
+    **{name: getattr(args, name) for name in ("quantize", "calibration", "max_loss", "fields", "label")},
     overwrite=args.overwrite,
     say=lambda line: print(line, file=sys.stderr),
   )
   for name, size in report["files"].items():
     print(f"{size / 1e6:10.2f} MB  {name}")
-  print(f"All outputs equal the model's; the largest difference is {report['difference']:.1g}.")
+  if "int8" in report:
+    int8 = report["int8"]
+    print(
+      f"{int8['recipe']}: {int8['metric']} {int8['float32']:.2f} -> {int8['int8']:.2f} "
+      f"(loses {int8['loss']:.2f} points) on {int8['rows']:,} held-out rows"
+    )
+  print(f"All float32 outputs equal the model's; the largest difference is {report['difference']:.1g}.")
   if args.json:
     pathlib.Path(args.json).write_text(json.dumps(report, indent=2) + "\n", "utf-8")

@@ -37,7 +37,8 @@ class Differs(OSError):
 def export(
   checkpoint, out, *, formats: Sequence[str] = FORMATS, pooling: str = "", tokenizer: bool = True, license: str = "",
   language: str = "", base_model: str = "", datasets: str = "", name: str = "", overwrite: bool = False,
-  quantize: str = "", calibration: str = "", max_loss: float = 0.5, say=lambda line: None,
+  quantize: str = "", calibration: str = "", max_loss: float = 0.5, fields: str = "text", label: str = "label",
+  say=lambda line: None,
 ) -> dict:  # fmt: skip
   """Writes a folder that every runtime opens, reopens it, and compares what it computes with the model.
 
@@ -50,8 +51,9 @@ def export(
     license, language, base_model, datasets, name: for the model card; '' for what the run says, or nothing.
     overwrite: replace what is at `out`.
     quantize: int8 to also write onnx/model_int8.onnx.
-    calibration: a file of texts like those the model will see, with labels for a classifier (see `quantize.calibrate`).
-    max_loss: how many points of its metric the int8 model may lose.
+    calibration: a file of texts like those the model will see, best with labels for a classifier (see `quantize.read`).
+    max_loss: how many points of its metric, of 100, the int8 model may lose.
+    fields, label: the columns of `calibration` with the text (or the two texts of a pair) and the label.
     say: called with lines on progress.
 
   Returns:
@@ -63,6 +65,8 @@ def export(
   """
   if unknown := [name for name in formats if name not in FORMATS]:
     raise UserError(f"no format {unknown[0]!r}; use {', '.join(FORMATS)}")
+  if max_loss < 0:
+    raise UserError(f"max_loss={max_loss:g} must be 0 or more points")
   if quantize not in ("", "int8"):
     raise UserError(f"quantize={quantize!r} is unknown; use int8")
   if quantize and not calibration:
@@ -93,10 +97,10 @@ def export(
     if pooling:
       _sentence_transformers(folder, cfg, pooling, about.get("seq_length"))
     batches = sample(cfg, params, vocabulary, task)
+    sizes = {"starts": about.get("start_n_top", Search.start_n_top), "ends": about.get("end_n_top", Search.end_n_top)}
     if "onnx" in formats:
       say("onnx/model.onnx")
       (folder / "onnx").mkdir()
-      sizes = {"starts": about.get("start_n_top", Search.start_n_top), "ends": about.get("end_n_top", Search.end_n_top)}
       graph = onnx.build(cfg, params, **build, **sizes, metadata=runtime.metadata_of(about, **sizes))
       (folder / runtime.FILES["float32"]).write_bytes(graph.SerializeToString())
     if "stablehlo" in formats:
@@ -107,8 +111,9 @@ def export(
       from albert_jax.exports import quantize as quantization
 
       report["int8"] = quantization.write(
-        folder, cfg, params, vocabulary, about, calibration=calibration, max_loss=max_loss, say=say, **build
-      )
+        folder, cfg, params, vocabulary, about, calibration=calibration, max_loss=max_loss, fields=fields, label=label,
+        say=say, metadata=runtime.metadata_of(about, **sizes), **build,
+      )  # fmt: skip
     say("comparing what the files compute with the model")
     report["difference"] = compare(folder, cfg, params, batches, **build)
     if run and (run / "curves.png").is_file():

@@ -106,7 +106,7 @@ class Float:
     """x [tokens, in] -> [tokens, out]. `use` names the input (see `inputs`), weight.name the matrix."""
     kernel = graph.constant(f"{weight.name}.kernel", weight.kernel)
     bias = graph.constant(f"{weight.name}.bias", weight.bias)
-    return graph.node("Gemm", _name(use, weight), x, kernel, bias)
+    return graph.node("Gemm", product_name(use, weight), x, kernel, bias)
 
   def rows(self, graph: Graph, name: str, table: np.ndarray, ids: str, output: str) -> str:
     """Rows of an embedding table [n, E] by their ids."""
@@ -117,23 +117,9 @@ class Float:
     return graph.constant(name, table)
 
 
-def _name(use, weight):
+def product_name(use: str, weight: Weight) -> str:
+  """The name of a product's result."""
   return f"{use}/{weight.name.rsplit('.', 1)[-1]}"
-
-
-class Observed(Float):
-  """Float arithmetic that also returns the input of every product, for calibration.
-
-  Attributes:
-    seen: {use: tensor name}.
-  """
-
-  def __init__(self):
-    self.seen = {}
-
-  def inputs(self, graph, use, x):
-    self.seen[use] = x
-    return x
 
 
 def require():

@@ -1,25 +1,30 @@
 """int8 that keeps a model's quality: calibration, smoothing, static scales for each use of a shared matrix.
 
-A shared matrix is used in every layer, and what rounding loses in one is what the next begins with. Three things keep
-that small. Each use of a matrix has an activation scale of its own, measured on real texts. Channels that are much larger
-than the others are divided before rounding, and the matrix's rows multiplied (SmoothQuant, arXiv 2211.10438). Matrices
-have a scale for each output channel. Where that is not enough, a place computes in float32 from int8 weights, which
-costs time but no space.
+A shared matrix is used in every layer, so rounding errors add up over the layers. Three things keep them small. Each use
+of a matrix has an activation scale of its own, measured on real texts. Channels that are much larger than the others are
+divided before rounding, and the matrix's rows multiplied (SmoothQuant, arXiv 2211.10438). Matrices have a scale for each
+output channel. Where that is not enough, a place computes in float32 from int8 weights, which costs time but no space.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from albert_jax import onnx_runtime
+from albert_jax.data.finetuning import tables
+from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.errors import UserError
 from albert_jax.exports import onnx
 from albert_jax.exports.onnx import Float, Graph, Weight
+from albert_jax.tasks import classify
 
 # The sum of two products of an unsigned and a signed byte must fit 16 bits, or instructions of processors without VNNI
 # (vpmaddubsw of AVX2) saturate: 255 (w1 + w2) <= 32767 for every two neighbours in a column.
 PAIR_LIMIT = 128
 PLACES = ("attention", "attention/context", "ffn/up", "ffn/down")
+CALIBRATION_ROWS = 256  # of the file, for the ranges; the others are held out to measure on
+LEAST_HELD_OUT = 50
+BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,18 @@ class Recipe:
   """
 
   activations: str = "static"
-  smoothing: dict = field(default_factory=lambda: {"attention": 0.65, "ffn/up": 0.65, "attention/context": 0.5})
+  smoothing: dict = field(default_factory=lambda: {"attention": 0.65, "ffn/up": 0.8})
   float_places: tuple = ()
   per_channel: bool = True
   bits: str = "pairs"
+
+
+# Tried in this order, until one loses little enough: each is slower and nearer to float32 than the one before.
+RECIPES = {
+  "int8": Recipe(),
+  "int8, feed-forward output in float32": Recipe(float_places=("ffn/down",)),
+  "int8, feed-forward output and attention's inputs in float32": Recipe(float_places=("ffn/down", "attention")),
+}
 
 
 @dataclass
@@ -127,7 +140,7 @@ def quantized(kernel: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, np.ndarra
 
 
 class Int8(Float):
-  """Products of bytes, in the form that ONNX Runtime and others fuse: QuantizeLinear, DequantizeLinear, MatMul."""
+  """Products of unsigned bytes (activations) and signed bytes (matrices), summed in 32 bits: MatMulInteger."""
 
   def __init__(self, recipe: Recipe, uses: dict[str, Use]):
     self.recipe, self.uses = recipe, uses
@@ -161,34 +174,37 @@ class Int8(Float):
     if place_of(use) in self.recipe.float_places:
       return x
     if use in self.smooth:
-      site = ".".join(self.uses[use].site[0].split(".")[:-1]) + "." + place_of(use).split("/")[-1]
-      x = graph.node("Mul", f"{use}/smooth", x, graph.constant(f"{site}.smooth", 1 / self.smooth[use]))
+      x = graph.node(
+        "Mul", f"{use}/smooth", x, graph.constant(f"{self.uses[use].site[0]}.smooth", 1 / self.smooth[use])
+      )
     if self.recipe.activations == "dynamic":
       names = [f"{use}/{name}" for name in ("bytes", "scale", "zero")]
-      return graph.node("DequantizeLinear", f"{use}/rounded",
-                        *graph.node("DynamicQuantizeLinear", f"{use}/quantize", x, outputs=names))  # fmt: skip
+      return graph.node("DynamicQuantizeLinear", f"{use}/quantize", x, outputs=names)[0]
     low, high = self.ranges[use]
     scale = (high - low) / 255
-    scale_name = graph.constant(f"{use}/scale", np.float32(scale))
-    zero = graph.constant(f"{use}/zero", np.uint8(np.clip(np.rint(-low / scale), 0, 255)))
-    y = graph.node("QuantizeLinear", f"{use}/bytes", x, scale_name, zero)
-    return graph.node("DequantizeLinear", f"{use}/rounded", y, scale_name, zero)
+    graph.constant(f"{use}/scale", np.float32(scale))
+    graph.constant(f"{use}/zero", np.uint8(np.clip(np.rint(-low / scale), 0, 255)))
+    return graph.node("QuantizeLinear", f"{use}/bytes", x, f"{use}/scale", f"{use}/zero")
 
   def product(self, graph: Graph, use: str, x: str, weight: Weight) -> str:
     kernel = weight.kernel * self.smooth[use][:, None] if use in self.smooth else weight.kernel
-    name = f"{weight.name}.kernel"
-    if f"{name}.bytes" not in graph.initializers:
+    name, out = f"{weight.name}.kernel", onnx.product_name(use, weight)
+    is_stored = f"{name}.bytes" in graph.initializers
+    if not is_stored:
       values, scale = quantized(kernel, self.recipe)
       graph.constant(f"{name}.bytes", values), graph.constant(f"{name}.scale", scale)
-      if place_of(use) in self.recipe.float_places:
-        # Not DequantizeLinear: a Cast and a Mul are computed once, when the file is opened.
+    if place_of(use) in self.recipe.float_places:
+      if not is_stored:  # A runtime computes this once, when it opens the file, as nothing here depends on the input.
         wide = graph.node("Cast", f"{name}/wide", f"{name}.bytes", to=graph.onnx.TensorProto.FLOAT)
         graph.node("Mul", name, wide, f"{name}.scale")
-      else:
-        zero = graph.constant(f"{name}.zero", np.zeros(scale.shape, np.int8))
-        graph.node("DequantizeLinear", name, f"{name}.bytes", f"{name}.scale", zero, axis=1)
-    y = graph.node("MatMul", f"{onnx._name(use, weight)}/product", x, name)
-    return graph.node("Add", onnx._name(use, weight), y, graph.constant(f"{weight.name}.bias", weight.bias))
+      y = graph.node("MatMul", f"{out}/product", x, name)
+    else:
+      # Not QuantizeLinear, DequantizeLinear, MatMul: ONNX Runtime makes a Gemm of the product and its bias before it
+      # looks for bytes, and then computes in float32.
+      y = graph.node("MatMulInteger", f"{out}/product", x, f"{name}.bytes", f"{use}/zero")
+      y = graph.node("Cast", f"{out}/float", y, to=graph.onnx.TensorProto.FLOAT)
+      y = graph.node("Mul", f"{out}/scaled", y, graph.node("Mul", f"{out}/scale", f"{use}/scale", f"{name}.scale"))
+    return graph.node("Add", out, y, graph.constant(f"{weight.name}.bias", weight.bias))
 
   def rows(self, graph: Graph, name: str, table: np.ndarray, ids: str, output: str) -> str:
     self._store(graph, name, table)
@@ -205,3 +221,174 @@ class Int8(Float):
     scale = np.maximum(np.abs(table).max(axis=1, keepdims=True) / 127, 1e-12).astype(np.float32)
     graph.constant(f"{name}.bytes", np.rint(table / scale).astype(np.int8))
     graph.constant(f"{name}.scale", scale)
+
+
+# The export's side: texts, what is measured, and the file.
+
+
+@dataclass(frozen=True)
+class Sample:
+  """Texts as ids. rows: lists of (input_ids, token_type_ids). gold: a number for each row, or None without labels."""
+
+  rows: list
+  gold: np.ndarray | None
+
+
+def read(path, vocabulary, about: dict, *, fields="text", label="label", longest: int) -> Sample:
+  """Reads texts like those that the model will see.
+
+  Args:
+    path: a .txt file with a text a line, or a table or JSON lines with the columns `fields` and, maybe, `label`.
+    vocabulary: the model's Tokenizer.
+    about: what the checkpoint says of its task; with "labels" of a classifier, labels are read.
+    fields: the column of the text, or two with a comma between for pairs.
+    label: the column of the label.
+    longest: tokens of the longest row.
+
+  Raises:
+    UserError: there are too few rows, or a label is none of the model's.
+  """
+  names = [name.strip() for name in fields.split(",") if name.strip()]
+  if len(names) not in (1, 2):
+    raise UserError(f"--fields={fields} must name one column, or two with a comma between")
+  labels, gold = about.get("labels", ()), None
+  if str(path).endswith(".txt"):
+    columns = [[line.strip() for line in tables.read_text(path).split("\n") if line.strip()]]
+  else:
+    table = tables.read_file(path, names, optional=[label])
+    columns = [tables.texts(table, name) for name in names]
+    values = table.columns[label]
+    if about.get("name") == "classify" and all(value not in (None, "") for value in values):
+      gold = _gold(table, values, labels, about.get("kind", "classification"))
+  if len(columns[0]) < LEAST_HELD_OUT + 10:
+    raise UserError(
+      f"{path} has {len(columns[0])} texts; calibration and its check need {LEAST_HELD_OUT + 10} at least, better 1,000"
+    )
+  tokens = tables.encode(vocabulary, columns[0], columns[1] if len(columns) == 2 else None, longest, str(path))
+  return Sample(list(zip(tokens["input_ids"], tokens["token_type_ids"], strict=True)), gold)
+
+
+def _gold(table, values, labels, kind):
+  if kind == "multilabel":
+    return None
+  if kind == "regression":
+    return np.array([float(value) for value in values])
+  numbers = {str(name): i for i, name in enumerate(labels)}
+  numbers = {str(i): i for i in range(len(labels))} | numbers
+  for row, value in enumerate(values):
+    if str(value) not in numbers:
+      raise UserError(f"{table.where(row)} has the label {value!r}; the model has {', '.join(map(str, labels[:20]))}")
+  return np.array([numbers[str(value)] for value in values])
+
+
+def _batch(rows):
+  width = max(len(ids) for ids, _ in rows)
+  made = {name: np.zeros((len(rows), width), np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
+  for i, (ids, types) in enumerate(rows):
+    made["input_ids"][i, : len(ids)], made["token_type_ids"][i, : len(ids)] = ids, types
+    made["attention_mask"][i, : len(ids)] = 1
+  return made | {"allowed": made["attention_mask"]}
+
+
+def _outputs(session, rows) -> list[dict]:
+  """The outputs of each row, without padding where they are by position."""
+  order = np.argsort([len(ids) for ids, _ in rows], kind="stable")
+  found = [None] * len(rows)
+  for start in range(0, len(order), BATCH):
+    index = order[start : start + BATCH]
+    batch = _batch([rows[i] for i in index])
+    out = onnx_runtime.run(session, batch)
+    width = batch["input_ids"].shape[1]
+    for k, i in enumerate(index):
+      found[i] = {
+        name: value[k, : len(rows[i][0])] if value.ndim > 1 and value.shape[1] == width else value[k]
+        for name, value in out.items()
+      }
+  return found
+
+
+def score(task, kind, rows, gold, found, reference) -> tuple[str, float, float]:
+  """How good answers are: (metric, in percent for float32, in percent for `found`).
+
+  Args:
+    task: a pipeline's task, or ''.
+    kind: of a classifier, see tasks.classify.KINDS.
+    gold: numbers, or None: then the answers of float32 are what is right.
+    found, reference: outputs of int8 and of float32, a dict a row.
+  """
+  if task == "classify" and gold is not None:
+    name = "pearson" if kind == "regression" else "accuracy"
+    here, there = (
+      classify.measure(kind, np.stack([x["logits"] for x in out]), gold)[name] for out in (reference, found)
+    )
+    return name, 100 * here, 100 * there
+  if task in ("classify", "tag", "fill-mask") and kind == "classification":
+    same = [
+      np.atleast_1d(a["logits"].argmax(-1) == b["logits"].argmax(-1)) for a, b in zip(found, reference, strict=True)
+    ]
+    return "answers equal to float32's", 100.0, 100 * float(np.mean(np.concatenate(same)))
+  if task == "answer":
+    names = ("start_index", "end_index") if "start_index" in reference[0] else ("start_logits", "end_logits")
+    best = (lambda x: x.ravel()[0]) if names[0] == "start_index" else np.argmax
+    same = [all(best(a[name]) == best(b[name]) for name in names) for a, b in zip(found, reference, strict=True)]
+    return "answers equal to float32's", 100.0, 100 * float(np.mean(same))
+  name = next(name for name in ("sentence_embedding", "sentence_logits", "logits", "last_hidden_state")
+              if name in reference[0])  # fmt: skip
+  cosines = []
+  for a, b in zip(found, reference, strict=True):
+    a, b = (np.atleast_2d(x[name]).astype(np.float64) for x in (a, b))
+    cosines.append(np.sum(a * b, axis=-1) / np.maximum(np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1), 1e-12))
+  return f"cosine of {name} with float32's", 100.0, 100 * float(np.mean(np.concatenate(cosines)))
+
+
+def write(
+  folder, cfg, params, vocabulary, about, *, calibration, max_loss, task, pooling, fields="text", label="label",
+  metadata=None, say=lambda line: None,
+) -> dict:  # fmt: skip
+  """Writes `folder`/onnx/model_int8.onnx, by the first of RECIPES that loses at most `max_loss`.
+
+  Args:
+    folder: the folder of the export.
+    cfg, params, task, pooling, metadata: as for `onnx.build`.
+    vocabulary, about, fields, label: as for `read`.
+    calibration: a file; its first CALIBRATION_ROWS rows (at most half) give the ranges, the others measure the loss.
+    max_loss: points of the metric, of 100.
+    say: called with a line for each recipe that was tried.
+
+  Returns:
+    {"recipe", "metric", "float32", "int8", "loss", "rows": held-out rows, "tried": {recipe: loss}}.
+
+  Raises:
+    UserError: every recipe loses more, or the task cannot be measured.
+  """
+  if task == "choose" or not isinstance(vocabulary, Tokenizer):
+    what = "the task choose" if task == "choose" else "a model without a vocabulary of texts"
+    raise UserError(f"quantize=int8 cannot measure {what}; leave --quantize out")
+  build = {"task": task, "pooling": pooling, "metadata": metadata}
+  longest = min(about.get("seq_length") or cfg.max_position_embeddings, cfg.max_position_embeddings)
+  sample = read(calibration, vocabulary, about, fields=fields, label=label, longest=longest)
+  count = min(CALIBRATION_ROWS, len(sample.rows) // 2)
+  order = np.random.default_rng(0).permutation(len(sample.rows))  # Files are often sorted by label.
+  rows = [sample.rows[i] for i in order[count:]]
+  gold = None if sample.gold is None else sample.gold[order[count:]]
+  kind = about.get("kind", "classification")
+  uses = calibrate(cfg, params, [_batch([sample.rows[i]]) for i in order[:count]], **build)
+  reference = _outputs(onnx_runtime.session(onnx.build(cfg, params, **build)), rows)
+  tried = {}
+  for name, recipe in RECIPES.items():
+    graph = onnx.build(cfg, params, arithmetic=Int8(recipe, uses), **build)
+    metric, here, there = score(task, kind, rows, gold, _outputs(onnx_runtime.session(graph), rows), reference)
+    tried[name] = here - there
+    say(f"{name}: {metric} {here:.2f} -> {there:.2f} on {len(rows):,} held-out rows")
+    if tried[name] <= max_loss:
+      path = folder / onnx_runtime.FILES["int8"]
+      path.parent.mkdir(exist_ok=True)
+      path.write_bytes(graph.SerializeToString())
+      return {"recipe": name, "metric": metric, "float32": here, "int8": there, "loss": here - there, "rows": len(rows),
+              "tried": tried}  # fmt: skip
+  listed = "; ".join(f"{name} {loss:.2f}" for name, loss in tried.items())
+  raise UserError(
+    f"int8 loses more than --max_loss={max_loss:g} points of {metric} ({listed}), so nothing is written; calibrate "
+    f"with more texts like those the model will see ({count} were used), or allow more, as "
+    f"--max_loss={min(tried.values()) + 0.1:.1f}"
+  )
