@@ -1,9 +1,10 @@
 """int8 that keeps a model's quality: calibration, smoothing, static scales for each use of a shared matrix.
 
-A shared matrix is used in every layer, so rounding errors add up over the layers. Three things keep them small. Each use
-of a matrix has an activation scale of its own, measured on real texts. Channels that are much larger than the others are
-divided before rounding, and the matrix's rows multiplied (SmoothQuant, arXiv 2211.10438). Matrices have a scale for each
-output channel. Where that is not enough, a place computes in float32 from int8 weights, which costs time but no space.
+A shared matrix is used in every layer, so rounding errors add up over the layers. Three things keep them small. Each
+use of a matrix has its own activation scale, measured on real texts. Channels that are much larger than the others
+are divided before rounding, and the matrix's rows multiplied (SmoothQuant, arXiv 2211.10438). Matrices have a scale for
+each output channel. Where that is not enough, a place computes in float32 from int8 weights, which costs time but no
+space.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from albert_jax import onnx_runtime
-from albert_jax.data.finetuning import tables
+from albert_jax.data.finetuning import splits, tables
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.exports import onnx
@@ -253,7 +254,7 @@ def read(path, vocabulary, about: dict, *, fields="text", label="label", longest
     raise UserError(f"--fields={fields} must name one column, or two with a comma between")
   labels, gold = about.get("labels", ()), None
   if str(path).endswith(".txt"):
-    columns = [[line.strip() for line in tables.read_text(path).split("\n") if line.strip()]]
+    columns = [[line.strip() for line in splits.read_text(path).split("\n") if line.strip()]]
   else:
     table = tables.read_file(path, names, optional=[label])
     columns = [tables.texts(table, name) for name in names]
