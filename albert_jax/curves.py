@@ -114,7 +114,7 @@ def draw(runs: Sequence[Run]):
   rows = math.ceil(len(panels) / columns)
   figure = Figure(figsize=(4.2 * columns, 2.9 * rows + 0.6), layout="constrained")
   for i, name in enumerate(panels):
-    axes = figure.add_subplot(rows, columns, i + 1)
+    axes, noted = figure.add_subplot(rows, columns, i + 1), set()
     for k, run in enumerate(runs):
       colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
       steps, values = _points(run, "train", name)
@@ -125,12 +125,14 @@ def draw(runs: Sequence[Run]):
       if name in run.baselines:
         value, what = run.baselines[name]
         axes.axhline(value, color="0.35", linestyle="--", linewidth=1)
-        axes.annotate(what, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
+        if (value, what) not in noted:
+          axes.annotate(what, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
+          noted.add((value, what))
     axes.set_title(_OF_THE_RUN.get(name, name.replace("_", " ")), fontsize=10)
     axes.set_xlabel("step", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    axes.margins(x=0.02)
+    axes.margins(x=0.02, y=0.1)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
   handles = [

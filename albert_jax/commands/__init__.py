@@ -14,5 +14,6 @@ COMMANDS = {
   "convert": "weights from any format to another, or looked into",
   "export": "one folder for every runtime: ONNX, StableHLO, sentence-transformers, a model card",
   "plot": "the curves of one or more runs as a picture",
+  "doctor": "check this machine: versions, devices, disk, a self-test, what is missing",
   "completion": "tab completion for bash, zsh or fish",
 }

@@ -1,0 +1,33 @@
+"""The self-test works here, and fails where something is broken."""
+
+import json
+
+import pytest
+
+from albert_jax.commands import doctor
+
+
+@pytest.mark.slow
+def test_a_machine_that_works_says_so(tmp_path, capsys):
+  assert doctor.main([f"--json={tmp_path}/report.json"]) == 0
+  report = json.loads((tmp_path / "report.json").read_text())
+  assert list(report["self_test"]) == ["forward", "one training step", "save", "restore"]
+  assert all(result.endswith(" s") for result in report["self_test"].values())
+  assert "albert-jax works on this machine." in capsys.readouterr().out
+  assert report["versions"]["jax"] and "GiB" in report["machine"]["memory"]
+
+
+def test_what_fails_is_named(monkeypatch, capsys):
+  def broken(state, folder):
+    raise OSError(28, "No space left on device", "x")
+
+  monkeypatch.setattr(doctor, "_forward", lambda *_: None)
+  monkeypatch.setattr(doctor, "_step", broken)
+  assert doctor.main([]) == 1
+  text = capsys.readouterr().out
+  assert "FAILED: x: No space left on device" in text and "does not work here: one training step" in text
+
+
+def test_what_to_type_is_said(monkeypatch):
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  assert doctor.missing()["Weights & Biases"] == "type: pip install 'albert-jax[wandb]'"
