@@ -176,7 +176,7 @@ class TestBadInput:
       ('{"words": ["a", "b"], "phonemes": ["x"]}', "2 words and 1 phonemes .*expected as many"),
       ('{"words": "a b", "phonemes": ["x"]}', "no lists of strings"),
       ('{"text": "a"}', "no lists of strings"),
-      ("hello", "a line is not JSON"),
+      ("hello", "'hello' is not JSON"),
       ('{"words": ["a"], "phonemes": [""]}', "no word has phonemes"),
     ],
   )

@@ -221,6 +221,11 @@ def describe(dataset: str) -> dict:
   """
   if "," in dataset:
     raise UserError(f"data.dataset={dataset}: phonemes are read from one dataset; give both corpora to one --input")
+  if not dataset:
+    raise UserError(
+      "data.dataset is not set; make one with: albert-jax phonemes --input=… --language=en-us --out=DIR, and give "
+      "--config.data.dataset=DIR"
+    )
   description = datasets.describe(dataset)
   if description.get("kind") != KIND:
     raise UserError(

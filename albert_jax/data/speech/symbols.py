@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 
+from albert_jax import strict_json
 from albert_jax.errors import UserError
 
 FILE = "symbols.json"
@@ -125,19 +126,14 @@ def load(name) -> Symbols:
   if text.lstrip().startswith("{"):
     return _from_json(path, text)
   symbols = text.removesuffix("\n").split("\n")
-  _refuse_twice(path, symbols)
+  twice = [symbol for symbol, count in collections.Counter(symbols).items() if count > 1]
+  if twice:
+    raise UserError(f"{path}: {twice[0]!r} occurs twice, so its id is not known; remove one of the two")
   return Symbols({symbol: i for i, symbol in enumerate(symbols)}, roles={"pad": symbols[0]}, path=path)
 
 
 def _from_json(path, text):
-  def pairs(items):
-    _refuse_twice(path, [key for key, _ in items])
-    return dict(items)
-
-  try:
-    found = json.loads(text, object_pairs_hook=pairs)
-  except json.JSONDecodeError as error:
-    raise UserError(f"{path} is not JSON: {error}") from None
+  found = strict_json.loads(text, str(path), dict)
   ids = found.get("vocab", found)
   if not isinstance(ids, dict) or not all(type(number) is int for number in ids.values()):
     raise UserError(f'{path} is no symbol table; expected {{"vocab": {{symbol: id}}}}')
@@ -152,9 +148,3 @@ def _from_json(path, text):
         number = like if like not in ids.values() else max(size, 1 + max(ids.values(), default=-1))
         ids, size = ids | {roles.get(role, symbol): number}, max(size, number + 1)
   return Symbols(ids, size=size, roles=roles, path=path)
-
-
-def _refuse_twice(path, symbols):
-  twice = [symbol for symbol, count in collections.Counter(symbols).items() if count > 1]
-  if twice:
-    raise UserError(f"{path}: {twice[0]!r} occurs twice, so its id is not known; remove one of the two")

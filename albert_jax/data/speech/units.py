@@ -9,7 +9,7 @@ import json
 
 import numpy as np
 
-from albert_jax import files
+from albert_jax import files, strict_json
 from albert_jax.data import records
 from albert_jax.data.corpus import readers
 from albert_jax.data.corpus.readers import Reading
@@ -107,10 +107,7 @@ def _phonemised_documents(unit, tally):
 
 
 def _record(line, source):
-  try:
-    record = json.loads(line)
-  except ValueError:
-    raise UserError(f"{source}: a line is not JSON ({line:.40}); expected {_EXPECTED}") from None
+  record = strict_json.loads(line, f"{source}: {line[:40]!r}")
   lists = [record.get(name) for name in ("words", "phonemes")] if isinstance(record, dict) else [None]
   if not all(isinstance(items, list) and all(isinstance(item, str) for item in items) for items in lists):
     raise UserError(f"{source}: a line has no lists of strings {line:.60}; expected {_EXPECTED}")
