@@ -215,6 +215,21 @@ def able_tasks(params: dict, name: str | None) -> list[str]:
   return [task for task in able if name is None or task in (name, "fill-mask", "embed")]
 
 
+def by_halves(function: Callable[[list], list], items: list) -> list:
+  """Runs items together, and if that fails by halves, so that one bad item does not fail the others.
+
+  Args: function: items -> as many results; it may raise UserError.
+  Returns: for each item its result, or the UserError that it raises alone.
+  """
+  try:
+    return function(items)
+  except UserError as error:
+    if len(items) == 1:
+      return [error]
+    half = len(items) // 2
+    return [*by_halves(function, items[:half]), *by_halves(function, items[half:])]
+
+
 def _check_options(purpose, given):
   if unknown := sorted(given.keys() - purpose.options().keys()):
     raise UserError(f"there is no option {unknown[0]!r}; there are {', '.join(purpose.options())}")

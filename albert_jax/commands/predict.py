@@ -169,21 +169,8 @@ def _read(model, line, format, fields):
 
 
 def _answers(model, items):
-  """(where, id, result or UserError) of each (where, (id, item or UserError)), in order.
-
-  What the model refuses is found by halves, so that one bad line costs no other its answer.
-  """
+  """(where, id, result or UserError) of each (where, (id, item or UserError)), in order."""
   good = [item for _, (_, item) in items if not isinstance(item, UserError)]
-  results = iter(_run(model, good))
+  results = iter(pipelines.by_halves(model.run, good))
   for where, (id, item) in items:
     yield where, id, item if isinstance(item, UserError) else next(results)
-
-
-def _run(model, items):
-  try:
-    return model.run(items)
-  except UserError as error:
-    if len(items) == 1:
-      return [error]
-    half = len(items) // 2
-    return [*_run(model, items[:half]), *_run(model, items[half:])]

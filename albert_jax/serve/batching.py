@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from albert_jax.errors import UserError
+from albert_jax import pipelines
 
 
 class Busy(Exception):
@@ -125,16 +125,8 @@ class Batcher:
 
 
 def _run(function, items):
-  """The result of each item, or the exception that it raised alone.
-
-  A batch that fails is run again by halves, so that one bad item does not fail the items of other clients.
-  """
+  """The result of each item, or the exception that it raised alone."""
   try:
-    return function(items)
-  except UserError as error:
-    if len(items) == 1:
-      return [error]
-    half = len(items) // 2
-    return [*_run(function, items[:half]), *_run(function, items[half:])]
+    return pipelines.by_halves(function, items)
   except Exception as error:  # A fault of ours: each request of the batch gets a 500, and the server goes on.
     return [error] * len(items)
