@@ -1,6 +1,7 @@
 """`albert-jax vocab`: a SentencePiece vocabulary by the recipe of the original (its README's spm_train call)."""
 
 import collections
+import logging
 import os
 import random
 import threading
@@ -15,6 +16,8 @@ from albert_jax.data.corpus import marks, readers
 from albert_jax.data.corpus.sentences import split_sentences
 from albert_jax.data.tokenizer import RULES_FILE, Tokenizer, normalize, rules_file
 from albert_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 CONTROL_SYMBOLS = ("[CLS]", "[SEP]", "[MASK]")  # ids 2, 3, 4, after <pad> 0 and <unk> 1
 USER_DEFINED_SYMBOLS = ("(", ")", '"', "-", ".", "–", "£", "€")
@@ -62,7 +65,15 @@ def train_vocabulary(
   reading = reading or readers.Reading()
   units = readers.plan(spec, reading)
   lost = marks.measure_corpus(units, reading)
-  keep_accents = marks.keep_accents(lost) if keep_accents is None else keep_accents
+  if keep_accents is None:
+    keep_accents = marks.keep_accents(lost)
+    if lost.examples:
+      logger.info(
+        "accents and other marks are %s: without them %.1f %% of the words change, such as %s",
+        "kept (--no-keep_accents drops them)" if keep_accents else "dropped (--keep_accents keeps them)",
+        100 * (lost.latin_share + lost.other_share),
+        ", ".join(lost.examples[:3]),
+      )
   sample, tally = [], collections.Counter()
   sentences = sentences_of(units, reading, lower=lower, keep_accents=keep_accents, sample=sample, tally=tally)
   model = train_model(
