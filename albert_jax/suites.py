@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 
 from albert_jax import configs, convert, files
+from albert_jax.convert import hub
 from albert_jax.errors import UserError
 from albert_jax.model import VARIANTS
 from albert_jax.training.best import Best
@@ -166,7 +167,7 @@ def _start(name, checkpoint, mnli, runs, out, planned):
 
 
 def _absolute(checkpoint):
-  return checkpoint if files.is_url(checkpoint) else pathlib.Path(checkpoint).absolute()
+  return checkpoint if files.is_url(checkpoint) or hub.is_name(checkpoint) else pathlib.Path(checkpoint).absolute()
 
 
 def _finished(folder):

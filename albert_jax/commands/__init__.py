@@ -13,6 +13,7 @@ COMMANDS = {
   "plan": "will it fit a TPU that is not there, and how long will it take",
   "convert": "weights from any format to another, or looked into",
   "export": "one folder for every runtime: ONNX, StableHLO, sentence-transformers, a model card",
+  "push": "upload an export to the Hugging Face Hub",
   "plot": "the curves of one or more runs as a picture",
   "doctor": "check this machine: versions, devices, disk, a self-test, what is missing",
   "completion": "tab completion for bash, zsh or fish",

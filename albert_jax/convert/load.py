@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from albert_jax import files, paths, strict_json
-from albert_jax.convert import google_tf1, hf, styletts2
+from albert_jax.convert import google_tf1, hf, hub, styletts2
 from albert_jax.convert.mapping import Rules
 from albert_jax.data.speech import symbols
 from albert_jax.data.speech.symbols import Symbols
@@ -40,10 +40,12 @@ def load(path, *, allow_missing=(), allow_unused=(), keep_config=False):
 
 def find(path):
   """Which format is at `path`, and where exactly: (module `hf`, `google_tf1` or `styletts2`, path for its `load`)."""
-  if files.is_url(path):
+  if hub.is_name(path):
+    path = hub.fetch(str(path))
+  elif files.is_url(path):
     is_run = files.exists(f"{path}/checkpoints")  # Of a run only what is read is fetched.
     path = files.local(f"{path}/export" if is_run else path)
-  path = pathlib.Path(path)
+  path = pathlib.Path(files.user_path(path))
   if styletts2.is_here(path):
     return styletts2, path
   for folder in (path, path / "export"):
