@@ -128,7 +128,7 @@ class TestOptions:
       make(checkpoint, folder, validation_split=str(tmp_path / "test.jsonl"))
 
   def test_mistakes(self, checkpoint, folder):
-    with pytest.raises(UserError, match=r"must be from 1 to data\.seq_length - 3 = 29"):
+    with pytest.raises(UserError, match=r"expected 1 to data\.seq_length - 3 = 29"):
       make(checkpoint, folder, qa_length=30)
     with pytest.raises(UserError, match="scores are not finite"):
       make(checkpoint, folder).score({"logits": [np.full(4, np.nan)] * 20})

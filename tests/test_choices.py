@@ -62,6 +62,29 @@ class TestFormats:
     assert found[1].endings() == ["x", "y", "z"]
 
   @pytest.mark.parametrize(
+    ("answers", "labels"),
+    [
+      (["A", "B"], [0, 1]),  # Letters are positions, also where another option is that letter.
+      (["C", "D"], [2, 3]),
+      ([1, 0], [1, 0]),
+      (["", None], [None, None]),
+      (["-1", -1], [None, None]),
+      (None, [None, None]),
+    ],
+  )
+  def test_answers_of_race(self, answers, labels, tmp_path):
+    row = PASSAGE | {"options": [["C", "A", "B", "D"], ["0", "2", "1", "3"]], "answers": answers}
+    (tmp_path / "x.json").write_text(json.dumps(row))
+    assert [c.label for c in choices.read(tmp_path / "x.json", "train")] == labels
+
+  @pytest.mark.parametrize(
+    ("label", "number"), [("A", 0), ("B", 1), ("y", 1), ("0", 0), (1, 1), (-1, None), ("-1", None), (None, None)]
+  )
+  def test_labels_of_own_files(self, label, number, tmp_path):
+    (tmp_path / "x.jsonl").write_text(json.dumps({"context": "c", "options": ["B", "y"], "label": label}))
+    assert [c.label for c in choices.read(tmp_path / "x.jsonl", "train")] == [number]
+
+  @pytest.mark.parametrize(
     ("row", "words"),
     [
       ({"context": "c", "options": ["x"], "label": 0}, "line 1: the options are"),
@@ -70,6 +93,8 @@ class TestFormats:
       ({"context": 3, "options": ["x", "y"], "label": 1}, "should be texts"),
       ({"text": "c"}, "expected an object with context, question, options and label.*there is text"),
       (PASSAGE | {"answers": ["A"]}, "2 questions, 2 lists of options, 1 answers"),
+      (PASSAGE | {"questions": 7}, "'questions': expected a list, got 7"),
+      ({"context": "c", "options": ["x", "y"], "label": [0]}, "the label is"),
       ([1], r"there is \[1\]"),
     ],
   )

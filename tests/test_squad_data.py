@@ -51,6 +51,18 @@ class TestReading:
     rows = [{"id": "a", "question": "q", "context": "the x", "answers": {"text": ["x"], "answer_start": [4]}}]
     assert squad.read_file(write(tmp_path / "x.json", {"data": rows}))[0].answers == (("x", 4),)
 
+  @pytest.mark.parametrize(
+    "answers", [{}, {"answers": None}, {"answers": []}, {"answers": {"text": [], "answer_start": []}}]
+  )
+  @pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
+  def test_a_file_that_hides_its_answers(self, answers, name, tmp_path):
+    rows = [{"id": i, "question": "q", "context": "c"} | answers for i in "ab"]
+    content = {"data": rows} if name == "x.json" else "\n".join(map(json.dumps, rows))
+    found = squad.read_file(write(tmp_path / name, content))
+    assert squad.is_hidden(found)
+    assert [(x.answers, x.impossible) for x in found] == [((), False)] * 2
+    assert not squad.is_hidden([*found, squad.Question("c", "q", "c", (), True)])
+
   def test_a_byte_order_mark_and_windows_line_ends(self, tmp_path):
     text = json.dumps(official(("a\r\nb", [qa()])), indent=1).replace("\n", "\r\n")
     assert squad.read_file(write(tmp_path / "x.json", text, "utf-8-sig"))[0].context == "a\r\nb"

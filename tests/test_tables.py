@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet
 import pytest
 from hypothesis import given
@@ -117,6 +118,47 @@ class TestWhatIsWrong:
     assert "2 of 3 rows have an empty 'a'" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"line 1: 'a' holds \[1\], expected a text"):
       tables.texts(read(write(tmp_path / "y.jsonl", '{"a": [1], "y": 1}')), "a")
+
+
+class TestCells:
+  @pytest.mark.parametrize("text", ["NaN", "null", '""', '"nan"'])
+  def test_a_text_that_is_missing_is_empty_and_counted(self, text, tmp_path, capsys):
+    found = read(write(tmp_path / "x.jsonl", f'{{"a": {text}, "y": 1}}'))
+    assert tables.texts(found, "a") == [""]
+    assert "1 of 1 rows have an empty 'a'" in capsys.readouterr().err
+
+  @pytest.mark.parametrize("value", ["[" * 5000 + "]" * 5000, "9" * 5000, '"\\ud800"', "Infinity", "1e400"])
+  @pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
+  def test_hostile_json_is_one_line(self, value, name, tmp_path):
+    with pytest.raises(UserError, match=r"x\.jsonl? line 2") as error:
+      read(write(tmp_path / name, f'{{"a": "b", "y": 1}}\n{{"a": {value}, "y": 1}}\n'))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+  def test_json_over_several_lines_says_where_it_is_wrong(self, tmp_path):
+    with pytest.raises(UserError, match=r"x\.json is not JSON: .* at line 3, column 1"):
+      read(write(tmp_path / "x.json", '[\n{"a": 1, "y": 2},\n]'))
+
+  def test_line_ends_of_cr_alone(self, tmp_path):
+    assert read(write(tmp_path / "x.csv", 'a,y\r"b\nc",1\rd,0\r')).columns == {"a": ["b\nc", "d"], "y": ["1", "0"]}
+    assert read(write(tmp_path / "x.jsonl", '{"a": 1, "y": 2}\r{"a": 3, "y": 4}')).columns == {"a": [1, 3], "y": [2, 4]}
+
+  def test_a_small_parquet_file_that_expands_to_gigabytes(self, tmp_path):
+    text = pyarrow.array(["x" * (1 << 20)]).dictionary_encode().take(pyarrow.array([0] * 4000))
+    pyarrow.parquet.write_table(pyarrow.table({"a": text, "y": [1] * 4000}), tmp_path / "x.parquet")
+    assert (tmp_path / "x.parquet").stat().st_size < 100_000
+    with pytest.raises(UserError, match=r"x\.parquet expands to more than 268,435,456 bytes"):
+      read(tmp_path / "x.parquet")
+
+  def test_a_flipped_byte_of_a_parquet_file_is_one_line_or_another_value(self, tmp_path):
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"a": ["some text"] * 50, "y": list(range(50))}), path)
+    content = path.read_bytes()
+    for i in range(0, len(content), len(content) // 100):
+      path.write_bytes(content[:i] + bytes([content[i] ^ 0xFF]) + content[i + 1 :])
+      try:
+        tables.texts(read(path), "a")
+      except UserError as error:
+        assert "\n" not in str(error)
 
 
 class TestHeldOut:

@@ -41,6 +41,8 @@ FORMATS = {
   "Windows": b"\xef\xbb\xbf" + CONLL_2003.replace("\n", "\r\n").encode(),
   "tabs, blank lines with a tab": "U.N.\tB-ORG\nofficial\tO\nEkeus\tB-PER\n\t\n\t\n#\tO\n#tag\tO\nBaghdad\tB-LOC",
   "comments": "# id = 1\n# text = U.N. …\nU.N. B-ORG\nofficial O\nEkeus B-PER\n\n# id\n# O\n#tag O\nBaghdad B-LOC\n",
+  "CR alone": CONLL_2003.replace("\n", "\r"),
+  "a document line alone": CONLL_2003.replace(" -X- -X- O", ""),
   "JSON lines": "\n".join(json.dumps({"tokens": w, "tags": t}) for w, t in zip(WORDS, TAGS, strict=True)),
 }  # fmt: skip
 
@@ -50,7 +52,7 @@ def test_every_format_is_the_same_sentences(tmp_path, name):
   found = read(tmp_path, FORMATS[name])
   assert (found.words, found.tags) == (WORDS, TAGS)
   skipped = {"CoNLL-2003": {"-DOCSTART- lines skipped": 1}, "comments": {"comment lines skipped": 3}}
-  assert found.notes == skipped.get("CoNLL-2003" if name == "Windows" else name, {})
+  assert found.notes == skipped.get(name if name in ("comments", "JSON lines") or "tabs" in name else "CoNLL-2003", {})
 
 
 def test_columns_and_fields_are_chosen(tmp_path):
@@ -59,6 +61,41 @@ def test_columns_and_fields_are_chosen(tmp_path):
   assert read(tmp_path, nested, tag_column=2).tags == [["O", "B-GPE"]]
   own = '{"words": ["a b", "c"], "ner": ["O", "B-X"]}\n'
   assert read(tmp_path, own, token_field="words", tag_field="ner").words == [["a b", "c"]]
+
+
+CONLLU = """# text = vámonos al mar
+1-2\tvámonos\t_\t_
+1\tvamos\tir\tVERB
+2\tnos\tnosotros\tPRON
+3-4\tal\t_\t_
+3\ta\ta\tADP
+4\tel\tel\tDET
+4.1\tx\tx\tNOUN
+5\t#\t#\tSYM
+
+1-2\tdel\t_\t_
+1\tde\tde\tADP
+2\tel\tel\tDET
+"""
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_ranges_and_empty_nodes_of_conllu_are_no_words(tmp_path, end):
+  found = read(tmp_path, CONLLU.replace("\n", end), token_column=1, tag_column=3)
+  assert found.words == [["vamos", "nos", "a", "el", "#"], ["de", "el"]]
+  assert found.tags == [["VERB", "PRON", "ADP", "DET", "SYM"], ["ADP", "DET"]]
+  assert found.notes == {"comment lines skipped": 1, "ranges of words and empty nodes of CoNLL-U skipped": 4}
+
+
+@pytest.mark.parametrize("word", ["\u00a0", "\u3000", "\u2028", "\u200b", "\x85"])
+def test_white_space_that_separates_nothing_is_a_word(tmp_path, word):
+  for content in (
+    f"{word} O\na B-X\n",
+    f"{word}\tO\na\tB-X\n",
+    json.dumps({"tokens": [word, "a"], "tags": ["O", "B-X"]}),
+  ):
+    assert read(tmp_path, content).words == [[word, "a"]]
+  assert read(tmp_path, '{"tokens": ["\\n", "a"], "tags": ["O", "B-X"]}').words == [[" ", "a"]]
 
 
 ERRORS = {
@@ -76,6 +113,10 @@ ERRORS = {
   "numbers": ('{"tokens": ["a"], "tags": [3]}\n', r":1 has 3 where a word or a tag should be"),
   "empty": ("\n\n", "no sentences in it"),
   "not UTF-8": (b"caf\xe9 O\n", r"is not UTF-8 text: the byte 0xe9 in line 1"),
+  "one column": ("a\nb\n\nc\n", r"column -1 of 1 would be both word and tag"),
+  "a tag that is missing": ("a O\nb nan\n", r":2 has an empty tag"),
+  "a JSON tag that is missing": ('{"tokens": ["a"], "tags": [null]}\n', r":1 has null where"),
+  "hostile JSON": ('{"tokens": ["a"], "tags": ' + "[" * 9999 + "\n", r":1 is n(ot JSON|ested)"),
   "words as tags": ("".join(f"w{i} t{i}\n" for i in range(2000)), r"2,000 different tags, such as 't0'"),
 }
 

@@ -25,7 +25,8 @@ TABLES = {".csv": (",", ";", "\t"), ".tsv": ("\t",), ".txt": ("\t",)}  # the sep
 SUFFIXES = (*TABLES, ".jsonl", ".ndjson", ".json", ".parquet")
 QUOTES = ("auto", "csv", "none")
 MAX_JSON_BYTES = 1 << 30  # of a file that is one JSON value
-MAX_PARQUET_BYTES = 1 << 30  # of a file's values; a megabyte of Parquet may hold gigabytes
+# Of the values of a Parquet file: as many times its size, but no less than this many bytes may always be there.
+MAX_PARQUET_RATIO, MAX_PARQUET_BYTES = 32, 1 << 28
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,8 @@ def json_rows(path: str | pathlib.Path) -> list[tuple[int, Any]]:
       try:
         rows.append((number, strict_json.loads(line, f"{path} line {number}", nan_as_null=True)))
       except UserError as error:
-        raise error if rows or not fault else fault from None
+        # The first line of a value over several lines is no JSON by itself.
+        raise fault if fault and not rows and "is not JSON" in str(error) else error from None
   if not rows:
     raise UserError(f"{path} is empty; expected JSON objects, one a line")
   return rows
@@ -243,17 +245,19 @@ def _read_parquet(path, fields, optional):
   import pyarrow
   import pyarrow.parquet
 
+  limit = max(MAX_PARQUET_BYTES, MAX_PARQUET_RATIO * pathlib.Path(path).stat().st_size)
   try:
-    file = pyarrow.parquet.ParquetFile(path)
-    present = file.schema_arrow.names
-    _check_columns(path, present, fields)
-    names = [name for name in (*fields, *optional) if name in present]
-    size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
-    columns = {name: [] for name in (*fields, *optional)}
-    # Few rows at a time: how large repeated values are is known only when they are decoded.
-    for batch in file.iter_batches(64, columns=names) if size <= MAX_PARQUET_BYTES else ():
-      size += batch.nbytes
-      if size > 2 * MAX_PARQUET_BYTES:
+    schema = pyarrow.parquet.read_schema(path)
+    _check_columns(path, schema.names, fields)
+    names = [name for name in (*fields, *optional) if name in schema.names]
+    # A text that many rows share is read once, so that its size is known before it is copied.
+    texts = [name for name in names if pyarrow.types.is_string(schema.field(name).type)]
+    file = pyarrow.parquet.ParquetFile(path, read_dictionary=texts)
+    packed = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
+    columns, size = {name: [] for name in (*fields, *optional)}, packed if packed > limit else 0
+    for batch in file.iter_batches(1024, columns=names) if not size else ():
+      size += sum(map(_bytes, batch.columns))
+      if size > limit:
         break
       for name in names:
         columns[name] += batch[name].to_pylist()
@@ -261,11 +265,21 @@ def _read_parquet(path, fields, optional):
     raise
   except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError) as error:
     raise UserError(f"{path} is no whole Parquet file: {message_lines(error)[0][:200]}") from None
-  if size > MAX_PARQUET_BYTES:
-    raise UserError(f"{path} holds more than {MAX_PARQUET_BYTES:,} bytes of values; split the file")
+  if size > limit:
+    raise UserError(f"{path} expands to more than {limit:,} bytes; write it as JSON lines, or split it")
   rows = file.metadata.num_rows
   columns |= {name: [None] * rows for name in optional if name not in names}
   return Examples(columns, list(range(1, rows + 1)), str(path))
+
+
+def _bytes(array):
+  """The bytes of an Arrow array's values, counting a repeated text as often as it is there."""
+  import pyarrow.compute
+
+  if hasattr(array, "dictionary"):
+    sizes = pyarrow.compute.binary_length(array.dictionary)
+    return pyarrow.compute.sum(sizes.take(array.indices)).as_py() or 0
+  return array.nbytes
 
 
 def _check_columns(source, there, fields):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from albert_jax import strict_json
-from albert_jax.data.finetuning import splits, windows
+from albert_jax.data.finetuning import cells, splits, windows
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
@@ -108,7 +108,7 @@ def _column_sentences(path, lines, token_column, tag_column, notes):
   lines = [line if line.strip(" \t") else "" for line in lines]
   has_tabs = "\t" in next(filter(None, lines), "")
   rows = [line.split("\t") if has_tabs else blanks.split(line.strip(" \t")) for line in lines]
-  plain = [row for line, row in zip(lines, rows, strict=True) if line and not line.startswith("#")]
+  plain = [row for line, row in zip(lines, rows, strict=True) if line and not line.startswith(("#", _DOCUMENT))]
   plain = plain or [row for line, row in zip(lines, rows, strict=True) if line]
   width = len(plain[0]) if plain else 0
   for name, column in {"token_column": token_column, "tag_column": tag_column}.items():
@@ -147,6 +147,7 @@ def _column_sentences(path, lines, token_column, tag_column, notes):
       )
     # Other white space, such as a no-break space, may be a word.
     word, tag = row[token_column].strip(" ") or row[token_column], row[tag_column].strip()
+    tag = "" if cells.is_missing(tag) else tag
     if not tag or not word:
       raise UserError(
         f"{path}:{number} has an empty {'word' if tag else 'tag'} in column "
@@ -174,7 +175,7 @@ def _json_sentences(path, lines, token_field, tag_field, notes):
     if len(words) != len(tags):
       raise UserError(f"{path}:{number} has {len(words)} words and {len(tags)} tags; every word needs one tag")
     wrong = [x for x in words if not isinstance(x, str) or not x]
-    wrong += [x for x in tags if not isinstance(x, str) or not x.strip()]
+    wrong += [x for x in tags if not isinstance(x, str) or cells.is_missing(x)]
     if wrong:
       raise UserError(
         f"{path}:{number} has {strict_json.show(wrong[0], 40)} where a word or a tag should be; both are texts"
