@@ -515,17 +515,16 @@ def test_a_port_in_use_is_one_line():
 def test_the_document_is_true(process, tmp_path):
   """Schemathesis sends what the document allows and what it forbids, and compares every answer with it."""
   pytest.importorskip("schemathesis", reason="the document against the server: pip install schemathesis")
-  _, address = process("masks", "labels", "answers", "tags", "vectors")
+  _, address = process("masks", "labels", "answers")
   # A body that is too large in any way is 413, which is not among the statuses that it expects by itself.
   rejections = "[400, 404, 405, 413, 415, 422]"
   (tmp_path / "schemathesis.toml").write_text(f"[checks.negative_data_rejection]\nexpected-statuses = {rejections}\n")
-  command = ["run", f"{address}openapi.json", "--max-examples=10", "--seed=1", "--phases=coverage,fuzzing"]
+  command = ["run", f"{address}openapi.json", "--max-examples=5", "--seed=1", "--phases=coverage,fuzzing"]
   result = subprocess.run(
     [sys.executable, "-m", "schemathesis.cli", *command, "--request-timeout=60", "--no-color"],
     cwd=tmp_path, capture_output=True, text=True,
   )  # fmt: skip
   assert result.returncode == 0, result.stdout[-4000:]
-  assert "POST /v1/fill-mask" in result.stdout or "generated" in result.stdout
 
 
 class TestCommand:

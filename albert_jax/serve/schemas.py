@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 TOP_K = 20  # the most answers a request can ask for; the programs are compiled for this many
 MASKS = 8  # the most masks in a text: each power of two of them is a program
@@ -55,7 +55,20 @@ def _whole(value):
   return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]  # 7.0 is an integer in JSON.
+def _one_value(value):
+  def check(given):
+    if given is not value:
+      raise ValueError(f"must be {str(value).lower()}")
+    return given
+
+  return AfterValidator(check)
+
+
+# Without the validators pydantic refuses 7.0, an integer in JSON, and takes 0 for false.
+TopCount = Annotated[int, Field(ge=1, le=TOP_K), BeforeValidator(_whole)]
+Length = Annotated[int, Field(ge=1, le=20), BeforeValidator(_whole)]
+AlwaysTrue = Annotated[bool, Field(json_schema_extra={"const": True}), _one_value(True)]
+AlwaysFalse = Annotated[bool, Field(json_schema_extra={"const": False}), _one_value(False)]
 
 Masked = Annotated[str, Field(pattern=r"\[MASK\]", description="A text with one to 8 [MASK] in it.")]
 ITEMS = {
@@ -83,11 +96,11 @@ class Truncate(Options):
 
 
 class TopK(Options):
-  top_k: Annotated[Whole, Field(ge=1, le=TOP_K, description="How many answers to return.")] = 5
+  top_k: Annotated[TopCount, Field(description="How many answers to return.")] = 5
 
 
 class Summary(Options):
-  length: Annotated[Whole, Field(ge=1, le=20, description="The most sentences in a summary.")] = 3
+  length: Annotated[Length, Field(description="The most sentences in a summary.")] = 3
 
 
 OPTIONS_OF = {"fill-mask": TopK, "answer": TopK, "classify": Truncate, "embed": Truncate, "choose": Truncate,
@@ -292,7 +305,7 @@ class TeiOptions(Body):
 def tei_embed(max_items: int) -> type[BaseModel]:
   class EmbedRequest(TeiOptions):
     inputs: str | Annotated[list[str], Field(min_length=1, max_length=max_items)]
-    normalize: Annotated[Literal[True], Field(description="Embeddings always have length 1.")] = True
+    normalize: Annotated[AlwaysTrue, Field(description="Embeddings always have length 1.")] = True
     prompt_name: None = None
 
   return _named(EmbedRequest, "TeiEmbedRequest", "a text", max_items)
@@ -313,7 +326,7 @@ def tei_predict(max_items: int, pairs: bool | None = None) -> type[BaseModel]:
   class PredictRequest(TeiOptions):
     inputs: one | Annotated[list[pair], Field(min_length=1, max_length=max_items)]
     parameters: NoParameters | None = None
-    raw_scores: Annotated[Literal[False], Field(description="Scores are always probabilities.")] = False
+    raw_scores: Annotated[AlwaysFalse, Field(description="Scores are always probabilities.")] = False
 
   return _named(PredictRequest, "TeiPredictRequest", "a text, a list of one or two texts", max_items)
 
