@@ -29,8 +29,8 @@ def get_config(variant: str = "base") -> ConfigDict:
   return config
 
 
-# For one machine without an accelerator; measured numbers are in docs/benchmarks/tasks.md. AdamW in its textbook form: with the
-# original's, which has no bias correction, the first steps of a short run are several times larger.
+# For one machine without an accelerator; measured numbers are in docs/benchmarks/tasks.md. AdamW in its textbook form:
+# with the original's, which has no bias correction, the first steps of a short run are several times larger.
 SMALL = {
   # The README's first run, on the documentation that ships with Python.
   "quickstart": {
