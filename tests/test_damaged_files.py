@@ -210,7 +210,7 @@ def test_a_damaged_dataset_is_one_line(tmp_path, monkeypatch):
     source = datasets.open_split(str(folder), "train")
     datasets.lengths(str(folder), "train")
     datasets.tokenizer(str(folder)).encode("a word")
-    datasets.fetch(source, np.arange(3))
+    datasets.fetch(source, [0, 1, 2])
 
   read(None)
   for path in paths:

@@ -248,7 +248,10 @@ class Tokenizer:
   def pieces(self):
     if self._is_fast:
       return [self._model.id_to_token(i) for i in range(self._model.get_vocab_size())]
-    return [self._model.id_to_piece(i) for i in range(self._model.vocab_size())]
+    try:
+      return [self._model.id_to_piece(i) for i in range(self._model.vocab_size())]
+    except UnicodeDecodeError:
+      raise UserError(f"{self.path} is damaged: a piece is not UTF-8; copy the file again") from None
 
   @property
   def vocab_size(self):

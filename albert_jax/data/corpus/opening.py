@@ -91,7 +91,7 @@ def _errors(path, kind):
     yield
   except UserError:
     raise
-  except (EOFError, zlib.error, lzma.LZMAError, pyarrow.ArrowException, OSError) as error:
+  except (EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError, pyarrow.ArrowException, OSError) as error:
     # Arrow raises a plain OSError without a number for bad contents.
     if isinstance(error, OSError) and not (isinstance(error, gzip.BadGzipFile) or type(error) is OSError):
       raise
