@@ -5,7 +5,8 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from albert_jax import convert, run, tasks
+from albert_jax import convert, files, run, strict_json, tasks
+from albert_jax.errors import UserError
 from albert_jax.training import held_out, sharding
 
 
@@ -33,6 +34,27 @@ def evaluate(config: ConfigDict, checkpoint: str, out: str | pathlib.Path | None
   if out is not None:
     run.write_files(pathlib.Path(out), files)
   return metrics
+
+
+def recorded_config(checkpoint: str) -> ConfigDict:
+  """Reads the config of the run that a checkpoint is of.
+
+  Args:
+    checkpoint: the folder of a run, or its export.
+
+  Raises:
+    UserError: the checkpoint is not of a run.
+  """
+  folder = str(checkpoint).rstrip("/").removesuffix("/export")
+  path = f"{folder}/config.json"
+  if files.exists(path):
+    config = strict_json.loads(files.read(path), path, dict)
+    if {"task", "data", "model"} <= config.keys():
+      return ConfigDict(config)
+  raise UserError(
+    f"--checkpoint={checkpoint} is not of a run, which would have a config; add --config=FILE:VARIANT and "
+    "--config.data.dataset=DATA"
+  )
 
 
 def for_checkpoint(config: ConfigDict, path: str) -> tuple[tasks.Task, dict]:

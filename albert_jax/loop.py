@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import time
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from albert_jax import convert, curves, model, run
+from albert_jax.errors import UserError, message_lines
 from albert_jax.training import flops, guard, sharding, trackers, watch
 from albert_jax.training.best import Best
 from albert_jax.training.checkpoint import Checkpoints
@@ -21,7 +23,7 @@ from albert_jax.training.guard import Guard, GuardConfig
 from albert_jax.training.optimizer import OptimizerConfig
 from albert_jax.training.schedule import peak, warmup_steps
 from albert_jax.training.workdir import check_same_run, data_fingerprints, open_run, resolve, write_card
-from albert_jax.training.writer import Writer, last_evaluation
+from albert_jax.training.writer import METRICS, Writer, last_evaluation
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +72,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
 
     health = Guard(GuardConfig(**config.guard), files.path, is_new)
     sinks = trackers.start(settled.trackers, files.path, card)
-    writer = Writer(files.path, start, config.steps, config.log_every, settled.peak, sinks)
+    copy = checkpoints.note(start, METRICS)
+    writer = Writer(files.path, start, config.steps, config.log_every, settled.peak, sinks, copy)
     stack.enter_context(contextlib.closing(writer))
     stop_reason = stack.enter_context(watch.stop_requests(hosts))
     alive = stack.enter_context(watch.hang_watchdog(config.hang_minutes))
@@ -85,7 +88,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
       alive()
 
     # The loop: dispatch step t, then check step t - 1, so that the device never waits for the host.
-    is_complete = False
+    is_complete = has_advised = False
     while not is_complete:
       health.restore_history(checkpoints.note(start, guard.HISTORY))
       metrics, predictions, pending, stop = last_evaluation(files.path, start), {}, None, ""
@@ -113,12 +116,12 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
             metrics, predictions = run.evaluate_program(stage, settled.eval_params(state), mesh)
             writer.write(step, "eval", metrics)
             writer.pause()
-            _advise(config, step, metrics, task.baselines)
+            has_advised = has_advised or _advise(config, step, metrics, task.baselines)
             is_saving |= best.improved(step, metrics) or best.enough()
           if is_saving or is_evaluating:
             files.push()  # To the bucket, if the run is in one, so that no checkpoint is newer than its numbers.
           if is_saving:
-            notes = {"run.json": json.dumps(card, indent=2), guard.HISTORY: health.history()}
+            notes = {"run.json": json.dumps(card, indent=2), guard.HISTORY: health.history(), METRICS: writer.copy()}
             checkpoints.save(step, state, best.scores.get(step), notes)
           if stop or best.enough():
             break
@@ -128,7 +131,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
         state = None  # Frees its memory.
         state = settled.create_state() if checkpoints.latest() is None else restore()
         start = int(state["step"])
-        writer.rewind(start)
+        writer.rewind(start, checkpoints.note(start, METRICS))
         writer.write(start, "guard", health.numbers())
         files.share()
 
@@ -171,23 +174,34 @@ def _batches(stages, start, skipped, host, hosts) -> Iterator[tuple[int, run.Sta
     source = iter(stage.task.train_batches(number, host, hosts))
     while step < stage.last:
       begin = time.perf_counter()
-      batch = next(source)
+      try:
+        batch = next(source)
+      except (UserError, OSError, StopIteration):
+        raise
+      except Exception as error:  # Grain raises several kinds for a worker that was killed.
+        raise OSError(
+          f"batch {number} could not be made ({message_lines(error)[0][:200]}), perhaps because a worker process of "
+          "data.workers ended; the same command goes on from the last checkpoint"
+        ) from error
       if number not in skipped:
         step += 1
         yield step, stage, batch, time.perf_counter() - begin
       number += 1
 
 
-def _advise(config, step, metrics, baselines):
-  """Warns where a run has learned nothing after its warm-up and some steps more."""
+def _advise(config, step, metrics, baselines) -> bool:
+  """Warns where no metric is better than its baseline after the warm-up and some steps more; says whether it did."""
   opt = OptimizerConfig(**config.optimizer)
   patience = warmup_steps(opt, config.steps) + min(10_000, config.steps // 4)
-  if step >= min(patience, config.steps) and jax.process_index() == 0:
+  text = ""
+  if step >= min(patience, config.steps):
     lower = peak(opt, config.batch_size) / 2
     if opt.name == "lamb":  # The paper's rate, by the square-root rule of the LAMB paper.
       lower = min(lower, 0.00176 * math.sqrt(config.batch_size / 4096))
-    if text := guard.advice(metrics, baselines, lower, bool(config.init_from)):
+    text = guard.advice(metrics, baselines, step, lower, bool(config.init_from))
+    if text and jax.process_index() == 0:
       log.warning("%s", text)
+  return bool(text)
 
 
 def _export(task, params, metrics, predictions, folder, directory):
@@ -202,6 +216,16 @@ def _export(task, params, metrics, predictions, folder, directory):
   print(f"Weights: {directory}/export")
   curves.plot([folder], folder / "curves.png")
   print(f"Curves:  {directory}/curves.png")
+  print(f"Next:    {_next_command(task, directory)}")
+
+
+def _next_command(task, directory) -> str:
+  """The command that shows what a complete run can do."""
+  name = task.about.get("albert_jax_task", {}).get("name")
+  checkpoint = f"--checkpoint={shlex.quote(directory)}"
+  if task.vocabulary and not name:
+    return f'albert-jax predict {checkpoint} --task=fill-mask "It is a [MASK] of time."'
+  return f"albert-jax evaluate {checkpoint}"
 
 
 def _announce(config, params, mesh, start, directory):

@@ -218,6 +218,7 @@ def check(config: ConfigDict):
       low, high = LIMITS[name]
       if not low <= value <= high:
         raise UserError(f"{name}={value} must be {_range(name, low, high)}")
+  duration.check(config.steps, config.epochs, config.tokens, config.hours)
   if config.hang_minutes and not HANG_MINUTES[0] <= config.hang_minutes <= HANG_MINUTES[1]:
     raise UserError(f"hang_minutes={config.hang_minutes} must be {HANG_MINUTES[0]} or more, or 0 for never")
   if config.early_stop and not config.best:
@@ -274,7 +275,6 @@ def _parts(config):
     part_config.model.num_hidden_layers = part.num_hidden_layers
     return tasks.make(part_config, vocabulary, first_row)
 
-  duration.check(config.steps, config.epochs, config.tokens, config.hours)
   last = task_of(parts[-1])
   config.model.vocab_size = last.model.vocab_size
   config.steps = duration.total_steps(

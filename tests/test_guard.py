@@ -158,19 +158,31 @@ BASELINES = {
 
 def test_a_run_that_learned_nothing_is_told_what_to_try():
   stuck = {"mlm_loss": 6.05, "mlm_accuracy": 0.061, "sop_accuracy": 0.503, "other": 1.0}
-  text = guard.advice(stuck, BASELINES, 1.5e-4, is_finetuning=False)
+  text = guard.advice(stuck, BASELINES, 2000, 1.5e-4, is_finetuning=False)
   assert "sop_accuracy 0.503 (guessing: 0.500)" in text
   assert "--config.optimizer.learning_rate=0.00015 in a new --workdir" in text
-  text = guard.advice({"accuracy": 0.53}, {"accuracy": (0.527, "the majority class")}, 1e-5, is_finetuning=True)
+  text = guard.advice({"accuracy": 0.53}, {"accuracy": (0.527, "the majority class")}, 200, 1e-5, is_finetuning=True)
   assert "degenerate run" in text
   assert "--config.seed" in text
+
+
+def test_a_short_run_is_told_that_it_is_too_early():
+  stuck = {"mlm_loss": 6.05, "mlm_accuracy": 0.061, "sop_accuracy": 0.503}
+  for step, is_finetuning in ((200, False), (50, True)):
+    text = guard.advice(stuck, BASELINES, step, 1e-4, is_finetuning=is_finetuning)
+    assert f"After {step} steps it is too early to tell" in text
+    assert "learning_rate" not in text
+
+
+def test_the_advice_agrees_with_the_numbers_beside_it():
+  assert not guard.advice({"rouge1": 0.422}, {"rouge1": (0.406, "the first sentences")}, 200, 1e-5, is_finetuning=True)
 
 
 @pytest.mark.parametrize("better", [{"mlm_loss": 5.5}, {"mlm_accuracy": 0.1}, {"sop_accuracy": 0.6}])
 def test_a_run_that_learned_something_is_not(better):
   stuck = {"mlm_loss": 6.05, "mlm_accuracy": 0.061, "sop_accuracy": 0.503}
-  assert not guard.advice({**stuck, **better}, BASELINES, 1e-4, is_finetuning=False)
-  assert not guard.advice({}, BASELINES, 1e-4, is_finetuning=False)
+  assert not guard.advice({**stuck, **better}, BASELINES, 2000, 1e-4, is_finetuning=False)
+  assert not guard.advice({}, BASELINES, 2000, 1e-4, is_finetuning=False)
 
 
 def test_what_is_written_is_json(tmp_path):

@@ -1,5 +1,6 @@
 """The loop in one process, on made-up batches: what is skipped, resumed, kept, ended early and written down."""
 
+import dataclasses
 import functools
 import json
 import logging
@@ -327,7 +328,8 @@ def test_the_running_mean_is_what_is_evaluated_and_exported(go):
 
 def test_a_stuck_run_is_told_so(go, caplog):
   go("run", model__initializer_range=1e-4, optimizer__learning_rate=1e-9)
-  assert caplog.text.count("This run has learned nothing yet: mlm_loss 5.") == 2
+  assert caplog.text.count("After 4 steps it is too early to tell whether this run learns: mlm_loss 5.") == 1
+  assert "After 8 steps" not in caplog.text
 
 
 def test_a_profile_of_some_steps(go, caplog):
@@ -347,3 +349,79 @@ def test_every_checkpoint_has_a_run_card(go):
   cards = [json.loads((go.folder / "run" / "checkpoints" / step / "run.json").read_text()) for step in ("2", "6")]
   assert cards[0]["id"] == cards[1]["id"] == card["id"]
   assert cards[1] == card
+
+
+@pytest.mark.parametrize("damage", ["lines", "notes", "checkpoint"])
+def test_damage_beside_whole_checkpoints_costs_nothing(go, damage, caplog):
+  whole = go("whole")
+  folder = go.folder / "damaged"
+  shutil.copytree(go.folder / "whole", folder)
+  forget_after(folder, 6)
+  if damage == "lines":
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:2]))
+  if damage == "notes":
+    for name in ("run.json", "config.json", "guard.json", "checkpoints/6/checksums.json", "checkpoints/6/guard.json"):
+      (folder / name).write_bytes(b"")
+  if damage == "checkpoint":
+    (folder / "checkpoints" / "6" / "checksums.json").unlink()
+    (folder / "checkpoints" / "6" / "_CHECKPOINT_METADATA").write_text('{"a":' + "[" * 100_000)
+  caplog.clear()
+  assert go("damaged") == whole
+  words = {"lines": "had lost", "notes": "run.json is damaged", "checkpoint": "renamed to damaged-6"}
+  assert words[damage] in caplog.text
+  same_weights(folder, go.folder / "whole")
+
+
+def test_a_batch_that_cannot_be_made_is_one_line(go, monkeypatch):
+  def killed(*args):
+    raise RuntimeError("worker died\nat some place")
+    yield
+
+  make = tasks.make
+  monkeypatch.setattr(tasks, "make", lambda *args: dataclasses.replace(make(*args), train_batches=killed))
+  with pytest.raises(OSError, match=r"batch 0 could not be made \(worker died\), perhaps because a worker process"):
+    go("run")
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"tokens": float("nan")}, "tokens=nan must be a finite number"),
+    ({"batch_size": 10**12}, "batch_size=1000000000000 must be 1 or more|from 1 to"),
+    ({"seed": 2**63}, "seed=.* must be"),
+    ({"hang_minutes": 1e-9}, "hang_minutes=1e-09 must be 0.01 or more, or 0 for never"),
+    ({"loss.mlm_weight": -1.0}, r"loss\.mlm_weight=-1\.0 must be"),
+    ({"model.initializer_range": float("inf")}, "must be a finite number"),
+    ({"init_missing": "sop/"}, "init_missing=sop/ has no effect without a checkpoint"),
+    ({"init_optimizer": True}, "init_optimizer=True has no effect without a checkpoint"),
+    ({"init_missing": "(", "init_from": "x"}, r"init_missing='\(' is not a regular expression"),
+    ({"steps": 5, "tokens": 100.0}, "steps=5 and tokens=100 both limit the run"),
+  ],
+)
+def test_a_value_without_a_meaning_is_refused(values, message):
+  config = common.load_config(f"{CONFIG}:tiny")
+  config.update_from_flattened_dict(values)
+  with pytest.raises(UserError, match=message):
+    run.check(config)
+
+
+@pytest.mark.parametrize(
+  ("environment", "arguments", "message"),
+  [
+    ({"ALBERT_JAX_PROCESSES": "abc"}, (), "ALBERT_JAX_PROCESSES='abc' must be the number of processes"),
+    ({"SLURM_NTASKS": "2"}, (), "SLURM_NTASKS=2, but srun did not start this process"),
+    ({}, ("nonsense", 2, 0), "--coordinator=nonsense must be HOST:PORT"),
+    ({}, ("host:99999", 2, 0), "must be HOST:PORT"),
+    ({}, ("127.0.0.1:29411", 1, 5), "--process=5 must be from 0 to 0"),
+    ({}, ("127.0.0.1:29411", None, None), "--coordinator needs --processes=N and --process=I"),
+    ({}, ("", 2, 0), "need --coordinator=HOST:PORT"),
+  ],
+)
+def test_processes_that_make_no_sense_are_refused(environment, arguments, message, monkeypatch):
+  for name in ("ALBERT_JAX_PROCESSES", "SLURM_NTASKS", "SLURM_PROCID"):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(UserError, match=message):
+    run.join(*arguments)

@@ -97,3 +97,60 @@ def test_every_tracker_gets_every_line(tmp_path):
   writer.write(1, "eval", {"loss": 2.0})
   writer.close()
   assert found == [(1, "eval", {"loss": 2.0}), "closed"]
+
+
+def test_events_can_be_read_and_a_full_disk_only_ends_them(tmp_path, caplog, monkeypatch):
+  from tensorboardX.proto import event_pb2
+  from tensorboardX.record_writer import RecordWriter
+
+  events = []
+  real = RecordWriter.write
+
+  def write(self, data):
+    if len(events) == 3:
+      raise OSError(28, "No space left on device")
+    events.append(event_pb2.Event.FromString(data))
+    real(self, data)
+
+  monkeypatch.setattr(RecordWriter, "write", write)
+  writer = Writer(tmp_path, 0, 4, 1)
+  for step in (1, 2, 3, 4):
+    writer.write(step, "eval", {"loss": 0.5 * step, "accuracy": 1.0})
+  writer.close()
+  assert [line["step"] for line in read(tmp_path)] == [1, 2, 3, 4]
+  assert caplog.text.count("No more TensorBoard events are written: OSError") == 1
+  assert events[1].session_log.status == event_pb2.SessionLog.START
+  assert {value.tag: value.simple_value for value in events[2].summary.value} == {
+    "eval/loss": 0.5,
+    "eval/accuracy": 1.0,
+  }
+
+
+def test_lines_that_were_lost_come_back_from_the_checkpoint(tmp_path, caplog):
+  lines = [json.dumps({"step": step, "split": "train"}) for step in (1, 2, 3, 4)]
+  copy = "\n".join(lines[:3]) + "\n"
+  for text in ("", lines[0] + "\n", "\0\0\0", copy[:-5]):
+    (tmp_path / "metrics.jsonl").write_text(text)
+    Writer(tmp_path, 3, 4, 1, copy=copy).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == copy
+    assert "had lost" in caplog.text
+    caplog.clear()
+  (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+  Writer(tmp_path, 3, 4, 1, copy=copy).close()
+  assert (tmp_path / "metrics.jsonl").read_text() == copy
+  assert not caplog.text
+  (tmp_path / "metrics.jsonl").unlink()
+  Writer(tmp_path, 3, 4, 1).close()
+  assert "no line up to step 3" in caplog.text
+
+
+def test_loss_and_speed_come_first_and_fit_a_terminal(tmp_path, monkeypatch):
+  monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+  writer = Writer(tmp_path, 0, 1000, 1)
+  assert "compiling" in str(writer.bar)
+  names = ["mlm_accuracy", "mlm_loss", "sop_accuracy", "sop_loss"]
+  writer.write(1, "train", {**dict.fromkeys(names, 0.5), "loss": 6.5, "tokens_per_s": 123456.0})
+  text = str(writer.bar)
+  writer.close()
+  assert text.startswith("step 0/1000, loss=6.5000 tokens_per_s=123,456 [")
+  assert len(text) <= 80

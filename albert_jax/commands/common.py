@@ -16,7 +16,7 @@ import pathlib
 import platform
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -181,8 +181,15 @@ def show_messages():
     logger.addHandler(_Messages())
 
 
-def parse_with_config(parser: Parser, argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
+def parse_with_config(
+  parser: Parser, argv: list[str], default: Callable[[argparse.Namespace], ConfigDict] | None = None
+) -> tuple[argparse.Namespace, ConfigDict]:
   """Reads a command's own arguments, and its config.
+
+  Args:
+    parser: of the command's own arguments.
+    argv: all arguments.
+    default: gives the config where there is no --config; None makes --config required.
 
   Returns:
     the arguments, and the config with its overrides, locked.
@@ -192,7 +199,10 @@ def parse_with_config(parser: Parser, argv: list[str]) -> tuple[argparse.Namespa
     SystemExit: --show_config was given, and the config is printed.
   """
   parser.add_argument(
-    "--config", required=True, metavar="FILE:VARIANT", help="a config file and its variant, as configs/pretrain.py:base"
+    "--config",
+    required=default is None,
+    metavar="FILE:VARIANT",
+    help="a config file and its variant, as configs/pretrain.py:base",
   )
   parser.add_argument(
     "--config.FIELD", metavar="VALUE", dest="override", help="override one value, as --config.batch_size=64"
@@ -211,7 +221,8 @@ def parse_with_config(parser: Parser, argv: list[str]) -> tuple[argparse.Namespa
     print(config_fields.table(config, _config_path(name.partition(":")[0]).read_text("utf-8")))
     raise SystemExit(0)
   args = parser.parse_args(own)
-  return args, with_overrides(load_config(args.config), overrides).lock()
+  config = default(args) if default and not args.config else load_config(args.config)
+  return args, with_overrides(config, overrides).lock()
 
 
 def with_overrides(config: ConfigDict, overrides: list[str]) -> ConfigDict:

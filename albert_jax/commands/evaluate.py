@@ -48,10 +48,15 @@ def main(argv):
     "evaluate",
     "Computes the held-out numbers of a checkpoint and prints them as one JSON object. Answers made elsewhere are\n"
     f"scored with --task=TASK --predictions=FILE --gold=FILE instead, where TASK is one of {', '.join(SCORERS)}.",
-    "albert-jax evaluate --config=configs/pretrain.py:tiny --config.data.dataset=DIR --checkpoint=RUN/export",
+    "albert-jax evaluate --checkpoint=RUN",
   )
-  parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a Hugging Face directory, as RUN/export")
+  parser.add_argument(
+    "--checkpoint",
+    required=True,
+    metavar="DIR",
+    help="a complete run, whose own config is used if there is no --config, or a checkpoint of any kind",
+  )
   parser.add_argument("--json", metavar="FILE", help="write the JSON there too")
   parser.add_argument("--out", metavar="DIR", help="write the answers there, in the files the task's community uses")
-  args, config = common.parse_with_config(parser, argv)
+  args, config = common.parse_with_config(parser, argv, lambda args: evaluation.recorded_config(args.checkpoint))
   _print(evaluation.evaluate(config, args.checkpoint, args.out), args.json)

@@ -17,6 +17,8 @@ import jax
 from albert_jax import files
 from albert_jax.errors import UserError, message_lines
 
+log = logging.getLogger(__name__)
+
 CHECKSUMS = "checksums.json"
 # Of a file that cannot be opened or read now, what says nothing of the file.
 PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT}
@@ -48,6 +50,7 @@ class Checkpoints:
       logging.getLogger(logger).setLevel(logging.CRITICAL)
     _hush_latecomers()
     files.filesystem(self._directory)  # Settles how stores are spoken to, which goes for Orbax too.
+    _set_aside_unreadable(self._directory)
     with files.reaching(self._directory):
       self._orbax = ocp.training.Checkpointer(
         self._directory,
@@ -76,7 +79,7 @@ class Checkpoints:
   def note(self, step: int, name: str) -> str | None:
     """One of the notes saved with a checkpoint; None if there is no such note."""
     path = f"{self._directory}/{step}/{name}"
-    return files.read(path).decode() if files.exists(path) else None
+    return files.read(path).decode("utf-8", "replace") if files.exists(path) else None
 
   def save(self, step: int, state, score: float | None = None, notes=()):
     """Starts writing `state` and returns; nothing happens where this step is there already.
@@ -105,7 +108,9 @@ class Checkpoints:
     else:
       with self._plainly(), _short_turns():
         write = start(state).result
-    self._sealed = self._background.submit(_seal, write, f"{self._directory}/{step}", dict(notes))
+    notes = {name: text for name, text in dict(notes).items() if text is not None}
+    arrays = len(jax.tree.leaves(state))
+    self._sealed = self._background.submit(_seal, write, f"{self._directory}/{step}", arrays, notes)
 
   def restore(self, abstract, shardings, step: int | None = None):
     """The newest state that can be read, placed by `shardings`, which may be those of another mesh than it came from.
@@ -137,10 +142,10 @@ class Checkpoints:
             f"{_root(error)[:300]}; try again, or remove it to go on from the one before"
           ) from error
         broken[step] = _root(error)[:300]
-        print(f"The checkpoint of step {step} cannot be used: {broken[step]}", file=sys.stderr)
+        log.warning("The checkpoint of step %d cannot be used: %s", step, broken[step])
         continue
       for bad in broken:
-        print(f"Going on from step {step}; removing the damaged checkpoint of step {bad}.", file=sys.stderr)
+        log.warning("Going on from step %d; removing the damaged checkpoint of step %d.", step, bad)
         self._delete(bad)
       return state
     raise UserError(f"no checkpoint in {self._directory} can be used: {broken}; start in a new --workdir")
@@ -182,6 +187,19 @@ class Checkpoints:
     except Exception as error:
       reason = message_lines(error)[-1][:300]
       raise OSError(f"a checkpoint in {self._directory} could not be written: {reason}") from error
+
+
+def _set_aside_unreadable(directory):
+  """Renames checkpoints whose metadata is no JSON: Orbax reads the metadata of all, and one of these would stop it."""
+  if files.is_url(directory) or jax.process_index() > 0:
+    return
+  for path in pathlib.Path(directory).glob("[0-9]*/_CHECKPOINT_METADATA"):
+    folder = path.parent
+    try:
+      json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+      log.warning("The checkpoint %s is damaged, and is ignored; it is renamed to damaged-%s.", folder, folder.name)
+      folder.replace(folder.with_name(f"damaged-{folder.name}"))
 
 
 @functools.cache
@@ -249,28 +267,58 @@ def _reading_device():
     return None
 
 
-def _seal(write, folder, notes):
-  """Once a checkpoint is complete, adds notes, and the checksum of each file: what it is made of has none.
+def _seal(write, folder, arrays, notes):
+  """Once a checkpoint is complete and can be opened, adds notes, and the checksum of each file.
 
-  Args: write: () -> None, returns when it is complete.
+  Args:
+    write: () -> None, returns when the checkpoint is complete.
+    folder: that of the checkpoint.
+    arrays: how many there are in the state.
+    notes: {file name: text}.
+
+  Raises:
+    OSError: the arrays cannot be found in the checkpoint.
   """
   write()
   if jax.process_index() > 0:
     return
+  if not files.is_url(folder):
+    _check_readable(folder, arrays)
   for name, text in notes.items():
     files.write(f"{folder}/{name}", text.encode())
   files.write(f"{folder}/{CHECKSUMS}", json.dumps(_checksums(folder)).encode())
 
 
+def _check_readable(folder, arrays):
+  """Opens the database of a checkpoint as a restore does, and looks for each array's shape and values.
+
+  Raises:
+    OSError: they are not there, though Orbax reported no error (as for a path that it takes for a pattern).
+  """
+  import tensorstore
+
+  base = {"driver": "file", "path": f"{folder}/state/"}
+  names = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result().list().result()
+  shapes = {name.rpartition(b"/")[0] for name in names if name.endswith((b"/zarr.json", b"/.zarray"))}
+  values = {name.partition(b"/")[0] for name in names if not name.endswith((b"/zarr.json", b"/.zarray"))}
+  if len(shapes & values) < arrays:
+    raise OSError(f"{folder} was written, but only {len(shapes & values)} of its {arrays} arrays can be read back")
+
+
 def _verify(folder):
-  """Whether all files are the ones that were written. One that was never sealed is believed, but False.
+  """Whether all files are the ones that were written; False if that is not known.
 
   Raises: OSError if a file is another, or missing.
   """
   path = f"{folder}/{CHECKSUMS}"
   if not files.exists(path):
     return False
-  expected, found = json.loads(files.read(path)), _checksums(folder)
+  try:
+    expected = dict(json.loads(files.read(path)))
+  except (ValueError, TypeError, RecursionError):
+    log.warning("%s is damaged; the checkpoint is read without it.", path)
+    return False
+  found = _checksums(folder)
   if bad := sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name)):
     raise OSError(f"damaged or missing: {', '.join(bad)}")
   return True

@@ -17,6 +17,7 @@ from albert_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
+EARLY, EARLY_FINETUNING = 1000, 100  # steps before which nothing can be said of whether a run learns
 HISTORY = "guard.json"  # in a run's folder: the alarms; in a checkpoint's: the numbers of the steps before it
 
 
@@ -197,13 +198,18 @@ def _given_up(alarm, times, restored):
 
 
 def advice(
-  metrics: Mapping[str, float], baselines: Mapping[str, tuple[float, str]], learning_rate: float, is_finetuning: bool
+  metrics: Mapping[str, float],
+  baselines: Mapping[str, tuple[float, str]],
+  step: int,
+  learning_rate: float,
+  is_finetuning: bool,
 ) -> str:
-  """What to try where a run has learned nothing; '' where it has.
+  """What to try where no held-out metric is better than its baseline; '' where one is.
 
   Args:
     metrics: the held-out metrics.
     baselines: {metric: (value, what it is)}, as in tasks.Task.
+    step: the step of the metrics.
     learning_rate: one lower than this run's, to suggest.
     is_finetuning: whether the run began from a checkpoint.
   """
@@ -211,16 +217,21 @@ def advice(
   if not known or any(_is_better(name, metrics[name], value) for name, (value, _) in known.items()):
     return ""
   listed = ", ".join(f"{name} {metrics[name]:.3f} ({what}: {value:.3f})" for name, (value, what) in known.items())
+  if step < (EARLY_FINETUNING if is_finetuning else EARLY):
+    return (
+      f"After {step} steps it is too early to tell whether this run learns: {listed}. Give it more, as "
+      f"--config.steps={max(10 * step, 100)}"
+    )
   cause = "a degenerate run: lower the learning rate or take another seed" if is_finetuning else (
     "the learning rate of a large batch at a smaller one, or a warm-up that is too short"
   )  # fmt: skip
   more = " or --config.seed=…" if is_finetuning else ""
   return (
-    f"This run has learned nothing yet: {listed}. Usually that is {cause}; "
+    f"No held-out metric is better than its baseline after {step} steps: {listed}. Usually that is {cause}; "
     f"try --config.optimizer.learning_rate={learning_rate:.2g}{more} in a new --workdir"
   )
 
 
 def _is_better(name, value, baseline):
-  """Whether a number is clearly better than the baseline."""
-  return value < 0.98 * baseline if name.endswith("loss") else value > baseline + 0.02
+  """Whether a metric is better than its baseline by more than chance makes it."""
+  return value < 0.99 * baseline if name.endswith("loss") else value > baseline + 0.01

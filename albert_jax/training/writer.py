@@ -1,114 +1,188 @@
-"""Numbers of a run on their way out: JSON lines, TensorBoard and a progress bar."""
+"""The numbers of a run on their way out: JSON lines, TensorBoard events, trackers and progress on stderr."""
 
+import contextlib
 import json
+import logging
 import pathlib
 import sys
 import time
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 from tqdm import tqdm
 
 from albert_jax import files
 
+log = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+FIRST = ("loss", "tokens_per_s")  # shown before all others
 # Written, but not shown on each line of progress.
 QUIET = ("grad_norm", "learning_rate", "update_ratio", "trust_ratio_min", "trust_ratio_mean", "trust_ratio_max",
          "input_stall", "memory_gib")  # fmt: skip
-BAR = "{percentage:3.0f}% {bar:20} {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}"
+BAR = "step {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}]"
+BAR_METRICS = 41  # columns of 80 that the metrics may take
+MAX_COPY_BYTES = 1 << 23  # of metrics.jsonl, up to which a copy is kept with each checkpoint
 
 
 class Writer:
   """Writes `metrics.jsonl` and TensorBoard events in a folder, and shows progress on stderr.
 
-  Only the first host writes. On a terminal progress is one moving bar, in a log file one line every `log_every` steps.
+  Only the first host writes. On a terminal progress is one line that is redrawn, in a log file one line every
+  `log_every` steps.
   """
 
-  def __init__(self, workdir, start: int, steps: int, log_every: int, peak: float | None = None, trackers=()):
-    """Args: start: the step the run goes on from. peak: operations a second all devices could do, for `mfu`.
-    trackers: more places for the numbers, see training/trackers.py."""
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    start: int,
+    steps: int,
+    log_every: int,
+    peak: float | None = None,
+    trackers: Iterable = (),
+    copy: str | None = None,
+  ):
+    """Opens the files of a run.
+
+    Args:
+      workdir: the local folder of the run.
+      start: the step of the state.
+      steps: the steps of the run.
+      log_every: steps between two lines.
+      peak: operations a second that all devices could do, for `mfu`; None if unknown.
+      trackers: more places for the numbers, see training/trackers.py.
+      copy: see `rewind`.
+    """
     self.active = jax.process_index() == 0
     self.workdir, self.steps, self.log_every, self.peak = pathlib.Path(workdir), steps, log_every, peak
-    self.bar = tqdm(total=steps, bar_format=BAR, disable=not (self.active and sys.stderr.isatty()))
-    self.file, self.trackers = None, trackers
-    self.rewind(start)
+    self.bar = tqdm(
+      total=steps, bar_format=BAR, dynamic_ncols=True, disable=not (self.active and sys.stderr.isatty())
+    )  # fmt: skip
+    self.file: Any = None
+    self.events: _Events | None = None
+    self.trackers = list(trackers)
+    self.rewind(start, copy)
 
-  def rewind(self, start: int):
-    """Goes on from step `start`: lines of later steps are dropped."""
-    self.sums, self.clock = {}, None
+  def rewind(self, start: int, copy: str | None = None):
+    """Continues at step `start`: lines of later steps are dropped.
+
+    Args:
+      start: the step of the state.
+      copy: the text of metrics.jsonl that was saved with the checkpoint. Lines that the file lost are restored from it.
+    """
+    self.sums: dict[str, tuple[float, float]] = {}
+    self.clock: float | None = None
     self.begin, self.begin_step = time.perf_counter(), start
-    if self.active:
-      self._close()
-      path = self.workdir / "metrics.jsonl"
-      _drop_after(path, start)
-      self.file = path.open("a")
-      self.board, self.purge_step = None, start + 1
-      self.bar.reset()
-      self.bar.update(start)
+    if not self.active:
+      return
+    self._close()
+    path = self.workdir / METRICS
+    lines = _lines_until(path.read_text("utf-8", "replace"), start) if path.exists() else []
+    saved = _lines_until(copy or "", start)
+    if not set(saved) <= set(lines):
+      lost = len(set(saved) - set(lines))
+      log.warning("%s had lost %d lines up to step %d; they are restored from the checkpoint.", path, lost, start)
+      lines = saved
+    elif start and not lines:
+      log.warning("%s has no line up to step %d, which the checkpoint is of; they are lost.", path, start)
+    if lines or path.exists():
+      files.write(path, "".join(line + "\n" for line in lines))
+    self.file = path.open("a")
+    self.purge_step = start + 1
+    self.bar.reset()
+    self.bar.update(start)
+    self.bar.set_postfix_str("compiling…")
 
-  def train(self, step: int, work, sums, scalars):
-    """Takes what step `step` (counted from 1) computed, on the host.
+  def copy(self) -> str | None:
+    """The text of metrics.jsonl, to be saved with a checkpoint; None if it is too long for that."""
+    path = self.workdir / METRICS
+    if not self.active or path.stat().st_size > MAX_COPY_BYTES:
+      return None
+    return path.read_text("utf-8")
 
-    Args: work: (tokens, operations, seconds the loop waited for the batch). sums: {"name": (total, weight)}, averaged
-      since the last line. scalars: {"name": value}, the newest counts.
+  def train(self, step: int, work: tuple[int, float, float], sums: Mapping[str, tuple], scalars: Mapping[str, Any]):
+    """Takes the numbers of a step, on the host.
+
+    Args:
+      step: counted from 1.
+      work: (tokens, operations, seconds the loop waited for the batch).
+      sums: {name: (total, weight)}, averaged since the last line.
+      scalars: {name: value}, of which a line has the newest.
     """
     for name, (total, weight) in sums.items():
       so_far = self.sums.get(name, (0.0, 0.0))
       self.sums[name] = (so_far[0] + float(total), so_far[1] + float(weight))
     self.bar.update()
     if self.clock is None:  # The first step's time is mostly the compiler's.
-      self.clock, self.work, self.has_batch = time.perf_counter(), (0, 0, 0), True
+      self.clock, self.work, self.has_batch = time.perf_counter(), (0, 0.0, 0.0), True
+      self.bar.set_postfix_str("")
     else:
       tokens, operations, waited = work
       # The step after the first had its batch before the clock began.
-      work = (tokens, operations, 0 if self.has_batch else waited)
-      self.work, self.has_batch = tuple(a + b for a, b in zip(self.work, work, strict=True)), False
+      work = (tokens, operations, 0.0 if self.has_batch else waited)
+      self.work = (self.work[0] + work[0], self.work[1] + work[1], self.work[2] + work[2])
+      self.has_batch = False
     if step % self.log_every == 0 or step == self.steps:
-      scalars = {name: float(value) for name, value in scalars.items()}
-      self.write(step, "train", {**ratios(self.sums), **scalars, **self._speed(), **_memory()})
+      values = {name: float(value) for name, value in scalars.items()}
+      self.write(step, "train", {**ratios(self.sums), **values, **self._speed(), **_memory()})
       self.sums = {}
 
-  def _speed(self) -> dict:
-    """How fast it went since the last line."""
-    now, (tokens, operations, waited) = time.perf_counter(), self.work
-    seconds, self.clock, self.work = now - self.clock, now, (0, 0, 0)
+  def _speed(self) -> dict[str, float]:
+    """Throughput since the last line."""
+    time_, (tokens, operations, waited) = time.perf_counter(), self.work
+    seconds, self.clock, self.work = time_ - (self.clock or time_), time_, (0, 0.0, 0.0)
     if not tokens:
       return {}
     speed = {"tokens_per_s": tokens / seconds, "input_stall": waited / seconds}
     return speed | ({"mfu": operations / seconds / self.peak} if self.peak else {})
 
-  def write(self, step: int, split: str, metrics):
-    """One line of `metrics.jsonl` and its TensorBoard scalars. `metrics`: {"name": float}."""
+  def write(self, step: int, split: str, metrics: Mapping[str, float]):
+    """Writes one line of `metrics.jsonl`, its TensorBoard scalars and its line of progress.
+
+    Args:
+      step: counted from 1.
+      split: train, eval or guard.
+      metrics: {name: value}.
+
+    Raises:
+      OSError: the line could not be written. Failing events and trackers are only reported.
+    """
     if not self.active:
       return
     self.file.write(json.dumps({"step": step, "split": split, **{k: _short(v) for k, v in metrics.items()}}) + "\n")
     self.file.flush()
-    if self.board is None:
-      # Imported here, while the device is at work: with PyTorch or Google's clients installed it takes seconds.
-      import tensorboardX
-
-      self.board = tensorboardX.SummaryWriter(str(self.workdir), purge_step=self.purge_step)
-    for name, value in metrics.items():
-      self.board.add_scalar(f"{split}/{name}", value, step)
+    if self.events is None:
+      self.events = _Events(self.workdir, self.purge_step)
+    self.events.write(step, split, metrics)
     for tracker in self.trackers:
       tracker.write(step, split, metrics)
-    shown = " ".join(f"{k}={_brief(v)}" for k, v in metrics.items() if k not in QUIET)
+    self._show(step, split, metrics)
+
+  def _show(self, step, split, metrics):
+    names = [*(name for name in FIRST if name in metrics), *(name for name in metrics if name not in FIRST)]
+    texts = [f"{name}={_brief(metrics[name])}" for name in names if name not in QUIET]
     if split != "train":
-      tqdm.write(f"step {step} {split}: {shown}", file=sys.stderr)
+      tqdm.write(f"step {step} {split}: {' '.join(texts)}", file=sys.stderr)
     elif self.bar.disable:
       done = max(step - self.begin_step, 1)
-      left = (self.steps - step) * (time.perf_counter() - self.begin) / done
-      print(f"step {step}/{self.steps} {shown} left={tqdm.format_interval(left)}", file=sys.stderr, flush=True)
+      left = tqdm.format_interval((self.steps - step) * (time.perf_counter() - self.begin) / done)
+      print(f"step {step}/{self.steps} {' '.join(texts)} left={left}", file=sys.stderr, flush=True)
     else:
-      self.bar.set_postfix_str(shown)
+      while len(texts) > 1 and len(" ".join(texts)) > BAR_METRICS:
+        texts.pop()
+      self.bar.set_postfix_str(" ".join(texts))
 
   def pause(self):
     """Stops the clock until the next step is done, so that time spent on something else is not counted as training."""
     self.clock = None
 
   def finish(self):
-    """Ends the progress bar, so that what is printed next has a line of its own."""
+    """Ends the progress line, so that what is printed next has a line of its own."""
     self.bar.close()
 
   def close(self):
+    """Closes the files and the trackers."""
     self.finish()
     self._close()
     for tracker in self.trackers:
@@ -117,46 +191,94 @@ class Writer:
   def _close(self):
     if self.file:
       self.file.close()
-      if self.board:
-        self.board.close()
+    if self.events:
+      self.events.close()
+    self.file = self.events = None
 
 
-def ratios(sums) -> dict:
-  """{"name": (total, weight)} -> {"name": total / weight}, without those that had nothing to count."""
+class _Events:
+  """TensorBoard events, written in the loop's own thread. A failure is reported once, and ends them.
+
+  tensorboardX.SummaryWriter has a thread of its own. Once that has died, for want of disk space or because the clock
+  was set back, its queue fills up and blocks the loop for ever.
+  """
+
+  def __init__(self, folder, purge_step):
+    self._file = None
+    self._try(lambda: self._open(folder, purge_step))
+
+  def _open(self, folder, purge_step):
+    # Imported here, while the device computes: with PyTorch or Google's clients installed it takes seconds.
+    from tensorboardX import event_file_writer, summary
+    from tensorboardX.proto import event_pb2
+
+    self._event, self._scalar = event_pb2.Event, summary.scalar
+    self._file = event_file_writer.EventsWriter(str(folder / "events"))
+    session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._file.write_event(event_pb2.Event(wall_time=time.time(), step=purge_step, session_log=session))
+    self._file.flush()
+
+  def write(self, step, split, metrics):
+    if self._file:
+      self._try(lambda: self._write(step, split, metrics))
+
+  def _write(self, step, split, metrics):
+    summary = self._event().summary
+    for name, value in metrics.items():
+      summary.MergeFrom(self._scalar(f"{split}/{name}", value))
+    self._file.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
+    self._file.flush()
+
+  def close(self):
+    if self._file:
+      self._try(self._file.close)
+
+  def _try(self, action):
+    try:
+      action()
+    except Exception as error:  # Whatever a full disk makes of it; training is worth more.
+      log.warning("No more TensorBoard events are written: %s: %s", type(error).__name__, str(error)[:200])
+      file, self._file = self._file, None
+      with contextlib.suppress(Exception):
+        if file:
+          file.close()
+
+
+def ratios(sums: Mapping[str, tuple]) -> dict[str, float]:
+  """{name: (total, weight)} -> {name: total / weight}, without those of weight 0."""
   return {name: float(total) / float(weight) for name, (total, weight) in sums.items() if float(weight) > 0}
 
 
-def read(workdir) -> list[dict]:
-  """The lines of a run's `metrics.jsonl`."""
-  path = pathlib.Path(workdir) / "metrics.jsonl"
-  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def read(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
+  """The lines of a run's `metrics.jsonl`, up to the first that is cut off or damaged."""
+  path = pathlib.Path(workdir) / METRICS
+  return [json.loads(line) for line in _lines_until(path.read_text("utf-8", "replace"))] if path.exists() else []
 
 
-def last_evaluation(workdir, step: int) -> dict:
+def last_evaluation(workdir: str | pathlib.Path, step: int) -> dict[str, float]:
   """The newest held-out metrics of a run up to `step`, {} if there are none."""
   lines = [line for line in read(workdir) if line["split"] == "eval" and line["step"] <= step]
   return {k: v for k, v in lines[-1].items() if k not in ("step", "split")} if lines else {}
 
 
-def _memory() -> dict:
-  """The most memory that one of this host's devices has had in use so far; {} where the backend does not tell."""
-  found = [device.memory_stats() for device in jax.local_devices()]
-  peaks = [stats["peak_bytes_in_use"] for stats in found if stats and "peak_bytes_in_use" in stats]
+def _memory() -> dict[str, float]:
+  """The peak memory of this host's fullest device; {} where the backend does not tell."""
+  devices = [device.memory_stats() for device in jax.local_devices()]
+  peaks = [stats["peak_bytes_in_use"] for stats in devices if stats and "peak_bytes_in_use" in stats]
   return {"memory_gib": max(peaks) / 2**30} if peaks else {}
 
 
-def _drop_after(path, step):
-  """Removes lines of steps after `step`, and a last line cut short by a kill."""
-  if not path.exists():
-    return
-  kept = []
-  for line in path.read_text().splitlines():
+def _lines_until(text, step=None) -> list[str]:
+  """The lines of metrics.jsonl of steps up to `step` (None: all), up to the first that is cut off or damaged."""
+  lines = []
+  for line in text.splitlines():
     try:
-      if json.loads(line)["step"] <= step:
-        kept.append(line + "\n")
-    except ValueError:
+      values = json.loads(line)
+      if step is None or values["step"] <= step:
+        lines.append(line)
+    except (ValueError, TypeError, KeyError, RecursionError):
       break
-  files.write(path, "".join(kept))
+  return lines
 
 
 def _short(value):
