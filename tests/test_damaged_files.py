@@ -206,7 +206,8 @@ def test_a_damaged_dataset_is_one_line(tmp_path, monkeypatch):
   paths = [path for path in sorted(pathlib.Path(folder).rglob("*")) if path.is_file() and path.stat().st_size]
 
   def read(_):
-    datasets.describe.cache_clear() if hasattr(datasets.describe, "cache_clear") else None
+    for opened in (datasets.open_split, datasets.lengths, datasets._describe_folder):
+      opened.cache_clear()
     source = datasets.open_split(str(folder), "train")
     datasets.lengths(str(folder), "train")
     datasets.tokenizer(str(folder)).encode("a word")

@@ -224,7 +224,7 @@ def lengths(dataset, split):
     path = pathlib.Path(folder).expanduser() / lengths_file(split)
     try:
       array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
+    except Exception as error:  # NumPy parses the header as Python, which fails in many ways.
       raise UserError(f"{path} is no array of numbers ({message_lines(error)[0]}); {_MAKE_AGAIN}") from None
     if not isinstance(array, np.ndarray) or array.dtype != np.uint16 or array.shape != (size, 2):
       raise UserError(f"{path} is no table of {size} records; {_MAKE_AGAIN}")
