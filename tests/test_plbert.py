@@ -163,6 +163,17 @@ class TestRows:
       np.testing.assert_array_equal(array, np.concatenate([half[name] for half in halves]))
       np.testing.assert_array_equal(array, np.concatenate([one[name] for one in ones]))
 
+  @pytest.mark.slow
+  def test_worker_processes_make_the_same_batches(self, dataset):
+    def first_three(workers):
+      cfg = SpeechConfig(dataset, seq_length=64, workers=workers)
+      batches = batching.train_batches(cfg, batch_size=4, seed=1, word_slots=8, start_step=5)
+      return [next(batches) for _ in range(3)]
+
+    for a, b in zip(first_three(0), first_three(2), strict=True):
+      for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+
   def test_windows_move_from_epoch_to_epoch(self, dataset):
     cfg = SpeechConfig(dataset, seq_length=64)
     source = batching.datasets.open_split(dataset, "train")

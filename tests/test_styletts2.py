@@ -149,14 +149,14 @@ class TestSymbols:
     open_as_styletts2(tmp_path / "out")
     assert __main__.main(argv) == 2  # It is there already.
     assert __main__.main([*argv, "--overwrite", "--pooling=mean"]) == 2
-    assert "leave --formats, --pooling" in capsys.readouterr().err
+    assert "leave --pooling out" in capsys.readouterr().err
 
   @pytest.mark.slow
   def test_export_writes_the_folder_of_every_runtime(self, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     self.checkpoint(tmp_path / "x")
     assert __main__.main(["export", f"--checkpoint={tmp_path / 'x'}", f"--out={tmp_path / 'out'}"]) == 0
-    assert "All outputs equal the model's" in capsys.readouterr().out
+    assert "outputs equal the model's" in capsys.readouterr().out
     assert (tmp_path / "out/onnx/model.onnx").is_file() and (tmp_path / "out/symbols.json").is_file()
 
   def test_a_larger_table_keeps_what_both_have(self, tmp_path, capsys):

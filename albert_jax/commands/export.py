@@ -1,9 +1,9 @@
 """`albert-jax export`: one folder that every runtime opens."""
 
-import json
 import pathlib
 import sys
 
+from albert_jax import files
 from albert_jax.commands import common
 from albert_jax.errors import UserError
 from albert_jax.exports import folder, onnx, styletts2
@@ -58,17 +58,24 @@ def main(argv):
   args = parser.parse_args(argv)
   if args.json and not pathlib.Path(args.json).absolute().parent.is_dir():
     raise UserError(f"--json={args.json}: there is no folder {str(pathlib.Path(args.json).parent)!r}")
+  checkpoint = pathlib.Path(args.checkpoint).expanduser() if "://" not in args.checkpoint else args.checkpoint
+  out = pathlib.Path(args.out).expanduser()
   if args.to:
-    if args.pooling or args.formats != ",".join(folder.FORMATS) or args.no_tokenizer:
-      raise UserError(f"--to={args.to} writes one format; leave --formats, --pooling and --no_tokenizer out")
-    report = styletts2.export(args.checkpoint, args.out, overwrite=args.overwrite)
+    shared = ("checkpoint", "out", "overwrite", "json", "to")
+    others = {name: value for name, value in vars(args).items() if name not in shared}
+    extra = [name for name, value in others.items() if value not in ("", parser.get_default(name))]
+    if extra:
+      raise UserError(f"--to={args.to} writes one format, without a card; leave --{', --'.join(extra)} out")
+    report = styletts2.export(checkpoint, out, overwrite=args.overwrite)
     for name, size in report["files"].items():
       print(f"{size / 1e6:10.2f} MB  {name}")
     print("Read again, all weights are bit for bit the model's.")
+    if args.json:
+      files.write_json(args.json, report)
     return
   report = folder.export(
-    pathlib.Path(args.checkpoint).expanduser() if "://" not in args.checkpoint else args.checkpoint,
-    pathlib.Path(args.out).expanduser(),
+    checkpoint,
+    out,
     formats=[name for name in args.formats.split(",") if name],
     pooling=args.pooling,
     tokenizer=not args.no_tokenizer,
@@ -87,4 +94,4 @@ def main(argv):
     )
   print(f"All float32 outputs equal the model's; the largest difference is {report['difference']:.1g}.")
   if args.json:
-    pathlib.Path(args.json).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    files.write_json(args.json, report)

@@ -50,13 +50,14 @@ def main(argv):
   )
   parser.add_argument(
     "--cache", default=str(files.cache() / "phonemes"), metavar="DIR",
-    help="where phonemised words are kept between runs (default: %(default)s); '' for nowhere",
+    help="where phonemised words are kept between runs (default: %(default)s)",
   )  # fmt: skip
   parser.add_argument(
     "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: all cores)"
   )
   parser.add_argument("--runner", choices=("local", "beam"), default="local", help="this machine, or Apache Beam")
   parser.add_argument("--beam_options", default="", help="Beam's flags in quotes, such as '--runner=DataflowRunner …'")
+  parser.add_argument("--no_cache", action="store_true", help="keep no phonemised words between runs")
   parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
   args = parser.parse_args(argv)
   if bool(args.language) == args.phonemised:
@@ -65,7 +66,7 @@ def main(argv):
   description = make_dataset(
     args.input, args.out, settings, corpus.reading(args), symbols=args.symbols, add_symbols=args.add_symbols,
     run=runners.beam(args.beam_options) if args.runner == "beam" else runners.local(args.workers),
-    cache=args.cache or None, overwrite=args.overwrite,
+    cache=None if args.no_cache else args.cache, overwrite=args.overwrite,
   )  # fmt: skip
   print(describe(description))
   print(f"made {args.out}; look at it with: albert-jax audit {args.out}")

@@ -171,6 +171,7 @@ def _other_heads(init_from, dataset):
       f"{init_from} has another symbol table than {dataset}; give it this one: albert-jax convert "
       f"--checkpoint={init_from} --symbols={dataset}/symbols.json --keep_pieces --out=DIR, and begin with DIR"
     )
-  names = [pathlib.Path(place) / lexicon.TARGETS_FILE for place in (pathlib.Path(theirs.path).parent, dataset)]
+  folders = (pathlib.Path(theirs.path).parent, pathlib.Path(dataset).expanduser())
+  names = [folder / lexicon.TARGETS_FILE for folder in folders]
   same = all(name.is_file() for name in names) and names[0].read_bytes() == names[1].read_bytes()
   return () if same else ("^word/",)

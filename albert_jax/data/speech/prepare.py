@@ -66,7 +66,7 @@ def make_dataset(
   prepare.continue_or_begin(partial, identity | {"units": [dataclasses.asdict(unit) for unit in parts]})
   folder, sizes, numbers = f"{partial}/units", [unit.size for unit in parts], range(len(parts))
   run(units.split_unit, [(i, parts[i], reading, settings, folder) for i in numbers], sizes, "split into words")
-  tables = [shards.load_table(f"{folder}/{i:06d}.words.npz") for i in numbers]
+  tables = [_columns(f"{folder}/{i:06d}.words.npz", "entries counts document sizes tally") for i in numbers]
   documents = np.concatenate([t["document"] for t in tables])
   words_of = np.concatenate([t["sizes"] for t in tables])
   _check_corpus(spec, documents[words_of > 0], settings)
@@ -125,6 +125,12 @@ def make_dataset(
   lexicons.save(f"{partial}/dataset", lexicon, targets, table)
   prepare.finish(partial, out, copied, lengths, description)
   return description
+
+
+def _columns(file, names):
+  """Some columns of a table; the words themselves, which are as many as the corpus has, stay in the file."""
+  with np.load(io.BytesIO(files.read(file))) as table:
+    return {name: table[name] for name in names.split()}
 
 
 def _check(settings, out, overwrite):
