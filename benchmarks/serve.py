@@ -6,7 +6,8 @@
 A classifier with random weights answers sentences of SST-2's development set, one text a request. Server and client
 share the machine. Four parts, in this order:
   one by one   one connection, the next request after the last answer
-  together     --clients connections, each as before: what batching gains is the ratio to one by one
+  together     --clients connections, each as before: what batching gains is the ratio to one by one,
+               the median of five turns
   rates        requests arrive at random times (Poisson) at shares of that throughput: p50 and p99
   restart      under load, another server on the same port and SIGTERM to the first: requests that were never answered
 Memory is the server's resident set, after each tenth of --requests more.
@@ -33,6 +34,7 @@ SIZES = {
             "intermediate_size": 1024},
   "base": {},
 }  # fmt: skip
+ROUNDS = 5
 RATES = (0.25, 0.5, 0.75, 0.9)
 
 
@@ -220,12 +222,20 @@ async def measure(checkpoint, flags, texts, args):
   numbers = {"start_seconds": round(server.seconds, 1)}
   print(f"ready after {numbers['start_seconds']} s")
   await closed_loop(server.port, texts[:200], 8)
-  single, latencies = await closed_loop(server.port, texts[: max(50, args.requests // 10)], 1)
-  numbers["one_by_one"] = {"requests_per_second": round(single, 1), **milliseconds(latencies)}
-  together, latencies = await closed_loop(server.port, texts[: args.requests], args.clients)
-  numbers["together"] = {"requests_per_second": round(together, 1), **milliseconds(latencies), "clients": args.clients}
-  numbers["ratio"] = round(together / single, 2)
-  print(f"one by one {numbers['one_by_one']}\ntogether   {numbers['together']}: {numbers['ratio']} times")
+  # In turns, so that other programs on the machine slow down both.
+  turns = {1: [], args.clients: []}
+  for _ in range(ROUNDS):
+    for clients, results in turns.items():
+      count = max(20, args.requests // ROUNDS // (10 if clients == 1 else 1))
+      results.append(await closed_loop(server.port, texts[:count], clients))
+  for name, (clients, results) in zip(("one_by_one", "together"), turns.items(), strict=True):
+    rate = statistics.median(rate for rate, _ in results)
+    latencies = [latency for _, latencies in results for latency in latencies]
+    numbers[name] = {"requests_per_second": round(rate, 1), **milliseconds(latencies), "clients": clients}
+  together = numbers["together"]["requests_per_second"]
+  ratios = sorted(round(b / a, 2) for (a, _), (b, _) in zip(*turns.values(), strict=True))
+  numbers |= {"ratio": statistics.median(ratios), "ratios": ratios}
+  print(f"one by one {numbers['one_by_one']}\ntogether   {numbers['together']}: {numbers['ratio']} times {ratios}")
   numbers["rates"] = []
   for share in RATES:
     latencies = await open_loop(server.port, texts, share * together, args.seconds)
