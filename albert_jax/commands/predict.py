@@ -12,7 +12,7 @@ import threading
 
 import tqdm
 
-from albert_jax import files, pipelines
+from albert_jax import files, pipelines, strict_json
 from albert_jax.commands import common
 from albert_jax.errors import UserError
 
@@ -148,7 +148,10 @@ def _read(model, line, format, fields):
   try:
     value = line.decode("utf-8-sig").rstrip("\r\n")
     if format == "json" or (format == "auto" and value.lstrip().startswith("{")):
-      value = json.loads(value)
+      try:
+        value = strict_json.loads(value, "the line")
+      except UserError as error:
+        return id, UserError(f"{error}; --format=text takes it as text")
       if isinstance(value, dict):
         id = {"id": value["id"]} if "id" in value else {}
         if fields:
@@ -162,8 +165,6 @@ def _read(model, line, format, fields):
     return id, model.item(value)
   except UnicodeDecodeError as error:
     return id, UserError(f"it is not UTF-8 ({error.reason}); convert it, as with: iconv -f latin1 -t utf-8")
-  except json.JSONDecodeError as error:
-    return id, UserError(f"it begins as a JSON object but is none ({error}); --format=text takes it as text")
   except UserError as error:
     return id, error
 

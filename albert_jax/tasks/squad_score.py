@@ -4,12 +4,12 @@
 """
 
 import collections
-import json
 import pathlib
 import re
 import string
 import sys
 
+from albert_jax import strict_json
 from albert_jax.data.finetuning import squad
 from albert_jax.errors import UserError
 
@@ -200,12 +200,7 @@ def _read_by_id(path, kind, what):
   path = pathlib.Path(path).expanduser()
   if not path.is_file():
     raise UserError(f"no file {str(path)!r}; expected JSON with, for each question's id, {what}")
-  try:
-    found = json.loads(path.read_text("utf-8-sig"))
-  except ValueError as error:
-    raise UserError(f"{path} is not JSON ({error}); expected, for each question's id, {what}") from None
-  if not isinstance(found, dict):
-    raise UserError(f"{path} holds a {type(found).__name__}; expected an object with, for each question's id, {what}")
+  found = strict_json.read_object(path, f"an object with, for each question's id, {what}", max_bytes=1 << 28)
   for id, value in found.items():
     if not isinstance(value, kind) or isinstance(value, bool) or value != value:
       raise UserError(f"{path}: {id!r} has {str(value)[:60]!r}; expected {what}")
