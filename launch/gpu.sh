@@ -114,7 +114,8 @@ check() {
   [[ $NAME =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || die 2 "--name='$NAME': give the job a name, as --name=base"
   for number in "nodes=$NODES" "retries=$RETRIES" "backoff=$BACKOFF" "requeues=$REQUEUES" "save_seconds=$SAVE" \
     "lines=$LINES_SHOWN" "cpus=${CPUS:-1}"; do
-    [[ ${number#*=} =~ ^[0-9]+$ ]] || die 2 "--$number is not a whole number"
+    # With a leading zero the shell would read another number, or none.
+    [[ ${number#*=} =~ ^(0|[1-9][0-9]{0,8})$ ]] || die 2 "--$number is not a whole number, as 8"
   done
   ((RETRIES)) || die 2 "--retries=0: give 1 to try everything once"
   if [[ $COMMAND == train || $COMMAND == job ]]; then
@@ -178,8 +179,8 @@ train() {
   mkdir -p "$ROOT/runs/slurm"
   if ((SETUP)); then install_here; fi
   errors=$(mktemp)
-  # shellcheck disable=SC2064 # The name as it is now.
-  trap "rm -f '$errors'" EXIT
+  ERRORS=$errors
+  trap 'rm -f "$ERRORS"' EXIT
   for ((attempt = 1; ; attempt++)); do
     if submit 2>"$errors"; then
       say "$NAME is in the queue; see launch/gpu.sh logs --name=$NAME --follow"

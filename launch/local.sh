@@ -22,17 +22,46 @@ RUN=runs/quickstart
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} # The run is small; on an accelerator set JAX_PLATFORMS='' yourself.
 
 if [[ ! -f $RUN/vocab/spiece.model ]]; then
+  echo "1/3 vocabulary: 4,096 pieces from Python's documentation"
   albert-jax vocab --input=python_docs --tfds_dir=$RUN/tfds --out=$RUN/vocab --vocab_size=4096
 fi
-if [[ ! -f $RUN/data/corpus/prepare.json ]]; then
+if [[ ! -f $RUN/data/prepare.json ]]; then
+  echo "2/3 dataset: the same text as token segments"
   albert-jax prepare --input=python_docs --tfds_dir=$RUN/tfds --spm=$RUN/vocab/spiece.model --out=$RUN/data \
     --segment_tokens=64
 fi
-albert-jax train --config=configs/pretrain.py:quickstart --config.data.dataset=$RUN/data --workdir=$RUN/run
+echo "3/3 training"
+# ALBERT_QUICKSTART_FLAGS: more flags for the training, such as --config.steps=20.
+# shellcheck disable=SC2086 # Several flags.
+albert-jax train --config=configs/pretrain.py:quickstart --config.data.dataset=$RUN/data --workdir=$RUN/run \
+  ${ALBERT_QUICKSTART_FLAGS:-}
 
-echo
-echo "Filling masks:"
-albert-jax predict --checkpoint=$RUN/run/export --task=fill-mask --top_k=3 \
-  "Return the [MASK] of the list." \
-  "If the file does not exist, an exception is [MASK]." \
-  "The default value is [MASK]."
+python - $RUN/run <<'PYTHON'
+import sys
+
+import albert_jax
+
+fill = albert_jax.pipeline("fill-mask", sys.argv[1], top_k=3)
+print("\nThe model fills masks (the three best guesses, with their probability):\n")
+for text in (
+  "Return the [MASK] of the list.",
+  "If the file does not exist, an exception is [MASK].",
+  "The default value is [MASK].",
+  "Changed in [MASK] 3.8.",
+):
+  guesses = ", ".join(f"{guess['token']} ({guess['score']:.0%})" for guess in fill(text)["masks"][0])
+  print(f"  {text}\n      {guesses}")
+PYTHON
+cat <<TEXT
+
+That is what a model of 1 million parameters learns in minutes on one small corpus: frequent words and set phrases.
+For real use train longer on more text, or begin with released weights.
+
+  the curves   $RUN/run/curves.png
+  the model    $RUN/run/export (transformers opens it)
+
+Try next, after: source .venv/bin/activate
+  albert-jax predict --checkpoint=$RUN/run --task=fill-mask "This module [MASK] deprecated."
+  albert-jax audit $RUN/data --config=configs/pretrain.py:quickstart
+  albert-jax train --config=pretrain:tiny --show_config
+TEXT

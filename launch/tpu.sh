@@ -151,7 +151,8 @@ check() {
     die 2 "--name='$NAME': give a name of lower-case letters, digits and hyphens, as --name=albert-base"
   [[ $ZONE =~ ^[a-z0-9-]+$ ]] || die 2 "--zone='$ZONE': give the TPU's zone, as --zone=us-central2-b"
   for number in "poll=$POLL" "retries=$RETRIES" "backoff=$BACKOFF" "preemptions=$PREEMPTIONS" "lines=$LINES_SHOWN"; do
-    [[ ${number#*=} =~ ^[0-9]+$ ]] || die 2 "--$number is not a whole number"
+    # With a leading zero the shell would read another number, or none.
+    [[ ${number#*=} =~ ^(0|[1-9][0-9]{0,8})$ ]] || die 2 "--$number is not a whole number, as 8"
   done
   ((RETRIES)) || die 2 "--retries=0: give 1 to try everything once"
   [[ $SPOT == [01] ]] || die 2 "ALBERT_TPU_SPOT='$SPOT': give 1 for a spot TPU, or 0"

@@ -227,6 +227,8 @@ def test_help_shows_an_example_and_every_flag(still, script):
     ("gpu.sh", [], "no command"),
     ("gpu.sh", ["train", "--name=t", "--", *TRAINING, "--workdir=w"], "--gpus=''"),
     ("gpu.sh", ["train", "--name=t", "--gpus=8", "--per=core", "--", *TRAINING, "--workdir=w"], "--per=core"),
+    ("gpu.sh", ["train", "--name=t", "--gpus=8", "--nodes=08", "--", *TRAINING, "--workdir=w"], "--nodes=08"),
+    ("tpu.sh", ["train", *TPU, "--retries=010", "--", *TRAINING, "--workdir=gs://b/w"], "--retries=010"),
     ("gpu.sh", ["train", "--name=t", "--gpus=8"], "after --"),
     ("gpu.sh", ["logs", "--name=t"], "no log"),
     ("gpu.sh", ["status"], "--name=''"),
@@ -238,6 +240,14 @@ def test_a_mistake_is_one_line_and_no_call(still, script, args, says):
   assert text.startswith(f"launch/{script}: ")
   assert says in text
   assert not still.calls()
+
+
+def test_the_name_of_the_temporary_folder_is_never_run(still, tmp_path):
+  folder = tmp_path / "t'; touch RUN; '"
+  folder.mkdir()
+  still.run("gpu.sh", "train", "--no_setup", "--name=t", "--gpus=1", "--", *TRAINING, "--workdir=w", TMPDIR=str(folder))
+  assert not list(folder.iterdir())
+  assert not [path for root in (tmp_path, still.checkout) for path in root.rglob("RUN")]
 
 
 def test_without_gcloud_or_slurm_it_says_so(world):
