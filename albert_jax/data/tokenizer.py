@@ -327,18 +327,6 @@ class Tokenizer:
     """The id of a piece of text. SentencePiece's own look-up would give `[CLS]`, in a text, the id of the symbol."""
     return self._text_ids.get(piece, self._model.unk_id())
 
-  @functools.cached_property
-  def words_stand_alone(self):
-    """Whether the ids of a text are those of its words (what is between white space), encoded one by one.
-
-    So it is where every word starts a piece and no piece reaches over a space, nor do unknown ones, which SentencePiece
-    joins. Not for a text that holds SentencePiece's own mark of a space, `▁`.
-    """
-    if self._is_fast:
-      return True
-    reaches_over = any(_SPACE in piece[1:] for piece in self.pieces)
-    return not reaches_over and _SPACE in self._text_ids and self._model.normalize("  a  b ") == "▁a▁b"
-
   # Text to ids.
 
   def normalize(self, text):

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import itertools
 import json
 
 import numpy as np
@@ -11,7 +12,6 @@ from albert_jax import files
 from albert_jax.data import records
 from albert_jax.data.corpus import near_duplicates, readers
 from albert_jax.data.corpus.sentences import split_sentences
-from albert_jax.data.corpus.word_ids import WordIds
 from albert_jax.data.tokenizer import Tokenizer
 
 _BATCH_CHARS = 1 << 19  # how much text is tokenised at a time: enough to be fast, little enough to be small
@@ -70,7 +70,6 @@ class Encoder:
     self.settings = settings
     self.tokenizer = tokenizer
     self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    self.words = WordIds(tokenizer, self.dtype)
     self.starts_word = records.word_starts(tokenizer.pieces)
 
   def sentences(self, lines):
@@ -106,11 +105,11 @@ class Encoder:
     parts, lengths, first, size = [np.zeros(0, self.dtype)], [], 0, 0
     for i, sentence in enumerate(sentences):
       size += len(sentence)
-      # Arrays over all characters are large, so even a single document is tokenised a part at a time.
+      # Ids are large as Python's own numbers, so even a single document is tokenised a part at a time.
       if size > _BATCH_CHARS or i == len(sentences) - 1:
-        ids, own = self.words.encode(sentences[first : i + 1])
-        parts.append(ids)
-        lengths += own.tolist()
+        encoded = self.tokenizer.encode_batch(sentences[first : i + 1])
+        lengths += map(len, encoded)
+        parts.append(np.fromiter(itertools.chain.from_iterable(encoded), self.dtype))
         first, size = i + 1, 0
     return np.concatenate(parts), lengths
 
