@@ -10,7 +10,7 @@ _HOME = {
   "load": "convert", "save": "convert",
   "pipeline": "pipelines", "train": "loop", "evaluate": "evaluation", "plan": "planning",
   "export": "exports.folder",
-  "UserError": "errors",
+  "Tokenizer": "data.tokenizer", "Params": "types", "Batch": "types", "UserError": "errors",
 }  # fmt: skip
 __all__ = sorted([*_HOME, "__version__"])
 

@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import pickle
 import shutil
 import zipfile
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -17,6 +20,8 @@ from albert_jax.convert.tokenizer_json import tokenizer_json
 from albert_jax.data.speech.symbols import Symbols
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
+from albert_jax.model import AlbertConfig
+from albert_jax.types import Params
 
 _LAYER = "albert.encoder.albert_layer_groups.{G}.albert_layers.{I}"
 NAMES = {
@@ -81,7 +86,7 @@ def _table(cfg, parts, heads):
 # Reading.
 
 
-def load(path, rules=None):
+def load(path: str | os.PathLike, rules: mapping.Rules | None = None) -> tuple[AlbertConfig, Params]:
   """Reads a Hugging Face directory.
 
   Args:
@@ -170,7 +175,8 @@ def _shards(index: pathlib.Path) -> list[str]:
   return names
 
 
-def read_safetensors(file):
+def read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
+  """The tensors of one .safetensors file."""
   try:
     views = safetensors.deserialize(file.read_bytes())
   except safetensors.SafetensorError as error:
@@ -292,11 +298,21 @@ def survey(path):
 # Writing.
 
 
-def save(path, cfg, params, *, vocabulary=None, architecture=None, extra=None, overwrite=False):
+def save(
+  path: str | os.PathLike,
+  cfg: AlbertConfig,
+  params: Params,
+  *,
+  vocabulary: Tokenizer | str | os.PathLike | None = None,
+  architecture: str | None = None,
+  extra: Mapping[str, Any] | None = None,
+  overwrite: bool = False,
+) -> None:
   """Writes a directory that transformers opens: config.json, model.safetensors, and the vocabulary if given.
 
   Args:
     path: the new folder; it appears whole or not at all.
+    cfg: the model.
     params: our tree, any array type; the parts and heads in it are written.
     vocabulary: a `Tokenizer`, the path of its file, or a symbol table; written with the rules transformers needs.
     architecture: the class that opens it, such as AlbertForMultipleChoice; None: by the parts and heads there are.

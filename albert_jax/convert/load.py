@@ -1,8 +1,11 @@
 """Any checkpoint to (AlbertConfig, params): says by itself what it is."""
 
 import logging
+import os
 import pathlib
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,11 +16,19 @@ from albert_jax.data.speech import symbols
 from albert_jax.data.speech.symbols import Symbols
 from albert_jax.data.tokenizer import Tokenizer, recorded_rules
 from albert_jax.errors import UserError
+from albert_jax.model import AlbertConfig
+from albert_jax.types import Params
 
 logger = logging.getLogger(__name__)
 
 
-def load(path, *, allow_missing=(), allow_unused=(), keep_config=False):
+def load(
+  path: str | os.PathLike,
+  *,
+  allow_missing: Sequence[str] = (),
+  allow_unused: Sequence[str] = (),
+  keep_config: bool = False,
+) -> tuple[AlbertConfig, Params]:
   """Reads the weights at `path`.
 
   Args:
@@ -26,7 +37,7 @@ def load(path, *, allow_missing=(), allow_unused=(), keep_config=False):
       (see styletts2.py). Folders in a store, as gs://BUCKET/FOLDER, are read from a copy, see files.local.
     allow_missing: regular expressions of our parameter paths that may be absent; they are fresh then.
     allow_unused: regular expressions of names in the file that may be left over.
-    keep_config: believe the config even where it is known to be wrong for the weights.
+    keep_config: keep the config's values even where they are known to be wrong for the weights.
 
   Returns:
     (AlbertConfig, params), params a nested dict of float32 numpy arrays with the parts and heads that are there.
@@ -38,7 +49,7 @@ def load(path, *, allow_missing=(), allow_unused=(), keep_config=False):
   return format.load(place, Rules(tuple(allow_missing), tuple(allow_unused), keep_config))
 
 
-def find(path):
+def find(path: str | os.PathLike):
   """Which format is at `path`, and where exactly: (module `hf`, `google_tf1` or `styletts2`, path for its `load`)."""
   if hub.is_name(path):
     path = hub.fetch(str(path))
@@ -76,7 +87,7 @@ _PURPOSES = {
 _KINDS = {"regression": "regression", "multi_label_classification": "multilabel"}
 
 
-def about(path) -> dict:
+def about(path: str | os.PathLike) -> dict[str, Any]:
   """What the export at `path` says of its task: "albert_jax_task" of its config.json (see tasks/base.py).
 
   Of one that transformers wrote, what its class and its labels say: "name"; "labels", where they have names; "kind" of
@@ -108,7 +119,7 @@ def _label_names(id2label, folder) -> list[str]:
   return [by_id[i] for i in range(len(by_id))]
 
 
-def load_tokenizer(path, *, optional=False) -> Tokenizer | None:
+def load_tokenizer(path: str | os.PathLike, *, optional: bool = False) -> Tokenizer | None:
   """Reads the tokenizer of a checkpoint, with the rules that its tokenizer_config.json names.
 
   Args:
@@ -189,8 +200,8 @@ def _check_rows(folder: pathlib.Path, tokenizer: Tokenizer):
     logger.info("%s: %d rows of the model have no piece in the vocabulary of %d.", folder, rows, pieces)
 
 
-def fit(params, loaded, *, new=(), unused=()):
-  """The parameters of a model with another model's weights in them, as fine-tuning wants.
+def fit(params: Params, loaded: Params, *, new: Sequence[str] = (), unused: Sequence[str] = ()) -> tuple[Params, str]:
+  """Puts the weights of a checkpoint into the fresh parameters of a model.
 
   Args:
     params: fresh parameters of the model to train.
