@@ -217,7 +217,7 @@ def check(config: ConfigDict):
     if name in LIMITS:
       low, high = LIMITS[name]
       if not low <= value <= high:
-        raise UserError(f"{name}={value} must be {_range(name, low, high)}")
+        raise UserError(f"{name}={value} must be {_limit(name, value, low, high)}")
   duration.check(config.steps, config.epochs, config.tokens, config.hours)
   if config.hang_minutes and not HANG_MINUTES[0] <= config.hang_minutes <= HANG_MINUTES[1]:
     raise UserError(f"hang_minutes={config.hang_minutes} must be {HANG_MINUTES[0]} or more, or 0 for never")
@@ -239,9 +239,11 @@ def check(config: ConfigDict):
     model.AlbertConfig(**config.model)
 
 
-def _range(name, low, high) -> str:
+def _limit(name, value, low, high) -> str:
+  if value > high:
+    return f"{high:,} or less"
   none = "; for none before the last step, give one above the number of steps" if name.endswith("every") else ""
-  return (f"{low:g} or more" if high >= 10**6 else f"from {low:g} to {high:g}") + (none if low else "")
+  return f"{low} or more" + (none if low else "")
 
 
 def _check_best(config, task):

@@ -1,33 +1,55 @@
-"""Which evaluation was the best, and whether there have been enough."""
+"""The best evaluation of a run, and early stopping."""
+
+import pathlib
+from collections.abc import Mapping
 
 from albert_jax.errors import UserError
 from albert_jax.training.writer import read
 
 
 class Best:
-  """The best evaluation of a run by one metric; losses are better when lower."""
+  """The best evaluation of a run by one metric; losses are better when lower.
 
-  def __init__(self, metric: str, patience: int, workdir, start: int):
-    """Args: metric: '' for none. patience: evaluations without a new best that are `enough`; 0: never."""
-    self.metric, self.patience, self.step, self.value = metric, patience, 0, None
-    self.scores, self.evaluations = {}, []
-    for line in read(workdir):  # What a run that was cut off had found.
+  Attributes:
+    step: that of the best evaluation, 0 before the first.
+    value: its metric, negated for losses; None before the first.
+    scores: {step: value} of each evaluation that was the best so far.
+  """
+
+  def __init__(self, metric: str, patience: int, workdir: pathlib.Path, start: int):
+    """Reads the evaluations of the run so far.
+
+    Args:
+      metric: its name; '' for none.
+      patience: evaluations without a new best that are `enough`; 0: never.
+      workdir: the local folder of the run.
+      start: the step of the state; later evaluations are ignored.
+    """
+    self.metric, self.patience = metric, patience
+    self.step, self.value = 0, None
+    self.scores: dict[int, float] = {}
+    self.evaluations: list[int] = []
+    for line in read(workdir):
       if line["split"] == "eval" and line["step"] <= start:
         self.improved(line["step"], line)
 
-  def improved(self, step, numbers) -> bool:
-    """Takes the numbers of an evaluation, and says whether they are the best so far."""
+  def improved(self, step: int, metrics: Mapping[str, float]) -> bool:
+    """Takes the metrics of an evaluation, and returns whether they are the best so far.
+
+    Raises:
+      UserError: the metric is not among them.
+    """
     self.evaluations.append(step)
     if not self.metric:
       return False
-    if self.metric not in numbers:
-      raise UserError(f"best={self.metric!r} is not among the held-out numbers: {', '.join(sorted(numbers))}")
-    value = -numbers[self.metric] if self.metric.endswith("loss") else numbers[self.metric]
+    if self.metric not in metrics:
+      raise UserError(f"best={self.metric!r} is not among the held-out numbers: {', '.join(sorted(metrics))}")
+    value = -metrics[self.metric] if self.metric.endswith("loss") else metrics[self.metric]
     better = self.value is None or value > self.value
-    if better:  # Only these are scored, so that of two equally good checkpoints the one named here is kept.
+    if better:  # Only these have a score, so that of two equally good checkpoints the first one is kept.
       self.step, self.value, self.scores[step] = step, value, value
     return better
 
   def enough(self) -> bool:
-    """Whether so many evaluations brought nothing better that the run may end."""
+    """Whether `patience` evaluations in a row were no better than the best."""
     return bool(self.patience) and sum(at > self.step for at in self.evaluations) >= self.patience

@@ -1,7 +1,8 @@
-"""How much a step computes, and how much a chip could: what MFU is made of."""
+"""Operations of a training step and the peak of a chip, for the model FLOPs utilisation (MFU)."""
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,21 @@ PEAKS = (
 
 
 def peak(device_kind: str, devices: int) -> float | None:
-  """Operations a second that devices could do in dense bfloat16; None for a kind that is not in the table."""
-  found = next((teraflops for pattern, teraflops in PEAKS if re.search(pattern, device_kind)), None)
-  return None if found is None else found * 1e12 * devices
+  """The peak of devices in dense bfloat16, operations a second; None for a kind that is not in the table."""
+  teraflops = next((value for pattern, value in PEAKS if re.search(pattern, device_kind)), None)
+  return None if teraflops is None else teraflops * 1e12 * devices
 
 
-def flops_per_step(cfg, batch_size, length, slots) -> float:
+def flops_per_step(cfg: Any, batch_size: int, length: int, slots: int) -> float:
   """Matmul operations of a training step, a multiply-add being two; recomputation is not counted.
 
-  3 × (2·S·E·H + N·(24·S·H² + 4·S²·H) + P·(2·H·E + 2·E·V) + 2·H²) a sequence, with F = 4 H; here for any F.
-  Args: cfg: AlbertConfig. slots: positions for which logits of the vocabulary are made.
+  That is 3 × (2·S·E·H + N·(24·S·H² + 4·S²·H) + P·(2·H·E + 2·E·V) + 2·H²) a sequence, with F = 4 H; here for any F.
+
+  Args:
+    cfg: an AlbertConfig.
+    batch_size: rows.
+    length: tokens of a row.
+    slots: positions of a row for which logits of the vocabulary are computed.
   """
   S, E, H, F, V = length, cfg.embedding_size, cfg.hidden_size, cfg.intermediate_size, cfg.vocab_size
   layers = cfg.num_hidden_layers * cfg.inner_group_num
@@ -53,10 +59,13 @@ def flops_per_step(cfg, batch_size, length, slots) -> float:
   return 3.0 * batch_size * (projection + layers * layer + slots * (2 * H * E + 2 * E * V) + 2 * H * H)
 
 
-def work(cfg, batch, row_flops: float = 0.0) -> tuple[int, float]:
+def work(cfg: Any, batch: dict[str, Any], row_flops: float = 0.0) -> tuple[int, float]:
   """(tokens, operations) of a training step on a batch of arrays, padding included.
 
-  Args: row_flops: operations of a task's own heads for a row.
+  Args:
+    cfg: an AlbertConfig.
+    batch: {name: array}.
+    row_flops: operations of a task's own heads for a row.
   """
   *_, length = batch["input_ids"].shape
   rows = batch["input_ids"].size // length

@@ -1,6 +1,8 @@
-"""Where every array lives: the mesh, the rules, and host batches as global arrays."""
+"""Where each array is stored: the mesh, the rules, and host batches as global arrays."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,8 +41,17 @@ class MeshConfig:
   zero1: bool = False  # optimizer slots are split over `data`; each device updates its part
 
 
-def make_mesh(cfg: MeshConfig, batch_size: int, devices=None):
-  """The mesh over all devices. Raises: UserError if the axes do not fit the devices, or the batch the rows' axes."""
+def make_mesh(cfg: MeshConfig, batch_size: int, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+  """The mesh over all devices.
+
+  Args:
+    cfg: the size of each axis.
+    batch_size: rows over all devices.
+    devices: None for those that are here.
+
+  Raises:
+    UserError: the axes do not fit the devices, or the batch does not divide by the axes that split rows.
+  """
   devices = jax.devices() if devices is None else devices
   sizes = [cfg.data, cfg.fsdp, cfg.tensor]
   if any(size == 0 or size < -1 for size in sizes):
@@ -73,24 +84,30 @@ def make_mesh(cfg: MeshConfig, batch_size: int, devices=None):
 
 
 def _hosts_have_own_rows(devices):
-  """Whether all devices that compute the same rows are of one host. Args: devices: [data, fsdp, tensor]."""
+  """Whether all devices of [data, fsdp, tensor] that compute the same rows are of one host."""
   return all(len({device.process_index for device in row}) == 1 for row in devices.reshape(-1, devices.shape[-1]))
 
 
-def shardings(mesh, abstract, zero1=False):
-  """The tree with the NamedSharding of each leaf. Args: abstract: a state or parameters, arrays or their shapes.
+def shardings(mesh: jax.sharding.Mesh, abstract: dict, zero1: bool = False) -> dict:
+  """The tree with the NamedSharding of each leaf.
 
-  Raises: UserError for heads or feed-forward units that `tensor` does not divide.
+  Args:
+    mesh: the devices.
+    abstract: a state or parameters, arrays or their shapes.
+    zero1: whether optimizer slots are split over `data` too.
+
+  Raises:
+    UserError: `tensor` does not divide the heads or the feed-forward units.
   """
   specs = paths.first_match(RULES, abstract)
   weights = paths.flatten(abstract["params"]) if "opt" in abstract else {}
 
-  def place(path, leaf, spec):
+  def sharding_of(path, leaf, spec):
     if path.startswith("opt/") and not _is_like_its_weight(path, leaf, weights):
       return NamedSharding(mesh, P())
     return NamedSharding(mesh, _spec(mesh, path, leaf.shape, spec, zero1))
 
-  return jax.tree.map(place, paths.names(abstract), abstract, specs)
+  return jax.tree.map(sharding_of, paths.names(abstract), abstract, specs)
 
 
 def _is_like_its_weight(path, slot, weights):
@@ -118,12 +135,12 @@ def _spec(mesh, path, shape, spec, zero1):
   return P(*axes)
 
 
-def global_batch(mesh, batch):
-  """Host rows {"name": numpy [B / P, ...]} as arrays [B, ...], rows split over `data` and `fsdp`."""
+def global_batch(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+  """This host's rows {name: [B / P, ...]} as global arrays [B, ...], rows split over `data` and `fsdp`."""
   sharding = NamedSharding(mesh, BATCH)
   return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
-def everywhere(mesh, value):
-  """A number as a float32 scalar that every device holds."""
+def everywhere(mesh: jax.sharding.Mesh, value: float) -> jax.Array:
+  """A number as a replicated float32 scalar."""
   return jax.make_array_from_process_local_data(NamedSharding(mesh, P()), np.float32(value))

@@ -1,25 +1,46 @@
-"""The whole state of a run: {"step", "params", "opt"}. Shapes first, then arrays, created where they will live."""
+"""The training state {"step", "params", "opt"}: its shapes, and its arrays created directly where they are stored."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from albert_jax.training import optimizer
 
 
-def abstract(init, tx, key):
-  """Shapes and dtypes of the state, without any array. Args: init: key -> params. tx: gradient transformation."""
+def abstract(init: Callable, tx: optax.GradientTransformation, key: jax.Array) -> dict[str, Any]:
+  """The shapes and dtypes of the state, without any array.
+
+  Args:
+    init: key -> params.
+    tx: the gradient transformation.
+    key: for `init`.
+  """
   return jax.eval_shape(_new(init, tx), key)
 
 
-def create(init, tx, key, shardings):
-  """The state at step 0, each array made directly in its place."""
+def create(init: Callable, tx: optax.GradientTransformation, key: jax.Array, shardings: dict) -> dict[str, Any]:
+  """The state at step 0.
+
+  Args:
+    init, tx, key: as for `abstract`.
+    shardings: where each array is created.
+  """
   return jax.jit(_new(init, tx), out_shardings=shardings)(key)
 
 
-def from_params(params, tx, shardings, moments=None):
-  """The state with parameters from elsewhere (host arrays), at step 0.
+def from_params(
+  params: dict, tx: optax.GradientTransformation, shardings: dict, moments: dict | None = None
+) -> dict[str, Any]:
+  """The state with parameters from a checkpoint.
 
-  Args: moments: {"step", "m", "v"} of a run to go on with, or None.
+  Args:
+    params: host arrays.
+    tx: the gradient transformation.
+    shardings: where each array of the state is created.
+    moments: {"step", "m", "v"} of a run to continue; None begins at step 0.
   """
 
   def new(params, moments):
@@ -33,7 +54,7 @@ def from_params(params, tx, shardings, moments=None):
 
 
 def _new(init, tx):
-  # A jit of its own is traced once a process, whoever asks for shapes or arrays; building the modules takes a while.
+  # Its own jit is traced once a process, for shapes and arrays alike; building the modules takes a while.
   return lambda key: _state(jax.jit(init)(key), tx)
 
 

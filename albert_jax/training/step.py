@@ -1,5 +1,7 @@
 """One optimizer step: gradients where the rows are, one all-reduce, one update."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -9,7 +11,15 @@ from albert_jax.training import optimizer
 from albert_jax.training.sharding import BATCH, ROWS
 
 
-def make_train_step(sums, terms, tx, base_key, mesh, places, accumulate=1):
+def make_train_step(
+  sums: Callable,
+  terms: Callable,
+  tx: optax.GradientTransformation,
+  base_key: jax.Array,
+  mesh: jax.sharding.Mesh,
+  shardings: dict,
+  accumulate: int = 1,
+) -> Callable:
   """The compiled step: (state, batch, learning_rate) -> (state, (sums, scalars)); the old state's memory is reused.
 
   The loss is the sum of terms[name] * sums[name][0]. Every device computes it on its own rows, with gradients summed in
@@ -18,9 +28,11 @@ def make_train_step(sums, terms, tx, base_key, mesh, places, accumulate=1):
   Args:
     sums: (params, batch, keys) -> {name: (total, weight)}, totals being sums over rows. keys: [B], one a row.
     terms: batch -> {name: coefficient}, those of the totals that are minimised; sees the whole batch.
-    tx: from training/optimizer.py. base_key: dropout keys derive from it and the step.
-    places: the shardings of the state, which it keeps.
-    accumulate: into how many micro-batches a device cuts its rows, one after the other, to need less memory.
+    tx: from training/optimizer.py.
+    base_key: dropout keys derive from it and the step.
+    mesh: the devices.
+    shardings: those of the state, which the step keeps.
+    accumulate: micro-batches that a device computes one after the other, to need less memory.
   """
 
   tx = optax.with_extra_args_support(tx)
@@ -31,20 +43,20 @@ def make_train_step(sums, terms, tx, base_key, mesh, places, accumulate=1):
     params = jax.lax.pcast(params, ROWS, to="varying")
 
     def loss(params, batch, keys):
-      found = sums(params, batch, keys)
-      return sum(coefficients[name] * found[name][0] for name in coefficients), found
+      totals = sums(params, batch, keys)
+      return sum(coefficients[name] * totals[name][0] for name in coefficients), totals
 
     def add(so_far, rows):
-      # A loop of one turn is none to a compiler, which then works on both micro-batches at once, in twice the memory.
+      # The compiler unrolls a loop of one turn, and then computes both micro-batches at once, in twice the memory.
       so_far, same = jax.lax.optimization_barrier((so_far, params))
-      (value, found), grads = jax.value_and_grad(loss, has_aux=True)(same, *rows)
-      return jax.tree.map(jnp.add, so_far, (grads, value, found)), None
+      (value, totals), grads = jax.value_and_grad(loss, has_aux=True)(same, *rows)
+      return jax.tree.map(jnp.add, so_far, (grads, value, totals)), None
 
     # Rows are dealt out in turns, so that each micro-batch is like the whole.
     micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), (batch, keys))
     first, rest = jax.tree.map(lambda x: x[0], micro), jax.tree.map(lambda x: x[1:], micro)
-    (value, found), grads = jax.value_and_grad(loss, has_aux=True)(params, *first)
-    total = (grads, value, found)
+    (value, totals), grads = jax.value_and_grad(loss, has_aux=True)(params, *first)
+    total = (grads, value, totals)
     if accumulate > 1:
       total, _ = jax.lax.scan(add, total, rest)
     return jax.lax.psum(total, ROWS)
@@ -54,14 +66,14 @@ def make_train_step(sums, terms, tx, base_key, mesh, places, accumulate=1):
     rows = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(base_key, step), rows)
     # An axis of size 1 splits nothing; left to the compiler, it would keep fused kernels out.
-    ours = {*ROWS, *(axis for axis in mesh.axis_names if mesh.shape[axis] == 1)}
-    grads, loss, found = jax.shard_map(
-      gradients, mesh=mesh, in_specs=(P(), BATCH, BATCH, P()), out_specs=P(), axis_names=ours
+    manual_axes = {*ROWS, *(axis for axis in mesh.axis_names if mesh.shape[axis] == 1)}
+    grads, loss, totals = jax.shard_map(
+      gradients, mesh=mesh, in_specs=(P(), BATCH, BATCH, P()), out_specs=P(), axis_names=manual_axes
     )(params, batch, keys, terms(batch))
     updates, opt = tx.update(grads, state["opt"], params, learning_rate=learning_rate)
     scalars = {"grad_norm": optax.tree.norm(grads), "learning_rate": learning_rate}
     scalars |= optimizer.diagnostics(opt, params, updates, learning_rate)
     params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
-    return {"step": step + 1, "params": params, "opt": opt}, ({"loss": (loss, 1.0), **found}, scalars)
+    return {"step": step + 1, "params": params, "opt": opt}, ({"loss": (loss, 1.0), **totals}, scalars)
 
-  return jax.jit(train_step, donate_argnums=0, out_shardings=(places, None))
+  return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))

@@ -1,31 +1,44 @@
-"""More places for a run's numbers: Weights & Biases and MLflow, each with its own extra to install."""
+"""Weights & Biases and MLflow, each with its own extra to install."""
 
 import importlib
-import sys
+import logging
+import pathlib
 import time
+from collections.abc import Generator, Mapping
+from types import ModuleType
+from typing import Any
 
 import jax
 
 from albert_jax.errors import UserError
 
+log = logging.getLogger(__name__)
 
-def find(names: str) -> dict:
-  """The modules of `config.log_to`, "wandb,mlflow" say. Raises: UserError for one unknown or not installed."""
-  found = {}
+
+def find(names: str) -> dict[str, ModuleType]:
+  """Imports the modules of `config.log_to`, such as "wandb,mlflow".
+
+  Raises:
+    UserError: one of them is unknown or not installed.
+  """
+  modules = {}
   for name in filter(None, names.split(",")):
     if name not in TRACKERS:
       raise UserError(f"log_to={names!r}: {name!r} is unknown; use one or several of {','.join(sorted(TRACKERS))}")
     try:
-      found[name] = importlib.import_module(name)
+      modules[name] = importlib.import_module(name)
     except ImportError as error:
       raise UserError(f"log_to={names!r}: {error}; install it with pip install 'albert-jax[{name}]'") from None
-  return found
+  return modules
 
 
-def start(modules: dict, workdir, card: dict) -> list:
-  """Trackers of a run, on the first host only.
+def start(modules: Mapping[str, ModuleType], workdir: pathlib.Path, card: Mapping[str, Any]) -> list["Tracker"]:
+  """Starts the trackers of a run, on the first host only.
 
-  Args: modules: see `find`. card: see workdir.py; its id stays the same when the run goes on.
+  Args:
+    modules: see `find`.
+    workdir: the local folder of the run.
+    card: see workdir.py; its id stays the same when the run resumes.
   """
   return [
     Tracker(name, TRACKERS[name](module, workdir, card["config"], card["id"])) for name, module in modules.items()
@@ -34,26 +47,33 @@ def start(modules: dict, workdir, card: dict) -> list:
 
 
 class Tracker:
-  """Sends numbers until that fails: then it says so once and stops, but the run goes on."""
+  """Sends numbers to a service. A failure is reported once and ends the tracker, not the run."""
 
-  def __init__(self, name, steps):
-    """Args: steps: a generator that is sent (step, {"split/name": number}) and closes when the run ends."""
+  def __init__(self, name: str, steps: Generator):
+    """Starts the tracker.
+
+    Args:
+      name: that of the service.
+      steps: a generator that is sent (step, {"split/name": number}) and closes when the run ends.
+    """
     self.name, self._steps = name, steps
     self._try(lambda: next(steps))
 
-  def write(self, step: int, split: str, metrics: dict):
+  def write(self, step: int, split: str, metrics: Mapping[str, float]):
+    """Sends the metrics of a step."""
     self._try(lambda: self._steps.send((step, {f"{split}/{name}": float(value) for name, value in metrics.items()})))
 
   def close(self):
+    """Ends the tracker."""
     self._try(lambda: self._steps.close())
 
-  def _try(self, do):
+  def _try(self, action):
     if self._steps is None:
       return
     try:
-      do()
+      action()
     except Exception as error:  # Whatever a service or its client raises; training is worth more.
-      print(f"Nothing more goes to {self.name}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
+      log.warning("Nothing more goes to %s: %s: %s", self.name, type(error).__name__, str(error)[:200])
       self._steps = None
 
 
@@ -82,8 +102,8 @@ def _mlflow(mlflow, workdir, config, run_id):
   try:
     while True:
       step, numbers = yield
-      now = int(time.time() * 1000)
-      metrics = [mlflow.entities.Metric(name, value, now, step) for name, value in numbers.items()]
+      milliseconds = int(time.time() * 1000)
+      metrics = [mlflow.entities.Metric(name, value, milliseconds, step) for name, value in numbers.items()]
       client.log_batch(run_id, metrics=metrics)
   finally:
     client.set_terminated(run_id)

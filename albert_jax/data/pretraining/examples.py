@@ -63,6 +63,8 @@ class DataConfig:
         raise UserError(
           f"data.{name}={getattr(self, name)} is out of range; expected {low} to {high}: --config.data.{name}=…"
         )
+    if not self.mask_rate:
+      raise UserError("data.mask_rate=0 masks nothing to learn from; expected above 0, as --config.data.mask_rate=0.15")
     if self.mask_share + self.random_share > 1:
       raise UserError(
         f"data.mask_share={self.mask_share} and data.random_share={self.random_share} add up to more than 1; expected, "
