@@ -243,6 +243,32 @@ class TestRefusals:
     assert answers[0]["status"] == 503
     assert [record["status"] for record in records] == [503, 499]
 
+  def test_what_a_client_asked_that_left_is_not_run(self, exports):
+    application, records = served(exports, "labels", window=0.2)
+    state, ran = application.state.server, []
+    state.models["labels"].tasks["classify"].run = ran.extend
+    state.ready = True
+
+    async def scenario():
+      state.batcher.start()
+      scope = {"type": "http", "method": "POST", "path": "/v1/classify", "raw_path": b"", "query_string": b"",
+               "headers": [(b"content-type", b"application/json")], "http_version": "1.1"}  # fmt: skip
+      messages = iter([{"type": "http.request", "body": json.dumps({"inputs": TEXT}).encode()}])
+
+      async def receive():
+        return next(messages, {"type": "http.disconnect"})
+
+      async def send(message):
+        raise AssertionError("nobody is there")
+
+      await application(scope, receive, send)
+      await asyncio.sleep(0.4)
+      await state.batcher.stop()
+
+    asyncio.run(scenario())
+    assert (ran, state.batcher.waiting) == ([], 0)
+    assert records[-1]["status"] == 499
+
   def test_methods_and_content_types(self, everything):
     wrong = everything.put("/v1/embed", json={})
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
@@ -541,6 +567,7 @@ class TestCommand:
       (["--checkpoint=/nothing/there"], "nothing at '/nothing/there'; expected a Hugging Face directory"),
       (["--checkpoint=a", "--window=-1"], "--window=-1.0 must be 0 or more"),
       (["--checkpoint=a", "--max_queue=0"], "--max_queue=0 must be more than 0"),
+      (["--checkpoint=a", "--max_queue=9"], "--max_items=256 must be at most --max_queue=9"),
       (["--checkpoint=a", "--timeout=nan"], "--timeout=nan must be more than 0"),
       (["--checkpoint=a", "--port=70000"], "--port=70000 must be from 0 to 65535"),
       (["--checkpoint=a", "--cors=example.org"], "--cors=example.org is no origin"),

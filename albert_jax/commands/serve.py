@@ -65,6 +65,8 @@ def main(argv):
     value, zero = getattr(args, name), name in ("window", "drain")
     if not (0 if zero else 1e-9) <= value < float("inf"):
       raise UserError(f"--{name}={value} must be {'0 or more' if zero else 'more than 0'}")
+  if args.max_items > args.max_queue:
+    raise UserError(f"--max_items={args.max_items} must be at most --max_queue={args.max_queue}, or never fits in it")
   if not 0 <= args.port < 1 << 16:
     raise UserError(f"--port={args.port} must be from 0 to 65535")
   for origin in args.cors:

@@ -308,7 +308,7 @@ def _endpoint(state: State, schema, respond):
     try:
       async with asyncio.timeout(state.settings.timeout):
         body = await _body(request, schema, state.settings.max_body)
-        return JSONResponse(await respond(request, body))
+        return JSONResponse(await _unless_left(request, respond(request, body)))
     except TimeoutError:
       sentence = f"no answer within {state.settings.timeout:g} seconds; try again, or send fewer inputs"
       raise Problem(503, "unavailable", sentence) from None
@@ -320,6 +320,25 @@ def _endpoint(state: State, schema, respond):
       raise Problem(422, "invalid", str(error)) from None
 
   return endpoint
+
+
+async def _unless_left(request: Request, work: Awaitable[object]) -> object:
+  """The result of `work`, which is cancelled if the client leaves. Raises: ClientDisconnect."""
+
+  async def left():
+    while (await request.receive())["type"] != "http.disconnect":
+      pass
+
+  tasks = [asyncio.ensure_future(work), asyncio.ensure_future(left())]
+  try:
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    if not tasks[0].done():
+      raise ClientDisconnect
+    return tasks[0].result()
+  finally:
+    for task in tasks:
+      task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _failure(status: int, kind: str, sentence: str, for_openai: bool = False) -> JSONResponse:
