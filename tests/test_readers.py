@@ -297,3 +297,10 @@ def test_repeated_values_of_parquet_are_held_once(tmp_path):
   unit, *_ = plan(str(path), Reading())
   for _ in documents(unit, Reading(), collections.Counter()):
     assert pyarrow.total_allocated_bytes() - before < 32 << 20
+
+
+def test_lines_of_a_script_without_sentence_marks_are_no_book(tmp_path):
+  thai = "สวัสดี ครับ ผม ชื่อ น้ำ อยู่ ที่ นี่ เมื่อ วาน ไป ตลาด ซื้อ ผัก"
+  (tmp_path / "a.txt").write_text("\n\n".join("\n".join([thai] * 5) for _ in range(30)), "utf-8")
+  documents_read, tally = read(tmp_path / "a.txt")
+  assert len(documents_read) == 30 and tally["files read as --layout=blank"] == 1

@@ -177,7 +177,7 @@ def _guess_layout(path, size):
   if len(pairs) >= 20:
     width = sorted(len(a) for a, _ in pairs)[int(0.9 * len(pairs))]
     full = _share(len(a) + len(b.split(maxsplit=1)[0]) >= width - 4 for a, b in pairs)
-    broken = _share(a[-1].isalnum() or a[-1] in ",;-" for a, _ in pairs)
+    broken = _share(_breaks_off(a) for a, _ in pairs)
     comma = _share(a[-1] in ",;" for a, _ in pairs)
     if width <= 120 and broken > 0.6 and (full > 0.5 or comma > 0.1):
       return "book"
@@ -189,6 +189,11 @@ def _guess_layout(path, size):
     if single > 0.15 and loose > 0.15:
       return "book"
   return "blank"
+
+
+def _breaks_off(line):
+  """Whether a line ends in the middle of a sentence. Thai and Lao do not mark the ends of sentences."""
+  return line[-1] in ",;-" or (line[-1].isalnum() and not "\u0e00" <= line[-1] <= "\u0eff")
 
 
 _BEGINS_SPEECH = "\"'“”„‚‘’»«‹›–—-「『"
