@@ -62,7 +62,7 @@ def split_list(text: str, name: str = "a path") -> list[str]:
   while first < len(parts):
     for last in range(len(parts), first, -1):
       item = ",".join(parts[first:last]).strip()
-      if last == first + 1 or (not is_url(item) and os.path.lexists(os.path.expanduser(item))):
+      if last == first + 1 or (item and not is_url(item) and matching(item)):
         break
     if item:
       items.append(user_path(item, name))

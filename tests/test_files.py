@@ -189,3 +189,22 @@ def test_an_object_that_leads_out_of_the_cache_is_refused(bucket, tmp_path):
   with pytest.raises(UserError, match="outside"):
     files.local("gs://bucket/model")
   assert not list(tmp_path.rglob("VICTIM"))
+
+
+def test_a_corpus_is_found_whatever_its_name(tmp_path, monkeypatch):
+  from albert_jax.data.corpus import readers
+
+  monkeypatch.setenv("HOME", str(tmp_path))
+  folder = tmp_path / "my [1], data"
+  folder.mkdir()
+  for name in ("a.txt", "b [x].txt", "c,d.txt"):
+    (folder / name).write_text("One line.\n\nAnother.\n")
+  reading = readers.Reading()
+
+  def sources(spec):
+    return [span.source for unit in readers.plan(spec, reading) for span in unit.spans]
+
+  everything = [str(folder / name) for name in ("a.txt", "b [x].txt", "c,d.txt")]
+  for spec in (str(folder), f"{folder}/*.txt", "~/my [1], data", ",".join(everything)):
+    assert sources(spec) == everything, spec
+  assert sources(f"{folder}/b [x].txt") == everything[1:2]

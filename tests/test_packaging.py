@@ -74,8 +74,9 @@ def test_a_bare_folder_is_enough(wheel, tmp_path):
     check=True,
   )
   assert where.stdout.startswith(str(environment))
-  run("vocab", "--input=corpus.txt", "--out=vocab", "--vocab_size=250")
-  run("prepare", "--input=corpus.txt", "--spm=vocab/spiece.model", "--out=data", "--segment_tokens=32", "--workers=1")
+  run("vocab", "--input=corpus.txt", "--out=vocab", "--vocab_size=150")
+  run("prepare", "--input=corpus.txt", "--spm=vocab/spiece.model", "--out=data", "--segment_tokens=32", "--workers=1",
+      "--layout=blank", "--sentences=line")  # fmt: skip
   few = [
     "--config.steps=2",
     "--config.batch_size=8",
@@ -83,7 +84,7 @@ def test_a_bare_folder_is_enough(wheel, tmp_path):
     "--config.optimizer.warmup_steps=1",
   ]
   small = [f"--config.model.{name}" for name in (
-    "vocab_size=250", "hidden_size=32", "embedding_size=16", "num_attention_heads=2", "intermediate_size=64",
+    "vocab_size=150", "hidden_size=32", "embedding_size=16", "num_attention_heads=2", "intermediate_size=64",
     "num_hidden_layers=2",
   )]  # fmt: skip
   run("train", "--config=configs/pretrain.py:tiny", "--config.data.dataset=data", "--workdir=run", *few, *small)

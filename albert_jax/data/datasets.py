@@ -28,12 +28,12 @@ def lengths_file(split):
 
 def here(dataset):
   """What `data.dataset` names, with each folder in a store replaced by its copy on this machine, see files.local."""
-  return ",".join(files.local(name.strip()) for name in dataset.split(",")) if files.is_url(dataset) else dataset
+  return ",".join(map(files.local, files.split_list(dataset))) if files.is_url(dataset) else dataset
 
 
 def folders(dataset):
   """The folders that `data.dataset` names, with commas between: list of str."""
-  return [folder.strip() for folder in dataset.split(",") if folder.strip()] or [dataset]
+  return files.split_list(dataset, "data.dataset") or [dataset]
 
 
 def describe(dataset):

@@ -251,7 +251,7 @@ def data_fingerprints(dataset: str, vocabulary: str | os.PathLike) -> dict[str, 
     dataset: `config.data.dataset`: paths with commas between. TFDS names are left out.
     vocabulary: the file of the vocabulary.
   """
-  paths = [name for name in dataset.split(",") if name and (files.is_url(name) or pathlib.Path(name).exists())]
+  paths = [name for name in files.split_list(dataset) if (files.is_url(name) or pathlib.Path(name).exists())]
   return {
     "dataset": {masked(name): fingerprint(files.local(name)) for name in paths},
     "vocabulary": fingerprint(vocabulary),

@@ -75,15 +75,12 @@ KINDS = {".txt": "text", "": "text", ".jsonl": "json", ".json": "json", ".ndjson
 # Planning.
 
 
-def _is_pattern(item):
-  return any(c in item for c in "*?[")
-
-
 def _files(item):
   """The files that one item of `--input` names: list of str, sorted; empty where it names none."""
   fs, path = files.filesystem(item)
-  if _is_pattern(item):
-    names = [name for name in fs.glob(path) if fs.isfile(name)]
+  if files.is_pattern(item):
+    matching = [files.filesystem(each)[1] for each in files.matching(item)]
+    names = [name for name in matching if fs.isfile(name)]
   elif fs.isdir(path):
     names = [name for name in fs.find(path) if not re.search(r"/[._]", name[len(path.rstrip("/")) :])]  # no hidden ones
     names = [name for name in names if suffixes(name)[0] in KINDS]
@@ -107,12 +104,16 @@ def plan(spec, reading, unit_bytes=UNIT_BYTES):
     UserError: an item is neither a file nor a dataset, or there is no text at all.
   """
   spans = []
-  for item in [item.strip() for item in spec.split(",") if item.strip()]:
+  for item in files.split_list(spec, "--input"):
     paths = _files(item)
     for path in paths:
       spans += _plan_file(path, reading, unit_bytes)
     if not paths:
-      if _is_pattern(item) or ("/" not in item.strip("./") and "." in item) or item.startswith((".", "/", "~", "gs:")):
+      if (
+        files.is_pattern(item)
+        or ("/" not in item.strip("./") and "." in item)
+        or item.startswith((".", "/", "~", "gs:"))
+      ):
         raise UserError(
           f"--input={item} matches no file; expected a text, .jsonl or .parquet file (or .gz, .xz, .zst of one), a "
           "folder, a quoted glob such as 'corpus/*.txt', or the name of a TFDS dataset"
