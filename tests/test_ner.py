@@ -85,6 +85,17 @@ def test_only_first_pieces_of_rows_that_count_are_in_the_loss(folder, params):
   assert float(smooth["loss"][0]) != float(found["loss"][0])
 
 
+def test_words_without_tags_get_answers_and_no_numbers(folder, params, tmp_path):
+  (tmp_path / "test.txt").write_text("badefi\nlo\n\ngu\n")
+  task = tasks.make(config(folder, **{"data.validation_split": str(tmp_path / "test.txt")}))
+  (batch,) = task.eval_batches(0, 1)
+  assert not task.baselines and float(task.sums(params, batch, None)["loss"][1]) == 0
+  rows = np.argsort(batch["row"][:2])
+  numbers, files = task.score({"label": [np.full(32, 2) for _ in rows]})
+  assert numbers == {}
+  assert files["predictions.conll"].decode() == "badefi\tB-X\nlo\tB-X\n\ngu\tB-X\n".replace("B-X", LABELS[2])
+
+
 def test_the_file_of_predictions_is_scored_as_the_run_was(folder, tmp_path):
   task = tasks.make(config(folder))
   (batch,) = task.eval_batches(0, 1)

@@ -98,6 +98,16 @@ def test_white_space_that_separates_nothing_is_a_word(tmp_path, word):
   assert read(tmp_path, '{"tokens": ["\\n", "a"], "tags": ["O", "B-X"]}').words == [[" ", "a"]]
 
 
+@pytest.mark.parametrize("content", ["a\nb\n\nnan\n", '{"tokens": ["a", "b"]}\n{"tokens": ["nan"], "tags": null}\n'])
+def test_words_alone_are_a_split_that_hides_its_tags(tmp_path, content):
+  found = read(tmp_path, content, may_hide=True)
+  assert (found.words, found.tags, found.labels()) == ([["a", "b"], ["nan"]], None, [])
+  with pytest.raises(UserError):
+    read(tmp_path, content)
+  with pytest.raises(UserError, match="some sentences have tags, others have none"):
+    read(tmp_path, '{"tokens": ["a"]}\n{"tokens": ["b"], "tags": ["O"]}', may_hide=True)
+
+
 ERRORS = {
   "ragged": ("a\tO\nb\tB-X\nc\n", r"some.conll:3 has 1 columns where the first word has 2: 'c'"),
   "ragged #": ("a O\n#b\n", r":2 has 1 columns"),

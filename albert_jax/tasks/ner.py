@@ -27,9 +27,9 @@ def make(config, vocabulary=None, first_row=0) -> Task:
   cfg, vocabulary = model_and_vocabulary(config, vocabulary)
   data = TaggingData.of(config.data)
 
-  def read(split):
+  def read(split, **options):
     files = tagged.split_files(data.dataset, split)
-    return tagged.read(files, data.token_column, data.tag_column, data.token_field, data.tag_field)
+    return tagged.read(files, data.token_column, data.tag_column, data.token_field, data.tag_field, **options)
 
   def encode(split, sentences, notes):
     encoded, odd = tagged.encode(sentences.words, vocabulary, data.seq_length, sentences.tags, labels)
@@ -46,22 +46,18 @@ def make(config, vocabulary=None, first_row=0) -> Task:
     return encode(data.split, train(), {}).rows
 
   labels = list(named(config.task.labels)) or train().labels()
-  dev = read(data.validation_split)
-  tags = collections.Counter(itertools.chain(*dev.tags))
+  dev = read(data.validation_split, may_hide=True)
+  tags = collections.Counter(itertools.chain(*(dev.tags or ())))
   unseen = {f"words with the tag {tag}, which is not in training, so they count as wrong": tags[tag]
             for tag in sorted(tags) if tag not in labels}  # fmt: skip
   dev_rows = encode(data.validation_split, dev, unseen)
-  most = tags.most_common(1)[0][0]
   return Task(
     model=cfg,
     init=functools.partial(init, cfg, len(labels)),
     sums=functools.partial(sums, cfg, config.task.label_smoothing),
     terms=terms,
     **batches(config, train_rows, lambda: dev_rows.rows, first_row),
-    baselines={
-      "f1": (entities.scores(dev.tags, [[most] * len(words) for words in dev.words])["f1"], f"always {most}"),
-      "token_accuracy": (tags[most] / tags.total(), f"always {most}"),
-    },
+    baselines=_baselines(dev, tags),
     vocabulary=vocabulary,
     outputs=functools.partial(outputs, cfg),
     score=functools.partial(score, dev, dev_rows, labels),
@@ -71,6 +67,15 @@ def make(config, vocabulary=None, first_row=0) -> Task:
     about=about("tag", labels, seq_length=data.seq_length),
     architecture="AlbertForTokenClassification",
   )  # fmt: skip
+
+
+def _baselines(dev, tags):
+  """The numbers of a model that always gives the most frequent tag; {} where the tags are hidden."""
+  if dev.tags is None:
+    return {}
+  [(most, count)] = tags.most_common(1)
+  f1 = entities.scores(dev.tags, [[most] * len(words) for words in dev.words])["f1"]
+  return {"f1": (f1, f"always {most}"), "token_accuracy": (count / tags.total(), f"always {most}")}
 
 
 def _say(split, sentences, notes):
@@ -121,13 +126,17 @@ def outputs(cfg, params, batch) -> dict:
 
 
 def score(dev, encoded, labels, found):
-  """Entity scores of the held-out split, and `predictions.conll`: word, tag and predicted tag, with tabs between."""
+  """Entity scores of the held-out split, and `predictions.conll`: word, tag and predicted tag, with tabs between.
+
+  Where the tags are hidden there are no scores, and no column of tags.
+  """
   predicted = [[labels[i] for i in tags] for tags in encoded.by_item(found["label"])]
+  columns = [dev.words, *([] if dev.tags is None else [dev.tags]), predicted]
   lines = [
-    "".join(f"{word}\t{tag}\t{answer}\n" for word, tag, answer in zip(*sentence, strict=True))
-    for sentence in zip(dev.words, dev.tags, predicted, strict=True)
+    "".join("\t".join(row) + "\n" for row in zip(*sentence, strict=True)) for sentence in zip(*columns, strict=True)
   ]
-  return entities.scores(dev.tags, predicted), {"predictions.conll": "\n".join(lines).encode("utf-8", "replace")}
+  numbers = {} if dev.tags is None else entities.scores(dev.tags, predicted)
+  return numbers, {"predictions.conll": "\n".join(lines).encode("utf-8", "replace")}
 
 
 def score_files(predictions, gold, token_column=0, tag_column=-1):

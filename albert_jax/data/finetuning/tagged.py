@@ -32,12 +32,12 @@ class Sentences:
 
   Attributes:
     words: the words of each sentence.
-    tags: the tag of each word.
+    tags: the tag of each word; None if the files hide the tags.
     notes: {what was skipped or is odd: how often}.
   """
 
   words: list[list[str]]
-  tags: list[list[str]]
+  tags: list[list[str]] | None
   notes: dict[str, int]
 
   def __len__(self) -> int:
@@ -45,7 +45,7 @@ class Sentences:
 
   def labels(self) -> list[str]:
     """The different tags, sorted."""
-    return sorted(set(itertools.chain(*self.tags)))
+    return sorted(set(itertools.chain(*(self.tags or ()))))
 
 
 # Files.
@@ -69,6 +69,8 @@ def read(
   tag_column: int = -1,
   token_field: str = "tokens",
   tag_field: str = "tags",
+  *,
+  may_hide: bool = False,
 ) -> Sentences:
   """Reads files of tagged sentences: a JSON object a line, or a word a line; the first line shows which.
 
@@ -83,6 +85,7 @@ def read(
     tag_column: the column with the tags.
     token_field: the list of words in a JSON object.
     tag_field: the list of tags.
+    may_hide: whether the files may have words alone, as published test data: one column, or objects without tags.
 
   Raises:
     UserError: a file has no tagged sentences; names file and line.
@@ -92,18 +95,22 @@ def read(
   for path in paths:
     lines = splits.read_text(path).split("\n")
     if next((line for line in lines if line.strip()), "").lstrip().startswith("{"):
-      pairs = _json_sentences(path, lines, token_field, tag_field, notes)
+      pairs = _json_sentences(path, lines, token_field, tag_field, notes, may_hide)
     else:
-      pairs = _column_sentences(path, lines, token_column, tag_column, notes)
+      pairs = _column_sentences(path, lines, token_column, tag_column, notes, may_hide)
     for sentence_words, sentence_tags in pairs:
       words.append(sentence_words)
       tags.append(sentence_tags)
+  if words and not any(tags):
+    return Sentences(words, None, dict(notes))
+  if not all(tags):
+    raise UserError(f"{', '.join(map(str, paths[:3]))}: some sentences have tags, others have none; give all or none")
   sentences = Sentences(words, tags, dict(notes))
   _check_tags(sentences, paths)
   return sentences
 
 
-def _column_sentences(path, lines, token_column, tag_column, notes):
+def _column_sentences(path, lines, token_column, tag_column, notes, may_hide):
   blanks = re.compile("[ \t]+")
   lines = [line if line.strip(" \t") else "" for line in lines]
   has_tabs = "\t" in next(filter(None, lines), "")
@@ -111,13 +118,15 @@ def _column_sentences(path, lines, token_column, tag_column, notes):
   plain = [row for line, row in zip(lines, rows, strict=True) if line and not line.startswith(("#", _DOCUMENT))]
   plain = plain or [row for line, row in zip(lines, rows, strict=True) if line]
   width = len(plain[0]) if plain else 0
+  hidden = may_hide and width == 1
+  token_column, tag_column = (0, 0) if hidden else (token_column, tag_column)
   for name, column in {"token_column": token_column, "tag_column": tag_column}.items():
     if plain and not -width <= column < width:
       raise UserError(
         f"{path}: lines have {width} columns, data.{name}={column} is none of them; "
         f"try --config.data.{name}={0 if name == 'token_column' else width - 1}"
       )
-  if plain and token_column % width == tag_column % width:
+  if plain and token_column % width == tag_column % width and not hidden:
     raise UserError(
       f"{path}: column {tag_column} of {width} would be both word and tag; expected a word and its tag a line, in the "
       "columns data.token_column and data.tag_column"
@@ -147,7 +156,7 @@ def _column_sentences(path, lines, token_column, tag_column, notes):
       )
     # Other white space, such as a no-break space, may be a word.
     word, tag = row[token_column].strip(" ") or row[token_column], row[tag_column].strip()
-    tag = "" if cells.is_missing(tag) else tag
+    tag = "" if cells.is_missing(tag) and not hidden else tag
     if not tag or not word:
       raise UserError(
         f"{path}:{number} has an empty {'word' if tag else 'tag'} in column "
@@ -155,16 +164,19 @@ def _column_sentences(path, lines, token_column, tag_column, notes):
         f"--config.data.{'token_column=0' if tag else 'tag_column=1'}"
       )
     words.append(word)
-    tags.append(tag)
+    if not hidden:
+      tags.append(tag)
   if words:
     yield words, tags
 
 
-def _json_sentences(path, lines, token_field, tag_field, notes):
+def _json_sentences(path, lines, token_field, tag_field, notes, may_hide):
   for number, line in enumerate(lines, 1):
     if not line.strip():
       continue
     row = strict_json.loads(line, f"{path}:{number}", dict)
+    hidden = may_hide and row.get(tag_field) is None
+    row |= {tag_field: []} if hidden else {}
     for option, name in {"token_field": token_field, "tag_field": tag_field}.items():
       if not isinstance(row.get(name), list):
         raise UserError(
@@ -172,7 +184,7 @@ def _json_sentences(path, lines, token_field, tag_field, notes):
           f'{{"tokens": ["I", …], "tags": ["O", …]}}, or give its name with --config.data.{option}=NAME'
         )
     words, tags = row[token_field], row[tag_field]
-    if len(words) != len(tags):
+    if len(words) != len(tags) and not hidden:
       raise UserError(f"{path}:{number} has {len(words)} words and {len(tags)} tags; every word needs one tag")
     wrong = [x for x in words if not isinstance(x, str) or not x]
     wrong += [x for x in tags if not isinstance(x, str) or cells.is_missing(x)]
