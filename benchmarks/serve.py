@@ -15,6 +15,7 @@ Memory is the server's resident set, after each tenth of --requests more.
 
 import argparse
 import asyncio
+import atexit
 import dataclasses
 import json
 import os
@@ -77,6 +78,7 @@ class Server:
     if not line:
       sys.exit("the server did not start; run: " + " ".join(command))
     self.seconds = time.monotonic() - started  # With --reuse_port it says its line once it is ready.
+    atexit.register(self.process.kill)
     self.port = int(line.split()[0].rstrip("/").rsplit(":", 1)[1])
 
   def stop(self):
@@ -268,6 +270,7 @@ def main():
   with tempfile.TemporaryDirectory() as folder:
     checkpoint = pathlib.Path(folder) / "classifier"
     export(checkpoint, args.size, data)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # So that the server is stopped too.
     numbers = asyncio.run(measure(checkpoint, args.flags.split(), texts, args))
   if args.json:
     pathlib.Path(args.json).write_text(json.dumps(numbers, indent=2) + "\n")
