@@ -54,7 +54,7 @@ for text in (
 PYTHON
 cat <<TEXT
 
-That is what a model of 1 million parameters learns in minutes on one small corpus: frequent words and set phrases.
+That is what a model of half a million parameters learns in minutes on one small corpus: frequent words and set phrases.
 For real use train longer on more text, or begin with released weights.
 
   the curves   $RUN/run/curves.png
