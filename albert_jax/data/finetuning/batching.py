@@ -1,12 +1,12 @@
 """Batches of a labelled split that fits in memory: fine-tuning, evaluation, prediction.
 
-As in pre-training, global batch number `step` is a pure function of (rows, seed, step), whoever makes how much of it.
-Rows are padded only to the next of a few lengths, so that short sentences do not pay for 512 positions.
+As in pre-training, global batch number `step` is a pure function of (rows, seed, step), for any number of hosts. Rows
+are padded only to the next of a few lengths, so that short sentences do not pay for 512 positions.
 """
 
 import bisect
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from albert_jax.errors import UserError
 
 LENGTHS = (32, 64, 96, 128, 192, 256, 384, 512)  # Few, because each is a program to compile.
 WINDOW = 64  # batches whose rows are sorted by length together
-# Where there is nothing to train: rows of a batch, few for the same reason, and finer lengths for processors, which
-# compile in a second and take as long as there are tokens.
+# For prediction: the rows of a batch, few for the same reason; and finer lengths for CPUs, which compile in a second
+# and take time in proportion to the tokens.
 SIZES = (64, 16, 4, 1)
 FINE_LENGTHS = (*range(8, 64, 8), *range(64, 128, 16), *range(128, 256, 32), *range(256, 513, 64))
 
@@ -25,11 +25,12 @@ FINE_LENGTHS = (*range(8, 64, 8), *range(64, 128, 16), *range(128, 256, 32), *ra
 class Rows:
   """The encoded examples of a split.
 
-  tokens: {name: for each sequence a list or array of ints}, "input_ids" among them; all names of a sequence are equally
-    long. Each becomes an int32 array [B, L], or [B, group, L].
-  fixed: {name: array [n, ...]}, what is not a matter of tokens, such as labels; becomes [B, ...].
-  padding: {name of tokens: the value beyond a sequence's end}; 0 for those that are not named.
-  group: how many sequences make an example (the options of a question); sequences of an example follow each other.
+  Attributes:
+    tokens: {name: for each sequence a list or array of ints}, "input_ids" among them; the arrays of a sequence have the
+      same length. Each name becomes an int32 array [B, L], or [B, group, L].
+    fixed: {name: array [n, ...]} of other values, such as labels; becomes [B, ...].
+    padding: {name of tokens: the value beyond a sequence's end}; 0 for other names.
+    group: the sequences of an example (the options of a question), which follow each other.
   """
 
   tokens: dict[str, Sequence]
@@ -37,29 +38,46 @@ class Rows:
   padding: dict[str, int] = dataclasses.field(default_factory=dict)
   group: int = 1
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self.tokens["input_ids"]) // self.group
 
-  def lengths(self):
-    """int64 array [n]: tokens in the longest sequence of each example."""
+  def lengths(self) -> np.ndarray:
+    """The tokens of the longest sequence of each example: int64 [n]."""
     sizes = np.fromiter(map(len, self.tokens["input_ids"]), np.int64)
     return sizes.reshape(-1, self.group).max(axis=1, initial=0)
 
 
 def train_batches(
-  rows, *, batch_size, seed, longest=None, start_step=0, host=0, hosts=1, first_row=0, group_by_length=False
-):
+  rows: Rows,
+  *,
+  batch_size: int,
+  seed: int,
+  longest: int | None = None,
+  start_step: int = 0,
+  host: int = 0,
+  hosts: int = 1,
+  first_row: int = 0,
+  group_by_length: bool = False,
+) -> Iterator[dict[str, np.ndarray]]:
   """Endless training batches, shuffled anew each epoch; an epoch's last batch is filled up from the next epoch.
 
   Args:
-    rows: Rows. batch_size: B of the global batch. start_step: the number of the first batch.
-    longest: what no row is padded beyond, such as the positions of the model; None: the next of LENGTHS.
-    host, hosts: this host makes rows [host * B / hosts, (host + 1) * B / hosts) of every batch.
-    first_row: the number of the first row of batch 0, for a run whose batch was of another size before.
-    group_by_length: sort each 64 batches' rows by length before they are cut into batches, and shuffle those.
+    rows: the split.
+    batch_size: B of the global batch.
+    seed: of the shuffling.
+    longest: the most positions to pad to, such as those of the model; None: the next of LENGTHS.
+    start_step: the number of the first batch.
+    host: this host, which makes rows [host * B / hosts, (host + 1) * B / hosts) of every batch.
+    hosts: the number of hosts.
+    first_row: the number of the first row of batch 0, for a run that had another batch size before.
+    group_by_length: whether to sort the rows of each 64 batches by length before they are cut into batches, which are
+      then shuffled.
 
-  Yields: {"row" int32 [B / hosts], "weight" float32 (all 1), "attention_mask", the names of rows}.
-  Raises: UserError where there are no rows, or the hosts do not divide the batch.
+  Yields:
+    "row" int32 [B / hosts], "weight" float32 (all 1), "attention_mask", and the names of rows.
+
+  Raises:
+    UserError: there are no rows, or the hosts do not divide the batch.
   """
   _check(rows, batch_size, hosts)
   lengths = rows.lengths()
@@ -77,10 +95,23 @@ def train_batches(
     step += 1
 
 
-def eval_batches(rows, *, batch_size, longest=None, host=0, hosts=1):
-  """One pass, the shortest rows first; "row" is a row's number. Rows that fill up have row -1 and weight 0.
+def eval_batches(
+  rows: Rows, *, batch_size: int, longest: int | None = None, host: int = 0, hosts: int = 1
+) -> Iterator[dict[str, np.ndarray]]:
+  """One pass, the shortest rows first, with the same number of batches on every host.
 
-  Yields as many batches on every host. Args and errors: as train_batches.
+  Args:
+    rows: the split.
+    batch_size: B of the global batch.
+    longest: as in `train_batches`.
+    host: as in `train_batches`.
+    hosts: as in `train_batches`.
+
+  Yields:
+    As `train_batches`. "row" is a row's number in the split; rows that fill up have row -1 and weight 0.
+
+  Raises:
+    UserError: as `train_batches`.
   """
   _check(rows, batch_size, hosts)
   lengths = rows.lengths()
@@ -91,13 +122,23 @@ def eval_batches(rows, *, batch_size, longest=None, host=0, hosts=1):
     yield _batch(rows, at, padded_length(lengths[at].max(), longest=longest), host, hosts)
 
 
-def serving_batches(rows, *, most, tokens, filled, lengths, longest):
-  """One pass for prediction, the shortest rows first, in batches of SIZES: a single row pays for no other.
+def serving_batches(
+  rows: Rows, *, most: int, tokens: int, filled: float, lengths: Sequence[int], longest: int | None
+) -> Iterator[dict[str, np.ndarray]]:
+  """One pass for prediction, the shortest rows first, in batches of SIZES, so that a single row is not padded to many.
 
-  A batch has the largest size that is at most `most`, no more than `tokens` with its padding, and of which a share
-  `filled` is rows.
-  Args: lengths: what to pad to the next of. longest: positions of the model, beyond which nothing is padded.
-  Yields: as eval_batches, which is for metrics: there every batch has as many rows.
+  A batch has the largest size that meets `most`, `tokens` and `filled`.
+
+  Args:
+    rows: the rows to predict.
+    most: the most rows of a batch.
+    tokens: the most tokens of a batch, padding included.
+    filled: the least share of a batch that is rows.
+    lengths: the lengths to pad to.
+    longest: the positions of the model.
+
+  Yields:
+    As `eval_batches`, whose batches all have the same number of rows.
   """
   sizes = rows.lengths()
   order = np.argsort(sizes, kind="stable")
@@ -111,8 +152,8 @@ def serving_batches(rows, *, most, tokens, filled, lengths, longest):
     order = order[size:]
 
 
-def padded_length(size: int, lengths=LENGTHS, longest=None) -> int:
-  """The next of `lengths` from `size` on, or where that is more than `longest`, that; beyond all, multiples of 512."""
+def padded_length(size: int, lengths: Sequence[int] = LENGTHS, longest: int | None = None) -> int:
+  """The length to pad to: the next of `lengths`, but at most `longest`; beyond all lengths, multiples of the last."""
   fits = bisect.bisect_left(lengths, size)
   length = lengths[fits] if fits < len(lengths) else -(-size // lengths[-1]) * lengths[-1]
   return length if longest is None else max(min(length, longest), int(size))
