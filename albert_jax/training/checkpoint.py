@@ -11,6 +11,7 @@ import shutil
 import sys
 import warnings
 import zlib
+from collections.abc import Mapping
 
 import jax
 
@@ -20,42 +21,48 @@ from albert_jax.errors import UserError, message_lines
 log = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums.json"
-# Of a file that cannot be opened or read now, what says nothing of the file.
+# Errors of opening or reading a file that say nothing about its contents.
 PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT}
 
 
 class Checkpoints:
   """The checkpoints of one run: one folder a step, written in the background, each visible only when complete."""
 
-  def __init__(self, directory, keep: int, keep_every: int = 0, keep_best: bool = False):
-    """Args: directory: an absolute path, or gs://BUCKET/FOLDER; made if absent. keep: how many of the newest are kept;
-    beside them those of every `keep_every` steps (0: none), and the one with the highest score."""
+  def __init__(self, directory: str | pathlib.Path, keep: int, keep_every: int = 0, keep_best: bool = False):
+    """Opens the folder of the checkpoints.
+
+    Args:
+      directory: an absolute path, or gs://BUCKET/FOLDER; created if absent.
+      keep: how many of the newest are kept.
+      keep_every: also keep those of every so many steps; 0: none.
+      keep_best: also keep the one with the highest score.
+    """
     self._directory, self._keeps = str(directory), (keep, keep_every, keep_best)
     self._background = concurrent.futures.ThreadPoolExecutor(1)
     self._sealed = None
-    # Orbax takes a while to be imported, and is not needed before a run that begins saves for the first time. Where
-    # several hosts or a store are concerned, what is wrong with them is better found now than then.
+    # Importing Orbax takes a while, and a new run needs it only for its first save. With several hosts or a store,
+    # errors should show now.
     self._orbax = None
     if not (jax.process_count() == 1 and not files.is_url(directory) and _made_empty(pathlib.Path(directory))):
       self.open()
 
   def open(self):
-    """Imports and starts what writes checkpoints, if it is not there yet; `save` does so too."""
+    """Imports and starts Orbax, if it does not run yet; `save` does so too."""
     if self._orbax:
       return
     from orbax.checkpoint import v1 as ocp
 
-    # Orbax logs a failure with all its frames, and so does asyncio for each array; here it is raised, in one line.
+    # Orbax logs a failure with its traceback, and so does asyncio for each array; here it is raised, in one line.
     for logger in ("absl", "asyncio"):
       logging.getLogger(logger).setLevel(logging.CRITICAL)
     _hush_latecomers()
-    files.filesystem(self._directory)  # Settles how stores are spoken to, which goes for Orbax too.
+    files.filesystem(self._directory)  # Configures the clients of stores, for Orbax too.
     _set_aside_unreadable(self._directory)
     with files.reaching(self._directory):
       self._orbax = ocp.training.Checkpointer(
         self._directory,
         preservation_policy=_kept(ocp.training.preservation_policies, *self._keeps),
-        cleanup_tmp_directories=True,  # What a killed run left half-written.
+        cleanup_tmp_directories=True,  # Of saves that were killed.
       )
 
   def latest(self) -> int | None:
@@ -68,7 +75,7 @@ class Checkpoints:
     return sorted(self._complete())
 
   def _complete(self):
-    return {found.step for found in self._orbax.checkpoints} if self._orbax else set()
+    return {checkpoint.step for checkpoint in self._orbax.checkpoints} if self._orbax else set()
 
   def forget_after(self, step: int):
     """Removes the checkpoints of later steps."""
@@ -81,11 +88,17 @@ class Checkpoints:
     path = f"{self._directory}/{step}/{name}"
     return files.read(path).decode("utf-8", "replace") if files.exists(path) else None
 
-  def save(self, step: int, state, score: float | None = None, notes=()):
-    """Starts writing `state` and returns; nothing happens where this step is there already.
+  def save(self, step: int, state: dict, score: float | None = None, notes: Mapping[str, str | None] | None = None):
+    """Starts writing `state` and returns; does nothing if there is a checkpoint of this step.
 
-    Args: score: how good it is, if that is known; the best is kept. notes: {file name: text} to put beside it.
-    Raises: OSError if the save before failed, for want of space say, or there is none for this one.
+    Args:
+      step: the step of the state.
+      state: arrays on devices.
+      score: of the evaluation at this step, higher is better; None if it is not the best so far.
+      notes: {file name: text} to save beside the state; None values are left out.
+
+    Raises:
+      OSError: the save before failed, or there is no space for this one.
     """
     self.wait()
     if self.latest() == step:
@@ -98,34 +111,40 @@ class Checkpoints:
     start = functools.partial(self._orbax.save_async, step, force=True, metrics=metrics)
     if device := _reading_device():
       # The loop waits for the transfer alone. On CPUs there is none: these are views of the device's own memory, which
-      # no step is given to write to while somebody looks at it.
-      held = jax.device_get(state)
+      # JAX does not reuse while a view exists.
+      host_state = jax.device_get(state)
 
       def write():
         # As arrays of JAX's, which Orbax writes in one transaction; those of NumPy it copies, and writes one by one.
-        start(jax.device_put(held, device)).result()
+        start(jax.device_put(host_state, device)).result()
 
     else:
       with self._plainly(), _short_turns():
         write = start(state).result
-    notes = {name: text for name, text in dict(notes).items() if text is not None}
+    notes = {name: text for name, text in (notes or {}).items() if text is not None}
     arrays = len(jax.tree.leaves(state))
     self._sealed = self._background.submit(_seal, write, f"{self._directory}/{step}", arrays, notes)
 
-  def restore(self, abstract, shardings, step: int | None = None):
-    """The newest state that can be read, placed by `shardings`, which may be those of another mesh than it came from.
+  def restore(self, abstract: dict, shardings: dict, step: int | None = None) -> dict:
+    """Restores the newest state that can be read. Damaged checkpoints after it are reported and removed.
 
-    Args: step: that of the state to read, and no other.
-    A checkpoint that is damaged is passed over, with a word, and removed, so that its step can be saved again.
-    Raises: UserError if none can be read; OSError if the store they are in cannot be reached, or one that is whole
-      cannot be read, for want of memory or of open files say: then none is removed.
+    Args:
+      abstract: the state as shapes.
+      shardings: where its arrays are created; they may be of another mesh than the state was saved from.
+      step: restores this one only.
+
+    Raises:
+      UserError: no checkpoint can be read.
+      OSError: the store cannot be reached, or a checkpoint that is whole cannot be read now, for want of memory or open
+        files; then none is removed.
     """
     target = jax.tree.map(
       lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract, shardings
     )
     self.wait()
-    broken, there = {}, self._complete()
-    candidates = there if step is None else there & {step}
+    broken: dict[int, str] = {}
+    steps = self._complete()
+    candidates = steps if step is None else steps & {step}
     for step in sorted(candidates, reverse=True):
       folder, is_whole = f"{self._directory}/{step}", False
       try:
@@ -160,12 +179,12 @@ class Checkpoints:
       self.wait()
     finally:
       self._background.shutdown()
-      with contextlib.suppress(Exception):  # Said already, by the line above.
+      with contextlib.suppress(Exception):  # The line above has raised it already.
         if self._orbax:
           self._orbax.close()
 
   def _room(self, size):
-    """Raises: OSError where `size` bytes cannot fit. On a full disk Orbax ends in a traceback for each array."""
+    """Raises: OSError if `size` bytes cannot fit. On a full disk Orbax would print a traceback for each array."""
     if files.is_url(self._directory):
       return
     # A file gets smaller than its arrays: by a tenth or so, by more where many moments are still zero.
@@ -181,7 +200,7 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _plainly(self):
-    """Turns the many kinds of errors a failed save can raise into one of one line."""
+    """Turns every error of a failed save into an OSError of one line."""
     try:
       yield
     except Exception as error:
@@ -204,16 +223,16 @@ def _set_aside_unreadable(directory):
 
 @functools.cache
 def _hush_latecomers():
-  """Keeps off stderr what comes too late: after a failure Orbax closes its event loop without waiting for other arrays.
+  """Suppresses tracebacks after a failed save: Orbax closes its event loop without waiting for the other arrays.
 
-  Each of them would else print a traceback, a hundred of them on a full disk, after the line that says what is wrong.
+  Each array would print one, a hundred of them on a full disk, after the line that reports the failure.
   """
-  usual = sys.unraisablehook
+  previous_hook = sys.unraisablehook
 
   def hook(unraisable):
     coroutine_of = getattr(getattr(unraisable.object, "cr_code", None), "co_filename", "")
     if "orbax" not in coroutine_of and str(unraisable.exc_value) != "Event loop is closed":
-      usual(unraisable)
+      previous_hook(unraisable)
 
   sys.unraisablehook = hook
   warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
@@ -221,7 +240,7 @@ def _hush_latecomers():
 
 @contextlib.contextmanager
 def _short_turns():
-  """Lets threads wait half a millisecond for the interpreter, not five: a save starts many and waits for each."""
+  """Shortens Python's thread switch interval to half a millisecond: a save starts many threads and waits for each."""
   interval = sys.getswitchinterval()
   sys.setswitchinterval(min(interval, 5e-4))
   try:
@@ -231,7 +250,7 @@ def _short_turns():
 
 
 def _root(error):
-  """The first line of the error that led to all others: Orbax wraps it in one about its own handlers."""
+  """The first line of the root cause: Orbax wraps it in an error about its own handlers."""
   while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
     error = cause
   return message_lines(error)[0]
@@ -244,23 +263,23 @@ def _made_empty(folder):
 
 
 def _kept(policies, keep, keep_every, keep_best):
-  """Orbax's policy of what stays: the newest, and maybe milestones, and maybe the best. policies: its module."""
-  wanted = [policies.LatestN(keep)]
+  """Orbax's preservation policy: the newest, every `keep_every` steps, and the best. `policies` is its module."""
+  kept = [policies.LatestN(keep)]
   if keep_every:
-    wanted.append(policies.EveryNSteps(keep_every))
+    kept.append(policies.EveryNSteps(keep_every))
   if keep_best:
     best = policies.BestN(get_metric_fn=lambda m: m["score"], n=1, keep_checkpoints_without_metrics=False)
-    wanted.append(best)
-  return policies.AnyPreservationPolicy(wanted)
+    kept.append(best)
+  return policies.AnyPreservationPolicy(kept)
 
 
 def _reading_device():
-  """The CPU as a device, from which a thread can write what the loop goes on from; None where the loop has to.
+  """The CPU as a device, from which a thread can write a copy of the state; None where the loop has to write it.
 
   Orbax spends some 50 ms on a state of a hundred arrays before the first byte is written.
   """
   if jax.process_count() > 1:
-    return None  # The state lies on all hosts, and Orbax talks to them: all must be at the same place.
+    return None  # The state is on all hosts, and Orbax synchronises them.
   try:
     return jax.local_devices(backend="cpu")[0]
   except RuntimeError:  # JAX_PLATFORMS names others only.
@@ -325,12 +344,12 @@ def _verify(folder):
 
 
 def _checksums(folder):
-  """{file: CRC-32 of its bytes} of everything in a checkpoint's folder."""
-  found = {}
+  """{file: CRC-32 of its bytes} of all files of a checkpoint."""
+  checksums = {}
   for name in files.everything(folder):
     if name != CHECKSUMS:
       crc = 0
       for block in files.blocks(f"{folder}/{name}"):
         crc = zlib.crc32(block, crc)
-      found[name] = crc
-  return found
+      checksums[name] = crc
+  return checksums
