@@ -1,115 +1,19 @@
 """A trained model as a function: `albert_jax.pipeline("classify", DIR)(texts)`.
 
-What a task makes of texts is in its own file under tasks/, all in one form: function(cfg, params, tokenizer, items,
-**options) -> a dict for each item. Here they are found, given what the export says of itself, and fed.
+What a task makes of texts is the `Prediction` in its file under tasks/.
 """
 
 import dataclasses
-import importlib
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import jax
 
-from albert_jax import convert, onnx_runtime
+from albert_jax import convert, onnx_runtime, tasks
 from albert_jax.convert.load import find
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig
 
-
-@dataclass(frozen=True)
-class Purpose:
-  """What a model can be for.
-
-  home: where its function is, "module:name" in tasks/.
-  item: what a user gives for one input -> what the function takes; None where it is something else.
-  form: what that is, in words.
-  pairs: whether it is always two texts.
-  settings: the name of a dataclass beside the function, whose fields are options too.
-  parts: which parts of the parameters it needs, in one way or another.
-  """
-
-  home: str
-  item: Callable
-  form: str
-  parts: tuple[set, ...]
-  pairs: bool = False
-  settings: str = ""
-
-  def function(self):
-    module, name = self.home.split(":")
-    return getattr(importlib.import_module(f"albert_jax.tasks.{module}"), name)
-
-  def options(self) -> dict:
-    """{option: its default}: the function's keyword arguments, and the fields of its settings."""
-    function = self.function()
-    found = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    if self.settings:
-      fields = dataclasses.fields(getattr(inspect.getmodule(function), self.settings))
-      found |= {field.name: field.default for field in fields}
-    return found
-
-
-def _texts(value, *names):
-  """The texts of a dict's fields, or of a tuple or list of as many; None where they are not."""
-  if isinstance(value, dict):
-    value = [value.get(name) for name in names]
-  if not isinstance(value, list | tuple) or len(value) != len(names) or not all(isinstance(x, str) for x in value):
-    return None
-  return tuple(value)
-
-
-def _text(value):
-  return value if isinstance(value, str) else (_texts(value, "text") or (None,))[0]
-
-
-def _text_or_pair(value):
-  pair = isinstance(value, list | tuple) or (isinstance(value, dict) and value.get("pair") is not None)
-  return _texts(value, "text", "pair") if pair else _text(value)
-
-
-def _question(value):
-  found = _texts(value, "question", "context")
-  return found and {"question": found[0], "context": found[1]}
-
-
-def _text_or_words(value):
-  words = value.get("tokens") if isinstance(value, dict) else value
-  is_words = isinstance(words, list) and all(isinstance(word, str) and word.strip() for word in words)
-  return words if is_words else _text(value)
-
-
-def _text_or_sentences(value):
-  sentences = value.get("sentences") if isinstance(value, dict) else value
-  return sentences if isinstance(sentences, list) and all(isinstance(x, str) for x in sentences) else _text(value)
-
-
-def _choice(value):
-  if not isinstance(value, dict) or not isinstance(value.get("options"), list):
-    return None
-  texts = [value.get("context"), value.get("question") or "", *value["options"]]
-  return value if len(texts) > 3 and all(isinstance(text, str) for text in texts) else None
-
-
-TASKS = {
-  "fill-mask": Purpose("answers:fill_mask", _text, "a text with [MASK] in it", ({"mlm"},)),
-  "classify": Purpose(
-    "answers:classify", _text_or_pair, 'a text, or a pair: ("…", "…") or {"text": …, "pair": …}',
-    ({"classifier", "pooler"},),
-  ),
-  "answer": Purpose(
-    "squad_answers:answer", _question, '{"question": …, "context": …}, or the two as a pair', ({"span"}, {"squad_v2"}),
-    pairs=True, settings="Search",
-  ),
-  "tag": Purpose("ner:tag", _text_or_words, 'a text, or {"tokens": [words]}', ({"classifier"},)),
-  "choose": Purpose(
-    "choice:choose", _choice, '{"context": …, "question": …, "options": [texts, two at least]}',
-    ({"classifier", "pooler"},),
-  ),
-  "embed": Purpose("retrieve:embed", _text, "a text", (set(),)),
-  "summarize": Purpose("summarize:summarize", _text_or_sentences, 'a text, or {"sentences": [texts]}', ({"sentence"},)),
-}  # fmt: skip
+TASKS = tasks.predictions()
 
 
 class Pipeline:
@@ -122,7 +26,7 @@ class Pipeline:
     self.task, self.cfg, self.params, self.tokenizer = task, cfg, params, tokenizer
     self.labels = list(options.get("labels", ()))
     self.options = options
-    self._function = TASKS[task].function()
+    self._function = TASKS[task].function
 
   def __call__(self, inputs, **options):
     """The answers to one input (a str, a dict or a tuple), as a dict, or to many (a list or any other iterable), as a

@@ -248,8 +248,8 @@ def _limit(name, value, low, high) -> str:
 
 def _check_best(config, task):
   """Refuses a metric for `best` that no evaluation will have, where the task lists its metrics."""
-  if config.best and task.metrics and config.best not in task.metrics:
-    raise UserError(f"best={config.best!r} is not among the held-out metrics: {', '.join(sorted(task.metrics))}")
+  if config.best and task.metrics and not tasks.is_metric(config.best, task.metrics):
+    raise UserError(f"best={config.best!r} is not among the held-out metrics: {', '.join(task.metrics)}")
 
 
 def _parts(config):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import albert_jax
 from albert_jax import model, paths
-from albert_jax.convert import mapping
+from albert_jax.model.task_heads import HEADS as SHAPES
 
 SMALL = albert_jax.AlbertConfig(
   vocab_size=40,
@@ -25,7 +25,7 @@ def random_params(cfg, parts=model.OPTIONAL, heads=None, seed=0):
   shapes = paths.flatten(model.shapes(cfg, parts))
   flat = {path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
   for head, classes in (heads or {}).items():
-    for path, shape in mapping.HEADS[head](cfg.hidden_size, classes).items():
+    for path, shape in SHAPES[head](cfg.hidden_size, classes).items():
       flat[f"{head}/{path}"] = rng.normal(size=shape).astype(np.float32)
   return paths.unflatten(flat)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from albert_jax.tasks import entities
+from albert_jax.tasks.ner import entities
 
 # Random tags; precision, recall, F1 and accuracy of seqeval 1.2.2 in its default mode, then F1 of each type.
 RECORDED = [

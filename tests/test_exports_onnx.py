@@ -9,10 +9,12 @@ from small_models import SMALL, random_params
 
 import albert_jax
 from albert_jax import model
-from albert_jax.convert import mapping
 from albert_jax.errors import UserError
-from albert_jax.tasks import heads, retrieve, squad_heads, summarize
-from albert_jax.tasks.squad_answers import Search
+from albert_jax.model import task_heads
+from albert_jax.tasks import heads, retrieve
+from albert_jax.tasks.squad import heads as squad_heads
+from albert_jax.tasks.squad.answers import Search
+from albert_jax.tasks.summarize import task as summarize
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -172,7 +174,7 @@ def test_the_base_model_with_all_heads_takes_less_than_50_megabytes():
   cfg = albert_jax.VARIANTS["base"]
   params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), model.shapes(cfg))
   for head, classes in {"classifier": 3, "span": 2}.items():
-    shapes = mapping.HEADS[head](cfg.hidden_size, classes)
+    shapes = task_heads.HEADS[head](cfg.hidden_size, classes)
     params[head] = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
   assert len(export_onnx.build(cfg, params).SerializeToString()) < 50e6
 

@@ -13,7 +13,7 @@ from albert_jax import convert, tasks
 from albert_jax.configs import ner as ner_config
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
-from albert_jax.tasks import ner
+from albert_jax.tasks.ner import task as ner
 
 TRAIN = "badefi\tB-X\ngu\tI-X\nlo\tO\n\nmuni\tO\nbadefi\tB-X\n\n"
 DEV = "badefi\tB-X\nlo\tO\n\ngu\tB-NEW\nlo\tO\nba\tO\n"

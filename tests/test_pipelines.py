@@ -16,8 +16,9 @@ from albert_jax.convert import hf
 from albert_jax.data.finetuning import batching
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
-from albert_jax.tasks import answers, entities
+from albert_jax.tasks import classify
 from albert_jax.tasks.base import about
+from albert_jax.tasks.ner import entities
 
 CFG = dataclasses.replace(
   SMALL, vocab_size=400, max_position_embeddings=64, num_hidden_layers=2, hidden_size=36, initializer_range=0.2
@@ -86,17 +87,17 @@ def test_neither_order_nor_company_matters(classifier):
 
 
 def test_a_few_programs_serve_all_inputs(classifier):
-  before = answers._logits._cache_size()
+  before = classify._logits._cache_size()
   pipe = albert_jax.pipeline("classify", classifier)
   rng = np.random.default_rng(0)
   for _ in range(10):
     pipe([TEXTS[i] for i in rng.integers(0, 20, rng.integers(1, 90))])
   for count in range(1, 20):
     pipe(TEXTS[:count])
-  programs = answers._logits._cache_size()
+  programs = classify._logits._cache_size()
   assert programs <= max(before, len(batching.FINE_LENGTHS[:8]) * len(batching.SIZES))
   albert_jax.pipeline("classify", classifier)(TEXTS)  # Another pipeline of the same model compiles nothing.
-  assert answers._logits._cache_size() == programs
+  assert classify._logits._cache_size() == programs
 
 
 def test_what_a_text_is_worth_is_what_the_model_says(classifier, vocabulary):

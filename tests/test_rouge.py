@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from albert_jax.tasks import rouge
+from albert_jax.tasks.summarize import rouge
 
 # Of rouge-score 0.1.2, without stemming; reference and summary are from random words.
 RECORDED = [

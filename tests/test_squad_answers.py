@@ -12,8 +12,9 @@ import albert_jax
 from albert_jax.data.finetuning import batching, squad
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
-from albert_jax.tasks import squad_answers, squad_heads
-from albert_jax.tasks.squad_answers import Search
+from albert_jax.tasks.squad import answers as squad_answers
+from albert_jax.tasks.squad import heads as squad_heads
+from albert_jax.tasks.squad.answers import Search
 
 SIZES = {"seq_length": 40, "doc_stride": 8, "max_query_length": 10}
 

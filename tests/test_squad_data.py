@@ -332,7 +332,7 @@ class TestRealFiles:
     ("squad_v1/newwiki_dev.json", 723, 0), ("squad_v1/amazon_train_extra.json", 9885, 4),
   ])  # fmt: skip
   def test_english(self, real_data, file, count, cut):
-    from albert_jax.tasks import squad_score
+    from albert_jax.tasks.squad import score as squad_score
 
     tokenizer = Tokenizer(real_data / "vocab" / "albert_en_30k")
     questions = squad.read_file(real_data / file)
@@ -346,7 +346,7 @@ class TestRealFiles:
   def test_chinese(self, real_data, tmp_path):
     """With a vocabulary of single characters, as the released Chinese models have."""
     pytest.importorskip("tokenizers", reason="WordPiece vocabularies need the library `tokenizers`")
-    from albert_jax.tasks import squad_score
+    from albert_jax.tasks.squad import score as squad_score
 
     questions = squad.read_file(real_data / "squad_zh" / "cmrc2018_trial.json")
     letters = {c for x in questions for c in unicodedata.normalize("NFD", x.context.lower())} - {" ", "\n", "\u2028"}

@@ -12,10 +12,12 @@ from small_models import SMALL, random_params
 
 import albert_jax
 from albert_jax import paths
-from albert_jax.convert import mapping
 from albert_jax.errors import UserError
-from albert_jax.tasks import squad, squad_answers, squad_heads
-from albert_jax.tasks.squad_answers import Search
+from albert_jax.model import task_heads
+from albert_jax.tasks.squad import answers as squad_answers
+from albert_jax.tasks.squad import heads as squad_heads
+from albert_jax.tasks.squad import task as squad
+from albert_jax.tasks.squad.answers import Search
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +112,7 @@ class TestEveryHead:
   def test_names_are_those_that_checkpoints_have(self, name):
     head = squad_heads.get(name)
     fresh = paths.flatten(jax.eval_shape(functools.partial(squad.init, CFG, head), jax.random.key(0))[head.part])
-    assert {path: leaf.shape for path, leaf in fresh.items()} == mapping.HEADS[head.part](CFG.hidden_size, 2)
+    assert {path: leaf.shape for path, leaf in fresh.items()} == task_heads.HEADS[head.part](CFG.hidden_size, 2)
 
   def test_padding_changes_nothing(self, name):
     params, lengths = params_of(name), [20, 32, 25]

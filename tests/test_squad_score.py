@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from albert_jax.data.finetuning import squad
 from albert_jax.data.finetuning.squad import Question
 from albert_jax.errors import UserError
-from albert_jax.tasks import squad_score
-from albert_jax.tasks.squad_score import cmrc, normalize, squad1, squad2
+from albert_jax.tasks.squad import score as squad_score
+from albert_jax.tasks.squad.score import cmrc, normalize, squad1, squad2
 
 
 @pytest.mark.parametrize(("text", "normal"), [

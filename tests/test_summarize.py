@@ -11,7 +11,7 @@ from albert_jax import tasks
 from albert_jax.configs import summarize as summarize_config
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
-from albert_jax.tasks import summarize
+from albert_jax.tasks.summarize import task as summarize
 
 DOCUMENT = ["Badefi gulo muni.", "Lo lo ba.", "Kadefi ba muni lo gu.", "Ba gu."]
 ROWS = [

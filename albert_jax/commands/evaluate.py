@@ -1,17 +1,10 @@
 """`albert-jax evaluate`: the numbers of a checkpoint on held-out data, as JSON."""
 
-import importlib
 import json
 
-from albert_jax import evaluation, files
+from albert_jax import evaluation, files, tasks
 from albert_jax.commands import common
 from albert_jax.errors import UserError
-
-# Tasks whose answers can be scored wherever they were made: the function (predictions, gold) -> {metric: number}.
-SCORERS = {
-  "glue": "glue:score_files", "choice": "choice:score_files", "ner": "ner:score_files",
-  "squad": "squad_score:score_files",
-}  # fmt: skip
 
 
 def score_predictions(argv):
@@ -21,7 +14,7 @@ def score_predictions(argv):
     "Scores answers made elsewhere and prints the numbers as one JSON object.",
     "albert-jax evaluate --task=glue --predictions=SST-2.tsv --gold=glue_data/SST-2/dev.tsv",
   )
-  parser.add_argument("--task", required=True, choices=SCORERS, help="what the answers are of")
+  parser.add_argument("--task", required=True, choices=tasks.scorers(), help="what the answers are of")
   parser.add_argument("--predictions", required=True, metavar="FILE", help="the answers")
   parser.add_argument("--gold", required=True, metavar="FILE", help="the right ones, as the task's data has them")
   parser.add_argument("--null_odds", metavar="FILE", help="squad: how sure each question has no answer, by its id")
@@ -30,8 +23,7 @@ def score_predictions(argv):
   if args.null_odds and args.task != "squad":
     raise UserError(f"--null_odds is for --task=squad, not {args.task}")
   more = {"null_odds": args.null_odds} if args.null_odds else {}
-  module, name = SCORERS[args.task].split(":")
-  numbers = getattr(importlib.import_module(f"albert_jax.tasks.{module}"), name)(args.predictions, args.gold, **more)
+  numbers = tasks.scorers()[args.task](args.predictions, args.gold, **more)
   _print(numbers, args.json)
 
 
@@ -47,7 +39,8 @@ def main(argv):
   parser = common.parser(
     "evaluate",
     "Computes the held-out numbers of a checkpoint and prints them as one JSON object. Answers made elsewhere are\n"
-    f"scored with --task=TASK --predictions=FILE --gold=FILE instead, where TASK is one of {', '.join(SCORERS)}.",
+    "scored with --task=TASK --predictions=FILE --gold=FILE instead, where TASK is one of "
+    f"{', '.join(tasks.scorers())}.",
     "albert-jax evaluate --checkpoint=RUN",
   )
   parser.add_argument(

@@ -12,6 +12,7 @@ from albert_jax import files, strict_json
 from albert_jax.convert import configs, mapping, tf_checkpoint
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
+from albert_jax.model.task_heads import HEADS
 
 _LAYER = "bert/encoder/transformer/group_{G}/inner_group_{I}"
 # modeling.py, run_pretraining.py, classifier_utils.py, race_utils.py, squad_utils.py of the original.
@@ -201,7 +202,7 @@ def table_of(cfg, tensors):
   for head, start in starts.items():
     if any(name.startswith(start) for name in tensors):
       classes = tensors.get(NAMES.get(f"{head}/bias"), np.empty(0)).size
-      heads[head] = mapping.HEADS[head](cfg.hidden_size, classes)
+      heads[head] = HEADS[head](cfg.hidden_size, classes)
   for name, tensor in tensors.items():
     if name.startswith("albert_jax/"):
       head, _, path = name.removeprefix("albert_jax/").partition("/")

@@ -21,6 +21,7 @@ from albert_jax.data.speech.symbols import Symbols
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig
+from albert_jax.model.task_heads import HEADS
 from albert_jax.types import Params
 
 _LAYER = "albert.encoder.albert_layer_groups.{G}.albert_layers.{I}"
@@ -267,7 +268,7 @@ def table_of(cfg, tensors):
   heads = {}
   for head in ("classifier", "span"):
     if any(name.startswith(f"{NAMES[head]}.") for name in tensors):
-      heads[head] = mapping.HEADS[head](cfg.hidden_size, tensors.get(f"{NAMES[head]}.bias", np.empty(0)).size)
+      heads[head] = HEADS[head](cfg.hidden_size, tensors.get(f"{NAMES[head]}.bias", np.empty(0)).size)
   for name, tensor in tensors.items():
     if name.startswith(FREE):
       head, _, path = name.removeprefix(FREE).replace(".", "/").partition("/")

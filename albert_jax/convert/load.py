@@ -17,6 +17,7 @@ from albert_jax.data.speech.symbols import Symbols
 from albert_jax.data.tokenizer import Tokenizer, recorded_rules
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig
+from albert_jax.model.task_heads import CLASSES
 from albert_jax.types import Params
 
 logger = logging.getLogger(__name__)
@@ -78,12 +79,6 @@ def find(path: str | os.PathLike):
   raise UserError(f"{str(path)!r} holds no checkpoint; {expected}")
 
 
-# What transformers' classes are for, in the pipeline's words.
-_PURPOSES = {
-  "AlbertForSequenceClassification": "classify", "AlbertForTokenClassification": "tag",
-  "AlbertForQuestionAnswering": "answer", "AlbertForMultipleChoice": "choose", "AlbertForMaskedLM": "fill-mask",
-  "AlbertForPreTraining": "fill-mask",
-}  # fmt: skip
 _KINDS = {"regression": "regression", "multi_label_classification": "multilabel"}
 
 
@@ -99,7 +94,7 @@ def about(path: str | os.PathLike) -> dict[str, Any]:
     return found["albert_jax_task"]
   names = _label_names(found.get("id2label") or {}, folder)
   said = {"labels": names} if names and not all(re.fullmatch(r"LABEL_\d+", name) for name in names) else {}
-  purpose = next((_PURPOSES[name] for name in found.get("architectures") or () if name in _PURPOSES), None)
+  purpose = next((CLASSES[name] for name in found.get("architectures") or () if name in CLASSES), None)
   if purpose == "classify":
     said["kind"] = _KINDS.get(found.get("problem_type") or ("regression" if len(names) == 1 else ""), "classification")
   return {"name": purpose, **said} if purpose else said

@@ -14,22 +14,6 @@ import numpy as np
 from albert_jax import model, paths
 from albert_jax.errors import UserError
 
-# Task heads, which live in the parameter tree beside the model's own parts: {head: (D, C) -> {path: shape}}. D is the
-# hidden size; the number of classes C is known only from the tensors.
-HEADS = {
-  "classifier": lambda D, C: {"kernel": (D, C), "bias": (C,)},  # of a sequence, of each token, or of choices (C = 1)
-  "span": lambda D, C: {"kernel": (D, C), "bias": (C,)},  # start and end of an answer: C = 2
-  # The end of an answer given its start, and whether there is one (run_squad_v2.py of the original).
-  "squad_v2": lambda D, C: {
-    "start/kernel": (D, 1), "start/bias": (1,),
-    "end/dense_0/kernel": (2 * D, D), "end/dense_0/bias": (D,),
-    "end/norm/scale": (D,), "end/norm/bias": (D,),
-    "end/dense_1/kernel": (D, 1), "end/dense_1/bias": (1,),
-    "answer/dense_0/kernel": (2 * D, D), "answer/dense_0/bias": (D,),
-    "answer/dense_1/kernel": (D, 1),
-  },
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Entry:

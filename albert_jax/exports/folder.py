@@ -16,7 +16,7 @@ from albert_jax.convert.load import find
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.exports import card, onnx, outputs
-from albert_jax.tasks.squad_answers import Search
+from albert_jax.tasks.squad.answers import Search
 
 FORMATS = ("onnx", "stablehlo")
 TOLERANCE = 1e-4  # Between our outputs and a file's, absolute and relative.

@@ -362,7 +362,7 @@ class _Builder:
     g.output("sentence_embedding", g.node("Div", "embedding/unit", x, norm), (*self.lead, self.cfg.hidden_size))
 
   def _beam(self, starts, ends):
-    """The head for SQuAD 2.0, as `tasks.squad_heads.beam_spans`."""
+    """The head for SQuAD 2.0, as `tasks.squad.heads.beam_spans`."""
     g, D = self.graph, self.cfg.hidden_size
     allowed = g.node("Greater", "beam/allowed", g.input("allowed", ("batch", "sequence")),
                      g.constant("zero", np.int64(0)))  # fmt: skip

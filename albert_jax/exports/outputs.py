@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from albert_jax import model
 from albert_jax.model import AlbertConfig
-from albert_jax.tasks import heads, retrieve, squad_heads
-from albert_jax.tasks.squad_answers import Search
+from albert_jax.tasks import heads, retrieve
+from albert_jax.tasks.squad import heads as squad_heads
+from albert_jax.tasks.squad.answers import Search
 
 
 def outputs(cfg: AlbertConfig, params: dict, batch: dict, *, task: str = "", pooling: str = "") -> dict:

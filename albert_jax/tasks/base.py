@@ -1,59 +1,71 @@
-"""What the training loop knows of a task, and nothing else."""
+"""What a task is: `Task`, which the loop runs; `Prediction`, which `albert_jax.pipeline` runs; `Spec`, which has both.
+
+Each task is one file or folder in this package, with a `SPEC`. docs/contributing/adding_a_task.md has an example.
+"""
 
 import dataclasses
+import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+from ml_collections import ConfigDict
 
 from albert_jax.data.finetuning import batching
 from albert_jax.data.speech.symbols import Symbols
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
-from albert_jax.model import AlbertConfig
+from albert_jax.model import AlbertConfig, task_heads
+from albert_jax.types import Batch, Params
+
+Sums = dict[str, tuple[jax.Array, jax.Array]]  # {name: (total, weight)}, float32 scalars
+Baselines = dict[str, tuple[float, str]]  # {metric: (value, what gives it)}
 
 
 @dataclass(frozen=True)
 class Task:
-  """A model with a purpose.
+  """What the training loop knows of a task.
 
-  init(key) -> params: fresh parameters, heads included.
-  sums(params, batch, key) -> {name: (total, weight)}: float32 sums over rows; total / weight is the metric. `key` is
-    [B] keys, one a row, or None: then nothing is dropped out, and evaluation uses the same function.
-  terms(batch) -> {name: coefficient}: the loss is the sum of coefficient * total, so that it can be summed over
-    micro-batches and devices and still be the mean over the whole batch.
-  train_batches(start_step, host, hosts) -> iterator over this host's rows of the global batches, from `start_step` on.
-  eval_batches(host, hosts) -> one finite pass; padded rows weigh 0; as many batches on every host.
-  baselines: {metric: (value, what it is)}: what the held-out metric would be without learning.
-  vocabulary: the Tokenizer (or symbol table) whose ids the batches hold; exported with the weights.
-  metrics: the names of all held-out metrics, so that a misspelt `best` is refused before training; () if not known.
-
-  Where held-out numbers are not ratios of sums (F1, correlations, exact match), or answers are files:
-  outputs(params, batch) -> {name: array [B, ...]}, on the device.
-  score({name: list of arrays, one a row of the split}) -> ({metric: number}, {file name: bytes}), on the host.
-
-  For fine-tuning:
-  train_rows: examples of an epoch; 0 where nobody counts epochs.
-  new, unused: regular expressions of parameters that `init_from` need not have, and of those it may have in vain.
-  about: what an export says of the task, see the function `about`.
-  architecture: the class of transformers that opens the export; '' for the one that its parameters imply.
-  row_flops: operations of the task's own heads for a row of a training step, where they are not small.
+  Attributes:
+    model: the sizes of the encoder.
+    init: (key) -> fresh parameters, heads included.
+    sums: (params, batch, key) -> {name: (total, weight)}, float32 sums over rows; total / weight is the metric. `key`
+      has one key a row, [B], or is None, which turns dropout off; evaluation calls the same function.
+    terms: (batch) -> {name: coefficient}. The loss is the sum of coefficient * total. So micro-batches and devices add
+      up to the mean over the whole batch.
+    train_batches: (start_step, host, hosts) -> iterator over this host's rows of the global batches from `start_step`.
+    eval_batches: (host, hosts) -> one finite pass with the same number of batches on every host; padded rows weigh 0.
+    baselines: the held-out metrics without learning.
+    vocabulary: the Tokenizer (or symbol table) whose ids the batches hold; it is exported with the weights.
+    metrics: the names of the held-out numbers, see Spec; `tasks.make` sets them.
+    outputs: (params, batch) -> {name: array [B, ...]} on the device, for `score`; None where `sums` is all.
+    score: ({name: list of one array a row of the split}) -> ({metric: number}, {file name: bytes}) on the host, for
+      metrics that are no ratio of sums (F1, correlations, exact match), and for files of answers.
+    train_rows: examples of an epoch; 0 where epochs are not counted.
+    new: regular expressions of parameters that `init_from` need not have.
+    unused: regular expressions of parameters that `init_from` may have in vain. A parameter that matches both is fresh.
+    about: what an export says of the task, see `about`.
+    architecture: the class of transformers that opens the export; '' for the one that the parameters imply.
+    row_flops: operations of the task's own heads for a row of a training step, where they are not small.
   """
 
   model: AlbertConfig
-  init: Callable
-  sums: Callable
-  terms: Callable
-  train_batches: Callable
-  eval_batches: Callable
-  baselines: dict
+  init: Callable[[jax.Array], Params]
+  sums: Callable[[Params, Batch, jax.Array | None], Sums]
+  terms: Callable[[Batch], dict[str, Any]]
+  train_batches: Callable[[int, int, int], Iterator[Batch]]
+  eval_batches: Callable[[int, int], Iterator[Batch]]
+  baselines: Baselines
   vocabulary: Tokenizer | Symbols
   metrics: tuple[str, ...] = ()
-  outputs: Callable | None = None
-  score: Callable | None = None
+  outputs: Callable[[Params, Batch], dict[str, jax.Array]] | None = None
+  score: Callable[[dict[str, list]], tuple[dict[str, float], dict[str, bytes]]] | None = None
   train_rows: int = 0
   new: tuple[str, ...] = ()
   unused: tuple[str, ...] = ()
-  about: dict = dataclasses.field(default_factory=dict)
+  about: dict[str, Any] = dataclasses.field(default_factory=dict)
   architecture: str = ""
   row_flops: float = 0.0
 
@@ -62,24 +74,171 @@ class Task:
 class Sketch:
   """What a pre-training task computes, without its data: enough to compile its train step for another machine.
 
-  model, init, sums, terms, row_flops: as of Task. arrays: {name: (shape, dtype)} of a batch. slots: positions of a row
-  for which logits of the vocabulary are made by the model's own head.
+  Attributes:
+    model: as of Task.
+    init: likewise.
+    sums: likewise.
+    terms: likewise.
+    arrays: {name: (shape, dtype)} of a global batch.
+    slots: positions of a row for which logits of the vocabulary are made by the model's own head.
+    row_flops: as of Task.
   """
 
   model: AlbertConfig
-  init: Callable
-  sums: Callable
-  terms: Callable
-  arrays: dict
+  init: Callable[[jax.Array], Params]
+  sums: Callable[[Params, Batch, jax.Array | None], Sums]
+  terms: Callable[[Batch], dict[str, Any]]
+  arrays: dict[str, tuple[tuple[int, ...], Any]]
   slots: int
   row_flops: float = 0.0
 
 
-def batches(config, training, held_out, first_row) -> dict:
-  """`train_batches` and `eval_batches` of a Task whose splits are data.finetuning.batching.Rows.
+@dataclass(frozen=True)
+class Prediction:
+  """What a trained model answers, for `albert_jax.pipeline` and `albert-jax predict`.
 
-  Args: training, held_out: functions () -> Rows, called when they are first needed. first_row: see tasks.make.
-  Rows are never padded beyond data.seq_length, which fits the model's positions.
+  Attributes:
+    name: what users call it, such as classify.
+    function: (cfg, params, tokenizer, items, **options) -> a dict for each item, in their order. Its keyword-only
+      arguments are the options.
+    item: what a user gave for one input -> what the function takes; None where it is something else.
+    form: what an input is, in words.
+    parts: alternatives, each the parts of the parameters that the function needs.
+    pairs: whether an input always is two texts.
+    settings: a dataclass whose fields are options too.
+  """
+
+  name: str
+  function: Callable[..., list[dict[str, Any]]]
+  item: Callable[[Any], Any]
+  form: str
+  parts: tuple[frozenset[str], ...]
+  pairs: bool = False
+  settings: type | None = None
+
+  def options(self) -> dict[str, Any]:
+    """Returns {option: its default}; inspect.Parameter.empty for those without one."""
+    parameters = inspect.signature(self.function).parameters.values()
+    options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if self.settings:
+      options |= {field.name: field.default for field in dataclasses.fields(self.settings)}
+    return options
+
+
+@dataclass(frozen=True)
+class Spec:
+  """All that is known of a kind of task before there are data or weights.
+
+  Attributes:
+    make: (config, vocabulary, first_row) -> Task, see `tasks.make`.
+    settings: the dataclass of `config.task`, see `settings_of`; None where the config has only the name.
+    metrics: (config) -> the names of the held-out numbers, as shell patterns: f1_* stands for all names that begin so.
+    heads: the parts that the task adds to the parameters, names of model.task_heads.HEADS.
+    prediction: what its models answer; None for none of their own.
+    score_files: (predictions, gold, **options) -> {metric: number} of answers made elsewhere; None for none.
+    sketch: (config) -> Sketch; None where only the data tell the shapes of a batch.
+  """
+
+  make: Callable[[ConfigDict, Tokenizer | None, int], Task]
+  settings: type | None
+  metrics: Callable[[ConfigDict], tuple[str, ...]]
+  heads: tuple[str, ...] = ()
+  prediction: Prediction | None = None
+  score_files: Callable[..., dict[str, float]] | None = None
+  sketch: Callable[[ConfigDict], Sketch] | None = None
+
+
+# The fields of config.task.
+
+SettingsType = TypeVar("SettingsType")
+
+
+def settings_of(kind: type[SettingsType], config: ConfigDict) -> SettingsType:
+  """Makes a task's settings of `config.task`.
+
+  Args:
+    kind: a dataclass; its `__post_init__` checks the values.
+    config: the whole config.
+
+  Returns:
+    an instance of `kind`.
+
+  Raises:
+    UserError: `config.task` lacks a field, has one that the task does not know, or one of another type.
+  """
+  given = {name: value for name, value in config.task.items() if name != "name"}
+  fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+  unknown = [name for name in given if name not in fields]
+  missing = [name for name, field in fields.items() if name not in given and field.default is dataclasses.MISSING]
+  if unknown or missing:
+    what = f"has no field {unknown[0]!r}" if unknown else f"needs the field {missing[0]!r}"
+    raise UserError(f"task.name={config.task.name} {what}; its fields are {', '.join(fields)}")
+  for name, value in given.items():
+    expected = fields[name].type
+    if expected in (str, bool, int, float) and type(value) not in ((float, int) if expected is float else (expected,)):
+      raise UserError(f"task.{name}={value!r} must be a {expected.__name__}")
+  return kind(**given)
+
+
+def check_share(name: str, value: float) -> None:
+  """Checks a setting that is 0 or more and below 1, such as label smoothing.
+
+  Args:
+    name: the field of `config.task`.
+    value: its value.
+
+  Raises:
+    UserError: the value is outside.
+  """
+  if not 0 <= value < 1:
+    raise UserError(f"task.{name}={value} must be from 0 to below 1; try --config.task.{name}=0.1")
+
+
+def joined(labels) -> str:
+  """Writes names as `task.labels` has them: with commas between, or as a JSON list where a name has a comma itself."""
+  return json.dumps(list(labels)) if any("," in name for name in labels) else ",".join(labels)
+
+
+def named(labels: str) -> tuple[str, ...]:
+  """Reads `task.labels`, the inverse of `joined`.
+
+  Args:
+    labels: names with commas between, or a JSON list of texts; '' for none.
+
+  Returns:
+    the names, () for ''.
+
+  Raises:
+    UserError: a name is empty or stands twice, or the JSON is no list of texts.
+  """
+  if labels.startswith("["):
+    try:
+      names = json.loads(labels)
+    except ValueError as error:
+      raise UserError(f"task.labels={labels[:60]!r} is not a JSON list ({error}); write names with commas") from None
+  else:
+    names = labels.split(",") if labels else []
+  if not all(isinstance(name, str) and name.strip() for name in names):
+    raise UserError(f"task.labels={labels[:60]!r} has an empty name; write names with commas between, as neg,pos")
+  if twice := [name for name in names if names.count(name) > 1]:
+    raise UserError(f"task.labels={labels[:60]!r} names {twice[0]!r} twice; each label has one name")
+  return tuple(names)
+
+
+# Parts of a Task.
+
+
+def batches(config: ConfigDict, training: Callable, held_out: Callable, first_row: int) -> dict[str, Callable]:
+  """Makes `train_batches` and `eval_batches` of a Task whose splits are data.finetuning.batching.Rows.
+
+  Args:
+    config: the whole config. Rows are never padded beyond data.seq_length, which fits the model's positions.
+    training: () -> Rows, called when they are first needed.
+    held_out: () -> Rows, likewise.
+    first_row: see `tasks.make`.
+
+  Returns:
+    the two arguments of Task by name.
   """
   common = {"batch_size": config.batch_size, "longest": config.data.seq_length}
 
@@ -95,32 +254,60 @@ def batches(config, training, held_out, first_row) -> dict:
   }
 
 
-def about(name: str, labels=(), **options) -> dict:
-  """What an export says of its task: keys of config.json, of which `albert_jax.pipeline` reads "albert_jax_task".
+def about(name: str, labels=(), **options: Any) -> dict[str, Any]:
+  """Makes what an export says of its task: keys of config.json, of which pipelines read "albert_jax_task".
 
-  Args: name: the pipeline's task (classify, answer, tag, choose, embed, summarize). labels: names, in the order of the
-    head's outputs. options: what the pipeline has to know besides, such as seq_length; plain JSON values.
+  Args:
+    name: the name of its Prediction.
+    labels: names, in the order of the head's outputs.
+    options: what the prediction has to know besides, such as seq_length; plain JSON values.
+
+  Returns:
+    the keys and values.
   """
-  fields = {"albert_jax_task": {"name": name, "labels": list(labels), **options}}
+  fields: dict[str, Any] = {"albert_jax_task": {"name": name, "labels": list(labels), **options}}
   if labels:  # transformers' own names for the same.
     fields["id2label"] = {str(i): str(label) for i, label in enumerate(labels)}
     fields["label2id"] = {str(label): i for i, label in enumerate(labels)}
   return fields
 
 
-def model_and_vocabulary(config, vocabulary) -> tuple[AlbertConfig, Tokenizer]:
-  """The model and the Tokenizer of a fine-tuning config. Args: vocabulary: that of `init_from`, or None.
+def unused(*own: str, keep: bool = False, pooler: bool = False) -> tuple[str, ...]:
+  """Makes `Task.unused`: what of a checkpoint a fine-tuning task leaves out.
 
-  Raises: UserError where there is no vocabulary, or it or data.seq_length does not fit the model.
+  Args:
+    own: the task's own heads.
+    keep: whether the task goes on with a checkpoint's heads of these names; else they are fresh.
+    pooler: whether the task uses the pooler.
+
+  Returns:
+    regular expressions: the heads of pre-training, and those of other tasks.
+  """
+  heads = [name for name in task_heads.HEADS if not (keep and name in own)]
+  return tuple(task_heads.pattern(part) for part in ("mlm", "sop", *([] if pooler else ["pooler"]), *heads))
+
+
+def model_and_vocabulary(config: ConfigDict, vocabulary: Tokenizer | None) -> tuple[AlbertConfig, Tokenizer]:
+  """Settles the model and the Tokenizer of a fine-tuning config.
+
+  Args:
+    config: the whole config.
+    vocabulary: that of `init_from`, or None.
+
+  Returns:
+    the sizes of the model, and the Tokenizer.
+
+  Raises:
+    UserError: there is no vocabulary, or it or data.seq_length does not fit the model.
   """
   if config.data.spm:
-    given = Tokenizer(config.data.spm)
-    if vocabulary is not None and given.pieces != vocabulary.pieces:
+    named_vocabulary = Tokenizer(config.data.spm)
+    if vocabulary is not None and named_vocabulary.pieces != vocabulary.pieces:
       raise UserError(
         f"data.spm={config.data.spm} is another vocabulary than the checkpoint's, {vocabulary.path}, so its ids would "
         "mean other pieces; leave data.spm empty"
       )
-    vocabulary = vocabulary or given  # The checkpoint's also knows its rules.
+    vocabulary = vocabulary or named_vocabulary  # The checkpoint's also knows its rules.
   if vocabulary is None:
     raise UserError(
       "no vocabulary: begin with a checkpoint that has one, --config.init_from=RUN, or give --config.data.spm=FILE"
@@ -137,13 +324,3 @@ def model_and_vocabulary(config, vocabulary) -> tuple[AlbertConfig, Tokenizer]:
       f"try --config.data.seq_length={cfg.max_position_embeddings}"
     )
   return cfg, vocabulary
-
-
-def joined(labels) -> str:
-  """Names as `task.labels` has them: with commas between, or as a JSON list where a name has a comma itself."""
-  return json.dumps(list(labels)) if any("," in name for name in labels) else ",".join(labels)
-
-
-def named(labels: str) -> tuple[str, ...]:
-  """The inverse of `joined`; () for ''."""
-  return tuple(json.loads(labels) if labels.startswith("[") else labels.split(",") if labels else ())

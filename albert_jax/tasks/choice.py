@@ -3,20 +3,49 @@
 import functools
 import json
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from albert_jax.data.finetuning import cells, choices, tables
 from albert_jax.data.finetuning.config import ChoiceData
+from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
+from albert_jax.model import AlbertConfig, task_heads
 from albert_jax.tasks import classify, heads, metrics
-from albert_jax.tasks.base import Task, about, batches, model_and_vocabulary
+from albert_jax.tasks.base import (
+  Batch,
+  Params,
+  Prediction,
+  Spec,
+  Sums,
+  Task,
+  about,
+  batches,
+  model_and_vocabulary,
+  settings_of,
+  unused,
+)
 
 
-def make(config, vocabulary=None, first_row=0) -> Task:
-  """The task of configs/race.py."""
+@dataclass(frozen=True)
+class Settings:
+  """`config.task` of configs/race.py.
+
+  Attributes:
+    keep_head: go on with the checkpoint's own head.
+  """
+
+  keep_head: bool
+
+
+def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int = 0) -> Task:
+  """Makes the task of configs/race.py, see `tasks.make`."""
+  settings = settings_of(Settings, config)
   cfg, vocabulary = model_and_vocabulary(config, vocabulary)
   data = ChoiceData.of(config.data)
   read = functools.partial(choices.read, data.dataset, levels=data.parts, tfds_dir=data.tfds_dir)
@@ -24,10 +53,10 @@ def make(config, vocabulary=None, first_row=0) -> Task:
 
   @functools.cache
   def train():
-    found = read(data.split)
-    if lacking := sum(choice.label is None for choice in found):
-      raise UserError(f"{data.dataset}: {lacking:,} of {len(found):,} training questions have no answer")
-    return found
+    questions = read(data.split)
+    if lacking := sum(choice.label is None for choice in questions):
+      raise UserError(f"{data.dataset}: {lacking:,} of {len(questions):,} training questions have no answer")
+    return questions
 
   held_out = read(data.validation_split)
   answered = sum(choice.label is not None for choice in held_out)
@@ -37,7 +66,7 @@ def make(config, vocabulary=None, first_row=0) -> Task:
   held_out_rows = functools.cache(lambda: encode(held_out, source=f"{data.dataset} ({data.validation_split})"))
   return Task(
     model=cfg,
-    init=functools.partial(classify.init, cfg, 1),
+    init=lambda key: heads.with_head(cfg, key, classify.HEAD, 1, pooler=True),
     sums=functools.partial(sums, cfg),
     terms=lambda batch: {"loss": 1 / jnp.maximum(jnp.sum(batch["weight"] * batch["labelled"]), 1)},
     **batches(config, train_rows, held_out_rows, first_row),
@@ -46,17 +75,24 @@ def make(config, vocabulary=None, first_row=0) -> Task:
     outputs=lambda params, batch: {"logits": logits(cfg, params, batch)},
     score=functools.partial(_score, held_out),
     train_rows=len(train()) if config.epochs else 0,
-    new=(classify.HEAD,),
-    unused=classify.unused(config.task.keep_head),
+    new=(task_heads.pattern(classify.HEAD),),
+    unused=unused(classify.HEAD, keep=settings.keep_head, pooler=True),
     about=about("choose", seq_length=data.seq_length, qa_length=data.qa_length),
-    architecture="AlbertForMultipleChoice",
+    architecture=task_heads.class_for("choose"),
   )  # fmt: skip
 
 
-def logits(cfg, params, batch, keys=None):
-  """float32 [B, C], a number an option; the lowest float for what only fills up. keys: [B], for dropout, or None.
+def logits(cfg: AlbertConfig, params: Params, batch: Batch, keys: jax.Array | None = None) -> jax.Array:
+  """Applies the model and the head to each option.
 
-  Args: batch: names of tokens [B, C, L], and "options" [B], how many are options.
+  Args:
+    cfg: the sizes of the model.
+    params: the parameters.
+    batch: names of tokens [B, C, L], and "options" [B], how many of the C are options.
+    keys: [B], for dropout, or None.
+
+  Returns:
+    float32 [B, C], a number an option; the lowest float for what only fills up.
   """
   B, C, L = batch["input_ids"].shape
   if keys is not None:
@@ -66,8 +102,8 @@ def logits(cfg, params, batch, keys=None):
   return jnp.where(jnp.arange(C)[None, :] < batch["options"][:, None], x_BC, jnp.finfo(jnp.float32).min)
 
 
-def sums(cfg, params, batch, keys) -> dict:
-  """{"loss", "accuracy": (total, weight)}."""
+def sums(cfg: AlbertConfig, params: Params, batch: Batch, keys: jax.Array | None) -> Sums:
+  """Is `Task.sums`: {"loss", "accuracy": (total, weight)}."""
   loss, hits = heads.cross_entropy(
     logits(cfg, params, batch, keys), batch["label"], batch["weight"] * batch["labelled"]
   )
@@ -88,9 +124,8 @@ def _baselines(held_out):
 
 def _score(held_out, outputs):
   """Task.score: the accuracy of all, and of each group; and a JSON line a question."""
-  found = np.stack(outputs["logits"])
-  metrics.finite(found)
-  best, numbers = found.argmax(axis=1), {}
+  scores_NC = metrics.finite(np.stack(outputs["logits"]))
+  best, numbers = scores_NC.argmax(axis=1), {}
   if held_out[0].label is not None:
     gold, groups = np.array([choice.label for choice in held_out]), np.array([choice.group for choice in held_out])
     numbers = {"accuracy": metrics.accuracy(gold, best)} | {
@@ -99,27 +134,44 @@ def _score(held_out, outputs):
     }  # fmt: skip
   lines = []
   for i, choice in enumerate(held_out):
-    scores = classify.probabilities("classification", found[i : i + 1, : len(choice.options)])[0]
+    scores = classify.probabilities("classification", scores_NC[i : i + 1, : len(choice.options)])[0]
     line = {"index": i, "prediction": int(best[i]), "probabilities": [round(float(p), 6) for p in scores]}
     lines.append(json.dumps(line | ({} if choice.label is None else {"gold": choice.label})) + "\n")
   return numbers, {"predictions.jsonl": "".join(lines).encode()}
 
 
-# For albert_jax.pipeline and albert-jax predict.
+# Prediction.
 
 
-def choose(cfg, params, tokenizer, items, *, seq_length=0, qa_length=128, batch_size=heads.BATCH):
-  """The best option of each question.
+def choose(
+  cfg: AlbertConfig,
+  params: Params,
+  tokenizer: Tokenizer,
+  items: list[dict[str, Any]],
+  *,
+  seq_length: int = 0,
+  qa_length: int = 128,
+  batch_size: int = heads.BATCH,
+) -> list[dict[str, Any]]:
+  """Predicts the best option of each question.
 
-  Args: items: list of {"context", "question" (may be left out), "options": texts}. seq_length: 0 for the model's
-    positions; qa_length: see data.choices.rows.
-  Returns: for each item {"choice": number from 0, "text": that option, "score": its probability, "scores": all}.
+  Args:
+    cfg: the sizes of the model.
+    params: the parameters.
+    tokenizer: the model's.
+    items: {"context", "question" (may be left out), "options": texts}.
+    seq_length: 0 for the model's positions.
+    qa_length: see data.finetuning.choices.rows.
+    batch_size: the most questions that are run in one batch.
+
+  Returns:
+    for each item {"choice": number from 0, "text": that option, "score": its probability, "scores": all}.
   """
   asked = [choices.Choice(item["context"], item.get("question") or "", tuple(item["options"]), None) for item in items]
   rows = choices.rows(asked, tokenizer, seq_length or cfg.max_position_embeddings, qa_length, source="input")
-  found = heads.by_row(functools.partial(_logits, cfg), params, rows, batch_size)["logits"]
+  logits_of = heads.by_row(functools.partial(_logits, cfg), params, rows, batch_size)["logits"]
   results = []
-  for choice, row in zip(asked, found, strict=True):
+  for choice, row in zip(asked, logits_of, strict=True):
     scores = classify.probabilities("classification", row[None, : len(choice.options)])[0]
     best = int(scores.argmax())
     results.append({"choice": best, "text": choice.options[best], "score": float(scores[best]),
@@ -132,9 +184,19 @@ def _logits(cfg, params, batch):
   return {"logits": logits(cfg, params, batch)}
 
 
-def score_files(predictions, gold) -> dict:
-  """Scores answers made elsewhere. Args: predictions: JSON lines with "prediction", an option's number, in the order of
-  `gold`, a file as `data.choices.read` takes. Returns: {"accuracy": …}, with one for each group."""
+def score_files(predictions: str, gold: str) -> dict[str, float]:
+  """Scores answers made elsewhere.
+
+  Args:
+    predictions: JSON lines with "prediction", an option's number, in the order of `gold`.
+    gold: a file as data.finetuning.choices.read takes.
+
+  Returns:
+    {"accuracy": …}.
+
+  Raises:
+    UserError: the two are not of the same questions.
+  """
   asked = choices.read(gold, "train")
   answers = tables.read_file(predictions, ["prediction"])
   if len(answers) != len(asked):
@@ -144,3 +206,26 @@ def score_files(predictions, gold) -> dict:
   what, column = "the number of an option", answers.columns["prediction"]
   best = np.array([cells.number(value, answers.where(row), what) for row, value in enumerate(column)])
   return {"accuracy": metrics.accuracy([choice.label for choice in asked], best)}
+
+
+def _item(value):
+  if not isinstance(value, dict) or not isinstance(value.get("options"), list):
+    return None
+  texts = [value.get("context"), value.get("question") or "", *value["options"]]
+  return value if len(texts) > 3 and all(isinstance(text, str) for text in texts) else None
+
+
+SPEC = Spec(
+  make=make,
+  settings=Settings,
+  metrics=lambda config: ("loss", "accuracy", "accuracy_*"),
+  heads=(classify.HEAD,),
+  prediction=Prediction(
+    "choose",
+    choose,
+    _item,
+    '{"context": …, "question": …, "options": [texts, two at least]}',
+    (frozenset({classify.HEAD, "pooler"}),),
+  ),
+  score_files=score_files,
+)

@@ -5,37 +5,121 @@ The head is the original's: dropout and one dense layer on the pooled [CLS] (run
 
 import functools
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from albert_jax import model
 from albert_jax.data.finetuning import batching, cells, splits, tables
 from albert_jax.data.finetuning.config import ClassifyData
+from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
+from albert_jax.model import AlbertConfig, task_heads
 from albert_jax.model.layers import dropout
-from albert_jax.tasks import heads, metrics
-from albert_jax.tasks.base import Task, about, batches, model_and_vocabulary, named
+from albert_jax.tasks import heads, inputs, metrics
+from albert_jax.tasks.base import (
+  Baselines,
+  Batch,
+  Params,
+  Prediction,
+  Spec,
+  Sums,
+  Task,
+  about,
+  batches,
+  check_share,
+  model_and_vocabulary,
+  named,
+  settings_of,
+  unused,
+)  # fmt: skip
 
 # What transformers calls each kind.
 KINDS = {
   "classification": "single_label_classification", "regression": "regression",
   "multilabel": "multi_label_classification",
 }  # fmt: skip
+# The held-out numbers of each kind besides "loss", see `measure`.
+METRICS = {
+  "classification": ("accuracy", "macro_f1", "mcc", "auc"), "regression": ("pearson", "spearman"),
+  "multilabel": ("accuracy", "macro_f1", "micro_f1", "auc"),
+}  # fmt: skip
 MOST_LABELS = 100  # as many may there be, whatever the number of rows
-HEAD = "^classifier/"
+HEAD = "classifier"
+
+
+@dataclass(frozen=True)
+class LossSettings:
+  """What the loss of any classifier may be changed by.
+
+  Attributes:
+    keep_head: go on with the checkpoint's classifier.
+    class_weights: "balanced" to give every label the same weight, however few rows it has; else "".
+    label_smoothing: from 0 to below 1.
+    r_drop: the weight of R-Drop (arXiv 2106.14448): two passes with other dropout are to agree.
+  """
+
+  keep_head: bool
+  class_weights: str
+  label_smoothing: float
+  r_drop: float
+
+  def __post_init__(self):
+    if self.class_weights not in ("", "balanced"):
+      raise UserError(f"task.class_weights={self.class_weights!r} is unknown; use balanced, or '' for none")
+    check_share("label_smoothing", self.label_smoothing)
+    if not (math.isfinite(self.r_drop) and self.r_drop >= 0):
+      raise UserError(f"task.r_drop={self.r_drop} must be 0 or more; try --config.task.r_drop=1")
+
+  def check_kind(self, kind: str) -> None:
+    """Raises UserError for a setting that only classification has."""
+    for name in ("class_weights", "label_smoothing"):
+      if getattr(self, name) and kind != "classification":
+        raise UserError(
+          f"task.{name}={getattr(self, name)} is for classification, and this is {kind}; leave out --config.task.{name}"
+        )
+
+
+@dataclass(frozen=True)
+class Settings(LossSettings):
+  """`config.task` of configs/classify.py.
+
+  Attributes:
+    kind: one of KINDS.
+    labels: names in the order of the outputs, see base.named; "" for those of the training data.
+  """
+
+  kind: str
+  labels: str
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.kind not in KINDS:
+      raise UserError(f"task.kind={self.kind!r} is unknown; use one of {', '.join(KINDS)}")
+    self.check_kind(self.kind)
+    names = named(self.labels)
+    if names and self.kind == "regression":
+      raise UserError(f"task.labels={self.labels} is for classes; task.kind=regression has none, leave it empty")
+    if len(names) == 1 and self.kind == "classification":
+      raise UserError(f"task.labels={self.labels} is one label; name two at least, with commas between")
 
 
 @dataclass(frozen=True)
 class Split:
   """Labelled texts.
 
-  first, second: lists of n texts; second is None where they are no pairs.
-  gold: int [n] (classification), float32 [n] (regression) or float32 [n, C] of 0 and 1; None where nobody knows.
-  source: where they are from. index: how the data's owner numbers the rows, list of n ints.
+  Attributes:
+    first: n texts.
+    second: the other texts of pairs; None where they are no pairs.
+    gold: int [n] (classification), float32 [n] (regression) or float32 [n, C] of 0 and 1; None where nobody knows.
+    source: where they are from.
+    index: how the data's owner numbers the rows, n ints.
   """
 
   first: list[str]
@@ -48,11 +132,10 @@ class Split:
     return len(self.first)
 
 
-def make(config, vocabulary=None, first_row=0) -> Task:
-  """The task of configs/classify.py, on a user's own data."""
-  kind, task, data = config.task.kind, config.task, ClassifyData.of(config.data)
-  if kind not in KINDS:
-    raise UserError(f"task.kind={kind!r} is unknown; use one of {', '.join(KINDS)}")
+def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int = 0) -> Task:
+  """Makes the task of configs/classify.py, on a user's own data; see `tasks.make`."""
+  settings, data = settings_of(Settings, config), ClassifyData.of(config.data)
+  kind = settings.kind
   fields = data.texts
 
   @functools.cache
@@ -61,30 +144,29 @@ def make(config, vocabulary=None, first_row=0) -> Task:
     shared = data.validation_fraction > 0
     name = data.split if split == "train" or shared else data.validation_split
     test = split == "held out" and not shared
-    found = tables.read(
+    rows = tables.read(
       data.dataset, name, fields if test else [*fields, data.label_field], quotes=data.quotes, tfds_dir=data.tfds_dir,
       optional=[data.label_field] if test else (), skip_ragged=split == "train" or shared,
     )  # fmt: skip
     if shared:
-      away = tables.held_out(found, fields, data.validation_fraction)
-      found = found.select(away if split == "held out" else ~away)
-    unwanted = {cells.label(label, "data.drop_labels") for label in data.drop_labels.split(",") if label}
-    if unwanted:
+      away = tables.held_out(rows, fields, data.validation_fraction)
+      rows = rows.select(away if split == "held out" else ~away)
+    dropped = {cells.label(label, "data.drop_labels") for label in data.drop_labels.split(",") if label}
+    if dropped:
       single = (
         None if cell is None or isinstance(cell, list) else cells.label(cell, "")
-        for cell in found.columns[data.label_field]
+        for cell in rows.columns[data.label_field]
       )
-      keep = np.array([name not in unwanted for name in single], bool)
+      keep = np.array([name not in dropped for name in single], bool)
       if not keep.all():
-        splits.say(found.source, int(np.sum(~keep)), f"rows have a label of data.drop_labels={data.drop_labels}")
-      found = found.select(keep)
-    return found
+        splits.say(rows.source, int(np.sum(~keep)), f"rows have a label of data.drop_labels={data.drop_labels}")
+      rows = rows.select(keep)
+    return rows
 
   @functools.cache
   def labels():
-    return tuple(cells.label(name, "task.labels") for name in named(task.labels)) or _labels_of(
-      read("train"), data.label_field, kind, data.label_separator
-    )
+    names = tuple(cells.label(name, "task.labels") for name in named(settings.labels))
+    return names or _labels_of(read("train"), data.label_field, kind, data.label_separator)
 
   def split(which):
     rows = read(which)
@@ -95,7 +177,7 @@ def make(config, vocabulary=None, first_row=0) -> Task:
   held_out = split("held out")
   names = () if kind == "regression" else labels()
   return build(
-    config, vocabulary, first_row, kind=kind, labels=names, held_out=held_out,
+    config, settings, vocabulary, first_row, kind=kind, labels=names, held_out=held_out,
     train=functools.cache(lambda: split("train")), train_rows=len(read("train")) if config.epochs else 0,
     score=functools.partial(_score, kind, names, held_out),
     baselines=baselines(kind, held_out.gold, len(names)),
@@ -103,55 +185,88 @@ def make(config, vocabulary=None, first_row=0) -> Task:
 
 
 def build(
-  config, vocabulary, first_row, *, kind, labels, held_out: Split, train: Callable, train_rows, score, baselines
+  config: ConfigDict,
+  settings: LossSettings,
+  vocabulary: Tokenizer | None,
+  first_row: int,
+  *,
+  kind: str,
+  labels: tuple[str, ...],
+  held_out: Split,
+  train: Callable[[], Split],
+  train_rows: int,
+  score: Callable,
+  baselines: Baselines,
 ) -> Task:
-  """A Task of texts that are at hand.
+  """Makes a Task of texts that are at hand.
 
-  Args: kind: see KINDS. labels: their names, () for regression. train: () -> Split, called when training begins.
-    score: {"outputs": …} -> see Task.score. baselines: see Task.
+  Args:
+    config: the whole config.
+    settings: its `task`, checked.
+    vocabulary: see `tasks.make`.
+    first_row: likewise.
+    kind: one of KINDS.
+    labels: their names, () for regression.
+    held_out: the split to evaluate on.
+    train: makes the training split, called when training begins.
+    train_rows: see Task.
+    score: {"outputs": …} -> see Task.score.
+    baselines: see Task.
+
+  Returns:
+    the task.
+
+  Raises:
+    UserError: the settings do not fit the model.
   """
   cfg, vocabulary = model_and_vocabulary(config, vocabulary)
-  task, length = config.task, config.data.seq_length
-  if task.r_drop and not (cfg.hidden_dropout_prob or cfg.attention_probs_dropout_prob or cfg.classifier_dropout_prob):
+  length = config.data.seq_length
+  if settings.r_drop and not (
+    cfg.hidden_dropout_prob or cfg.attention_probs_dropout_prob or cfg.classifier_dropout_prob
+  ):
     raise UserError("task.r_drop compares two passes with dropout, and there is none; set a model.*_dropout_prob")
-  if task.class_weights not in ("", "balanced") or (task.class_weights and kind != "classification"):
-    raise UserError(f"task.class_weights={task.class_weights!r}: expected '', or balanced for task.kind=classification")
-  if not 0 <= task.label_smoothing < 1 or (task.label_smoothing and kind != "classification"):
-    raise UserError(f"task.label_smoothing={task.label_smoothing}: expected 0 to below 1, for task.kind=classification")
   encode = functools.partial(rows, vocabulary=vocabulary, kind=kind, labels=len(labels), seq_length=length)
-  encoded = functools.cache(lambda: encode(train(), class_weights=task.class_weights))
+  encoded = functools.cache(lambda: encode(train(), class_weights=settings.class_weights))
   held_out_encoded = functools.cache(lambda: encode(held_out))
   return Task(
     model=cfg,
-    init=functools.partial(init, cfg, max(len(labels), 1)),
-    sums=functools.partial(sums, cfg, kind, task.label_smoothing, task.r_drop),
-    terms=functools.partial(terms, task.r_drop),
+    init=lambda key: heads.with_head(cfg, key, HEAD, max(len(labels), 1), pooler=True),
+    sums=functools.partial(sums, cfg, kind, settings.label_smoothing, settings.r_drop),
+    terms=functools.partial(terms, settings.r_drop),
     **batches(config, encoded, held_out_encoded, first_row),
     baselines=baselines,
     vocabulary=vocabulary,
     outputs=lambda params, batch: {"outputs": logits(cfg, params, batch)},
     score=score,
     train_rows=train_rows,
-    new=(HEAD,),
-    unused=unused(task.keep_head),
+    new=(task_heads.pattern(HEAD),),
+    unused=unused(HEAD, keep=settings.keep_head, pooler=True),
     about=about("classify", labels, kind=kind, pair=held_out.second is not None, seq_length=length)
     | {"problem_type": KINDS[kind]},
   )  # fmt: skip
 
 
-def unused(keep_head) -> tuple[str, ...]:
-  """What of a checkpoint is left out: other heads, and a classifier unless this is to go on with the same task."""
-  return ("^mlm/", "^sop/", "^span/", "^squad_v2/", *(() if keep_head else (HEAD,)))
-
-
 # Labels.
 
 
-def gold_of(rows, field, kind, labels, separator=",", may_lack=False):
-  """The labels of rows as numbers, see Split.
+def gold_of(
+  rows: tables.Examples, field: str, kind: str, labels, separator: str = ",", may_lack: bool = False
+) -> np.ndarray | None:
+  """Reads the labels of rows as numbers.
 
-  Raises: UserError for a label that is not among `labels`, or is no number; for one that is missing, unless all are
-    and `may_lack`.
+  Args:
+    rows: the rows of a file.
+    field: the column of the labels.
+    kind: one of KINDS.
+    labels: their names in the order of the outputs.
+    separator: what stands between the labels of a row, for multilabel.
+    may_lack: whether a split without any label is one to predict.
+
+  Returns:
+    see Split.gold; None where no row has a label and `may_lack`.
+
+  Raises:
+    UserError: a label is not among `labels`, is no number, or is missing in some rows.
   """
   values = rows.columns[field]
   if may_lack and cells.are_hidden(values, labels):
@@ -163,16 +278,16 @@ def gold_of(rows, field, kind, labels, separator=",", may_lack=False):
     what = "one a row, as task.kind=regression needs"
     return np.array([cells.number(value, rows.where(row), what) for row, value in enumerate(values)], np.float32)
   number = {label: i for i, label in enumerate(labels)}
-  found = list(_names(rows, field, kind, separator))
-  for row, names in enumerate(found):
+  names_of = list(_names(rows, field, kind, separator))
+  for row, names in enumerate(names_of):
     for name in names:
       if name not in number:
         shown = ", ".join(labels[:20]) + (", …" if len(labels) > 20 else "")
         raise UserError(f"{rows.where(row)} has the label {name!r}, unknown in training; there are {shown}")
   if kind == "classification":
-    return np.array([number[names[0]] for names in found], np.int32)
+    return np.array([number[names[0]] for names in names_of], np.int32)
   gold = np.zeros((len(rows), len(labels)), np.float32)
-  for row, names in enumerate(found):
+  for row, names in enumerate(names_of):
     gold[row, [number[name] for name in names]] = 1
   return gold
 
@@ -208,10 +323,21 @@ def _names(rows, field, kind, separator):
       yield [cells.label(value, rows.where(row))]
 
 
-def rows(split, vocabulary, kind, labels, seq_length, class_weights="") -> batching.Rows:
-  """A Split as token ids, with "label", and "counts": a row's weight in the loss, 0 where it has no label.
+def rows(
+  split: Split, vocabulary: Tokenizer, kind: str, labels: int, seq_length: int, class_weights: str = ""
+) -> batching.Rows:
+  """Encodes a Split as token ids.
 
-  Args: labels: how many there are. class_weights: see configs/classify.py.
+  Args:
+    split: the texts.
+    vocabulary: the model's.
+    kind: one of KINDS.
+    labels: how many there are.
+    seq_length: the longest row; longer texts are cut.
+    class_weights: see LossSettings.
+
+  Returns:
+    rows with "label", and "counts": a row's weight in the loss, 0 where it has no label.
   """
   gold, shape = split.gold, (len(split), labels) if kind == "multilabel" else (len(split),)
   if gold is None:
@@ -232,21 +358,26 @@ def rows(split, vocabulary, kind, labels, seq_length, class_weights="") -> batch
 # The model.
 
 
-def init(cfg, outputs, key):
-  """Fresh parameters: the encoder with its pooler, and a dense layer of so many outputs."""
-  key_encoder, key_head = jax.random.split(key)
-  encoder = heads.encoder(cfg, key_encoder, pooler=True)
-  return encoder | {"classifier": heads.dense(cfg, key_head, cfg.hidden_size, outputs)}
+def logits(cfg: AlbertConfig, params: Params, batch: Batch, keys: jax.Array | None = None) -> jax.Array:
+  """Applies the model and the head.
 
+  Args:
+    cfg: the sizes of the model.
+    params: the parameters.
+    batch: input_ids and so on, [B, L].
+    keys: [B], for dropout, or None.
 
-def logits(cfg, params, batch, keys=None):
-  """[B, C] float32. keys: [B], for dropout, or None."""
+  Returns:
+    float32 [B, C].
+  """
   pooled_BD = model.apply(cfg, params, batch, keys)["pooled_output"]
-  return heads.affine(params["classifier"], dropout(pooled_BD, cfg.classifier_dropout_prob, heads.head_keys(keys, 0)))
+  return heads.affine(params[HEAD], dropout(pooled_BD, cfg.classifier_dropout_prob, heads.head_keys(keys, 0)))
 
 
-def sums(cfg, kind, smoothing, r_drop, params, batch, keys) -> dict:
-  """{"loss", and of single labels "accuracy": (total, weight)}; in training with R-Drop also "r_drop".
+def sums(
+  cfg: AlbertConfig, kind: str, smoothing: float, r_drop: float, params: Params, batch: Batch, keys: jax.Array | None
+) -> Sums:
+  """Is `Task.sums`: {"loss", of single labels "accuracy", in training with R-Drop "r_drop": (total, weight)}.
 
   R-Drop (arXiv 2106.14448): two passes that drop other values; the loss is the mean of theirs, plus how far apart the
   two answers are, which `terms` weighs.
@@ -254,17 +385,17 @@ def sums(cfg, kind, smoothing, r_drop, params, batch, keys) -> dict:
   training = keys is not None
   weights = batch["weight"] * batch["counts"]
   first = logits(cfg, params, batch, keys)
-  found = _loss(kind, first, batch, weights, smoothing if training else 0.0)
+  result = _loss(kind, first, batch, weights, smoothing if training else 0.0)
   if training and r_drop:
     second = logits(cfg, params, batch, jax.vmap(jax.random.fold_in, (0, None))(keys, 1))
     other = _loss(kind, second, batch, weights, smoothing)
-    found = {name: ((found[name][0] + other[name][0]) / 2, found[name][1]) for name in found}
-    found["r_drop"] = (jnp.sum(weights * _distance(kind, first, second)), jnp.sum(weights))
-  return found
+    result = {name: ((result[name][0] + other[name][0]) / 2, result[name][1]) for name in result}
+    result["r_drop"] = (jnp.sum(weights * _distance(kind, first, second)), jnp.sum(weights))
+  return result
 
 
-def terms(r_drop, batch) -> dict:
-  """The mean over rows, by their weights."""
+def terms(r_drop: float, batch: Batch) -> dict[str, jax.Array]:
+  """Is `Task.terms`: the mean over rows, by their weights."""
   mean = 1 / jnp.maximum(jnp.sum(batch["weight"] * batch["counts"]), 1e-6)
   return {"loss": mean} | ({"r_drop": r_drop * mean} if r_drop else {})
 
@@ -296,17 +427,25 @@ def _distance(kind, a, b):
 # Scores.
 
 
-def probabilities(kind, outputs):
-  """float64 [n, C] of logits [n, C]: softmax over labels, or of each its own sigmoid; regression has none."""
+def probabilities(kind: str, outputs) -> np.ndarray:
+  """Returns float64 [n, C] of logits [n, C]: softmax over labels, or of multilabel each label's own sigmoid."""
+  from scipy import special  # Imported here: only evaluation and prediction need it.
+
   outputs = np.asarray(outputs, np.float64)
-  if kind == "multilabel":
-    return 1 / (1 + np.exp(-outputs))
-  shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-  return shifted / shifted.sum(axis=1, keepdims=True)
+  return special.expit(outputs) if kind == "multilabel" else special.softmax(outputs, axis=1)
 
 
-def measure(kind, outputs, gold) -> dict:
-  """{metric: number} of a kind's usual metrics. Args: outputs: [n, C]. gold: as in Split."""
+def measure(kind: str, outputs: np.ndarray, gold: np.ndarray) -> dict[str, float]:
+  """Computes the METRICS of a kind, without those that the data leave undefined.
+
+  Args:
+    kind: one of KINDS.
+    outputs: the head's, [n, C].
+    gold: as in Split.
+
+  Returns:
+    {metric: number}.
+  """
   if kind == "regression":
     return {"pearson": metrics.pearson(gold, outputs[:, 0]), "spearman": metrics.spearman(gold, outputs[:, 0])}
   scores = probabilities(kind, metrics.finite(outputs))
@@ -331,8 +470,17 @@ def measure(kind, outputs, gold) -> dict:
   return {name: value for name, value in numbers.items() if value is not None}
 
 
-def baselines(kind, gold, labels) -> dict:
-  """What the metrics of `measure`, and the loss, would be without looking at the texts; {} without labels."""
+def baselines(kind: str, gold: np.ndarray | None, labels: int) -> Baselines:
+  """Computes the loss, and the metrics of `measure`, of a model that does not read the texts.
+
+  Args:
+    kind: one of KINDS.
+    gold: as in Split.
+    labels: how many there are.
+
+  Returns:
+    see Task.baselines; {} without labels.
+  """
   if gold is None or not len(gold):
     return {}
   if kind == "regression":
@@ -354,9 +502,9 @@ def baselines(kind, gold, labels) -> dict:
 
 def _score(kind, labels, split, outputs):
   """Task.score: the metrics, and a JSON line a row with the answer and what it should be."""
-  found = np.stack(outputs["outputs"])
-  numbers = measure(kind, found, split.gold) if split.gold is not None else {}
-  return numbers, {"predictions.jsonl": _answers(kind, labels, split, found)}
+  logits_NC = np.stack(outputs["outputs"])
+  numbers = measure(kind, logits_NC, split.gold) if split.gold is not None else {}
+  return numbers, {"predictions.jsonl": _answers(kind, labels, split, logits_NC)}
 
 
 def _answers(kind, labels, split, outputs):
@@ -377,3 +525,83 @@ def _answers(kind, labels, split, outputs):
       line["gold"] = float(split.gold[i]) if kind == "regression" else names(split.gold[i])
     lines.append(json.dumps(line, ensure_ascii=False) + "\n")
   return "".join(lines).encode()
+
+
+# Prediction.
+
+
+def classify(
+  cfg: AlbertConfig,
+  params: Params,
+  tokenizer: Tokenizer,
+  items: list,
+  *,
+  labels=(),
+  kind: str = "classification",
+  pair: bool | None = None,
+  seq_length: int = 0,
+  batch_size: int = heads.BATCH,
+) -> list[dict[str, Any]]:
+  """Predicts the labels of texts, or of pairs of texts.
+
+  Args:
+    cfg: the sizes of the model.
+    params: the parameters.
+    tokenizer: the model's.
+    items: texts, or (first, second). Longer ones than `seq_length` are cut as in training, and counted on stderr.
+    labels: names, in the order of the classifier's outputs; () numbers them.
+    kind: one of KINDS.
+    pair: whether the model is for pairs; None for either.
+    seq_length: 0 for the model's positions.
+    batch_size: the most texts that are run in one batch.
+
+  Returns:
+    for each item {"text", and "pair" of a pair} and, by `kind`, {"label", "score": its probability, "scores": {label:
+    probability}, most probable first}, {"score": number}, or {"labels": [those above 0.5], "scores"}.
+
+  Raises:
+    UserError: a text where the model is for pairs, or the other way round.
+  """
+  pairs = [isinstance(item, tuple) for item in items]
+  takes_pairs = pairs[0] if pair is None else pair
+  if len(wrong := [item for item, is_pair in zip(items, pairs, strict=True) if is_pair != takes_pairs]):
+    what = "pairs of texts, as they were in its training" if takes_pairs else "single texts"
+    raise UserError(f"this model is for {what}; {str(wrong[0])[:60]!r} is not one, or is among others that are not")
+  first, second = zip(*items, strict=True) if takes_pairs else (items, None)
+  length = seq_length or cfg.max_position_embeddings
+  tokens = tables.encode(tokenizer, first, second, length, "input")
+  encoded = batching.Rows(tokens, {}, {"input_ids": tokenizer.pad_id})
+  outputs = np.stack(heads.by_row(functools.partial(_logits, cfg), params, encoded, batch_size)["logits"])
+  labels = list(labels) or [f"LABEL_{i}" for i in range(outputs.shape[1])]
+  scores = None if kind == "regression" else probabilities(kind, outputs)
+  results = []
+  for i, item in enumerate(items):
+    result = {"text": item[0], "pair": item[1]} if takes_pairs else {"text": item}
+    if scores is None:
+      results.append(result | {"score": float(outputs[i, 0])})
+      continue
+    order = np.argsort(-scores[i], kind="stable")
+    if kind == "multilabel":
+      result["labels"] = [labels[k] for k in order if scores[i, k] > 0.5]
+    else:
+      result |= {"label": labels[order[0]], "score": float(scores[i, order[0]])}
+    results.append(result | {"scores": {labels[k]: float(scores[i, k]) for k in order}})
+  return results
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(cfg, params, batch):
+  return {"logits": logits(cfg, params, batch)}
+
+
+PREDICTION = Prediction(
+  "classify", classify, inputs.text_or_pair, 'a text, or a pair: ("…", "…") or {"text": …, "pair": …}',
+  (frozenset({HEAD, "pooler"}),),
+)  # fmt: skip
+SPEC = Spec(
+  make=make,
+  settings=Settings,
+  metrics=lambda config: ("loss", *METRICS[settings_of(Settings, config).kind]),
+  heads=(HEAD,),
+  prediction=PREDICTION,
+)

@@ -7,24 +7,30 @@ import zipfile
 from dataclasses import dataclass
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from albert_jax.data.finetuning import splits, tables
 from albert_jax.data.finetuning.config import GlueData
+from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.tasks import classify, metrics
-from albert_jax.tasks.base import Task
+from albert_jax.tasks.base import Spec, Task, settings_of
 
 
 @dataclass(frozen=True)
 class Row:
-  """How one dataset is written, and judged.
+  """How one dataset is written, and scored.
 
-  folder, tfds: what its folder of TSV files is called, and its TFDS name behind "glue/".
-  texts, label: columns of the TSV files; in TFDS they are `tfds_texts` and "label".
-  labels: names in the order of the head's outputs, which are TFDS' own; () is regression.
-  written: how the TSV files and submissions write them.
-  metrics: of METRICS; the first is the one to choose a checkpoint by.
-  submission: what the file of answers is called.
+  Attributes:
+    folder: what its folder of TSV files is called.
+    tfds: its TFDS name behind "glue/".
+    texts: columns of the texts in the TSV files.
+    tfds_texts: the same in TFDS, where the label is "label".
+    label: the column of the label in the TSV files.
+    labels: names in the order of the head's outputs, which are TFDS' own; () is regression.
+    written: how the TSV files and submissions write them.
+    metrics: of METRICS; the first is the one to choose a checkpoint by.
+    submission: what the file of answers is called.
   """
 
   folder: str
@@ -83,14 +89,33 @@ METRICS = {
 }
 
 
-def make(config, vocabulary=None, first_row=0) -> Task:
-  """The task of configs/glue.py. MNLI's two held-out parts are evaluated together; *_mismatched is the second's."""
-  row, data = row_of(config.task.dataset), GlueData.of(config.data)
+@dataclass(frozen=True)
+class Settings(classify.LossSettings):
+  """`config.task` of configs/glue.py.
+
+  Attributes:
+    dataset: one of TASKS.
+  """
+
+  dataset: str
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.check_kind("classification" if row_of(self.dataset).labels else "regression")
+
+
+def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int = 0) -> Task:
+  """Makes the task of configs/glue.py, see `tasks.make`.
+
+  MNLI's two held-out parts are evaluated in one pass; *_mismatched is the second's.
+  """
+  settings, data = settings_of(Settings, config), GlueData.of(config.data)
+  row = row_of(settings.dataset)
   kind = "classification" if row.labels else "regression"
 
   @functools.cache
   def train():
-    if config.task.dataset == "ax":
+    if settings.dataset == "ax":
       raise UserError(
         "AX has no training data; evaluate a model of MNLI on it: albert-jax evaluate --config=configs/glue.py:ax "
         "--config.data.dataset=DIR --checkpoint=RUN --out=DIR"
@@ -102,48 +127,59 @@ def make(config, vocabulary=None, first_row=0) -> Task:
   }
   held_out = _joined(list(parts.values()))
   return classify.build(
-    config, vocabulary, first_row, kind=kind, labels=row.labels, held_out=held_out, train=train,
+    config, settings, vocabulary, first_row, kind=kind, labels=row.labels, held_out=held_out, train=train,
     train_rows=len(train()) if config.epochs else 0,
     score=functools.partial(_score, row, parts, data.validation_split), baselines=_baselines(row, kind, parts),
   )  # fmt: skip
 
 
-def row_of(name) -> Row:
-  """The row of a dataset. Raises: UserError for a name that is not in the table."""
+def row_of(name: str) -> Row:
+  """Returns the row of a dataset. Raises UserError for a name that is not in the table."""
   if name not in TASKS:
     raise UserError(f"there is no GLUE dataset {name!r}; use one of {', '.join(TASKS)}")
   return TASKS[name]
 
 
-def parts_of(row, split):
-  """[(ending of the metrics' names, split)] that belong together."""
+def parts_of(row: Row, split: str) -> list[tuple[str, str]]:
+  """Returns (ending of the metrics' names, split) of the splits that are evaluated in one pass."""
   if row.tfds == "mnli" and split in ("validation", "test"):
     return [("", f"{split}_matched"), ("_mismatched", f"{split}_mismatched")]
   return [("", split)]
 
 
-def read(row, dataset, split, tfds_dir="", skip_ragged=False) -> classify.Split:
-  """A split, from the dataset's own folder of TSV files, the folder that holds those of all datasets, or TFDS."""
+def read(row: Row, dataset: str, split: str, tfds_dir: str = "", skip_ragged: bool = False) -> classify.Split:
+  """Reads a split.
+
+  Args:
+    row: of which dataset.
+    dataset: the dataset's own folder of TSV files, the folder that holds those of all datasets, or a TFDS name.
+    split: its name.
+    tfds_dir: where TFDS datasets are; "" for TFDS' own place.
+    skip_ragged: whether rows with another number of columns are skipped and counted, else they are an error.
+
+  Returns:
+    the texts with their labels.
+  """
   folder = pathlib.Path(dataset).expanduser()
   folder = folder / row.folder if (folder / row.folder).is_dir() else folder
   files = (DIAGNOSTICS,) if row.folder == "AX" and split == "validation" else FILES.get(split)
   path = splits.find_one(folder if folder.exists() else dataset, split, tables.SUFFIXES, files or ())
   if path is None:
     texts, label = row.tfds_texts, "label"
-    found = tables.read(dataset, split, texts, optional=(label, *INDEX), tfds_dir=tfds_dir)
+    rows = tables.read(dataset, split, texts, optional=(label, *INDEX), tfds_dir=tfds_dir)
   else:
-    texts, label, found = _read_file(row, path, split == "train", skip_ragged)
-  gold = _gold(row, found, label, may_lack=split != "train")
-  first, *second = (tables.texts(found, field) for field in texts)
-  return classify.Split(first, second[0] if second else None, gold, found.source, _index(found))
+    texts, label, rows = _read_file(row, path, split == "train", skip_ragged)
+  gold = _gold(row, rows, label, may_lack=split != "train")
+  first, *second = (tables.texts(rows, field) for field in texts)
+  return classify.Split(first, second[0] if second else None, gold, rows.source, _index(rows))
 
 
-def _gold(row, found, column, may_lack=False):
+def _gold(row, rows, column, may_lack=False):
   """A column as `classify.Split.gold`."""
-  values, names = found.columns[column], dict(zip(row.written, row.labels, strict=True))
-  found.columns[column] = [names.get(value, value) for value in values]
+  values, names = rows.columns[column], dict(zip(row.written, row.labels, strict=True))
+  rows.columns[column] = [names.get(value, value) for value in values]
   kind = "classification" if row.labels else "regression"
-  return classify.gold_of(found, column, kind, row.labels, may_lack=may_lack)
+  return classify.gold_of(rows, column, kind, row.labels, may_lack=may_lack)
 
 
 def _read_file(row, path, has_labels, skip_ragged):
@@ -161,18 +197,18 @@ def _read_file(row, path, has_labels, skip_ragged):
   )  # fmt: skip
 
 
-def _index(found):
+def _index(rows):
   """The rows' numbers by their owner, or their places."""
   for name in INDEX:
-    values = found.columns[name]
+    values = rows.columns[name]
     if values and None not in values:
       try:
         index = [int(value) for value in values]
       except ValueError:
-        raise UserError(f"{found.source}: the column {name!r} should hold the rows' numbers") from None
+        raise UserError(f"{rows.source}: the column {name!r} should hold the rows' numbers") from None
       if len({*index}) == len(index):  # Not so in all of QQP.
         return index
-  return list(range(len(found)))
+  return list(range(len(rows)))
 
 
 def _joined(parts):
@@ -206,18 +242,17 @@ def _baselines(row, kind, parts):
   if first.gold is None:
     return {}
   constant = np.bincount(first.gold, minlength=len(row.labels)) if row.labels else np.zeros(1)
-  found = _measure(row, parts, {ending: np.tile(constant, (len(part), 1)) for ending, part in parts.items()})
+  scores = _measure(row, parts, {ending: np.tile(constant, (len(part), 1)) for ending, part in parts.items()})
   what = "always the most frequent label" if row.labels else "always the same number"
   loss = classify.baselines(kind, first.gold, len(row.labels))["loss"]
-  return {"loss": loss} | {name: (value, what) for name, value in found.items()}
+  return {"loss": loss} | {name: (value, what) for name, value in scores.items()}
 
 
 def _score(row, parts, split, outputs):
   """Task.score: the metrics, and the answers as GLUE's site takes them."""
-  found, start, by_part, files = np.stack(outputs["outputs"]), 0, {}, {}
-  metrics.finite(found)
+  logits, start, by_part, files = metrics.finite(np.stack(outputs["outputs"])), 0, {}, {}
   for ending, part in parts.items():
-    by_part[ending] = found[start : start + len(part)]
+    by_part[ending] = logits[start : start + len(part)]
     start += len(part)
     name = "MNLI-mm" if ending or split.endswith("_mismatched") else row.submission
     files[f"{name}.tsv"] = submission(row, part.index, by_part[ending])
@@ -229,35 +264,50 @@ def _score(row, parts, split, outputs):
   return _measure(row, parts, by_part), files
 
 
-def score_files(predictions, gold) -> dict:
+def score_files(predictions: str, gold: str) -> dict[str, float]:
   """Scores answers made elsewhere.
 
-  Args: predictions: a TSV with the columns index and prediction, called as GLUE calls it, such as SST-2.tsv; what comes
-    before that does not matter. gold: the official file, such as SST-2/dev.tsv.
-  Returns: {metric: number}. Raises: UserError where the two are not of the same rows.
+  Args:
+    predictions: a TSV with the columns index and prediction, whose name ends as GLUE calls it, such as SST-2.tsv.
+    gold: the official file, such as SST-2/dev.tsv.
+
+  Returns:
+    {metric: number}.
+
+  Raises:
+    UserError: the two are not of the same rows.
   """
   called = {row.submission: row for row in TASKS.values()} | {"MNLI-mm": TASKS["mnli"]}
   stem = pathlib.Path(predictions).stem
   row = next((row for name, row in called.items() if stem.endswith(name)), None)
   if row is None:
     raise UserError(f"{predictions}: its name should say which dataset it is of: {', '.join(called)}, as in SST-2.tsv")
-  _, label, found = _read_file(row, gold, has_labels=True, skip_ragged=False)
-  expected, index = _gold(row, found, label), _index(found)
+  _, label, rows = _read_file(row, gold, has_labels=True, skip_ragged=False)
+  expected, index = _gold(row, rows, label), _index(rows)
   answers = tables.read_file(predictions, ["index", "prediction"], optional=INDEX[1:], quotes="none")
-  given = dict(zip(_index(answers), _gold(row, answers, "prediction"), strict=True))
-  if len(given) != len(answers) or given.keys() != set(index):
-    odd = sorted(given.keys() ^ set(index))[:3]
+  answer_of = dict(zip(_index(answers), _gold(row, answers, "prediction"), strict=True))
+  if len(answer_of) != len(answers) or answer_of.keys() != set(index):
+    odd = sorted(answer_of.keys() ^ set(index))[:3]
     raise UserError(
       f"{predictions} has {len(answers):,} answers, {gold} {len(index):,} rows; both need the same numbers in the "
       f"column index, once each; look for {', '.join(map(str, odd)) or 'one that is there twice'}"
     )
-  best = np.array([given[i] for i in index])
+  best = np.array([answer_of[i] for i in index])
   outputs = np.eye(len(row.labels))[best] if row.labels else best[:, None]
   return {name: METRICS[name](expected, outputs) for name in row.metrics}
 
 
-def submission(row, index, outputs) -> bytes:
-  """The TSV of GLUE's site: a header, and each row's number and answer, by number. Args: outputs: [n, C]."""
+def submission(row: Row, index: list[int], outputs: np.ndarray) -> bytes:
+  """Writes the TSV of GLUE's site: a header, and each row's number and answer, by number.
+
+  Args:
+    row: of which dataset.
+    index: the rows' numbers.
+    outputs: the head's, [n, C].
+
+  Returns:
+    the file.
+  """
   if row.labels:
     answers = [row.written[best] for best in outputs.argmax(axis=1)]
   else:
@@ -266,10 +316,26 @@ def submission(row, index, outputs) -> bytes:
   return ("index\tprediction\n" + "".join(f"{number}\t{answer}\n" for number, answer in lines)).encode()
 
 
-def zipped(files) -> bytes:
-  """{file name: bytes} as a zip, which is the same for the same files."""
+def zipped(files: dict[str, bytes]) -> bytes:
+  """Packs {file name: bytes} as a zip, which is the same for the same files."""
   buffer = io.BytesIO()
   with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
     for name, content in files.items():
       archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
   return buffer.getvalue()
+
+
+def _metrics(config):
+  row = row_of(config.task.dataset)
+  endings = [ending for ending, _ in parts_of(row, config.data.validation_split)]
+  return ("loss", *([] if not row.labels else ["accuracy"]), *(name + e for e in endings for name in row.metrics))
+
+
+SPEC = Spec(
+  make=make,
+  settings=Settings,
+  metrics=lambda config: tuple(dict.fromkeys(_metrics(config))),
+  heads=(classify.HEAD,),
+  prediction=classify.PREDICTION,
+  score_files=score_files,
+)

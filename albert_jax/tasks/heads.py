@@ -1,48 +1,101 @@
-"""What fine-tuning tasks put on top of the encoder, and what they minimise."""
+"""What several tasks share: layers on top of the encoder, losses, and running many rows in prediction."""
 
 import functools
 import itertools
 import os
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from albert_jax import model
 from albert_jax.data.finetuning import batching
-from albert_jax.model.layers import initializer
+from albert_jax.model import AlbertConfig
+from albert_jax.model.layers import dropout, initializer
+from albert_jax.types import Batch, Params
 
 BATCH = 64  # rows that are run together in prediction, at most
 # And tokens: as many as keep the machine busy. More make processors slower (base, one core: 555 tokens/s in batches of
 # 512, 485 in batches of 2048), as what is between two layers leaves their caches.
 TOKENS, TOKENS_A_CORE = 32768, 512
-FINE_TUNED = "^(classifier|span|squad_v2|sentence)/"  # heads that a checkpoint of another task may have
 
 
-def encoder(cfg, key, pooler: bool) -> dict:
-  """Fresh parameters without the heads of pre-training. pooler: whether the task looks at [CLS] through it."""
-  unwanted = ("mlm", "sop") if pooler else ("mlm", "sop", "pooler")
-  return {name: part for name, part in model.init(cfg, key).items() if name not in unwanted}
+def encoder(cfg: AlbertConfig, key: jax.Array, pooler: bool) -> Params:
+  """Makes fresh parameters without the heads of pre-training.
+
+  Args:
+    cfg: the sizes of the model.
+    key: a jax.random key.
+    pooler: whether the task uses the pooler.
+
+  Returns:
+    the parameters.
+  """
+  left_out = ("mlm", "sop") if pooler else ("mlm", "sop", "pooler")
+  return {name: part for name, part in model.init(cfg, key).items() if name not in left_out}
 
 
-def dense(cfg, key, size_in: int, size_out: int) -> dict:
-  """A fresh dense layer {"kernel" [in, out], "bias" [out]}; the kernel is drawn as the encoder's are."""
+def with_head(cfg: AlbertConfig, key: jax.Array, head: str, size: int, pooler: bool = False) -> Params:
+  """Makes fresh parameters of an encoder with a dense layer on top.
+
+  Args:
+    cfg: the sizes of the model.
+    key: a jax.random key.
+    head: the name of the layer in the parameters.
+    size: how many outputs it has.
+    pooler: whether the task uses the pooler.
+
+  Returns:
+    the parameters.
+  """
+  key_encoder, key_head = jax.random.split(key)
+  return {**encoder(cfg, key_encoder, pooler), head: dense(cfg, key_head, cfg.hidden_size, size)}
+
+
+def dense(cfg: AlbertConfig, key: jax.Array, size_in: int, size_out: int) -> Params:
+  """Makes a dense layer {"kernel" [in, out], "bias" [out]}, its kernel drawn as the encoder's are."""
   return {"kernel": initializer(cfg)(key, (size_in, size_out)), "bias": jnp.zeros(size_out)}
 
 
-def affine(layer, x):
-  """x [..., in] -> [..., out], in float32."""
+def affine(layer: Params, x: jax.Array) -> jax.Array:
+  """Applies a dense layer in float32, [..., in] -> [..., out]."""
   return jnp.dot(x.astype(jnp.float32), layer["kernel"]) + layer["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-def head_keys(keys_B, name_number: int):
-  """Keys for a head's own dropout: those of the rows, so that rows may lie on any device. None stays None."""
+def at_positions(cfg: AlbertConfig, head: str, params: Params, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+  """Applies a head to the encoder's output at every position.
+
+  Args:
+    cfg: the sizes of the model.
+    head: the name of a dense layer in `params`.
+    params: the parameters.
+    batch: input_ids and so on, [B, L].
+    key: a key a row [B], for dropout, or None.
+
+  Returns:
+    float32 [B, L, C].
+  """
+  x_BLD = model.apply(cfg, params, batch, key)["sequence_output"]
+  return affine(params[head], dropout(x_BLD, cfg.classifier_dropout_prob, head_keys(key, 0)))
+
+
+def head_keys(keys_B: jax.Array | None, name_number: int) -> jax.Array | None:
+  """Makes the keys of a head's own dropout of those of the rows, so that rows may lie on any device."""
   return None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, 1_000_000 + name_number)
 
 
-def cross_entropy(logits, labels, weights, smoothing: float = 0.0):
-  """Args: logits [..., C] float32, labels [...] int, weights [...] float32, smoothing: label smoothing.
+def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array, smoothing: float = 0.0):
+  """Sums the cross entropy of labels, and the correct answers.
 
-  Returns: ((sum of losses, sum of weights), (sum of correct answers, sum of weights)).
+  Args:
+    logits: float32 [..., C].
+    labels: int [...]. A label outside 0 to C - 1 makes the loss NaN.
+    weights: float32 [...].
+    smoothing: label smoothing.
+
+  Returns:
+    ((sum of losses, sum of weights), (sum of correct answers, sum of weights)).
   """
   losses, is_hit = losses_and_hits(logits, labels, smoothing)
   weight = jnp.sum(weights)
@@ -133,40 +186,57 @@ def _chunked_backward(chunk, gradient, cotangents):
 chunked_cross_entropy.defvjp(_chunked_forward, _chunked_backward)
 
 
-def mean_loss(batch) -> dict:
-  """The `terms` of most tasks: the mean of "loss" over the rows that count."""
+def mean_loss(batch: Batch) -> dict[str, jax.Array]:
+  """Is the `Task.terms` of a loss that is the mean over the rows that count."""
   return {"loss": 1 / jnp.maximum(jnp.sum(batch["weight"]), 1)}
 
 
-def batch_limits() -> dict:
-  """The limits of a batch in prediction, by the machine: `tokens`, `filled`, `lengths` of batching.serving_batches."""
+def mean_label_loss(batch: Batch) -> dict[str, jax.Array]:
+  """Is the `Task.terms` of a loss that is the mean over the labelled positions of the whole batch."""
+  return {"loss": 1 / jnp.maximum(jnp.sum(label_weights(batch)), 1)}
+
+
+def label_weights(batch: Batch) -> jax.Array:
+  """Returns float32 [B, L]: 1 where a row that counts has a label, which is not -1."""
+  return (batch["labels"] >= 0) * batch["weight"][:, None]
+
+
+def batch_limits() -> dict[str, Any]:
+  """Returns `tokens`, `filled` and `lengths` of batching.serving_batches for this machine."""
   cpu = jax.default_backend() == "cpu"
+  cores = os.cpu_count() or 1
   return {
-    "tokens": min(TOKENS, TOKENS_A_CORE * os.cpu_count()) if cpu else TOKENS,
+    "tokens": min(TOKENS, TOKENS_A_CORE * cores) if cpu else TOKENS,
     "filled": 0.75 if cpu else 0.5,  # A processor takes as long for a row of padding as for any other.
     "lengths": batching.FINE_LENGTHS if cpu else batching.LENGTHS,
   }
 
 
-def by_row(function, params, rows, batch_size=BATCH):
-  """Runs rows through a compiled function: the shortest first, in batches of a few shapes.
+def by_row(function: Callable, params: Any, rows: batching.Rows, batch_size: int = BATCH) -> dict[str, list]:
+  """Runs rows through a compiled function, the shortest first, in batches of a few shapes.
 
-  Args: function: (params, batch) -> {name: [B, ...]}. params: the parameters, or an onnx_runtime.OnnxModel, which is
-    called instead of the function. rows: batching.Rows. batch_size: the most rows in a batch.
-  Returns: {name: list of one numpy array a row}; those over positions are as long as their batch's longest row.
+  Args:
+    function: (params, batch) -> {name: [B, ...]}.
+    params: its first argument; or an onnx_runtime.OnnxModel, which is called instead of the function.
+    rows: the encoded inputs.
+    batch_size: the most rows in a batch.
+
+  Returns:
+    {name: list of one numpy array a row}. Arrays over positions are as long as their batch's longest row.
   """
   longest = params.positions if callable(params) else len(params["embeddings"]["position"]["embedding"])
-  batches = batching.serving_batches(rows, most=batch_size, longest=longest, **batch_limits())
   run = functools.partial(*((params, function) if callable(params) else (function, params)))
-  found, before = {}, None
+  batches = batching.serving_batches(rows, most=batch_size, longest=longest, **batch_limits())
+  results: dict[str, list] = {}
+  pending = None
   for batch in itertools.chain(batches, (None,)):
-    # The next batch is on its way before the last one's answers are waited for.
-    now = None if batch is None else (batch["row"], run(batch))
-    if before is not None:
-      for name, values in jax.device_get(before[1]).items():
-        wanted = found.setdefault(name, [None] * len(rows))
-        for row, value in zip(before[0], values, strict=True):
+    # The next batch is dispatched before the answers of the last one are waited for.
+    dispatched = None if batch is None else (batch["row"], run(batch))
+    if pending is not None:
+      for name, values in jax.device_get(pending[1]).items():
+        by_number = results.setdefault(name, [None] * len(rows))
+        for row, value in zip(pending[0], values, strict=True):
           if row >= 0:
-            wanted[row] = value
-    before = now
-  return found
+            by_number[row] = value
+    pending = dispatched
+  return results

@@ -1,4 +1,8 @@
-"""Held-out numbers that are not ratios of sums, in plain numpy; the definitions are scikit-learn's and scipy's."""
+"""Held-out numbers that are not ratios of sums. Correlations and ranks are scipy's, which JAX brings.
+
+The others are a few lines of numpy each, by scikit-learn's definitions, which would be one more dependency. scipy is
+imported where it is used: its import takes a second, and training does not need it before the first evaluation.
+"""
 
 import numpy as np
 
@@ -6,74 +10,94 @@ from albert_jax.errors import UserError
 
 
 def accuracy(gold, predicted) -> float:
-  """The share of rows where two arrays [n] agree."""
+  """Returns the share of rows where two arrays [n] agree."""
   return float(np.mean(np.asarray(gold) == np.asarray(predicted)))
 
 
 def f1(gold, predicted) -> float:
-  """F1 of the positive class. Args: bool or 0/1 arrays [n]. 0 where nothing is positive in either."""
+  """Returns F1 of the positive class of two bool or 0/1 arrays [n]; 0 where nothing is positive in either."""
   gold, predicted = np.asarray(gold, bool), np.asarray(predicted, bool)
-  found = gold.sum() + predicted.sum()
-  return float(2 * (gold & predicted).sum() / found) if found else 0.0
+  total = gold.sum() + predicted.sum()
+  return float(2 * (gold & predicted).sum() / total) if total else 0.0
 
 
 def macro_f1(gold, predicted) -> float:
-  """The mean F1 of the classes that occur in either of two int arrays [n]."""
+  """Returns the mean F1 of the classes that occur in either of two int arrays [n]."""
   gold, predicted = np.asarray(gold), np.asarray(predicted)
   return float(np.mean([f1(gold == k, predicted == k) for k in np.union1d(gold, predicted)]))
 
 
 def mcc(gold, predicted) -> float:
-  """Matthews' correlation coefficient of two int arrays [n], of any number of classes; 0 where either is constant."""
+  """Returns Matthews' correlation coefficient of two int arrays [n], of any number of classes.
+
+  Args:
+    gold: the right classes.
+    predicted: those of a model.
+
+  Returns:
+    the coefficient; 0 where either array is constant.
+  """
   classes, numbers = np.unique(np.concatenate([gold, predicted]), return_inverse=True)
   g, p = (np.eye(len(classes))[part] for part in np.split(numbers, 2))
-  return _correlation(g - g.mean(axis=0), p - p.mean(axis=0))
+  g, p = g - g.mean(axis=0), p - p.mean(axis=0)
+  size = np.sqrt(np.sum(g * g)) * np.sqrt(np.sum(p * p))
+  return float(np.clip(np.sum(g * p) / size, -1, 1)) if size > 0 else 0.0
 
 
 def pearson(gold, predicted) -> float:
-  """The linear correlation of two float arrays [n]; 0 where either is constant and so tells nothing."""
-  gold, predicted = (finite(x) for x in (gold, predicted))
-  if np.ptp(gold) == 0 or np.ptp(predicted) == 0:
+  """Returns the correlation of two float arrays [n]; 0 where either is constant, and so tells nothing."""
+  from scipy import stats
+
+  gold, predicted = finite(gold), finite(predicted)
+  if len(gold) < 2 or np.ptp(gold) == 0 or np.ptp(predicted) == 0:
     return 0.0
-  return _correlation(gold - gold.mean(), predicted - predicted.mean())
+  return float(stats.pearsonr(gold, predicted).statistic)
 
 
 def spearman(gold, predicted) -> float:
-  """The correlation of the ranks of two float arrays [n]; equal values share the mean of their ranks."""
-  return pearson(ranks(finite(gold)), ranks(finite(predicted)))
+  """Returns the correlation of the ranks of two float arrays [n]; equal values share the mean of their ranks."""
+  from scipy import stats
+
+  return pearson(stats.rankdata(finite(gold)), stats.rankdata(finite(predicted)))
 
 
 def auc(gold, scores) -> float | None:
-  """The area under the ROC curve: how often a positive row scores above a negative one, ties counting half.
+  """Computes the area under the ROC curve: how often a positive row scores above a negative one, ties counting half.
 
-  Args: gold: bool or 0/1 [n]. scores: float [n]. Returns: None where there are no positive or no negative rows.
+  Args:
+    gold: bool or 0/1 [n].
+    scores: float [n].
+
+  Returns:
+    None where there are no positive or no negative rows.
   """
+  from scipy import stats
+
   gold, scores = np.asarray(gold, bool), finite(scores)
   positive, negative = gold.sum(), (~gold).sum()
   if not positive or not negative:
     return None
-  return float((ranks(scores)[gold].sum() - positive * (positive + 1) / 2) / (positive * negative))
+  ranks = stats.rankdata(scores)
+  return float((ranks[gold].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
-def macro_auc(gold, scores) -> float | None:
-  """The mean over classes of each one's `auc` against the others. Args: gold: 0/1 [n, C]. scores: float [n, C].
+def macro_auc(gold: np.ndarray, scores: np.ndarray) -> float | None:
+  """Computes the mean over classes of each one's `auc` against the others.
 
-  Returns: None where no class has both positive and negative rows; classes that have not are left out.
+  Args:
+    gold: 0/1 [n, C].
+    scores: float [n, C].
+
+  Returns:
+    None where no class has both positive and negative rows; classes that have not are left out.
   """
-  found = [auc(gold[:, k], scores[:, k]) for k in range(scores.shape[1])]
-  found = [value for value in found if value is not None]
-  return float(np.mean(found)) if found else None
+  areas = [auc(gold[:, k], scores[:, k]) for k in range(scores.shape[1])]
+  defined = [area for area in areas if area is not None]
+  return float(np.mean(defined)) if defined else None
 
 
-def ranks(values):
-  """The ranks of an array [n] from 1, as floats; equal values share their mean."""
-  _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-  last = np.cumsum(counts)
-  return (last - (counts - 1) / 2)[place]
-
-
-def finite(values):
-  """float64 array of `values`. Raises: UserError where one is NaN or infinite, since no metric of it means much."""
+def finite(values) -> np.ndarray:
+  """Returns `values` as float64. Raises UserError where one is NaN or infinite, since no metric of it means much."""
   values = np.asarray(values, np.float64)
   if broken := int(np.sum(~np.isfinite(values))):
     raise UserError(
@@ -81,9 +105,3 @@ def finite(values):
       "is broken: look at its training loss, or make the file again"
     )
   return values
-
-
-def _correlation(a, b):
-  """Of two centred arrays; 0 where either is all zeros."""
-  size = np.sqrt(np.sum(a * a)) * np.sqrt(np.sum(b * b))
-  return float(np.clip(np.sum(a * b) / size, -1, 1)) if size > 0 else 0.0

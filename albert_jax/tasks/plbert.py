@@ -18,7 +18,7 @@ from albert_jax.data.speech.batching import SpeechConfig
 from albert_jax.errors import UserError
 from albert_jax.model.heads import at_positions
 from albert_jax.tasks import heads
-from albert_jax.tasks.base import Sketch, Task, about
+from albert_jax.tasks.base import Sketch, Spec, Task, about, unused
 
 USUAL_WORDS = 30_000 + lexicon.FIRST_WORD  # what albert-jax phonemes makes
 
@@ -65,7 +65,7 @@ def make(config, vocabulary=None, first_row=0) -> Task:
     },
     vocabulary=symbols,
     new=("^(phoneme|word)/",),
-    unused=("^(mlm|sop|pooler)/", heads.FINE_TUNED, *_other_heads(config.init_from, data.dataset)),
+    unused=(*unused("phoneme", "word", keep=True), *_other_heads(config.init_from, data.dataset)),
     about=about("plbert", words=words, seq_length=data.seq_length),
     architecture="AlbertModel",
     row_flops=head_flops(cfg, words, data.seq_length, slots or data.seq_length),
@@ -175,3 +175,12 @@ def _other_heads(init_from, dataset):
   names = [folder / lexicon.TARGETS_FILE for folder in folders]
   same = all(name.is_file() for name in names) and names[0].read_bytes() == names[1].read_bytes()
   return () if same else ("^word/",)
+
+
+SPEC = Spec(
+  make=make,
+  settings=None,
+  metrics=lambda config: ("phoneme_loss", "phoneme_accuracy", "word_loss", "word_accuracy"),
+  heads=("phoneme", "word"),
+  sketch=sketch,
+)

@@ -1,27 +1,32 @@
-"""Pre-training: masked language model plus sentence-order prediction (section 3.1 of the paper)."""
+"""Pre-training: masked language model plus sentence-order prediction (section 3.1 of the paper); and filling masks."""
 
 import functools
+import math
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from albert_jax import model
 from albert_jax.data import datasets
+from albert_jax.data.finetuning.batching import Rows
 from albert_jax.data.pretraining import batching
 from albert_jax.data.pretraining.batching import DataConfig
+from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
-from albert_jax.tasks.base import Sketch, Task
-from albert_jax.tasks.heads import cross_entropy
+from albert_jax.model import AlbertConfig
+from albert_jax.tasks import heads, inputs
+from albert_jax.tasks.base import Batch, Params, Prediction, Sketch, Spec, Sums, Task
 
 METRICS = ("mlm_loss", "mlm_accuracy", "sop_loss", "sop_accuracy")
 
 
-def make(config, vocabulary=None, first_row=0) -> Task:
-  """The task of a pre-training config (an ml_collections.ConfigDict, see configs/pretrain.py).
-
-  The vocabulary is the dataset's, whatever is given.
-  """
+def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int = 0) -> Task:
+  """Makes the task of configs/pretrain.py, see `tasks.make`. The vocabulary is the dataset's, whatever is given."""
   data = DataConfig(**config.data)
+  mlm_weight, sop_weight = _loss_weights(config)
   vocabulary = datasets.tokenizer(data.dataset, data.spm)
   cfg = model_config(config, vocabulary.vocab_size)
   if vocabulary.vocab_size != cfg.vocab_size:
@@ -34,8 +39,8 @@ def make(config, vocabulary=None, first_row=0) -> Task:
       f"data.seq_length={data.seq_length} exceeds model.max_position_embeddings={cfg.max_position_embeddings}; "
       f"try --config.data.seq_length={cfg.max_position_embeddings}"
     )
-  found = datasets.describe(data.dataset)["baselines"]
-  if not found:
+  baselines = datasets.describe(data.dataset)["baselines"]
+  if not baselines:
     raise UserError(
       f"{data.dataset} has no held-out documents; make it again with albert-jax prepare --validation_fraction=0.05"
     )
@@ -49,60 +54,153 @@ def make(config, vocabulary=None, first_row=0) -> Task:
     model=cfg,
     init=functools.partial(model.init, cfg),
     sums=functools.partial(sums, cfg),
-    terms=functools.partial(terms, config.loss.mlm_weight, config.loss.sop_weight),
+    terms=functools.partial(terms, mlm_weight, sop_weight),
     train_batches=lambda start_step, host, hosts: batches(start_step=start_step, host=host, hosts=hosts),
     eval_batches=lambda host, hosts: eval_batches(host=host, hosts=hosts),
     baselines={
-      "mlm_loss": (found["unigram_loss"], "token frequencies alone"),
-      "mlm_accuracy": (found["top_token_accuracy"], "always the most frequent token"),
-      **({"sop_accuracy": (0.5, "guessing")} if config.loss.sop_weight else {}),
+      "mlm_loss": (baselines["unigram_loss"], "token frequencies alone"),
+      "mlm_accuracy": (baselines["top_token_accuracy"], "always the most frequent token"),
+      **({"sop_accuracy": (0.5, "guessing")} if sop_weight else {}),
     },
     vocabulary=vocabulary,
-    metrics=METRICS,
   )
 
 
-def model_config(config, vocab_size: int) -> model.AlbertConfig:
-  """The model of a config; `vocab_size` is used where the config leaves it open with 0."""
-  return model.AlbertConfig(**{**config.model, "vocab_size": config.model.vocab_size or vocab_size})
+def _loss_weights(config):
+  """(MLM weight, SOP weight) of `config.loss`, checked."""
+  weights = {name: config.loss[name] for name in ("mlm_weight", "sop_weight")}
+  for name, weight in weights.items():
+    if not (math.isfinite(weight) and weight >= 0):
+      raise UserError(f"loss.{name}={weight} must be 0 or more; try --config.loss.{name}=1")
+  if not any(weights.values()):
+    raise UserError("loss.mlm_weight and loss.sop_weight are both 0, so there is no loss; set one above 0")
+  return tuple(weights.values())
 
 
-def sketch(config) -> Sketch:
-  """The train step of a config whose dataset need not be there."""
-  cfg, data = model_config(config, model.AlbertConfig().vocab_size), DataConfig(**{**config.data, "dataset": "-"})
+def model_config(config: ConfigDict, vocab_size: int) -> AlbertConfig:
+  """Makes the model of a config; `vocab_size` is used where the config leaves it open with 0."""
+  return AlbertConfig(**{**config.model, "vocab_size": config.model.vocab_size or vocab_size})
+
+
+def sketch(config: ConfigDict) -> Sketch:
+  """Makes the train step of a config whose dataset need not be there; examples.py says what its arrays are."""
+  cfg, data = model_config(config, AlbertConfig().vocab_size), DataConfig(**{**config.data, "dataset": "-"})
   B, L, M, P = config.batch_size, data.seq_length, data.slots, data.packing
   pairs = (B, P) if P > 1 else (B,)
-  integers = {"input_ids": (B, L), "attention_mask": (B, L), "token_type_ids": (B, L), "mlm_positions": (B, M),
-              "mlm_labels": (B, M), "sop_label": pairs}  # fmt: skip
+  integers: dict[str, tuple[int, ...]] = {
+    "input_ids": (B, L), "attention_mask": (B, L), "token_type_ids": (B, L), "mlm_positions": (B, M),
+    "mlm_labels": (B, M), "sop_label": pairs,
+  }  # fmt: skip
   if P > 1:
     integers |= {"segment_ids": (B, L), "position_ids": (B, L), "cls_positions": (B, P)}
   return Sketch(
     model=cfg,
     init=functools.partial(model.init, cfg),
     sums=functools.partial(sums, cfg),
-    terms=functools.partial(terms, config.loss.mlm_weight, config.loss.sop_weight),
+    terms=functools.partial(terms, *_loss_weights(config)),
     arrays={name: (shape, np.int32) for name, shape in integers.items()}
     | {"mlm_weights": ((B, M), np.float32), "sop_weight": (pairs, np.float32)},
     slots=M,
   )
 
 
-def sums(cfg, params, batch, key) -> dict:
-  """{"mlm_loss", "mlm_accuracy", "sop_loss", "sop_accuracy": (total, weight)}: sums over masked slots, and over pairs.
+def sums(cfg: AlbertConfig, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
+  """Sums losses and correct answers over masked slots (mlm_…), and over pairs (sop_…).
 
-  Args: batch: see data/pretraining/examples.py. key: for dropout (one, or one a row), or None.
+  Args:
+    cfg: the sizes of the model.
+    params: the parameters.
+    batch: see data/pretraining/examples.py.
+    key: for dropout, one or one a row; or None.
+
+  Returns:
+    {name of METRICS: (total, weight)}.
   """
   out = model.apply(cfg, params, batch, key)
-  mlm_loss, mlm_hits = cross_entropy(out["mlm_logits"], batch["mlm_labels"], batch["mlm_weights"])
-  sop_loss, sop_hits = cross_entropy(out["sop_logits"], batch["sop_label"], batch["sop_weight"])
+  mlm_loss, mlm_hits = heads.cross_entropy(out["mlm_logits"], batch["mlm_labels"], batch["mlm_weights"])
+  sop_loss, sop_hits = heads.cross_entropy(out["sop_logits"], batch["sop_label"], batch["sop_weight"])
   return {"mlm_loss": mlm_loss, "mlm_accuracy": mlm_hits, "sop_loss": sop_loss, "sop_accuracy": sop_hits}
 
 
-def terms(mlm_weight, sop_weight, batch) -> dict:
-  """The loss as coefficients of the totals: MLM mean over masked slots + SOP mean over pairs, each with its weight.
+def terms(mlm_weight: float, sop_weight: float, batch: Batch) -> dict[str, jax.Array]:
+  """Is `Task.terms`: MLM mean over masked slots + SOP mean over pairs, each with its weight.
 
   get_masked_lm_output and get_sentence_order_output of run_pretraining.py. The small constant is the original's; it
   also makes a batch without any label cost nothing.
   """
   weights = {"mlm_loss": (mlm_weight, batch["mlm_weights"]), "sop_loss": (sop_weight, batch["sop_weight"])}
   return {name: weight / (jnp.sum(counts) + 1e-5) for name, (weight, counts) in weights.items()}
+
+
+# Prediction.
+
+
+def fill_mask(
+  cfg: AlbertConfig,
+  params: Params,
+  tokenizer: Tokenizer,
+  texts: list[str],
+  *,
+  top_k: int = 5,
+  batch_size: int = heads.BATCH,
+) -> list[dict[str, Any]]:
+  """Predicts what stands at each `[MASK]` of each text.
+
+  Args:
+    cfg: the sizes of the model.
+    params: the parameters.
+    tokenizer: the model's.
+    texts: each with a `[MASK]` at least.
+    top_k: candidates a mask.
+    batch_size: the most texts that are run in one batch.
+
+  Returns:
+    for each text {"text", "filled": the text with the best pieces in place, "masks": for each mask a list of top_k
+    {"token", "score"}, best first}; a score is the probability among ordinary pieces.
+
+  Raises:
+    UserError: a text has no [MASK], or is longer than the model's positions.
+  """
+  ids = [[tokenizer.cls_id, *tokenizer.encode(text, specials=True), tokenizer.sep_id] for text in texts]
+  masks_of = [np.flatnonzero(np.array(row) == tokenizer.mask_id) for row in ids]
+  for text, row, masks in zip(texts, ids, masks_of, strict=True):
+    if not len(masks):
+      raise UserError(f"no [MASK] in {text[:200]!r}; write one where a word is to be filled in")
+    if len(row) > cfg.max_position_embeddings:
+      raise UserError(
+        f"a text has {len(row)} tokens, the model {cfg.max_position_embeddings} positions; shorten the text, which "
+        f"begins {text[:60]!r}"
+      )
+  slots = 1 << (max(map(len, masks_of)) - 1).bit_length()  # Each number of slots is a program of its own.
+  positions = np.stack([np.pad(masks, (0, slots - len(masks))) for masks in masks_of]).astype(np.int32)
+  rows = Rows({"input_ids": ids}, {"mlm_positions": positions}, {"input_ids": tokenizer.pad_id})
+  ordinary = jax.device_put(tokenizer.ordinary_ids)
+  predict = functools.partial(_best_pieces, cfg, min(top_k, len(ordinary)), ordinary)
+  outputs = heads.by_row(predict, params, rows, batch_size)
+  results = []
+  for i, (text, row) in enumerate(zip(texts, ids, strict=True)):
+    count = len(masks_of[i])
+    candidates = [
+      [{"token": tokenizer.decode([k]), "score": float(p)} for k, p in zip(pieces, scores, strict=True)]
+      for pieces, scores in zip(outputs["piece"][i][:count], outputs["score"][i][:count], strict=True)
+    ]
+    filled = np.array(row)
+    filled[masks_of[i]] = outputs["piece"][i][:count, 0]
+    results.append({"text": text, "filled": tokenizer.decode(filled[1:-1]), "masks": candidates})
+  return results
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _best_pieces(cfg, top_k, ordinary, params, batch):
+  logits_BMV = model.apply(cfg, params, batch)["mlm_logits"][:, :, ordinary]
+  scores, best = jax.lax.top_k(jax.nn.softmax(logits_BMV), top_k)
+  return {"piece": ordinary[best], "score": scores}
+
+
+SPEC = Spec(
+  make=make,
+  settings=None,
+  metrics=lambda config: METRICS,
+  prediction=Prediction("fill-mask", fill_mask, inputs.text, "a text with [MASK] in it", (frozenset({"mlm"}),)),
+  sketch=sketch,
+)

@@ -12,26 +12,83 @@ learnt by the squared error of the cosine.
 
 import functools
 import json
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from albert_jax import model
 from albert_jax.data.finetuning import batching, cells, tables
 from albert_jax.data.finetuning.config import RetrieveData
+from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
-from albert_jax.tasks import heads, metrics
-from albert_jax.tasks.base import Task, about, batches, model_and_vocabulary
+from albert_jax.model import AlbertConfig
+from albert_jax.tasks import heads, inputs, metrics
+from albert_jax.tasks.base import (
+  Baselines,
+  Batch,
+  Params,
+  Prediction,
+  Spec,
+  Sums,
+  Task,
+  about,
+  batches,
+  model_and_vocabulary,
+  settings_of,
+  unused,
+)
 
 POOLING = ("mean", "cls")
 RECALL_AT = (1, 5, 10)
 
 
 @dataclass(frozen=True)
+class Settings:
+  """`config.task` of configs/retrieve.py.
+
+  Attributes:
+    pooling: one of POOLING: what of the encoder's output is a text's embedding.
+    temperature: cosines are divided by it.
+    score_range: "low,high": the lowest and the highest score there can be.
+  """
+
+  pooling: str
+  temperature: float
+  score_range: str
+
+  def __post_init__(self):
+    if self.pooling not in POOLING:
+      raise UserError(f"task.pooling={self.pooling!r} is unknown; use one of {', '.join(POOLING)}")
+    if not (math.isfinite(self.temperature) and self.temperature > 0):
+      raise UserError(f"task.temperature={self.temperature} must be above 0; try --config.task.temperature=0.05")
+    _ = self.bounds
+
+  @property
+  def bounds(self) -> tuple[float, float]:
+    """The lowest and the highest score."""
+    try:
+      low, high = map(float, self.score_range.split(","))
+    except ValueError:
+      raise UserError(f"task.score_range={self.score_range!r} must be two numbers, such as 0,5") from None
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+      raise UserError(f"task.score_range={self.score_range!r} must be a low and a higher number, such as 0,5")
+    return low, high
+
+
+@dataclass(frozen=True)
 class Pairs:
-  """queries, answers: lists of n texts. scores: float32 [n] from 0 to 1, how well they go together, or None."""
+  """Texts that belong to each other.
+
+  Attributes:
+    queries: n texts.
+    answers: as many.
+    scores: float32 [n] from 0 to 1, how well they fit; None without.
+  """
 
   queries: list[str]
   answers: list[str]
@@ -41,16 +98,12 @@ class Pairs:
     return len(self.queries)
 
 
-def make(config, vocabulary=None, first_row=0) -> Task:
-  """The task of configs/retrieve.py."""
+def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int = 0) -> Task:
+  """Makes the task of configs/retrieve.py, see `tasks.make`."""
+  settings, data = settings_of(Settings, config), RetrieveData.of(config.data)
   cfg, vocabulary = model_and_vocabulary(config, vocabulary)
-  data, pooling, temperature = RetrieveData.of(config.data), config.task.pooling, config.task.temperature
-  if pooling not in POOLING:
-    raise UserError(f"task.pooling={pooling!r} is unknown; use one of {', '.join(POOLING)}")
-  if not temperature > 0:
-    raise UserError(f"task.temperature={temperature} must be above 0; try --config.task.temperature=0.05")
-  train = functools.cache(lambda: read(data, data.split, config.task.score_range))
-  dev = read(data, data.validation_split, config.task.score_range)
+  train = functools.cache(lambda: read(data, data.split, settings))
+  dev = read(data, data.validation_split, settings)
   if config.epochs and (train().scores is None) != (dev.scores is None):
     raise UserError(
       f"{data.split} has {'no ' if train().scores is None else ''}scores in {data.score_field!r} and "
@@ -65,16 +118,16 @@ def make(config, vocabulary=None, first_row=0) -> Task:
   return Task(
     model=cfg,
     init=functools.partial(heads.encoder, cfg, pooler=False),
-    sums=functools.partial(sums, cfg, pooling, temperature, scored),
+    sums=functools.partial(sums, cfg, settings.pooling, settings.temperature, scored),
     terms=heads.mean_loss,
     **batches(config, train_rows, lambda: dev_rows, first_row),
     baselines=baselines(dev),
     vocabulary=vocabulary,
-    outputs=functools.partial(outputs, cfg, pooling),
+    outputs=functools.partial(outputs, cfg, settings.pooling),
     score=functools.partial(score, dev),
     train_rows=len(train()) if config.epochs else 0,
-    unused=("^mlm/", "^sop/", "^pooler/", heads.FINE_TUNED),
-    about=about("embed", pooling=pooling, seq_length=data.seq_length),
+    unused=unused(),
+    about=about("embed", pooling=settings.pooling, seq_length=data.seq_length),
     architecture="AlbertModel",
   )  # fmt: skip
 
@@ -82,35 +135,51 @@ def make(config, vocabulary=None, first_row=0) -> Task:
 # Data.
 
 
-def read(data, split, score_range) -> Pairs:
-  """The pairs of a split. Args: data: config.data, for the fields. score_range: "low,high" of the scores, see config.
+def read(data: RetrieveData, split: str, settings: Settings) -> Pairs:
+  """Reads the pairs of a split.
 
-  Raises: UserError for a score that is no number or outside the range, and where only some rows have one.
+  Args:
+    data: config.data, for the fields.
+    split: its name.
+    settings: for the range of the scores.
+
+  Returns:
+    the pairs.
+
+  Raises:
+    UserError: a score is no number or outside the range, or only some rows have one.
   """
   optional = [data.score_field] if data.score_field else []
-  found = tables.read(data.dataset, split, [data.query_field, data.answer_field], optional=optional, quotes=data.quotes)
+  rows = tables.read(data.dataset, split, [data.query_field, data.answer_field], optional=optional, quotes=data.quotes)
   scores = None
-  given = found.columns[data.score_field] if optional else []
-  if not all(map(cells.is_missing, given)):
-    try:
-      low, high = map(float, score_range.split(","))
-    except ValueError:
-      raise UserError(f"task.score_range={score_range!r} must be two numbers, such as 0,5") from None
+  column = rows.columns[data.score_field] if optional else []
+  if not all(map(cells.is_missing, column)):
+    low, high = settings.bounds
     what = "a score, which every row needs, or none has"
-    scores = np.array([cells.number(value, found.where(row), what) for row, value in enumerate(given)])
+    scores = np.array([cells.number(value, rows.where(row), what) for row, value in enumerate(column)])
     outside = np.flatnonzero((scores < low) | (scores > high))
-    if outside.size or not low < high:
-      row = int(outside[0]) if outside.size else 0
+    if outside.size:
+      row = int(outside[0])
       raise UserError(
-        f"{found.where(row)} has the score {scores[row]:g}, outside of task.score_range={score_range}; "
+        f"{rows.where(row)} has the score {scores[row]:g}, outside of task.score_range={settings.score_range}; "
         f"try --config.task.score_range={scores.min():g},{scores.max():g}"
       )
     scores = ((scores - low) / (high - low)).astype(np.float32)
-  return Pairs(tables.texts(found, data.query_field), tables.texts(found, data.answer_field), scores)
+  return Pairs(tables.texts(rows, data.query_field), tables.texts(rows, data.answer_field), scores)
 
 
-def rows(pairs, vocabulary, seq_length, source) -> batching.Rows:
-  """Pairs as token ids, [2, L] a row; "query" and "answer" are numbers that equal texts share, "score" is theirs."""
+def rows(pairs: Pairs, vocabulary: Tokenizer, seq_length: int, source: str) -> batching.Rows:
+  """Encodes pairs as token ids.
+
+  Args:
+    pairs: the texts.
+    vocabulary: the model's.
+    seq_length: the longest row; longer texts are cut.
+    source: where the texts are from, for the count of those that were cut.
+
+  Returns:
+    rows of [2, L], with "query" and "answer", numbers that equal texts share, and "score".
+  """
   texts = [text for pair in zip(pairs.queries, pairs.answers, strict=True) for text in pair]
   tokens = tables.encode(vocabulary, texts, None, seq_length, source)
   numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
@@ -123,13 +192,35 @@ def rows(pairs, vocabulary, seq_length, source) -> batching.Rows:
 # The model.
 
 
-def embeddings_BD(cfg, pooling, params, batch, key=None):
-  """Texts as vectors of length 1, float32. Args: batch: input_ids and attention_mask [B, L]. key: [B], or None."""
+def embeddings_BD(
+  cfg: AlbertConfig, pooling: str, params: Params, batch: Batch, key: jax.Array | None = None
+) -> jax.Array:
+  """Computes texts as vectors.
+
+  Args:
+    cfg: the sizes of the model.
+    pooling: one of POOLING.
+    params: the parameters.
+    batch: input_ids and attention_mask [B, L].
+    key: [B], for dropout, or None.
+
+  Returns:
+    float32 [B, D], each of length 1.
+  """
   return pooled_BD(pooling, model.apply(cfg, params, batch, key)["sequence_output"], batch["attention_mask"])
 
 
-def pooled_BD(pooling, x_BLD, mask_BL):
-  """The encoder's output as one vector of length 1 a row, float32. pooling: see POOLING."""
+def pooled_BD(pooling: str, x_BLD: jax.Array, mask_BL: jax.Array) -> jax.Array:
+  """Reduces the encoder's output to one vector of length 1 a row, float32.
+
+  Args:
+    pooling: one of POOLING.
+    x_BLD: the encoder's output.
+    mask_BL: 1 where there is a token.
+
+  Returns:
+    float32 [B, D].
+  """
   x_BLD = x_BLD.astype(jnp.float32)
   if pooling == "cls":
     x_BD = x_BLD[:, 0]
@@ -148,8 +239,16 @@ def _towers(cfg, pooling, params, batch, key=None):
   return x_BTD[:, 0], x_BTD[:, 1]
 
 
-def sums(cfg, pooling, temperature, scored, params, batch, key) -> dict:
-  """{"loss": (total, weight)} and, without scores, "in_batch_accuracy": how many queries found their own answer.
+def sums(
+  cfg: AlbertConfig,
+  pooling: str,
+  temperature: float,
+  scored: bool,
+  params: Params,
+  batch: Batch,
+  key: jax.Array | None,
+) -> Sums:
+  """Is `Task.sums`: {"loss"} and, without scores, "in_batch_accuracy", the queries that found their own answer.
 
   In a training step, where each device sees its own rows, those of the others are gathered first.
   """
@@ -185,8 +284,8 @@ def _own_among_all(x_BD, y_BD, numbers_B, weights_B, temperature):
   return jax.nn.logsumexp(logits_BA, axis=-1) - own_B, found_B.astype(jnp.float32)
 
 
-def outputs(cfg, pooling, params, batch) -> dict:
-  """{"query", "answer": embeddings [B, D]}."""
+def outputs(cfg: AlbertConfig, pooling: str, params: Params, batch: Batch) -> dict[str, jax.Array]:
+  """Is `Task.outputs`: {"query", "answer": embeddings [B, D]}."""
   queries, answers = _towers(cfg, pooling, params, batch)
   return {"query": queries, "answer": answers}
 
@@ -194,12 +293,12 @@ def outputs(cfg, pooling, params, batch) -> dict:
 # Scores.
 
 
-def score(dev, found):
-  """Spearman of scored pairs; else MRR and recall@k of each query's answer among all answers of the split, each once.
+def score(dev: Pairs, outputs: dict[str, list]) -> tuple[dict[str, float], dict[str, bytes]]:
+  """Is `Task.score`: Spearman of scored pairs, else MRR and recall@k of each query's answer among all of the split.
 
   `predictions.jsonl` has the cosine of each pair, and without scores its rank.
   """
-  queries, answers = (metrics.finite(np.stack(found[name])) for name in ("query", "answer"))
+  queries, answers = (metrics.finite(np.stack(outputs[name])) for name in ("query", "answer"))
   cosines = np.sum(queries * answers, axis=1)
   lines = [{"query": q, "answer": a, "cosine": round(float(c), 6)}
            for q, a, c in zip(dev.queries, dev.answers, cosines, strict=True)]  # fmt: skip
@@ -213,24 +312,32 @@ def score(dev, found):
   return numbers, {"predictions.jsonl": content.encode("utf-8", "replace")}
 
 
-def own_ranks(queries, answers, query_texts, answer_texts):
-  """The rank of each query's own answer among all different answers, from 1; int [n].
+def own_ranks(queries: np.ndarray, answers: np.ndarray, query_texts: list[str], answer_texts: list[str]) -> np.ndarray:
+  """Ranks each query's own answer among all different answers.
 
-  Other right answers of the same query are not in the way. Of equal cosines one's own is the last, so that embeddings
-  which are all the same find nothing.
-  Args: queries, answers: [n, D] of length 1. query_texts, answer_texts: lists of n str.
+  Other right answers of the same query are left out. Of equal cosines one's own is the last, so that embeddings which
+  are all the same find nothing.
+
+  Args:
+    queries: [n, D], of length 1.
+    answers: likewise.
+    query_texts: n texts.
+    answer_texts: likewise.
+
+  Returns:
+    int [n], from 1.
   """
-  first = {text: i for i, text in reversed(list(enumerate(answer_texts)))}  # each different answer, and where it is
-  place = {text: k for k, text in enumerate(first)}
+  first = {text: i for i, text in reversed(list(enumerate(answer_texts)))}  # where each answer first occurs
+  number = {text: k for k, text in enumerate(first)}
   candidates = answers[list(first.values())]
-  right = {}
+  right: dict[str, set[int]] = {}
   for query, answer in zip(query_texts, answer_texts, strict=True):
-    right.setdefault(query, set()).add(place[answer])
+    right.setdefault(query, set()).add(number[answer])
   ranks = np.zeros(len(queries), np.int64)
   for start in range(0, len(queries), 1024):
     cosines = queries[start : start + 1024] @ candidates.T
     for row, i in enumerate(range(start, min(start + 1024, len(queries)))):
-      own = place[answer_texts[i]]
+      own = number[answer_texts[i]]
       others = [k for k in right[query_texts[i]] if k != own]
       best = cosines[row, own] - 1e-9  # what rounding makes of equal ones is not better
       cosines[row, others] = -np.inf
@@ -238,12 +345,13 @@ def own_ranks(queries, answers, query_texts, answer_texts):
   return ranks
 
 
-def rank_metrics(ranks) -> dict:
-  """{"mrr": mean of 1 / rank, "recall@k": the share of ranks up to k}."""
+def rank_metrics(ranks: np.ndarray) -> dict[str, float]:
+  """Returns {"mrr": mean of 1 / rank, "recall@k": the share of ranks up to k}."""
   return {"mrr": float(np.mean(1 / ranks)), **{f"recall@{k}": float(np.mean(ranks <= k)) for k in RECALL_AT}}
 
 
-def baselines(dev) -> dict:
+def baselines(dev: Pairs) -> Baselines:
+  """Returns the metrics of guessing, see Task."""
   if dev.scores is not None:
     return {"spearman": (0.0, "guessing"), "pearson": (0.0, "guessing")}
   candidates = len(set(dev.answers))
@@ -251,25 +359,60 @@ def baselines(dev) -> dict:
   return {name: (value, f"guessing among {candidates:,} answers") for name, value in expected.items()}
 
 
-# For albert_jax.pipeline and albert-jax predict.
+# Prediction.
 
 
-def embed(cfg, params, tokenizer, texts, *, pooling="mean", seq_length=512, batch_size=heads.BATCH):
-  """Texts as vectors of length 1.
+def embed(
+  cfg: AlbertConfig,
+  params: Params,
+  tokenizer: Tokenizer,
+  texts: list[str],
+  *,
+  pooling: str = "mean",
+  seq_length: int = 512,
+  batch_size: int = heads.BATCH,
+) -> list[dict[str, Any]]:
+  """Computes texts as vectors.
 
-  Args: texts: list of str; what is longer than `seq_length` pieces is cut, and counted on stderr. pooling: mean or cls,
-    as the model was trained. batch_size: how many are run together at most.
-  Returns: for each text {"text", "embedding": list of D floats}.
+  Args:
+    cfg: the sizes of the model.
+    params: the parameters.
+    tokenizer: the model's.
+    texts: texts; what is longer than `seq_length` pieces is cut, and counted on stderr.
+    pooling: one of POOLING, as the model was trained.
+    seq_length: the longest row.
+    batch_size: the most texts that are run in one batch.
+
+  Returns:
+    for each text {"text", "embedding": list of D floats, of length 1}.
+
+  Raises:
+    UserError: there is no such pooling.
   """
   if pooling not in POOLING:
     raise UserError(f"pooling={pooling!r} is unknown; use one of {', '.join(POOLING)}")
   seq_length = min(seq_length, cfg.max_position_embeddings)
   tokens = tables.encode(tokenizer, texts, None, seq_length, "embed")
   encoded = batching.Rows({"input_ids": tokens["input_ids"]}, {}, {"input_ids": tokenizer.pad_id})
-  found = heads.by_row(functools.partial(_embed, cfg, pooling), params, encoded, batch_size)
-  return [{"text": t, "embedding": x.tolist()} for t, x in zip(texts, found.get("embedding", ()), strict=True)]
+  outputs = heads.by_row(functools.partial(_embed, cfg, pooling), params, encoded, batch_size)
+  return [{"text": t, "embedding": x.tolist()} for t, x in zip(texts, outputs.get("embedding", ()), strict=True)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _embed(cfg, pooling, params, batch):
   return {"embedding": embeddings_BD(cfg, pooling, params, batch)}
+
+
+SPEC = Spec(
+  make=make,
+  settings=Settings,
+  metrics=lambda config: (
+    "loss",
+    "in_batch_accuracy",
+    "mrr",
+    *(f"recall@{k}" for k in RECALL_AT),
+    "spearman",
+    "pearson",
+  ),
+  prediction=Prediction("embed", embed, inputs.text, "a text", (frozenset(),)),
+)

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from albert_jax.errors import UserError
+from albert_jax.model import AlbertConfig
 from albert_jax.model.layers import dropout
 from albert_jax.tasks import heads
+from albert_jax.tasks.base import Batch, Params
 
 NEVER = -1e30  # the logit of a position that is not allowed, as in the original
 
@@ -22,12 +24,13 @@ NEVER = -1e30  # the logit of a position that is not allowed, as in the original
 class Head:
   """One way to answer.
 
-  part: its name in `params`. init(cfg, key) -> its fresh parameters.
-  losses(cfg, head, x_BLD, batch, keys_B) -> {name: [B]}, of which "loss" is minimised.
-  spans(head, x_BLD, batch, sizes) -> the best starts and ends of each row:
-    start_index, start_score [B, K]; end_index, end_score [B, K, J], the ends of each start ([B, 1, J]: of any);
-    null [B], how much there is for no answer.
-  null_is_score: whether `null` is the score of '' as a span, to be compared with those of the others.
+  Attributes:
+    part: its name in the parameters.
+    init: (cfg, key) -> its fresh parameters.
+    losses: (cfg, head, x_BLD, batch, keys_B) -> {name: [B]}, of which "loss" is minimised; `head` is its parameters.
+    spans: (head, x_BLD, batch, search) -> the best starts and ends of each row: start_index, start_score [B, K];
+      end_index, end_score [B, K, J], the ends of each start ([B, 1, J]: of any); null [B], the score of no answer.
+    null_is_score: whether `null` is the score of '' as a span, to be compared with those of the others.
   """
 
   part: str
@@ -38,6 +41,7 @@ class Head:
 
 
 def get(name: str) -> Head:
+  """Returns a head of HEADS. Raises UserError for another name."""
   if name not in HEADS:
     raise UserError(f"task.head={name!r} is unknown; use one of {', '.join(HEADS)}")
   return HEADS[name]
@@ -54,12 +58,13 @@ def _at(values_BL, positions_B):
 # Plain spans.
 
 
-def span_init(cfg, key):
+def span_init(cfg: AlbertConfig, key: jax.Array) -> Params:
+  """Makes fresh parameters."""
   return heads.dense(cfg, key, cfg.hidden_size, 2)
 
 
-def span_losses(cfg, head, x_BLD, batch, keys_B):
-  """The mean of the cross-entropies of start and end, over all tokens of a row; no dropout, as in the original."""
+def span_losses(cfg: AlbertConfig, head: Params, x_BLD: jax.Array, batch: Batch, keys_B) -> dict[str, jax.Array]:
+  """Computes the mean cross-entropy of start and end, over all tokens of a row; no dropout, as in the original."""
   del cfg, keys_B
   logits_BL2 = heads.affine(head, x_BLD)
   losses = [
@@ -69,12 +74,13 @@ def span_losses(cfg, head, x_BLD, batch, keys_B):
   return {"loss": 0.5 * (losses[0] + losses[1])}
 
 
-def span_spans(head, x_BLD, batch, sizes):
+def span_spans(head: Params, x_BLD: jax.Array, batch: Batch, search) -> dict[str, jax.Array]:
+  """Finds the best starts and ends, each by itself, see Head."""
   logits_BL2 = heads.affine(head, x_BLD)
   # [CLS], the first position, is no answer; it is scored apart, as the span that says so.
   passage_BL = (batch["allowed"] > 0) & (jnp.arange(x_BLD.shape[1]) > 0)[None]
   starts, ends = (jnp.where(passage_BL, logits_BL2[:, :, i], NEVER) for i in (0, 1))
-  count = min(sizes.n_best, x_BLD.shape[1])
+  count = min(search.n_best, x_BLD.shape[1])
   start_score, start_index = jax.lax.top_k(starts, count)
   end_score, end_index = jax.lax.top_k(ends, count)
   return {
@@ -87,7 +93,8 @@ def span_spans(head, x_BLD, batch, sizes):
 # The paper's head for SQuAD 2.0.
 
 
-def beam_init(cfg, key):
+def beam_init(cfg: AlbertConfig, key: jax.Array) -> Params:
+  """Makes fresh parameters."""
   D = cfg.hidden_size
   keys = jax.random.split(key, 5)
   return {
@@ -104,13 +111,13 @@ def beam_init(cfg, key):
   }
 
 
-def beam_start(head, x_BLD, allowed_BL):
-  """Log-probabilities [B, L] of each start."""
+def beam_start(head: Params, x_BLD: jax.Array, allowed_BL: jax.Array) -> jax.Array:
+  """Computes the log-probabilities [B, L] of each start."""
   return _masked_log_softmax(heads.affine(head["start"], x_BLD)[:, :, 0], allowed_BL)
 
 
-def beam_end(head, x_BLD, allowed_BL, starts_BK):
-  """Log-probabilities [B, K, L] of each end, given the K starts."""
+def beam_end(head: Params, x_BLD: jax.Array, allowed_BL: jax.Array, starts_BK: jax.Array) -> jax.Array:
+  """Computes the log-probabilities [B, K, L] of each end, given the K starts."""
   part, D = head["end"], x_BLD.shape[-1]
   x_BLD = x_BLD.astype(jnp.float32)
   start_BKD = jnp.take_along_axis(x_BLD, starts_BK[:, :, None], axis=1)
@@ -130,8 +137,11 @@ def _layer_norm(norm, x):
   return scaled * norm["scale"].reshape(*lead, -1) + norm["bias"].reshape(*lead, -1)
 
 
-def beam_no_answer(head, x_BLD, start_BL, rate, keys_B):
-  """The logit [B] that there is no answer, from [CLS] and the mean of all tokens by how likely a start each is."""
+def beam_no_answer(head: Params, x_BLD: jax.Array, start_BL: jax.Array, rate: float, keys_B) -> jax.Array:
+  """Computes the logit [B] that there is no answer.
+
+  It is made of [CLS] and the mean of all tokens, weighted by how likely a start each is.
+  """
   part = head["answer"]
   x_BLD = x_BLD.astype(jnp.float32)
   start_BD = jnp.einsum("BLD,BL->BD", x_BLD, jnp.exp(start_BL))
@@ -139,8 +149,11 @@ def beam_no_answer(head, x_BLD, start_BL, rate, keys_B):
   return (dropout(h_BD, rate, heads.head_keys(keys_B, 0)) @ part["dense_1"]["kernel"])[:, 0]
 
 
-def beam_losses(cfg, head, x_BLD, batch, keys_B):
-  """Half of start and end cross-entropy (the end given the labelled start), and half of that of there being none."""
+def beam_losses(cfg: AlbertConfig, head: Params, x_BLD: jax.Array, batch: Batch, keys_B) -> dict[str, jax.Array]:
+  """Computes half of start and end cross-entropy, and half of that of there being no answer.
+
+  The end is that given the labelled start.
+  """
   start_BL = beam_start(head, x_BLD, batch["allowed"])
   end_BL = beam_end(head, x_BLD, batch["allowed"], batch["start"][:, None])[:, 0]
   span_loss = -0.5 * (_at(start_BL, batch["start"]) + _at(end_BL, batch["end"]))
@@ -149,9 +162,10 @@ def beam_losses(cfg, head, x_BLD, batch, keys_B):
   return {"loss": span_loss + 0.5 * answer_loss, "span_loss": span_loss, "answer_loss": answer_loss}
 
 
-def beam_spans(head, x_BLD, batch, sizes):
+def beam_spans(head: Params, x_BLD: jax.Array, batch: Batch, search) -> dict[str, jax.Array]:
+  """Finds the best starts, and the best ends of each, see Head."""
   start_BL = beam_start(head, x_BLD, batch["allowed"])
-  starts, ends = (min(count, x_BLD.shape[1]) for count in (sizes.start_n_top, sizes.end_n_top))
+  starts, ends = (min(count, x_BLD.shape[1]) for count in (search.start_n_top, search.end_n_top))
   start_score, start_index = jax.lax.top_k(start_BL, starts)
   end_score, end_index = jax.lax.top_k(beam_end(head, x_BLD, batch["allowed"], start_index), ends)
   return {

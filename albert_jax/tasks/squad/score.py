@@ -1,5 +1,6 @@
-"""Exact match and F1 by the definitions of the official scorers, to the digit; their oddities are theirs.
+"""Exact match and F1 by the definitions of the official scorers, to the digit, their oddities included.
 
+Written here because the official scorers are scripts, not packages; tests show that the numbers are equal.
 `evaluate-v1.1.py` and `evaluate-v2.0.py` of SQuAD, and `cmrc2018_evaluate.py` for Chinese. Numbers are percentages.
 """
 
@@ -22,7 +23,7 @@ _CMRC_TOKEN = re.compile(r"""[][(){}<>;@#$%&?!"—]|,(?!\d)|\.\Z|(?:[^][(){}<>;@
 
 
 def normalize(text: str) -> str:
-  """Lower case, without ASCII punctuation, then without the words a, an, the, then without extra white space."""
+  """Makes a text lower case, without ASCII punctuation, then without a, an, the, then without extra white space."""
   text = "".join(c for c in text.lower() if c not in _PUNCTUATION)
   return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
@@ -36,14 +37,17 @@ def _overlap(gold: list, predicted: list) -> float:
   return (2 * precision * recall) / (precision + recall)
 
 
-def squad1(golds: list[str], predicted: str):
-  """(exact, f1), each 0 to 1, by evaluate-v1.1.py: the best over the given answers."""
+def squad1(golds: list[str], predicted: str) -> tuple[float, float]:
+  """Returns (exact, f1), each 0 to 1, by evaluate-v1.1.py: the best over the given answers."""
   pairs = [(normalize(gold), normalize(predicted)) for gold in golds]
   return max(int(a == b) for a, b in pairs), max(_overlap(a.split(), b.split()) for a, b in pairs)
 
 
-def squad2(golds: list[str], predicted: str):
-  """(exact, f1) by evaluate-v2.0.py: answers that normalise to nothing do not count, and none at all means ''."""
+def squad2(golds: list[str], predicted: str) -> tuple[float, float]:
+  """Returns (exact, f1) by evaluate-v2.0.py.
+
+  Answers that normalise to nothing do not count, and none at all means ''.
+  """
   scores = []
   for gold in [gold for gold in map(normalize, golds) if gold] or [""]:
     ours = normalize(predicted)
@@ -52,8 +56,8 @@ def squad2(golds: list[str], predicted: str):
   return max(exact for exact, _ in scores), max(f1 for _, f1 in scores)
 
 
-def cmrc(golds: list[str], predicted: str):
-  """(exact, f1) by cmrc2018_evaluate.py: F1 over the longest run that both have, in characters.
+def cmrc(golds: list[str], predicted: str) -> tuple[float, float]:
+  """Returns (exact, f1) by cmrc2018_evaluate.py: F1 over the longest run that both have, in characters.
 
   What is not Chinese is counted in words, which that scorer has NLTK cut; docs/finetuning.md says how near this is.
   Questions without an answer, which CMRC does not have, want ''.
@@ -82,28 +86,41 @@ def _cmrc_tokens(text):
 
 def _longest_run(a, b):
   """How many tokens the longest run has that both contain."""
-  longest, before = 0, [0] * (len(b) + 1)
+  longest, previous = 0, [0] * (len(b) + 1)
   for x in a:
-    now = [0] * (len(b) + 1)
+    runs = [0] * (len(b) + 1)
     for j, y in enumerate(b):
       if x == y:
-        now[j + 1] = before[j] + 1
-    longest, before = max(longest, *now), now
+        runs[j + 1] = previous[j] + 1
+    longest, previous = max(longest, *runs), runs
   return longest
 
 
 RULES = {"squad1": squad1, "squad2": squad2, "cmrc": cmrc}
 
 
-def rules_of(questions, language: str = "") -> str:
-  """Which of RULES scores these questions: by the language, and by whether some have no answer.
-
-  Args: language: en counts words, zh characters; '' is zh where most answers have Chinese characters in them.
-  """
+def check_language(language: str) -> None:
+  """Raises UserError for a language that `rules_of` does not know."""
   if language not in ("", "en", "zh"):
     raise UserError(
       f"task.language={language!r} is unknown; use en (words), zh (characters), or '' to see by the answers"
     )
+
+
+def rules_of(questions: list[squad.Question], language: str = "") -> str:
+  """Chooses which of RULES scores questions: by the language, and by whether some have no answer.
+
+  Args:
+    questions: with their answers.
+    language: en counts words, zh characters; "" is zh where most answers have Chinese characters in them.
+
+  Returns:
+    a name of RULES.
+
+  Raises:
+    UserError: the language is another.
+  """
+  check_language(language)
   answers = [text for question in questions for text, _ in question.answers[:1]]
   chinese = sum(bool(_CHINESE.search(text)) for text in answers) * 2 > len(answers)
   if language == "zh" or (chinese and not language):
@@ -111,17 +128,28 @@ def rules_of(questions, language: str = "") -> str:
   return "squad2" if any(question.impossible for question in questions) else "squad1"
 
 
-def score(questions, predictions: dict, rules: str, null_odds: dict | None = None, null_threshold: float = 1.0) -> dict:
-  """The numbers the official scorer prints, as {name: number}.
+def score(
+  questions: list[squad.Question],
+  predictions: dict[str, str],
+  rules: str,
+  null_odds: dict[str, float] | None = None,
+  null_threshold: float = 1.0,
+) -> dict[str, float]:
+  """Computes the numbers that the official scorer prints.
 
   Args:
-    questions: list of data.squad.Question. predictions: {id: text}; '' says that there is no answer. Questions without
-      one score 0 ("missing" counts them).
+    questions: with their answers.
+    predictions: {id: text}; '' says that there is no answer. Questions without one score 0; "missing" counts them.
     rules: one of RULES. Only squad2 tells HasAns from NoAns.
     null_odds: {id: how sure it is that there is no answer}; with it come best_exact and best_f1, and the thresholds
-      above which '' gives them. null_threshold: above it a prediction counts as '', as the scorer's --na-prob-thresh.
+      above which '' gives them.
+    null_threshold: above it a prediction counts as '', as the scorer's --na-prob-thresh.
+
+  Returns:
+    {name: number}.
   """
-  exact, f1 = {}, {}
+  exact: dict[str, float] = {}
+  f1: dict[str, float] = {}
   for question in questions:
     if question.id in predictions:
       golds = [text for text, _ in question.answers] or [""]
@@ -152,29 +180,46 @@ def _mean(exact, f1, ids):
   return {"exact": means[0], "f1": means[1], "total": total}
 
 
-def best_threshold(predictions, scores, null_odds, has_answer):
-  """(the best mean score if '' is said above a threshold, that threshold): find_best_thresh of evaluate-v2.0.py."""
-  now = best = sum(not has for has in has_answer.values())
+def best_threshold(
+  predictions: dict[str, str], scores: dict[str, float], null_odds: dict[str, float], has_answer: dict[str, bool]
+) -> tuple[float, float]:
+  """Finds the threshold above which '' gives the best mean score: find_best_thresh of evaluate-v2.0.py.
+
+  Args:
+    predictions: {id: text}.
+    scores: {id: its score}.
+    null_odds: {id: how sure it is that there is no answer}.
+    has_answer: {id: whether there is one}.
+
+  Returns:
+    (the best mean score in percent, the threshold).
+  """
+  total = best = sum(not has for has in has_answer.values())
   threshold = 0.0
   for id in sorted(null_odds, key=null_odds.__getitem__):
     if id not in scores:
       continue
     # One more question is answered: it may gain its score, and loses the point for silence where that was right.
-    now += scores[id] if has_answer[id] else -1 if predictions[id] else 0
-    if now > best:
-      best, threshold = now, null_odds[id]
+    total += scores[id] if has_answer[id] else -1 if predictions[id] else 0
+    if total > best:
+      best, threshold = total, null_odds[id]
   return 100.0 * best / len(scores), threshold
 
 
-def score_files(predictions: str, gold: str, null_odds: str = "", language: str = "") -> dict:
+def score_files(predictions: str, gold: str, null_odds: str = "", language: str = "") -> dict[str, float]:
   """Scores predictions made elsewhere.
 
   Args:
-    predictions: a JSON file {id: text}, as predictions.json. gold: SQuAD's JSON. null_odds: a JSON file {id: number}.
+    predictions: a JSON file {id: text}, as predictions.json.
+    gold: a file of SQuAD's JSON.
+    null_odds: a JSON file {id: number}; "" for none.
     language: see `rules_of`.
 
-  Returns: see `score`.
-  Raises: UserError: a file is not what it should be, or the two are about different questions.
+  Returns:
+    see `score`.
+
+  Raises:
+    UserError: a file is not what it should be, or the two are about different questions.
   """
   questions = squad.read_file(gold)
   texts = _read_by_id(predictions, str, "the text of its answer ('' for none)")
@@ -200,8 +245,8 @@ def _read_by_id(path, kind, what):
   path = pathlib.Path(path).expanduser()
   if not path.is_file():
     raise UserError(f"no file {str(path)!r}; expected JSON with, for each question's id, {what}")
-  found = strict_json.read_object(path, f"an object with, for each question's id, {what}", max_bytes=1 << 28)
-  for id, value in found.items():
-    if not isinstance(value, kind) or isinstance(value, bool) or value != value:
+  by_id = strict_json.read_object(path, f"an object with, for each question's id, {what}", max_bytes=1 << 28)
+  for id, value in by_id.items():
+    if not isinstance(value, kind) or isinstance(value, bool):
       raise UserError(f"{path}: {id!r} has {str(value)[:60]!r}; expected {what}")
-  return found
+  return by_id

@@ -9,38 +9,76 @@ import functools
 import json
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from albert_jax import model
 from albert_jax.data.corpus.sentences import split_sentences
 from albert_jax.data.finetuning import tables, windows
 from albert_jax.data.finetuning.config import SummarizeData
+from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
-from albert_jax.model.layers import dropout
-from albert_jax.tasks import heads, rouge
-from albert_jax.tasks.base import Task, about, batches, model_and_vocabulary
-from albert_jax.tasks.ner import label_weights, terms
+from albert_jax.model import AlbertConfig, task_heads
+from albert_jax.tasks import heads, inputs
+from albert_jax.tasks.base import (
+  Batch,
+  Params,
+  Prediction,
+  Spec,
+  Sums,
+  Task,
+  about,
+  batches,
+  model_and_vocabulary,
+  settings_of,
+  unused,
+)
+from albert_jax.tasks.summarize import rouge
+
+HEAD = "sentence"
+
+
+@dataclass(frozen=True)
+class Settings:
+  """`config.task` of configs/summarize.py.
+
+  Attributes:
+    sentences: of a summary, and of what training takes for the best one.
+    trigram_blocking: no sentence that repeats three words in a row of a better one.
+  """
+
+  sentences: int
+  trigram_blocking: bool
+
+  def __post_init__(self):
+    if self.sentences < 1:
+      raise UserError(f"task.sentences={self.sentences} must be 1 or more; try --config.task.sentences=3")
 
 
 @dataclass(frozen=True)
 class Split:
-  """documents: lists of sentences. references: the summaries to be. labels: for each sentence 1 if it belongs there."""
+  """Documents with their summaries.
+
+  Attributes:
+    documents: for each its sentences.
+    references: the summaries to be.
+    labels: for each sentence 1 if it belongs to the summary.
+  """
 
   documents: list[list[str]]
   references: list[str]
   labels: list[list[int]]
 
 
-def make(config, vocabulary=None, first_row=0) -> Task:
-  """The task of configs/summarize.py."""
+def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int = 0) -> Task:
+  """Makes the task of configs/summarize.py, see `tasks.make`."""
+  settings, data = settings_of(Settings, config), SummarizeData.of(config.data)
+  most, blocking = settings.sentences, settings.trigram_blocking
   cfg, vocabulary = model_and_vocabulary(config, vocabulary)
-  data, most, blocking = SummarizeData.of(config.data), config.task.sentences, config.task.trigram_blocking
-  if most < 1:
-    raise UserError(f"task.sentences={most}: a summary has one sentence at least; try --config.task.sentences=3")
 
   def encode(name, split):
     encoded, cut = _encode(split.documents, vocabulary, data.seq_length, split.labels)
@@ -59,17 +97,17 @@ def make(config, vocabulary=None, first_row=0) -> Task:
        + ", ".join(f"{name} {value:.4f}" for name, value in best.items()))  # fmt: skip
   return Task(
     model=cfg,
-    init=functools.partial(init, cfg),
+    init=lambda key: heads.with_head(cfg, key, HEAD, 1),
     sums=functools.partial(sums, cfg),
-    terms=terms,
+    terms=heads.mean_label_loss,
     **batches(config, train_rows, lambda: dev_rows.rows, first_row),
     baselines={name: (value, f"the first {most} of each document (lead-{most})") for name, value in lead.items()},
     vocabulary=vocabulary,
     outputs=lambda params, batch: {"score": jax.nn.sigmoid(logits_BL(cfg, params, batch))},
     score=functools.partial(score, dev, dev_rows, most, blocking),
     train_rows=len(train_rows()) if config.epochs else 0,
-    new=("^sentence/",),
-    unused=("^mlm/", "^sop/", "^pooler/", heads.FINE_TUNED),
+    new=(task_heads.pattern(HEAD),),
+    unused=unused(HEAD),
     about=about("summarize", sentences=most, trigram_blocking=blocking, seq_length=data.seq_length),
     architecture="AlbertModel",
   )  # fmt: skip
@@ -78,44 +116,52 @@ def make(config, vocabulary=None, first_row=0) -> Task:
 # Data.
 
 
-def read(data, split, most) -> Split:
-  """The documents of a split.
+def read(data: SummarizeData, split: str, most: int) -> Split:
+  """Reads the documents of a split.
 
-  Args: data: config.data, for the fields. most: how many sentences to label where the file does not say which.
-  Raises: UserError where a row has neither a summary nor labels, or not a label a sentence.
+  Args:
+    data: config.data, for the fields.
+    split: its name.
+    most: how many sentences to label where the file does not say which.
+
+  Returns:
+    the documents.
+
+  Raises:
+    UserError: a row has neither a summary nor labels, or not a label a sentence.
   """
   rows = tables.read(
     data.dataset, split, [data.document_field], optional=[data.summary_field, data.labels_field], quotes=data.quotes
   )
-  documents, references, labels, chosen = [], [], [], 0
+  documents, references, labels = [], [], []
   columns = (rows.columns[name] for name in (data.document_field, data.summary_field, data.labels_field))
   bar = tqdm(zip(*columns, strict=True), f"reading {split}", len(rows), disable=None, leave=False)
-  for i, (document, summary, given) in enumerate(bar):
+  for i, (document, summary, chosen) in enumerate(bar):
     sentences = sentences_of(document) if isinstance(document, str | list) else None
     if sentences is None or not all(isinstance(sentence, str) for sentence in sentences):
       raise UserError(f"{rows.where(i)}: {data.document_field!r} is neither a text nor a list of sentences")
     reference = "\n".join(summary) if isinstance(summary, list) else summary
-    if given is not None:
-      if not isinstance(given, list) or len(given) != len(sentences) or not all(y in (0, 1) for y in given):
+    if chosen is not None:
+      if not isinstance(chosen, list) or len(chosen) != len(sentences) or not all(y in (0, 1) for y in chosen):
         raise UserError(
           f"{rows.where(i)}: {data.labels_field!r} must be a list of 0 and 1, one for each of the document's "
           f"{len(sentences)} sentences; give the document as a list of sentences, so that they are the ones you mean"
         )
-      reference = reference or "\n".join(s for s, y in zip(sentences, given, strict=True) if y)
-    if not isinstance(reference, str) or (given is None and not reference.strip()):
+      reference = reference or "\n".join(s for s, y in zip(sentences, chosen, strict=True) if y)
+    if not isinstance(reference, str) or (chosen is None and not reference.strip()):
       raise UserError(
         f"{rows.where(i)} has no summary in {data.summary_field!r} and no labels in {data.labels_field!r}; name the "
         "fields with --config.data.summary_field=NAME or --config.data.labels_field=NAME"
       )
-    if given is None:
+    if chosen is None:
       oracle = set(rouge.oracle(sentences, reference, most))
-      given, chosen = [int(n in oracle) for n in range(len(sentences))], chosen + 1
+      chosen = [int(n in oracle) for n in range(len(sentences))]
     documents.append(sentences)
     references.append(reference)
-    labels.append([int(y) for y in given])
+    labels.append([int(y) for y in chosen])
   notes = {
     "documents are empty, and so is their summary": sum(not sentences for sentences in documents),
-    "documents have no sentence that belongs into the summary": sum(1 not in given for given in labels),
+    "documents have no sentence that belongs into the summary": sum(1 not in row for row in labels),
     "summaries have no word of a-z or 0-9, of which alone ROUGE speaks": sum(not rouge.words(r) for r in references),
   }
   for what, number in notes.items():
@@ -124,8 +170,8 @@ def read(data, split, most) -> Split:
   return Split(documents, references, labels)
 
 
-def sentences_of(document):
-  """The sentences of a text (its lines are split, and what remains is), or of a list, which are its sentences."""
+def sentences_of(document: str | list[str]) -> list[str]:
+  """Cuts a text into sentences, each line by itself; a list is taken as it is."""
   if isinstance(document, str):
     return [sentence for line in document.splitlines() for sentence in split_sentences(line)]
   return document
@@ -152,21 +198,24 @@ def _say(line):
 # The model.
 
 
-def init(cfg, key) -> dict:
-  """Fresh parameters: the encoder without pooler, and "sentence" [D, 1]."""
-  key_encoder, key_head = jax.random.split(key)
-  return {**heads.encoder(cfg, key_encoder, pooler=False), "sentence": heads.dense(cfg, key_head, cfg.hidden_size, 1)}
+def logits_BL(cfg: AlbertConfig, params: Params, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+  """Computes at every position the log odds that the sentence that begins there belongs to the summary.
+
+  Args:
+    cfg: the sizes of the model.
+    params: the parameters.
+    batch: input_ids and so on, [B, L].
+    key: [B], for dropout, or None.
+
+  Returns:
+    float32 [B, L].
+  """
+  return heads.at_positions(cfg, HEAD, params, batch, key)[..., 0]
 
 
-def logits_BL(cfg, params, batch, key=None):
-  """At every position whether the sentence that begins there belongs into the summary, float32 log odds."""
-  x_BLD = model.apply(cfg, params, batch, key)["sequence_output"]
-  return heads.affine(params["sentence"], dropout(x_BLD, cfg.classifier_dropout_prob, heads.head_keys(key, 0)))[..., 0]
-
-
-def sums(cfg, params, batch, key) -> dict:
-  """{"loss": (total, weight)}: binary cross entropy over sentences."""
-  logits, weights = logits_BL(cfg, params, batch, key), label_weights(batch)
+def sums(cfg: AlbertConfig, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
+  """Is `Task.sums`: {"loss": (total, weight)}, binary cross entropy over sentences."""
+  logits, weights = logits_BL(cfg, params, batch, key), heads.label_weights(batch)
   losses = jax.nn.softplus(logits) - logits * (batch["labels"] == 1)
   return {"loss": (jnp.sum(weights * losses), jnp.sum(weights))}
 
@@ -174,14 +223,20 @@ def sums(cfg, params, batch, key) -> dict:
 # Summaries.
 
 
-def select(sentences, scores, most, trigram_blocking):
-  """The best sentences, in the order of the text.
+def select(sentences: list[str], scores, most: int, trigram_blocking: bool) -> list[int]:
+  """Selects the best sentences.
 
-  Args: sentences: list of str. scores: as many numbers. most: how many. trigram_blocking: pass over a sentence that
-    repeats three words in a row of a better one (Paulus et al., 2017).
-  Returns: indices; of equal scores the first in the text wins.
+  Args:
+    sentences: of a document.
+    scores: as many numbers.
+    most: how many at most.
+    trigram_blocking: pass over a sentence that repeats three words in a row of a better one (Paulus et al., 2017).
+
+  Returns:
+    indices in the order of the text; of equal scores the first in the text wins.
   """
-  chosen, seen = [], set()
+  chosen: list[int] = []
+  seen: set[tuple] = set()
   for i in np.argsort(-np.asarray(scores), kind="stable"):
     trigrams = set(rouge.ngrams(rouge.words(sentences[i]), 3))
     if len(chosen) < most and not (trigram_blocking and trigrams & seen):
@@ -190,11 +245,11 @@ def select(sentences, scores, most, trigram_blocking):
   return sorted(chosen)
 
 
-def score(dev, encoded, most, trigram_blocking, found):
-  """Mean ROUGE of the summaries, and `summaries.jsonl`."""
+def score(dev: Split, encoded: windows.Encoded, most: int, trigram_blocking: bool, outputs: dict[str, list]):
+  """Is `Task.score`: mean ROUGE of the summaries, and `summaries.jsonl`."""
   chosen = [
     select(sentences, scores, most, trigram_blocking)
-    for sentences, scores in zip(dev.documents, encoded.by_item(found["score"]), strict=True)
+    for sentences, scores in zip(dev.documents, encoded.by_item(outputs["score"]), strict=True)
   ]
   summaries = [[d[i] for i in indices] for d, indices in zip(dev.documents, chosen, strict=True)]
   lines = [
@@ -210,29 +265,46 @@ def score(dev, encoded, most, trigram_blocking, found):
 
 def _mean_scores(split, summaries):
   """{name: mean over documents}. Args: summaries: for each document its sentences."""
-  found = [rouge.scores(r, "\n".join(s)) for r, s in zip(split.references, summaries, strict=True)]
-  return {name: float(np.mean([one[name] for one in found])) for name in found[0]} if found else {}
+  scores = [rouge.scores(r, "\n".join(s)) for r, s in zip(split.references, summaries, strict=True)]
+  return {name: float(np.mean([one[name] for one in scores])) for name in scores[0]} if scores else {}
 
 
-# For albert_jax.pipeline and albert-jax predict.
+# Prediction.
 
 
 def summarize(
-  cfg, params, tokenizer, texts, *, sentences=3, trigram_blocking=True, seq_length=512, batch_size=heads.BATCH
-):
-  """Summaries of texts.
+  cfg: AlbertConfig,
+  params: Params,
+  tokenizer: Tokenizer,
+  texts: list,
+  *,
+  sentences: int = 3,
+  trigram_blocking: bool = True,
+  seq_length: int = 512,
+  batch_size: int = heads.BATCH,
+) -> list[dict[str, Any]]:
+  """Summarizes texts.
 
-  Args: texts: list of str, or of lists of sentences. sentences: how many a summary has at most. batch_size: how many
-    rows are run together.
-  Returns: for each text {"summary", "sentences": list of {"index", "text", "score"}}, in the order of the text; score
-    is the probability that the sentence belongs into the summary.
+  Args:
+    cfg: the sizes of the model.
+    params: the parameters.
+    tokenizer: the model's.
+    texts: texts, or lists of sentences.
+    sentences: how many a summary has at most.
+    trigram_blocking: see `select`.
+    seq_length: the longest row; longer documents take several.
+    batch_size: the most rows that are run in one batch.
+
+  Returns:
+    for each text {"summary", "sentences": list of {"index", "text", "score"}}, in the order of the text; score is the
+    probability that the sentence belongs to the summary.
   """
   seq_length = min(seq_length, cfg.max_position_embeddings)
   documents = [sentences_of(text) for text in texts]
   encoded, _ = _encode(documents, tokenizer, seq_length, None)
-  found = heads.by_row(functools.partial(_probabilities, cfg), params, encoded.rows, batch_size)
+  outputs = heads.by_row(functools.partial(_probabilities, cfg), params, encoded.rows, batch_size)
   results = []
-  for document, scores in zip(documents, encoded.by_item(found.get("score", ())), strict=True):
+  for document, scores in zip(documents, encoded.by_item(outputs.get("score", ())), strict=True):
     chosen = select(document, scores, sentences, trigram_blocking)
     parts = [{"index": i, "text": document[i], "score": float(scores[i])} for i in chosen]
     results.append({"summary": " ".join(part["text"] for part in parts), "sentences": parts})
@@ -242,3 +314,18 @@ def summarize(
 @functools.partial(jax.jit, static_argnums=0)
 def _probabilities(cfg, params, batch):
   return {"score": jax.nn.sigmoid(logits_BL(cfg, params, batch))}
+
+
+SPEC = Spec(
+  make=make,
+  settings=Settings,
+  metrics=lambda config: ("loss", *rouge.NAMES),
+  heads=(HEAD,),
+  prediction=Prediction(
+    "summarize",
+    summarize,
+    lambda value: inputs.text_or_list(value, "sentences"),
+    'a text, or {"sentences": [texts]}',
+    (frozenset({HEAD}),),
+  ),
+)
