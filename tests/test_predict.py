@@ -84,7 +84,12 @@ def test_pairs(ask, model):
 
 
 @pytest.mark.parametrize("bad, why", [
-  (b"\xff\xfe", "it is not UTF-8"), (b'{"a": ', "the line is not JSON: Exp"), (b"refused", "cannot be"),
+  (b"\xff\xfe", "it is not UTF-8"), (b"refused", "cannot be"),
+  (b'{"a": ', "the line is not JSON: Expecting value at character 7; --format=text takes it as text"),
+  (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested deeper than"),
+  (b'{"id": ' + b"9" * 5000 + b', "text": "x"}', "5,000 digits is over the limit"),
+  (b'{"text": "x \\ud800"}', "half a surrogate pair (\\ud800)"),
+  (b'{"id": NaN, "text": "x"}', "NaN is no JSON number"),
   (b'{"text": 1}', "input 1 is {'text': 1}"),
 ])  # fmt: skip
 def test_a_bad_line_stops_it_or_is_left_out(ask, bad, why):
