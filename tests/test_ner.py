@@ -13,6 +13,7 @@ from albert_jax import convert, tasks
 from albert_jax.configs import ner as ner_config
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
+from albert_jax.tasks import heads
 from albert_jax.tasks.ner import task as ner
 
 TRAIN = "badefi\tB-X\ngu\tI-X\nlo\tO\n\nmuni\tO\nbadefi\tB-X\n\n"
@@ -75,7 +76,7 @@ def test_only_first_pieces_of_rows_that_count_are_in_the_loss(folder, params):
   assert float(found["loss"][1]) == 4  # five words, one of which has a tag without a number
   assert float(task.terms(batch)["loss"]) == pytest.approx(1 / 4)
 
-  logits = ner.logits_BLC(task.model, params, batch)
+  logits = heads.at_positions(task.model, "classifier", params, batch)
   losses = -np.asarray(jax.nn.log_softmax(logits))
   expected = sum(losses[b, p, c] for b, p, c in np.argwhere(np.arange(3) == batch["labels"][..., None]) if b < 2)
   assert float(found["loss"][0]) == pytest.approx(expected, rel=1e-6)
@@ -169,7 +170,9 @@ def test_transformers_opens_the_export_and_says_the_same(folder, params, tmp_pat
     out = theirs(torch.tensor(batch["input_ids"]), attention_mask=torch.tensor(batch["attention_mask"]),
                  labels=torch.tensor(labels, dtype=torch.long))  # fmt: skip
   real = batch["attention_mask"] > 0
-  np.testing.assert_allclose(ner.logits_BLC(task.model, params, batch)[real], out.logits.numpy()[real], atol=2e-5)
+  np.testing.assert_allclose(
+    heads.at_positions(task.model, "classifier", params, batch)[real], out.logits.numpy()[real], atol=2e-5
+  )
   total, weight = task.sums(params, batch, None)["loss"]
   assert float(total / weight) == pytest.approx(float(out.loss), abs=1e-5)
 
