@@ -2,8 +2,10 @@
 
 import pathlib
 import random
+import re
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 
@@ -92,3 +94,10 @@ def test_a_bare_folder_is_enough(wheel, tmp_path):
   run("suite", "--tasks=sst-2", "--checkpoint=run", "--data=glue", "--seeds=1", "--out=suite", *few)
   assert (folder / "suite/suite.md").is_file()
   assert "albert-jax" in run("--version")
+
+
+def test_the_readme_lists_every_extra():
+  extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+  for_users = extras.keys() - {"parity", "test", "docs"}
+  rows = re.findall(r"(?m)^\| (`[a-z, `]+`) \| .* \|$", (ROOT / "README.md").read_text().split("| extra | adds |")[1])
+  assert {name for row in rows for name in re.findall(r"[a-z]+", row)} == for_users
