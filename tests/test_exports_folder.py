@@ -115,6 +115,7 @@ def assert_alike(a, b):
     assert a == b
 
 
+@pytest.mark.slow
 def test_transformers_opens_it_without_a_warning_and_cuts_texts_alike(exported, caplog):
   transformers = pytest.importorskip("transformers")
   _, _, out, _ = exported
@@ -148,6 +149,7 @@ def test_the_card_says_what_it_is(exported):
   }[name]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_sentence_transformers_makes_the_same_vectors(tmp_path, vocabulary):
   library = pytest.importorskip("sentence_transformers")
   for pooling in ("mean", "cls"):

@@ -11,6 +11,7 @@ from small_models import SMALL, random_params
 
 import albert_jax
 from albert_jax import onnx_runtime
+from albert_jax.__main__ import main
 from albert_jax.errors import UserError
 
 pytest.importorskip("onnx")
@@ -112,7 +113,8 @@ def test_each_use_of_a_shared_matrix_has_a_scale_and_the_matrix_is_stored_once()
   assert sum(len(tensor.raw_data) for tensor in graph.initializer) < 0.45 * 4 * albert_jax.param_count(params)
 
 
-@pytest.mark.parametrize("name", ["pretrained", "classify", "tag", "answer", "embed"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pretrained", "tag", "answer", "embed"])
 def test_a_folder_has_an_int8_file_that_answers_alike(name, tmp_path, vocabulary, texts):
   source = checkpoint(tmp_path / "run", vocabulary, **CASES[name])
   if name == "answer":
@@ -128,6 +130,17 @@ def test_a_folder_has_an_int8_file_that_answers_alike(name, tmp_path, vocabulary
       for options in ({}, {"backend": "onnx", "dtype": "int8"})
     )
     assert np.min(np.sum(exact * bytes_, axis=1)) > 0.99
+
+
+def test_the_command_quantizes_and_the_pipeline_takes_the_int8_file(tmp_path, vocabulary, texts, capsys):
+  source, out = checkpoint(tmp_path / "run", vocabulary, **CASES["classify"]), tmp_path / "out"
+  arguments = [f"--checkpoint={source}", f"--out={out}", "--formats=onnx", "--quantize=int8", f"--calibration={texts}"]
+  assert main(["export", *arguments, "--max_loss=5"]) == 0
+  assert "int8: accuracy" in capsys.readouterr().out
+  here, there = (albert_jax.pipeline(None, out, **options)(TEXTS) for options in ({}, {"backend": "onnx"}))
+  scores = [[row["scores"]["good"] for row in rows] for rows in (here, there)]
+  np.testing.assert_allclose(*scores, atol=0.05)
+  assert scores[0] != pytest.approx(scores[1], abs=1e-6)  # It was the int8 file, which rounds.
 
 
 def test_a_model_that_loses_too_much_is_not_written(tmp_path, vocabulary, texts, monkeypatch):
