@@ -58,9 +58,9 @@ def test_a_bare_folder_is_enough(wheel, tmp_path):
   words = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 6))) for _ in range(300)]
 
   def sentence():
-    return " ".join(draw.choices(words, k=8)) + "."
+    return " ".join(draw.choices(words, k=3)) + "."
 
-  documents = ["\n".join(sentence() for _ in range(10)) for _ in range(60)]
+  documents = ["\n".join(sentence() for _ in range(20)) for _ in range(60)]
   (folder / "corpus.txt").write_text("\n\n".join(documents))
   sst = folder / "glue/SST-2"
   sst.mkdir(parents=True)
