@@ -1,12 +1,12 @@
-"""How gradients become updates: the optimizers by name, on optax, and what moves how much, by rules on paths.
+"""The optimizers by name, on optax, and rules on parameter paths for decay, rates and freezing.
 
-The learning rate is not part of the transformation: the step multiplies it in, from the one step counter there is.
+The learning rate is not part of the transformation: the train step multiplies by it, from the state's step counter.
 """
 
 import math
 import re
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,12 +65,17 @@ class OptimizerConfig:
     _factors(self.rates)
 
 
-def make(cfg: OptimizerConfig, layer_axes):
+def make(cfg: OptimizerConfig, layer_axes: Any) -> optax.GradientTransformation:
   """The gradient transformation, without the learning rate: apply `params - learning_rate * update`.
 
-  With `cfg.ema`, `update` needs the keyword learning_rate, to know where the parameters will be.
-  Args: layer_axes: tree like the parameters, how many leading axes of each only count layers (model.layer_axes).
-  Raises: UserError for a pattern of `rates` or `freeze` that matches nothing.
+  With `cfg.ema`, `update` needs the keyword learning_rate, to compute the new parameters.
+
+  Args:
+    cfg: the optimizer's config.
+    layer_axes: a tree like the parameters: how many leading axes of each only count layers (model.layer_axes).
+
+  Raises:
+    UserError: a pattern of `rates` or `freeze` matches nothing.
   """
   regularized, inputs = (paths.first_match(rules, layer_axes) for rules in (REGULARIZED, INPUT_AXES))
   kinds = jax.tree.map(Kind, layer_axes, regularized, inputs)
@@ -80,7 +85,7 @@ def make(cfg: OptimizerConfig, layer_axes):
     trained = _matched("freeze", ((cfg.freeze, False), (".*", True)), layer_axes)
     if not any(jax.tree.leaves(trained)):
       raise UserError(f"optimizer.freeze={cfg.freeze!r} matches every parameter, so nothing is left to train")
-    # What is frozen is hidden from everything below: it has no moments, no mean, and no part in the norm to clip by.
+    # Frozen parameters are masked below: they have no moments and no mean, and do not count in the norm to clip by.
     kinds, factors = (_hidden(tree, trained) for tree in (kinds, factors))
   parts = [optax.clip_by_global_norm(cfg.clip_norm), *OPTIMIZERS[cfg.name](cfg, kinds)]
   if cfg.rates:
@@ -96,7 +101,7 @@ def make(cfg: OptimizerConfig, layer_axes):
 
 @dataclass(frozen=True)
 class Kind:
-  """What an optimizer has to know of a parameter: see `make`, REGULARIZED, INPUT_AXES."""
+  """Facts about a parameter: see `make`, REGULARIZED, INPUT_AXES."""
 
   lead: int
   regularized: bool
@@ -160,8 +165,8 @@ class AdamState(NamedTuple):
   v: optax.Updates
 
 
-def adam_direction(cfg: OptimizerConfig):
-  """Adam's m / (sqrt(v) + eps). What optax lacks is the original's form without bias correction."""
+def adam_direction(cfg: OptimizerConfig) -> optax.GradientTransformation:
+  """Adam's m / (sqrt(v) + eps). optax has no form without bias correction, which the original uses."""
 
   def init(params):
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -182,10 +187,15 @@ def adam_direction(cfg: OptimizerConfig):
   return optax.GradientTransformation(init, update)
 
 
-def with_moments(opt_state, m, v):
-  """The optimizer state with moments from elsewhere: trees like the parameters.
+def with_moments(opt_state: Any, m: Any, v: Any) -> Any:
+  """The optimizer state with the moments of a checkpoint.
 
-  Raises: UserError where the optimizer keeps other things than Adam's moments.
+  Args:
+    opt_state: a fresh state.
+    m, v: trees like the parameters.
+
+  Raises:
+    UserError: the optimizer does not keep Adam's moments.
   """
   if not _states(opt_state, AdamState):
     raise UserError(
@@ -200,14 +210,14 @@ def with_moments(opt_state, m, v):
 
 
 class TrustRatios(NamedTuple):
-  """Of the last update, over the weight matrices; only looked at, see `diagnostics`."""
+  """Those of the last update, over the weight matrices; for `diagnostics` only."""
 
   smallest: jax.Array
   mean: jax.Array
   largest: jax.Array
 
 
-def trust_ratio(kinds):
+def trust_ratio(kinds: Any) -> optax.GradientTransformation:
   """LAMB's scaling by |parameter| / |update| of each weight matrix; 1 where either norm is 0.
 
   optax.scale_by_trust_ratio takes one norm over a whole array. Here an array may hold the matrices of many layers,
@@ -222,14 +232,14 @@ def trust_ratio(kinds):
   def update(updates, state, params):
     del state
     ratios = jax.tree.map(ratio, updates, params, kinds)
-    found = jnp.concatenate([jnp.ravel(r) for r in jax.tree.leaves(ratios)] or [jnp.ones(1)])
+    values = jnp.concatenate([jnp.ravel(r) for r in jax.tree.leaves(ratios)] or [jnp.ones(1)])
     updates = jax.tree.map(lambda u, r: u if r is None else u * r, updates, ratios)
-    return updates, TrustRatios(jnp.min(found), jnp.mean(found), jnp.max(found))
+    return updates, TrustRatios(jnp.min(values), jnp.mean(values), jnp.max(values))
 
   return optax.GradientTransformation(lambda params: TrustRatios(*jnp.ones(3)), update)
 
 
-def running_mean(decay):
+def running_mean(decay: float) -> optax.GradientTransformationExtraArgs:
   """Keeps an exponential running mean of the parameters as they are after each update; updates pass through."""
   mean = optax.ema(decay)
 
@@ -241,11 +251,11 @@ def running_mean(decay):
   return optax.GradientTransformationExtraArgs(mean.init, update)
 
 
-def averaged(cfg: OptimizerConfig, opt_state, params):
+def averaged(cfg: OptimizerConfig, opt_state: Any, params: Any) -> Any:
   """The parameters to evaluate and export: under `cfg.ema` their running mean, else themselves.
 
-  The mean begins at zero and is divided by the weights it has so far, 1 - ema ** updates, as in Adam. What is frozen,
-  or has had no update yet, is as in `params`.
+  The mean begins at zero and is divided by the sum of its weights so far, 1 - ema ** updates, as in Adam. Parameters
+  that are frozen or have had no update yet are those of `params`.
   """
   if not cfg.ema:
     return params
@@ -256,21 +266,24 @@ def averaged(cfg: OptimizerConfig, opt_state, params):
   )
 
 
-def diagnostics(opt_state, params, updates, learning_rate) -> dict:
-  """{"name": scalar} that say how an update went: |change| / |parameters|, and under LAMB the trust ratios.
+def diagnostics(opt_state: Any, params: Any, updates: Any, learning_rate: jax.Array | float) -> dict[str, jax.Array]:
+  """Scalars that describe an update: |change| / |parameters|, and under LAMB the trust ratios.
 
-  Args: opt_state, updates: what `tx.update` gave. params: those before the update.
+  Args:
+    opt_state, updates: the results of `tx.update`.
+    params: those before the update.
+    learning_rate: that of the step.
   """
-  found = {"update_ratio": learning_rate * optax.tree.norm(updates) / optax.tree.norm(params)}
+  scalars = {"update_ratio": learning_rate * optax.tree.norm(updates) / optax.tree.norm(params)}
   for state in _states(opt_state, TrustRatios):
-    found |= {
+    scalars |= {
       "trust_ratio_min": state.smallest, "trust_ratio_mean": state.mean, "trust_ratio_max": state.largest,
     }  # fmt: skip
-  return found
+  return scalars
 
 
 def _states(opt_state, kind):
-  """The parts of an optimizer's state that are of a class."""
+  """The parts of an optimizer's state that are instances of `kind`."""
   return [s for s in jax.tree.leaves(opt_state, is_leaf=lambda s: isinstance(s, kind)) if isinstance(s, kind)]
 
 
@@ -279,12 +292,12 @@ def _is_hidden(node):
 
 
 def _hidden(tree, trained):
-  """The tree without what is not trained, in the way that optax leaves it out."""
+  """The tree with optax.MaskedNode in place of what is not trained."""
   return jax.tree.map(lambda moves, leaf: leaf if moves else optax.MaskedNode(), trained, tree)
 
 
 def _like(held, tree):
-  """The tree, without what `held` leaves out."""
+  """The tree, masked where `held` is masked."""
   return jax.tree.map(lambda h, leaf: h if _is_hidden(h) else leaf, held, tree, is_leaf=_is_hidden)
 
 
