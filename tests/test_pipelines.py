@@ -202,6 +202,24 @@ def test_wrong_inputs_and_options(classifier):
     albert_jax.pipeline("classify", classifier, topk=3)
 
 
+def test_each_output_has_its_own_label(export):
+  def said(id2label):
+    return {"id2label": id2label, "label2id": {}}
+
+  for id2label in ({"0": "zero", "5": "five"}, {"1": "one", "2": "two"}, {"0": "zero", "x": "five"}):
+    with pytest.raises(UserError, match="id2label"):
+      albert_jax.pipeline(None, export(("pooler",), {"classifier": 2}, None, said(id2label)))
+  three = export(("pooler",), {"classifier": 2}, None, said({"0": "a", "1": "b", "2": "c"}))
+  with pytest.raises(UserError, match=r"has 3 labels \(a, b, c\) for a head of 2 outputs"):
+    albert_jax.pipeline(None, three)
+  assert albert_jax.pipeline(None, three, labels=["a", "b"]).labels == ["a", "b"]
+
+
+def test_half_a_surrogate_pair_is_no_text(classifier):
+  with pytest.raises(UserError, match=r"input 2 holds half a surrogate pair \(.ud800\)"):
+    albert_jax.pipeline(None, classifier)(["a", "b \ud800"])
+
+
 def test_bfloat16_says_about_the_same(classifier):
   exact = albert_jax.pipeline("classify", classifier)(TEXTS[:4])
   rough = albert_jax.pipeline("classify", classifier, dtype="bfloat16")(TEXTS[:4])

@@ -169,23 +169,23 @@ def test_pairs_are_ranked_and_scored_pairs_correlated(folder, task, params):
 
 def test_scores_are_scaled_and_checked(folder):
   data = config(folder).data
-  assert retrieve.read(data, "train_scored.tsv", "0,5").scores.tolist() == pytest.approx(
-    [0, 0.2, 0.4, 0.6, 0.8, 1, 0, 0.2]
-  )
-  assert retrieve.read(data, "train", "0,5").scores is None
+  assert retrieve.read(
+    data, "train_scored.tsv", retrieve.Settings("mean", 0.05, "0,5")
+  ).scores.tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1, 0, 0.2])
+  assert retrieve.read(data, "train", retrieve.Settings("mean", 0.05, "0,5")).scores is None
   with pytest.raises(
     UserError, match=r"line 4 has the score 2, outside of task.score_range=0,1; try .*score_range=0,5"
   ):
-    retrieve.read(data, "train_scored.tsv", "0,1")
+    retrieve.read(data, "train_scored.tsv", retrieve.Settings("mean", 0.05, "0,1"))
   with pytest.raises(UserError, match="must be two numbers"):
-    retrieve.read(data, "train_scored.tsv", "five")
+    retrieve.read(data, "train_scored.tsv", retrieve.Settings("mean", 0.05, "five"))
   with pytest.raises(UserError, match=r"train has no scores in 'score' and dev_scored.tsv has some"):
     tasks.make(config(folder, **{**SCORED, "data.split": "train"}))
   (folder / "lacking.jsonl").write_text('{"query": "a", "answer": "b", "score": 1}\n{"query": "a", "answer": "b"}\n')
   with pytest.raises(
     UserError, match="line 2: null is no number; expected a score, which every row needs, or none has"
   ):
-    retrieve.read(data, "lacking.jsonl", "0,5")
+    retrieve.read(data, "lacking.jsonl", retrieve.Settings("mean", 0.05, "0,5"))
 
 
 def test_a_micro_batch_needs_something_to_choose_from(folder):
