@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -16,27 +17,27 @@ DESCRIPTION_FILE = "prepare.json"
 _RULES = ("lower", "keep_accents")  # settings that belong to the vocabulary
 
 
-def sha256(path):
+def sha256(path: str | pathlib.Path) -> str:
   """The SHA-256 of a file, as hexadecimal digits."""
   return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
 
 
-def lengths_file(split):
+def lengths_file(split: str) -> str:
   """The name of the file with the tokens and sentences of each record of a split, a uint16 array [n, 2]."""
   return f"lengths-{split}.npy"
 
 
-def here(dataset):
+def here(dataset: str) -> str:
   """What `data.dataset` names, with each folder in a store replaced by its copy on this machine, see files.local."""
   return ",".join(map(files.local, files.split_list(dataset))) if files.is_url(dataset) else dataset
 
 
-def folders(dataset):
+def folders(dataset: str) -> list[str]:
   """The folders that `data.dataset` names, with commas between: list of str."""
   return files.split_list(dataset, "data.dataset") or [dataset]
 
 
-def describe(dataset):
+def describe(dataset: str) -> dict[str, Any]:
   """What `albert-jax prepare` wrote about a dataset, or about several that are to be mixed.
 
   Args:
@@ -67,7 +68,7 @@ def describe(dataset):
     (other["splits"]["validation"]["tokens"], other["baselines"]) for other in every.values() if other["baselines"]
   ]
   total = sum(tokens for tokens, _ in held)
-  baselines = {key: sum(n * found[key] for n, found in held) / total for key in (held[0][1] if held else ())}
+  baselines = {key: sum(n * values[key] for n, values in held) / total for key in (held[0][1] if held else ())}
   return {key: first[key] for key in ("settings", "vocabulary")} | {"splits": splits, "baselines": baselines}
 
 
@@ -129,7 +130,7 @@ def _check_description(path, description):
     strict_json.expect(vocabulary.get("size"), f"{path}: vocabulary.size", int)
 
 
-def tokenizer(dataset, spm=""):
+def tokenizer(dataset: str, spm: str = "") -> Tokenizer:
   """The tokenizer a dataset was made with.
 
   Args:
@@ -145,11 +146,11 @@ def tokenizer(dataset, spm=""):
       f"{dataset} holds {description['kind']}, not text; train on it with --config=configs/plbert.py:base"
     )
   vocabulary, settings = description["vocabulary"], description["settings"]
-  own = pathlib.Path(folders(dataset)[0]).expanduser() / vocabulary["file"]
-  result = Tokenizer(spm or own, lower=settings["lower"], keep_accents=settings["keep_accents"])
+  copy = pathlib.Path(folders(dataset)[0]).expanduser() / vocabulary["file"]
+  result = Tokenizer(spm or copy, lower=settings["lower"], keep_accents=settings["keep_accents"])
   if spm and sha256(result.path) != vocabulary["sha256"]:
     raise UserError(
-      f"data.spm={spm} is not the vocabulary that {dataset} was made with (its copy is {own}); leave data.spm empty, "
+      f"data.spm={spm} is not the vocabulary that {dataset} was made with (its copy is {copy}); leave data.spm empty, "
       f"or make the dataset again with: albert-jax prepare --spm={spm}"
     )
   return result
@@ -181,7 +182,7 @@ def check_features(folder: pathlib.Path, prefix: str = "tensorflow_datasets.core
 
 
 @functools.lru_cache(maxsize=64)
-def open_split(dataset, split):
+def open_split(dataset: str, split: str):
   """The records of a split, by index.
 
   Args:
@@ -216,7 +217,7 @@ def open_split(dataset, split):
 
 
 @functools.lru_cache(maxsize=64)
-def lengths(dataset, split):
+def lengths(dataset: str, split: str) -> np.ndarray:
   """The tokens and sentences of each record of a split, of all folders one after the other: uint16 array [n, 2]."""
   arrays = []
   for folder in folders(dataset):
@@ -232,7 +233,7 @@ def lengths(dataset, split):
   return np.concatenate(arrays)
 
 
-def fetch(source, indices):
+def fetch(source, indices: list[int]) -> list[bytes]:
   """Reads records of `open_split`: list of bytes, as they were packed.
 
   Raises:
@@ -251,7 +252,7 @@ def fetch(source, indices):
     ) from error
 
 
-def fetch_from(sources, which, indices):
+def fetch_from(sources: list, which: np.ndarray, indices: np.ndarray) -> list[bytes]:
   """Reads records of several sources: record `indices[i]` of `sources[which[i]]`, as a list of bytes."""
   if len(sources) == 1:
     return fetch(sources[0], indices.tolist())
@@ -264,7 +265,7 @@ def fetch_from(sources, which, indices):
 
 
 @functools.cache
-def tfds_builder(name, data_dir):
+def tfds_builder(name: str, data_dir: str):
   """Finds a TFDS dataset by name, also one whose module TFDS does not import by itself.
 
   Raises:

@@ -29,7 +29,7 @@ _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 _PUNCTUATION = frozenset('!"#$%&"()*+,-./:;?@[\\]^_`{|}~€£')
 
 
-def word_starts(pieces):
+def word_starts(pieces: list[str]) -> np.ndarray:
   """Which pieces start a word, for whole-word masking.
 
   Args:
@@ -46,7 +46,7 @@ def word_starts(pieces):
   )
 
 
-def document_id(lines):
+def document_id(lines: list[str]) -> int:
   """A stable 64-bit name of a document's text: equal texts have equal names, on every machine."""
   digest = hashlib.blake2b(digest_size=8)
   for i, line in enumerate(lines):
@@ -54,7 +54,7 @@ def document_id(lines):
   return int.from_bytes(digest.digest(), "little")
 
 
-def pack(ids, sentence_starts, starts_word, document):
+def pack(ids: np.ndarray, sentence_starts: np.ndarray, starts_word: np.ndarray, document: int) -> bytes:
   """Packs one segment.
 
   Args:
@@ -97,13 +97,13 @@ class Records:
   document: np.ndarray
 
 
-def ragged(base, sizes):
+def ragged(base: np.ndarray, sizes: np.ndarray) -> np.ndarray:
   """The indices of runs: for each i, `base[i]`, `base[i] + 1`, … (`sizes[i]` of them), all in one int64 array."""
   ends = np.cumsum(sizes)
   return np.arange(ends[-1] if len(ends) else 0) + np.repeat(base - ends + sizes, sizes)
 
 
-def unpack(packed):
+def unpack(packed: list[bytes]) -> Records:
   """Reads a batch of packed records without looking at their contents one by one.
 
   Args:

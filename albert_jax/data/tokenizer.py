@@ -1,4 +1,4 @@
-"""Text to ids by the rules of the original, and from ids back to characters of the given text.
+"""Text to ids by the rules of the original, and from ids back to characters of the text.
 
 The rules of google-research/albert's tokenization.py, for its SentencePiece models: `preprocess_text` (here
 `normalize`), SentencePiece, then `encode_pieces`' second look at pieces such as `▁2010,`, whose comma becomes a piece
@@ -14,6 +14,7 @@ import pathlib
 import re
 import sys
 import unicodedata
+from collections.abc import Iterable
 
 import numpy as np
 import sentencepiece
@@ -71,7 +72,7 @@ def _sort_marks(chars):
   return result
 
 
-def normalize(text, *, lower=True, keep_accents=False, hf_quotes=False):
+def normalize(text: str, *, lower: bool = True, keep_accents: bool = False, hf_quotes: bool = False) -> str:
   """What the original does to a text before SentencePiece sees it (tokenization.py, `preprocess_text`).
 
   Args:
@@ -210,13 +211,13 @@ class Tokenizer:
     keep_accents = rules.get("keep_accents", False) if keep_accents is None else keep_accents
     path = pathlib.Path(files.local(path)).expanduser()
     if path.is_dir():
-      found = [path / name for name in _VOCABULARIES if (path / name).is_file()]
-      if not found:
+      candidates = [path / name for name in _VOCABULARIES if (path / name).is_file()]
+      if not candidates:
         raise UserError(
           f"the folder {path} holds no vocabulary: expected spiece.model (SentencePiece), vocab.txt (WordPiece) or "
           "tokenizer.json in it"
         )
-      path = found[0]
+      path = candidates[0]
     if not path.is_file():
       raise UserError(
         f"no vocabulary at {path}: expected a SentencePiece model (spiece.model) or a WordPiece list (vocab.txt); "
@@ -329,11 +330,11 @@ class Tokenizer:
 
   # Text to ids.
 
-  def normalize(self, text):
+  def normalize(self, text: str) -> str:
     """`normalize` by this tokenizer's rules (what SentencePiece is given; WordPiece has rules of its own)."""
     return normalize(text, **self._rules)
 
-  def encode_batch(self, texts):
+  def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
     """The ids of many texts, quickly.
 
     Args:
@@ -353,7 +354,7 @@ class Tokenizer:
     # One look in C at the whole list; most have nothing to split.
     return ids if table.keys().isdisjoint(ids) else [j for i in ids for j in table.get(i, (i,))]
 
-  def encode(self, text, *, specials=False):
+  def encode(self, text: str, *, specials: bool = False) -> list[int]:
     """The ids of one text.
 
     Args:
@@ -374,7 +375,7 @@ class Tokenizer:
       return self._model.encode(_characters(text), add_special_tokens=False).ids
     return self._split_commas(self._model.encode(normalize(text, **self._rules), out_type=int))
 
-  def encode_with_offsets(self, text, *, specials=False):
+  def encode_with_offsets(self, text: str, *, specials: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
     """The ids of one text, and the characters each stands for.
 
     Args:
@@ -437,7 +438,7 @@ class Tokenizer:
 
   # Ids to text.
 
-  def decode(self, ids):
+  def decode(self, ids: Iterable[int]) -> str:
     """Text of ids; special pieces are left out, unknown ones are ` ⁇ ` (SentencePiece) or `[UNK]` (WordPiece).
 
     Raises:

@@ -9,12 +9,12 @@ import numpy as np
 
 RUN = 5  # tokens
 SKETCH = 64  # hashes kept; an index of 0.8 is then known to about 0.05
-_KEYS = 4  # of them, those by which documents are brought together
+_KEYS = 4  # of them, those by which candidates are matched
 _NEIGHBOURS = 8  # earlier documents with the same key that one is compared with
 _NONE = np.uint32(0xFFFFFFFF)
 
 
-def sketch(ids):
+def sketch(ids: np.ndarray) -> np.ndarray:
   """The sketch of a document.
 
   Args:
@@ -36,7 +36,7 @@ def sketch(ids):
   return np.append(small, np.full(SKETCH - len(small), _NONE))
 
 
-def similarity(a, b):
+def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   """The estimated Jaccard index of pairs of sketches: uint32 arrays [n, SKETCH] to float array [n]."""
   both = np.sort(np.concatenate([a, b], axis=1), axis=1)
   is_new = np.concatenate([np.ones((len(a), 1), bool), both[:, 1:] != both[:, :-1]], axis=1) & (both != _NONE)
@@ -45,7 +45,7 @@ def similarity(a, b):
   return (is_common & is_counted).sum(axis=1) / np.maximum(1, (is_new & is_counted).sum(axis=1))
 
 
-def find(sketches, is_kept, threshold):
+def find(sketches: np.ndarray, is_kept: np.ndarray, threshold: float) -> np.ndarray:
   """Finds documents that nearly repeat one that comes earlier in the corpus.
 
   Args:

@@ -43,7 +43,7 @@ def _check(settings, out, overwrite):
 
 
 def _follow_rules(settings, spm, units, reading):
-  """The settings with `lower` and `keep_accents` set: as given, as recorded beside the vocabulary, or by the corpus."""
+  """The settings with `lower` and `keep_accents` set: as passed, as recorded, or by the corpus."""
   recorded = recorded_rules(spm)
   for name in ("lower", "keep_accents"):
     value = getattr(settings, name)
@@ -165,7 +165,9 @@ def _prepare(units, reading, settings, tokenizer, identity, partial, out, run, m
   return description
 
 
-def finish(partial, out, parts, lengths, description):
+def finish(
+  partial: str, out: str, parts: list[dict], lengths: dict[str, np.ndarray], description: dict[str, Any]
+) -> None:
   """Adds to the shards in `partial/dataset` what makes them a dataset, and gives it its name `out`.
 
   Args: parts: tables of shards.copy_unit. lengths: {split: array}, see source.lengths_file. description: of the
@@ -185,7 +187,7 @@ def finish(partial, out, parts, lengths, description):
   files.remove(partial)
 
 
-def continue_or_begin(partial, identity):
+def continue_or_begin(partial: str, identity: dict[str, Any]) -> None:
   """Keeps the units of an earlier run that was killed if they are of the same data; starts anew otherwise."""
   text = json.dumps(identity, sort_keys=True).encode()
   mark = f"{partial}/identity.json"
@@ -200,19 +202,20 @@ def _duplicates(corpus):
 
 
 def _check_corpus(corpus, pairs, spec, settings, mlm_only):
-  found = f"--input={spec} has {len(corpus['document'])} documents, {int(corpus['sentences'].sum())} sentences"
+  contents = f"--input={spec} has {len(corpus['document'])} documents, {int(corpus['sentences'].sum())} sentences"
   distinct = len(np.unique(corpus["document"][corpus["tokens"] > 0]))
   if not distinct:
-    raise UserError(f"{found} and no tokens at all; expected text, a blank line between documents")
+    raise UserError(f"{contents} and no tokens at all; expected text, a blank line between documents")
   if settings.validation_fraction and distinct < 2:
     raise UserError(
-      f"{found}, all in one document, which cannot be both trained on and held out; separate documents with blank "
+      f"{contents}, all in one document, which cannot be both trained on and held out; separate documents with blank "
       "lines, or add --validation_fraction=0"
     )
   if not pairs and not mlm_only:
     raise UserError(
-      f"{found}, but no document has two sentences, so there is no pair to put in order; expected several paragraphs "
-      "or sentences in each document and a blank line between documents (see --layout); add --mlm_only if this is meant"
+      f"{contents}, but no document has two sentences, so there is no pair to put in order; expected several "
+      "paragraphs or sentences in each document and a blank line between documents (see --layout); add --mlm_only if "
+      "this is meant"
     )
 
 

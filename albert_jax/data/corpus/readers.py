@@ -7,6 +7,7 @@ or its sentences.
 Bad input never ends a run and never passes in silence: it is repaired or left out, and counted in a tally.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -15,6 +16,7 @@ import itertools
 import json
 import re
 import sys
+from collections.abc import Iterator
 
 from albert_jax import files
 from albert_jax.data import datasets
@@ -29,7 +31,7 @@ MAX_DOCUMENT_CHARS = 1 << 23
 MAX_DOCUMENT_LINES = 1 << 18
 LAYOUTS = ("blank", "book", "doc")
 _READ_BYTES = 1 << 18
-_LOOK_BYTES = 1 << 16  # how much of a file is looked at to see what it is
+_HEAD_BYTES = 1 << 16  # of a file, from which its layout is guessed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,7 @@ def _files(item):
   return sorted(fs.unstrip_protocol(name) if "://" in item else name for name in names)
 
 
-def plan(spec, reading, unit_bytes=UNIT_BYTES):
+def plan(spec: str, reading: Reading, unit_bytes: int = UNIT_BYTES) -> list[Unit]:
   """Lists a corpus as units of work.
 
   Args:
@@ -170,7 +172,7 @@ def _guess_layout(path, size):
   documents, if many are a single sentence, and many are speech or headings.
   """
   with open_bytes(path) as file:
-    head = file.read(_LOOK_BYTES).decode("utf-8", "replace")
+    head = file.read(_HEAD_BYTES).decode("utf-8", "replace")
   if re.match(r"\ufeff?\s*<doc ", head):
     return "doc"
   lines = [line.strip() for line in head.split("\n")[:-1]]
@@ -245,7 +247,7 @@ def _plan_tfds(name, reading, unit_bytes):
 # Reading.
 
 
-def documents(unit, reading, tally):
+def documents(unit: Unit, reading: Reading, tally: collections.Counter) -> Iterator[list[str]]:
   """Reads a unit of work.
 
   Args:
@@ -265,7 +267,7 @@ def documents(unit, reading, tally):
         yield lines
 
 
-def lines(span, tally):
+def lines(span: Span, tally: collections.Counter) -> Iterator[str]:
   """The lines of a part of a file: stripped str, '' for a blank line. Lines over MAX_LINE_BYTES are cut."""
   limit = MAX_LINE_BYTES
   with open_bytes(span.source) as file:

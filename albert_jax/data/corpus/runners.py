@@ -2,13 +2,14 @@
 
 import concurrent.futures
 import multiprocessing
+from collections.abc import Callable
 
 import tqdm
 
 from albert_jax.errors import UserError
 
 
-def local(workers):
+def local(workers: int) -> Callable[..., None]:
   """A runner on this machine's cores.
 
   Args:
@@ -41,7 +42,7 @@ def local(workers):
   return run
 
 
-def beam(options):
+def beam(options: str) -> Callable[..., None]:
   """A runner on Apache Beam: Dataflow, Flink, Spark, or Beam's own on this machine.
 
   Args:

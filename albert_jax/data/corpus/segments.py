@@ -38,7 +38,7 @@ class Settings:
   near_duplicates: float = 0.0
 
 
-def segment_bounds(lengths, limit):
+def segment_bounds(lengths: list[int], limit: int) -> list[list[int]]:
   """Cuts a document into segments of whole sentences.
 
   Args:
@@ -66,13 +66,13 @@ def segment_bounds(lengths, limit):
 class Encoder:
   """Tokenises documents in batches that span documents; the order is kept."""
 
-  def __init__(self, tokenizer, settings):
+  def __init__(self, tokenizer: Tokenizer, settings: Settings):
     self.settings = settings
     self.tokenizer = tokenizer
     self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     self.starts_word = records.word_starts(tokenizer.pieces)
 
-  def sentences(self, lines):
+  def sentences(self, lines: list[str]) -> list[str]:
     """The sentences of a document, with single spaces between words."""
     # Printable text has no white space but the space, so most lines need no look at each word.
     lines = [line if "  " not in line and line.isprintable() else " ".join(line.split()) for line in lines]
@@ -94,13 +94,13 @@ class Encoder:
     ids, lengths = self.encode([s for _, document in waiting for s in document])
     token, sentence = 0, 0
     for document, sentences in waiting:
-      own = lengths[sentence : sentence + len(sentences)]
-      size = sum(own)
-      yield document, ids[token : token + size], [n for n in own if n]
+      counts = lengths[sentence : sentence + len(sentences)]
+      size = sum(counts)
+      yield document, ids[token : token + size], [n for n in counts if n]
       token += size
       sentence += len(sentences)
 
-  def encode(self, sentences):
+  def encode(self, sentences: list[str]) -> tuple[np.ndarray, list[int]]:
     """The ids of sentences, joined, and the list of how many each has."""
     parts, lengths, first, size = [np.zeros(0, self.dtype)], [], 0, 0
     for i, sentence in enumerate(sentences):
@@ -118,9 +118,9 @@ class Encoder:
     token = 0
     for segment in segment_bounds(lengths, self.settings.segment_tokens - 3):
       size = sum(segment)
-      own = ids[token : token + size]
+      part = ids[token : token + size]
       starts = np.cumsum([0, *segment[:-1]]).astype("<u2")
-      yield records.pack(own, starts, self.starts_word[own], document), len(segment)
+      yield records.pack(part, starts, self.starts_word[part], document), len(segment)
       token += size
 
 
@@ -130,7 +130,9 @@ def _encoder(spm, settings):
   return Encoder(Tokenizer(spm, lower=settings.lower, keep_accents=settings.keep_accents), settings)
 
 
-def tokenise_unit(number, unit, reading, settings, spm, folder):
+def tokenise_unit(
+  number: int, unit: readers.Unit, reading: readers.Reading, settings: Settings, spm: str, folder: str
+) -> None:
   """Makes `folder/NUMBER.records`, packed records one after the other, and then the table `folder/NUMBER.npz`.
 
   A unit whose table is there is done. The table's columns: for each document `document` (its id), `segments`,

@@ -71,7 +71,7 @@ def _cut(text, start, end):
   return end if text[start] != "." or not text[start + 1].isspace() or _ends_after_period(text, start, end) else 0
 
 
-def split_sentences(text):
+def split_sentences(text: str) -> list[str]:
   """Splits a paragraph into sentences.
 
   Args:

@@ -13,13 +13,13 @@ NAME = "albert_segments"  # the TFDS name; it also starts the names of the shard
 _COPY_RECORDS = 1024
 
 
-def load_table(path):
+def load_table(path: str) -> dict[str, np.ndarray]:
   """The arrays of an .npz file, as a dict."""
   with np.load(io.BytesIO(files.read(path))) as table:
     return dict(table)
 
 
-def split_documents(documents, fraction):
+def split_documents(documents: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
   """Chooses which documents are kept and which of them are held out.
 
   Args:
@@ -40,7 +40,14 @@ def split_documents(documents, fraction):
   return is_kept, is_kept & (documents < np.uint64(threshold))
 
 
-def copy_unit(number, folder, is_kept, is_validation, shards, vocab_size):
+def copy_unit(
+  number: int,
+  folder: str,
+  is_kept: np.ndarray,
+  is_validation: np.ndarray,
+  shards: dict[str, str],
+  vocab_size: int,
+) -> None:
   """Copies a unit's records into its shards, and makes the table `folder/NUMBER.copied.npz` of what they hold.
 
   The table's columns, for each split: `SPLIT.bytes`, `SPLIT.counts` (how often each token occurs, [V]) and
@@ -80,8 +87,8 @@ def _write_shard(path, sizes, is_own, local, vocab_size):
       window = sizes[i : i + _COPY_RECORDS]
       data = file.read(int(window.sum()))
       ends = np.cumsum(window)
-      own = np.flatnonzero(is_own[i : i + _COPY_RECORDS]).tolist()
-      packed = [data[ends[k] - window[k] : ends[k]] for k in own]
+      chosen = np.flatnonzero(is_own[i : i + _COPY_RECORDS]).tolist()
+      packed = [data[ends[k] - window[k] : ends[k]] for k in chosen]
       for record in packed:
         feature = tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=[record]))
         example = tf_example_pb2.Example(features=tf_feature_pb2.Features(feature={"record": feature}))
@@ -96,7 +103,7 @@ def _write_shard(path, sizes, is_own, local, vocab_size):
   return {"bytes": size, "counts": counts, "lengths": np.concatenate(lengths)}
 
 
-def name_shards(dataset, members):
+def name_shards(dataset: str, members: dict[str, list[np.ndarray]]) -> list[dict[str, str]]:
   """The paths of the shards, by TFDS' rules.
 
   Args:
@@ -124,7 +131,7 @@ def _template(dataset, split):
   )
 
 
-def metadata(parts, splits):
+def metadata(parts: list[dict[str, np.ndarray]], splits: list[str]) -> dict[str, bytes]:
   """What TFDS needs beside the shards.
 
   Args:
@@ -140,13 +147,13 @@ def metadata(parts, splits):
   with tempfile.TemporaryDirectory() as folder:
     infos = []
     for split in splits:
-      own = [part for part in parts if f"{split}.bytes" in part]
+      holders = [part for part in parts if f"{split}.bytes" in part]
       template = _template(folder, split)
       infos.append(
         tfds.core.SplitInfo(
           name=split,
-          shard_lengths=[len(part[f"{split}.lengths"]) for part in own],
-          num_bytes=sum(int(part[f"{split}.bytes"]) for part in own),
+          shard_lengths=[len(part[f"{split}.lengths"]) for part in holders],
+          num_bytes=sum(int(part[f"{split}.bytes"]) for part in holders),
           filename_template=template,
         )
       )
@@ -156,7 +163,7 @@ def metadata(parts, splits):
     return {path.name: path.read_bytes() for path in pathlib.Path(folder).glob("*.json")}
 
 
-def baselines(train, validation, special_ids):
+def baselines(train: np.ndarray, validation: np.ndarray, special_ids: list[int]) -> dict[str, float]:
   """What a model that only knows how frequent tokens are would reach on the validation split.
 
   Args:

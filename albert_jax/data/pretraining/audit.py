@@ -76,7 +76,8 @@ def measure(cfg, examples, seed=0):
     ids = restore(batch)
     text = ids[~details.rows.is_special]
     is_pair = batch["sop_weight"] == 1
-    own, second = details.records.document[: len(is_pair)], details.records.document[details.pairs.second_record]
+    documents = details.records.document
+    document_a, document_b = documents[: len(is_pair)], documents[details.pairs.second_record]
     lengths.append(batch["attention_mask"].sum(axis=1))
     pieces += np.bincount(text, minlength=len(pieces))
     drawn.update(details.spans.drawn.tolist())
@@ -92,7 +93,7 @@ def measure(cfg, examples, seed=0):
       pairs=int(is_pair.sum()),
       labelled=int(batch["sop_label"][is_pair].sum()),
       short=int(details.pairs.is_short.sum()),
-      across=int((is_pair & (own != second)).sum()),
+      across=int((is_pair & (document_a != document_b)).sum()),
       unknown=int((text == tokenizer.unk_id).sum()),
     )
   lengths = np.concatenate(lengths)
@@ -147,7 +148,7 @@ def look_for_duplicates(cfg):
 
 def checks(numbers, cfg):
   """The ranges for the numbers of `measure` and `look_for_duplicates`: list of Check."""
-  wanted = masking.ngram_probabilities(cfg.ngram, cfg.favor_shorter_ngram)
+  expected = masking.ngram_probabilities(cfg.ngram, cfg.favor_shorter_ngram)
   masked = numbers["mask_rate"] * numbers["tokens_mean"] * numbers["examples"]
 
   def share(name, value, expected, count, advice):
@@ -176,7 +177,7 @@ def checks(numbers, cfg):
     Check("duplicate_segments", numbers["duplicate_segments"], 0, 0.02, "clean the corpus: text repeats in it"),
     Check("documents_in_both_splits", numbers["documents_in_both_splits"], 0, 0, "make the dataset again"),
   ]  # fmt: skip
-  for n, (got, p) in enumerate(zip(numbers["ngram_shares"], wanted.tolist(), strict=True), 1):
+  for n, (got, p) in enumerate(zip(numbers["ngram_shares"], expected.tolist(), strict=True), 1):
     result.append(share(f"ngram_shares[{n}]", got, p, spans, "texts are too short for runs of words"))
   if cfg.objective != "none":
     advice = "few rows have two sentences: check --layout and --sentences of albert-jax prepare"

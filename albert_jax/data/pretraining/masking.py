@@ -81,7 +81,7 @@ def choose_spans(is_start, is_special, budget, keys_B, *, ngram, favor_shorter=T
   tries = 2 * budget + 8
   edges = np.ceil(np.cumsum(ngram_probabilities(ngram, favor_shorter)) * 2**32).astype(np.uint64)[:-1]
   random = rng.bits(~keys_B, int(budget.max(initial=0))) >> np.uint64(32)
-  wanted = 1 + (random[:, :, None] >= edges).sum(axis=2)
+  lengths = 1 + (random[:, :, None] >= edges).sum(axis=2)
 
   left = budget.copy()
   accepted = np.zeros(len(budget), np.int64)  # runs so far, which is also the next of a row's own list of lengths
@@ -94,7 +94,7 @@ def choose_spans(is_start, is_special, budget, keys_B, *, ngram, favor_shorter=T
     if attempt % _BLOCK == 0:
       place = rng.below(rng.bits(keys_B, _BLOCK, attempt), count[:, None]) + base[:, None]
     word = place[rows, attempt % _BLOCK]
-    n = drawn = wanted[rows, accepted[rows]]
+    n = drawn = lengths[rows, accepted[rows]]
     first = word_at[word]
     size = word_at[word + n] - first
     room = left[rows]

@@ -83,8 +83,8 @@ def make_plan(sizes, length, most):
         del open_rows[room]
       _open(open_rows, patterns, (*pattern, size), room - size, taken, most)
     # New rows; as many examples of this size as fit go together at once.
-    together = min(most, length // size)
-    for examples, rows in ((together, left // together), (left % together, 1)):
+    per_row = min(most, length // size)
+    for examples, rows in ((per_row, left // per_row), (left % per_row, 1)):
       if examples and rows:
         _open(open_rows, patterns, (size,) * examples, length - size * examples, rows, most)
   for rows_of in open_rows.values():
@@ -185,10 +185,10 @@ def share_budget(budget, is_used, slots):
   Returns:
     int64 array [E], at most `budget`; rounding up in several examples may ask for a slot or two too many.
   """
-  wanted = np.zeros(is_used.shape, np.int64)
-  wanted[is_used] = budget
-  before = np.cumsum(wanted, axis=1) - wanted
-  return np.clip(slots - before, 0, wanted)[is_used]
+  counts = np.zeros(is_used.shape, np.int64)
+  counts[is_used] = budget
+  before = np.cumsum(counts, axis=1) - counts
+  return np.clip(slots - before, 0, counts)[is_used]
 
 
 def pack_examples(examples, is_used, length, slots, pad_id):
