@@ -10,11 +10,23 @@ from ml_collections import ConfigDict
 
 # The dataclasses whose fields are sections of a config.
 _SECTIONS = {
-  "model": ("albert_jax.model.config:AlbertConfig",),
-  "optimizer": ("albert_jax.training.optimizer:OptimizerConfig",),
-  "guard": ("albert_jax.training.guard:GuardConfig",),
-  "mesh": ("albert_jax.training.sharding:MeshConfig",),
-  "data": ("albert_jax.data.pretraining.examples:DataConfig", "albert_jax.data.speech.batching:SpeechConfig"),
+  "model": "albert_jax.model.config:AlbertConfig",
+  "optimizer": "albert_jax.training.optimizer:OptimizerConfig",
+  "guard": "albert_jax.training.guard:GuardConfig",
+  "mesh": "albert_jax.training.sharding:MeshConfig",
+}
+# The dataclass of the section `data`, by the name of the task.
+_FINETUNING = "albert_jax.data.finetuning.config"
+_DATA = {
+  "pretrain": "albert_jax.data.pretraining.examples:DataConfig",
+  "plbert": "albert_jax.data.speech.batching:SpeechConfig",
+  "classify": f"{_FINETUNING}:ClassifyData",
+  "glue": f"{_FINETUNING}:GlueData",
+  "squad": f"{_FINETUNING}:SquadData",
+  "ner": f"{_FINETUNING}:TaggingData",
+  "choice": f"{_FINETUNING}:ChoiceData",
+  "retrieve": f"{_FINETUNING}:RetrieveData",
+  "summarize": f"{_FINETUNING}:SummarizeData",
 }
 # Fields that have no comment where they are defined.
 _MEANINGS = {
@@ -91,7 +103,7 @@ def fields_of(config: ConfigDict, source: str = "") -> list[Field]:
     config: the config.
     source: the text of the file that made it; its comments come before those of the installed configs.
   """
-  known = meanings(source)
+  known = meanings(source, config.get("task", {}).get("name", ""))
   return [
     Field(name, value, type(value).__name__ if value is not None else "any", known.get(name, ""))
     for name, value in flat(config).items()
@@ -106,17 +118,16 @@ def flat(config: ConfigDict, prefix: str = "") -> dict:
   return found
 
 
-def meanings(source: str = "") -> dict[str, str]:
-  """{field: what it means}, from the comments in `source`, the installed configs and the dataclasses."""
+def meanings(source: str = "", task: str = "") -> dict[str, str]:
+  """{field: what it means}, from the comments in `source`, the installed configs and the dataclasses of a task."""
   found = dict(_MEANINGS)
   folder = pathlib.Path(importlib.import_module("albert_jax.configs").__path__[0])
   for path in sorted(folder.glob("*.py"), key=lambda path: path.name != "common.py", reverse=True):
     found |= _of_config_file(path.read_text("utf-8"))
-  for section, names in _SECTIONS.items():
-    for name in reversed(names):
-      module, cls = name.split(":")
-      of_class = _of_dataclass(getattr(importlib.import_module(module), cls))
-      found |= {f"{section}.{field}": text for field, text in of_class.items()}
+  for section, name in (_SECTIONS | ({"data": _DATA[task]} if task in _DATA else {})).items():
+    module, name = name.split(":")
+    for cls in reversed(getattr(importlib.import_module(module), name).__mro__[:-1]):
+      found |= {f"{section}.{field}": text for field, text in _of_dataclass(cls).items()}
   return found | _of_config_file(source)
 
 
@@ -129,7 +140,7 @@ def table(config: ConfigDict, source: str = "") -> str:
 
 
 def markdown(configs: dict[str, ConfigDict]) -> str:
-  """docs/config_fields.md: one table of the fields that all configs share, and one for each config's own.
+  """docs/config_fields.md: one table of the first config's fields, and one for each other config's own.
 
   Args:
     configs: {name, such as "pretrain:base": config}; the first is pre-training's.
@@ -142,11 +153,11 @@ def markdown(configs: dict[str, ConfigDict]) -> str:
     "`python -m albert_jax.commands.config_fields docs/config_fields.md`; `albert-jax train --config=X --show_config`",
     "prints the same for one config.",
   ]
-  shared = set.intersection(*({field.name for field in fields_of(config)} for config in configs.values()))
+  known = {(field.name, field.meaning) for field in fields_of(configs[first])}
   for name in (first, *others):
-    skip = shared if name != first else set()
+    skip = known if name != first else set()
     title = f"`--config={first}`" if name == first else f"`--config={name}`, besides the fields above"
-    rows = [field for field in fields_of(configs[name]) if field.name not in skip]
+    rows = [field for field in fields_of(configs[name]) if (field.name, field.meaning) not in skip]
     lines += ["", f"## {title}", "", "| field | type | default | meaning |", "|---|---|---|---|"]
     for field in rows:
       text = field.meaning.replace("|", "\\|")
