@@ -301,7 +301,7 @@ def test_it_ends_early_and_stays_ended(go, monkeypatch):
   ("name", "value", "message"),
   [
     ("keep_checkpoints", 0, "keep_checkpoints=0 must be 1 or more$"),
-    ("checkpoint_every", 0, "checkpoint_every=0 must be 1 or more; for none before the last step, one above"),
+    ("checkpoint_every", 0, "checkpoint_every=0 must be 1 or more; for none before the last step, give one above"),
     ("eval_every", 0, "eval_every=0 must be 1 or more; "),
     ("log_every", 0, "log_every=0 must be 1 or more; "),
     ("batch_size", 0, "batch_size=0 must be 1 or more$"),
