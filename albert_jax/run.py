@@ -242,7 +242,7 @@ def check(config: ConfigDict):
 def _limit(name, value, low, high) -> str:
   if value > high:
     return f"{high:,} or less"
-  none = "; for none before the last step, give one above the number of steps" if name.endswith("every") else ""
+  none = "; for none before the last step, one above the number of steps" if name.endswith("every") else ""
   return f"{low} or more" + (none if low else "")
 
 
