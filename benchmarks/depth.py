@@ -52,7 +52,12 @@ def readers(task, params, depth):
 
   def at_depth(layers):
     cfg = dataclasses.replace(task.model, num_hidden_layers=layers, least_layers=0)
-    return jax.jit(lambda batch: (readout(model.apply(cfg, params, batch)), np.full(len(batch["row"]), layers)))
+
+    @jax.jit
+    def read(batch):
+      return readout(model.apply(cfg, params, model.inputs(batch))), np.full(len(batch["row"]), layers)
+
+    return read
 
   return {f"{n} layers": at_depth(n) for n in range(1, depth + 1)}
 

@@ -1,5 +1,6 @@
 """A model as pure functions of a config and a nested dict of parameters. Flax is visible only inside this package."""
 
+import difflib
 import functools
 from typing import Any
 
@@ -20,11 +21,15 @@ __all__ = [
   "AlbertConfig",
   "apply",
   "init",
+  "inputs",
   "layer_axes",
   "param_count",
   "shapes",
 ]
 
+INPUTS = (
+  "input_ids", "attention_mask", "token_type_ids", "mlm_positions", "segment_ids", "position_ids", "cls_positions",
+)  # fmt: skip
 OPTIONAL = ("pooler", "mlm", "sop")  # Parts a checkpoint may lack.
 
 
@@ -69,7 +74,7 @@ def apply(cfg: AlbertConfig, params: Params, batch: Batch, key: jax.Array | None
     mlm_logits [B, M, V] (at all L positions without mlm_positions) and sop_logits [B, 2] ([B, S, 2]), both float32.
   Raises:
     UserError: rows are longer than max_position_embeddings, ids are no whole numbers or, outside jit, outside the
-      vocabulary, or `params` lack a part.
+      vocabulary, `batch` has a key that is no input (`inputs` selects them), or `params` lack a part.
   """
   batch = _checked(cfg, dict(batch))
   parts = tuple(part for part in OPTIONAL if part in params)
@@ -91,6 +96,11 @@ def _row_keys(cfg: AlbertConfig, batch: Batch, key: jax.Array | None) -> jax.Arr
     return None  # Then no random number is drawn at all.
   rows = batch["input_ids"].shape[0]
   return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+
+
+def inputs(batch: Batch) -> dict[str, Any]:
+  """The arrays of a batch that the model reads; a task's batch also has labels and weights."""
+  return {name: batch[name] for name in INPUTS if name in batch}
 
 
 def param_count(params: Params) -> int:
@@ -118,6 +128,12 @@ def layer_axes(cfg: AlbertConfig, params: Params) -> Params:
 
 
 def _checked(cfg: AlbertConfig, batch: dict[str, Any]) -> dict[str, Any]:
+  if unknown := sorted(batch.keys() - set(INPUTS)):
+    near = difflib.get_close_matches(unknown[0], INPUTS, 1, 0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UserError(f"a batch has no {unknown[0]!r}; there are {', '.join(INPUTS)}{hint}")
+  if "input_ids" not in batch:
+    raise UserError("a batch needs input_ids, whole numbers of shape [B, L]")
   ids_BL = batch["input_ids"]
   if not jnp.issubdtype(ids_BL.dtype, jnp.integer) or ids_BL.ndim != 2:
     raise UserError(f"input_ids must be whole numbers of shape [B, L]; got {ids_BL.dtype}{list(ids_BL.shape)}")

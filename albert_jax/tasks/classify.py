@@ -370,7 +370,7 @@ def logits(cfg: AlbertConfig, params: Params, batch: Batch, keys: jax.Array | No
   Returns:
     float32 [B, C].
   """
-  pooled_BD = model.apply(cfg, params, batch, keys)["pooled_output"]
+  pooled_BD = model.apply(cfg, params, model.inputs(batch), keys)["pooled_output"]
   return heads.affine(params[HEAD], dropout(pooled_BD, cfg.classifier_dropout_prob, heads.head_keys(keys, 0)))
 
 

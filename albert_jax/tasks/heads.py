@@ -76,7 +76,7 @@ def at_positions(cfg: AlbertConfig, head: str, params: Params, batch: Batch, key
   Returns:
     float32 [B, L, C].
   """
-  x_BLD = model.apply(cfg, params, batch, key)["sequence_output"]
+  x_BLD = model.apply(cfg, params, model.inputs(batch), key)["sequence_output"]
   return affine(params[head], dropout(x_BLD, cfg.classifier_dropout_prob, head_keys(key, 0)))
 
 
@@ -97,14 +97,29 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array, smoo
   Returns:
     ((sum of losses, sum of weights), (sum of correct answers, sum of weights)).
   """
-  losses, is_hit = losses_and_hits(logits, labels, smoothing)
+  losses, exists, of_label = _losses(logits, labels, smoothing)
   weight = jnp.sum(weights)
-  hits = jnp.sum(weights * is_hit)
+  hits = jnp.sum(weights * (exists & (of_label == 0)))
   return (jnp.sum(weights * losses), weight), (hits, weight)
 
 
 def losses_and_hits(logits, labels, smoothing: float = 0.0):
-  """Args: as for cross_entropy. Returns: losses, float32 [...], and whether the label has the highest logit [...]."""
+  """The loss of each label, and whether it is the answer.
+
+  Args:
+    logits: see `cross_entropy`.
+    labels: see `cross_entropy`.
+    smoothing: see `cross_entropy`.
+
+  Returns:
+    (float32 [...], bool [...]): the losses, and whether the label has the highest logit.
+  """
+  losses, exists, of_label = _losses(logits, labels, smoothing)
+  return losses, exists & (of_label == 0)
+
+
+def _losses(logits, labels, smoothing):
+  """(losses, whether the label exists, its logit less the highest one), all [...]."""
   # In these terms the gradient is one pass over the logits: gathering the label's makes it a scatter into zeros, and
   # argmax is a slow loop on CPUs. A label that does not exist makes the loss NaN.
   classes = logits.shape[-1]
@@ -117,7 +132,7 @@ def losses_and_hits(logits, labels, smoothing: float = 0.0):
   losses = jnp.where(exists, log_total - of_label, jnp.nan)
   if smoothing:
     losses = (1 - smoothing) * losses + smoothing * (log_total - jnp.mean(shifted, axis=-1))
-  return losses, exists & (of_label == 0)
+  return losses, exists, of_label
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))

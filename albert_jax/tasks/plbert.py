@@ -122,7 +122,7 @@ def sums(cfg, chunk: int, params, batch, key) -> dict:
   Args: chunk: positions whose word logits are made at a time. batch: see data/speech/batching.py, make_batch. key: for
     dropout (one, or one a row), or None.
   """
-  x_BLD = model.apply(cfg, params, batch, key)["sequence_output"]
+  x_BLD = model.apply(cfg, params, model.inputs(batch), key)["sequence_output"]
   is_masked = batch["phoneme_weights"] > 0
   losses, is_hit = heads.losses_and_hits(heads.affine(params["phoneme"], x_BLD), batch["phoneme_labels"])
   x_BWD = at_positions(x_BLD, batch["word_positions"]) if "word_positions" in batch else x_BLD

@@ -116,7 +116,7 @@ def sums(cfg: AlbertConfig, params: Params, batch: Batch, key: jax.Array | None)
   Returns:
     {name of METRICS: (total, weight)}.
   """
-  out = model.apply(cfg, params, batch, key)
+  out = model.apply(cfg, params, model.inputs(batch), key)
   mlm_loss, mlm_hits = heads.cross_entropy(out["mlm_logits"], batch["mlm_labels"], batch["mlm_weights"])
   sop_loss, sop_hits = heads.cross_entropy(out["sop_logits"], batch["sop_label"], batch["sop_weight"])
   return {"mlm_loss": mlm_loss, "mlm_accuracy": mlm_hits, "sop_loss": sop_loss, "sop_accuracy": sop_hits}
@@ -192,7 +192,7 @@ def fill_mask(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _best_pieces(cfg, top_k, ordinary, params, batch):
-  logits_BMV = model.apply(cfg, params, batch)["mlm_logits"][:, :, ordinary]
+  logits_BMV = model.apply(cfg, params, model.inputs(batch))["mlm_logits"][:, :, ordinary]
   scores, best = jax.lax.top_k(jax.nn.softmax(logits_BMV), top_k)
   return {"piece": ordinary[best], "score": scores}
 

@@ -207,7 +207,9 @@ def embeddings_BD(
   Returns:
     float32 [B, D], each of length 1.
   """
-  return pooled_BD(pooling, model.apply(cfg, params, batch, key)["sequence_output"], batch["attention_mask"])
+  return pooled_BD(
+    pooling, model.apply(cfg, params, model.inputs(batch), key)["sequence_output"], batch["attention_mask"]
+  )
 
 
 def pooled_BD(pooling: str, x_BLD: jax.Array, mask_BL: jax.Array) -> jax.Array:

@@ -232,4 +232,4 @@ def _run(cfg, name, search, params, batch):
 
 def spans(cfg: AlbertConfig, head: Head, search: Search, params: Params, batch: Batch) -> dict[str, jax.Array]:
   """Finds the best starts and ends of each row, see heads.Head."""
-  return head.spans(params[head.part], model.apply(cfg, params, batch)["sequence_output"], batch, search)
+  return head.spans(params[head.part], model.apply(cfg, params, model.inputs(batch))["sequence_output"], batch, search)

@@ -134,7 +134,7 @@ def sums(
   Returns:
     the sums.
   """
-  x_BLD = model.apply(cfg, params, batch, key)["sequence_output"]
+  x_BLD = model.apply(cfg, params, model.inputs(batch), key)["sequence_output"]
   losses = head.losses(cfg, params[head.part], x_BLD, batch, key)
   weight = jnp.zeros_like(batch["weight"]) if hidden and key is None else batch["weight"]
   return {name: (jnp.sum(weight * loss), jnp.sum(weight)) for name, loss in losses.items()}
