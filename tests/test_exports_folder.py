@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import albert_jax
-from albert_jax import convert, model
+from albert_jax import convert, model, paths
 from albert_jax.__main__ import main
 from albert_jax.errors import UserError
+from albert_jax.model import task_heads
 from albert_jax.tasks.base import about
 
 onnx = pytest.importorskip("onnx")
@@ -168,6 +169,22 @@ def test_pooling_makes_sentence_vectors_of_any_encoder(tmp_path, vocabulary):
   assert {"modules.json", "1_Pooling/config.json", "2_Normalize/config.json"} <= report["files"].keys()
   here = albert_jax.pipeline("embed", source, pooling="mean")(TEXTS)
   assert_alike(here, albert_jax.pipeline("embed", tmp_path / "out", backend="onnx", pooling="mean")(TEXTS))
+
+
+@pytest.mark.parametrize("head", ["squad_v2", "sentence"])
+def test_heads_that_only_we_have(tmp_path, vocabulary, head):
+  source = checkpoint(tmp_path / "bare", vocabulary, **CASES["embed"] | {"task": ""})
+  cfg, params = convert.load(source)
+  rng, shapes = np.random.default_rng(0), task_heads.HEADS["squad_v2"](32, 0)
+  shapes = shapes if head == "squad_v2" else {"kernel": (32, 1), "bias": (1,)}
+  leaves = {path: rng.normal(size=shape).astype(np.float32) * np.float32(0.3) for path, shape in shapes.items()}
+  task, inputs = ("answer", INPUTS["answer"]) if head == "squad_v2" else ("summarize", [" ".join(TEXTS)])
+  convert.save(tmp_path / "run", cfg, params | {head: paths.unflatten(leaves)}, vocabulary=vocabulary,
+               architecture="AlbertModel", extra=about(task))  # fmt: skip
+  albert_jax.export(tmp_path / "run", tmp_path / "out", formats=("onnx",))
+  here, there = (albert_jax.pipeline(None, tmp_path / name, **options)(inputs)
+                 for name, options in (("run", {}), ("out", {"backend": "onnx"})))  # fmt: skip
+  assert_alike(here, there)
 
 
 def test_the_card_of_a_run_has_its_numbers(tmp_path, vocabulary):
