@@ -26,7 +26,8 @@ class Best:
       start: the step of the state; later evaluations are ignored.
     """
     self.metric, self.patience = metric, patience
-    self.step, self.value = 0, None
+    self.step = 0
+    self.value: float | None = None
     self.scores: dict[int, float] = {}
     self.evaluations: list[int] = []
     for line in read(workdir):

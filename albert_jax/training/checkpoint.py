@@ -12,6 +12,7 @@ import sys
 import warnings
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -39,10 +40,10 @@ class Checkpoints:
     """
     self._directory, self._keeps = str(directory), (keep, keep_every, keep_best)
     self._background = concurrent.futures.ThreadPoolExecutor(1)
-    self._sealed = None
+    self._sealed: concurrent.futures.Future | None = None
     # Importing Orbax takes a while, and a new run needs it only for its first save. With several hosts or a store,
     # errors should show now.
-    self._orbax = None
+    self._orbax: Any = None  # a Checkpointer once `open` was called
     if not (jax.process_count() == 1 and not files.is_url(directory) and _made_empty(pathlib.Path(directory))):
       self.open()
 

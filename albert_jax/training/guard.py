@@ -116,9 +116,13 @@ class Guard:
           raise Alarm(step, f"{name}={value:.4g} is {value / median:.1f} times its median of {len(past)} steps")
         past.append(value)
 
+  def _alarms(self) -> list[dict]:
+    assert self.alarms is not None, "restore_history comes first where the file of alarms is damaged"
+    return self.alarms
+
   def numbers(self) -> dict[str, float]:
     """What is logged of the newest alarm."""
-    last = self.alarms[-1]
+    last = self._alarms()[-1]
     return {"sick_step": last["step"], "skipped_batches": len(self.skipped), "rate_factor": self.rate(last["step"])}
 
   def history(self) -> str:
@@ -150,18 +154,19 @@ class Guard:
     Raises:
       FloatingPointError: this is the alarm after `give_up` rollbacks.
     """
-    steps, last = checkpoints.steps(), self.alarms[-1] if self.alarms else None
+    steps, last = checkpoints.steps(), self._alarms()[-1] if self.alarms else None
     stalled = last is not None and max(steps, default=0) <= last["step"]
-    again = stalled and alarm.step <= last["step"]
-    alarms, times = (last["alarms"] + 1 if stalled else 1), (last["times"] + 1 if again else 1)
-    older = [step for step in steps if not again or step < last["restored"]]
+    again = last is not None and stalled and alarm.step <= last["step"]
+    alarms = last["alarms"] + 1 if last and stalled else 1
+    times = last["times"] + 1 if last and again else 1
+    older = [step for step in steps if not (last and again) or step < last["restored"]]
     restored = max(older or steps[:1], default=0)
     if alarms > self.cfg.give_up:
       raise FloatingPointError(_given_up(alarm, alarms - 1, restored))
     first = max(restored, alarm.step - self.cfg.skip * 2 ** (times - 1))
     numbers = [batch_number(step, self.skipped) for step in range(first, alarm.step)]
     checkpoints.forget_after(restored)
-    self.alarms.append({
+    self._alarms().append({
       "step": alarm.step, "why": alarm.why, "skipped": numbers, "restored": restored, "alarms": alarms, "times": times,
     })  # fmt: skip
     if jax.process_index() == 0:

@@ -160,7 +160,7 @@ RANGES = {
 
 
 class AdamState(NamedTuple):
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # A tuple has a method of this name; optax' states do the same.
   m: optax.Updates
   v: optax.Updates
 

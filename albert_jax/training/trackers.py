@@ -49,7 +49,7 @@ def start(modules: Mapping[str, ModuleType], workdir: pathlib.Path, card: Mappin
 class Tracker:
   """Sends numbers to a service. A failure is reported once and ends the tracker, not the run."""
 
-  def __init__(self, name: str, steps: Generator):
+  def __init__(self, name: str, steps: Generator[None, tuple[int, dict[str, float]], None]):
     """Starts the tracker.
 
     Args:

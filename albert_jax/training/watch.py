@@ -109,7 +109,8 @@ def hang_watchdog(minutes: float) -> Iterator[Callable[[], None]]:
   Yields:
     A function to be called after each step.
   """
-  faulthandler.register(signal.SIGUSR1, file=sys.__stderr__, all_threads=True)
+  if sys.__stderr__ is not None:  # It is where a program is started with its standard error closed.
+    faulthandler.register(signal.SIGUSR1, file=sys.__stderr__, all_threads=True)
   armed = -1.0
 
   def alive():
