@@ -403,7 +403,7 @@ def test_stop_lets_the_training_save_and_train_goes_on(ready):
 
 
 def test_what_it_takes_for_a_stop_is_what_train_writes():
-  assert 'f"Stopped at step' in (ROOT / "albert_jax" / "train.py").read_text()
+  assert '"Stopped at step' in (ROOT / "albert_jax" / "loop.py").read_text()
   assert "/^Stopped at step/" in (ROOT / "launch" / "tpu.sh").read_text()
 
 

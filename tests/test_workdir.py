@@ -199,3 +199,11 @@ def test_fingerprints_see_names_and_contents(tmp_path):
   large[-1] = 1
   (tmp_path / "large").write_bytes(large)
   assert workdir.fingerprint(tmp_path / "large") != before
+
+
+def test_a_run_of_an_older_version_resumes_with_new_fields_that_are_off(tmp_path):
+  check(config(model={"hidden_size": 8}), tmp_path)
+  (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+  check(config(model={"hidden_size": 8, "square_projection": False}), tmp_path)
+  with pytest.raises(UserError, match=r"square_projection: (None|False) there, True here"):
+    check(config(model={"hidden_size": 8, "square_projection": True}), tmp_path)

@@ -30,6 +30,8 @@ __all__ = [
 INPUTS = (
   "input_ids", "attention_mask", "token_type_ids", "mlm_positions", "segment_ids", "position_ids", "cls_positions",
 )  # fmt: skip
+# What a pre-training batch has besides; `apply` accepts and ignores these.
+LABELS = ("mlm_labels", "mlm_weights", "sop_label", "sop_weight")
 OPTIONAL = ("pooler", "mlm", "sop")  # Parts a checkpoint may lack.
 
 
@@ -128,7 +130,7 @@ def layer_axes(cfg: AlbertConfig, params: Params) -> Params:
 
 
 def _checked(cfg: AlbertConfig, batch: dict[str, Any]) -> dict[str, Any]:
-  if unknown := sorted(batch.keys() - set(INPUTS)):
+  if unknown := sorted(batch.keys() - {*INPUTS, *LABELS}):
     near = difflib.get_close_matches(unknown[0], INPUTS, 1, 0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise UserError(f"a batch has no {unknown[0]!r}; there are {', '.join(INPUTS)}{hint}")

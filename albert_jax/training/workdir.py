@@ -216,7 +216,8 @@ def check_same_run(config: ConfigDict, fingerprints: dict[str, Any], directory: 
     changed = [
       f"{name}: {theirs.get(name)!r} there, {ours.get(name)!r} here"
       for name in sorted({*ours, *theirs})
-      if ours.get(name) != theirs.get(name) and not name.startswith(FREE)
+      # A field that the older run's version did not know is off by default; so is one that is gone.
+      if (ours.get(name) or None) != (theirs.get(name) or None) and not name.startswith(FREE)
     ]
     if changed:
       raise UserError(
