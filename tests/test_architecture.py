@@ -9,10 +9,11 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "albert_jax"
 # Each room, and which others it may import.
 MAY_USE = {
   "commands": {
-    "configs",
+    "configs", "bench",
     "loop", "run", "suites", "planning", "pipelines", "evaluation", "curves", "exports", "serve", "tasks", "convert",
     "training", "model", "data", "files", "errors",
   },
+  "bench": {"tasks", "convert", "training", "model", "data", "files", "errors"},
   "suites": {
     "configs", "evaluation", "pipelines", "tasks", "convert", "training", "model", "data", "files", "paths", "errors",
   },

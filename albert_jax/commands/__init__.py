@@ -16,5 +16,6 @@ COMMANDS = {
   "push": "upload an export to the Hugging Face Hub",
   "plot": "the curves of one or more runs as a picture",
   "doctor": "check this machine: versions, devices, disk, a self-test, what is missing",
+  "bench": "check and measure this device: correctness, speed, and one table",
   "completion": "tab completion for bash, zsh or fish",
 }

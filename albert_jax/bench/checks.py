@@ -1,0 +1,178 @@
+"""Whether this device computes what it should: against float32 on the host's CPU, and against itself."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from albert_jax import model
+from albert_jax.bench import contestants, plan
+from albert_jax.bench.rows import Rows, Skip, checked
+from albert_jax.model import attention
+from albert_jax.tasks import pretrain
+from albert_jax.training.optimizer import OptimizerConfig
+
+# Relative errors up to which a check passes. Eight bits of bfloat16 round by 0.4 %, which layers add up.
+EXACT, KERNEL, BFLOAT16 = 1e-4, 0.02, 0.05
+LAMB_STEPS = 10
+
+
+def correctness(rows: Rows, sizes: plan.Plan) -> None:
+  """Runs every check of one process."""
+  for dtype, limit in (("float32", EXACT), ("bfloat16", BFLOAT16)):
+    rows.measure(f"forward pass in {dtype} against the host CPU in float32", golden, sizes, dtype, limit)
+  for kernel in ("cudnn", "pallas"):
+    for kind in ("padded", "packed"):
+      name = f"attention={kernel}, {kind} rows: output and gradients against the plain form"
+      rows.measure(name, fused_attention, sizes, kernel, kind)
+  for form in ("xla", "cudnn", "pallas"):
+    name = f"bfloat16 with attention={form}, dropout on: gradients of the model against float32"
+    rows.measure(name, gradients, sizes, form)
+  rows.measure(f"{LAMB_STEPS} LAMB steps in float32: losses against the host CPU", lamb, sizes)
+  rows.measure("the same 3 steps twice: parameters that differ", repeated, sizes)
+
+
+def golden(sizes: plan.Plan, dtype: str, limit: float) -> dict[str, Any]:
+  """Compares the outputs of a forward pass; the reference is computed in float32 by the plain form on the host CPU."""
+  size, rows, length = sizes.check
+  batch = _padded_batch(plan.model_of(size), rows, length)
+  with jax.default_device(_host()):
+    params = jax.device_get(model.init(plan.model_of(size), jax.random.key(0)))
+    reference = _outputs(plan.model_of(size, dtype="float32", attention="xla"), params, batch)
+  with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
+    outputs = _outputs(plan.model_of(size, dtype=dtype), params, batch)
+  mask = batch["attention_mask"][:, :, None]
+  for each in (outputs, reference):
+    each["sequence_output"] = each["sequence_output"] * mask  # Outputs at padding mean nothing.
+  errors = {name: relative_error(outputs[name], value) for name, value in reference.items()}
+  worst = max(errors, key=errors.get)
+  return checked(errors[worst], limit) | {"worst": worst}
+
+
+def fused_attention(sizes: plan.Plan, kernel: str, kind: str) -> dict[str, Any]:
+  """Compares context and gradients of a kernel in bfloat16 with the plain form in float32."""
+  size, rows, length = sizes.check
+  cfg = plan.model_of(size)
+  batch = _padded_batch(cfg, rows, length, packing=3 if kind == "packed" else 1)
+  _check_kernel(kernel, cfg, batch)
+  reference = _attend("xla", plan.model_of(size, dtype="float32"), batch)
+  errors, plain = (
+    [relative_error(a, b) for a, b in zip(_attend(form, cfg, batch), reference, strict=True)]
+    for form in (kernel, "xla")
+  )
+  return checked(max(errors), KERNEL) | {"plain_form": max(plain)}
+
+
+def gradients(sizes: plan.Plan, form: str) -> dict[str, Any]:
+  """Compares all gradients of the pre-training loss with those of the plain form in float32, same dropout masks."""
+  size, rows, length = sizes.check
+  fields = {"hidden_dropout_prob": 0.1}
+  cfg = plan.model_of(size, attention=form, **fields)
+  batch = _padded_batch(cfg, rows, length)
+  _check_kernel(form, cfg, batch)
+  params = model.init(cfg, jax.random.key(0))
+
+  def loss(cfg):
+    def total(params):
+      sums = pretrain.sums(cfg, params, batch, jax.random.key(1))
+      return sum(factor * sums[name][0] for name, factor in pretrain.terms(1.0, 1.0, batch).items())
+
+    return jax.device_get(jax.jit(jax.value_and_grad(total))(params))
+
+  value, grads = loss(cfg)
+  with jax.default_matmul_precision("highest"):
+    reference, expected = loss(plan.model_of(size, dtype="float32", attention="xla", **fields))
+  flat, flat_expected = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (grads, expected))
+  return checked(relative_error(flat, flat_expected), BFLOAT16) | {"loss_difference": float(value - reference)}
+
+
+def lamb(sizes: plan.Plan) -> dict[str, Any]:
+  """Compares the losses of ten LAMB steps with those of the host CPU."""
+  size, rows, length = sizes.check
+  cfg = plan.model_of("tiny" if size != "toy" else size, dtype="float32", attention="xla")
+  batch = _padded_batch(cfg, rows, min(length, 128))
+  params = jax.device_get(model.init(cfg, jax.random.key(0)))
+  opt = OptimizerConfig(name="lamb", warmup_steps=0)
+
+  def losses(device):
+    with jax.default_matmul_precision("highest"):
+      step = contestants.Ours(cfg, params, batch, opt, [device])
+    return np.array([step() for _ in range(LAMB_STEPS)])
+
+  here, host = losses(jax.devices()[0]), losses(_host())
+  return checked(np.abs(here / host - 1).max(), EXACT) | {"first_loss": host[0], "last_loss": host[-1]}
+
+
+def repeated(sizes: plan.Plan) -> dict[str, Any]:
+  """Counts the arrays of the state that differ between two runs of the same three steps, with dropout."""
+  size, rows, length = sizes.check
+  cfg = plan.model_of(size, hidden_dropout_prob=0.1)
+  params = jax.device_get(model.init(cfg, jax.random.key(0)))
+  batch = _padded_batch(cfg, rows, length)
+  hashes = []
+  for _ in range(2):
+    step = contestants.Ours(cfg, params, batch)
+    for _ in range(3):
+      step()
+    hashes.append([hashlib.sha256(np.asarray(x).tobytes()).digest() for x in jax.tree.leaves(step.state)])
+  return checked(sum(a != b for a, b in zip(*hashes, strict=True)), 0)
+
+
+def relative_error(value: Any, reference: Any) -> float:
+  """The norm of the difference, as a share of the reference's norm."""
+  value, reference = (np.asarray(x, np.float32) for x in (value, reference))
+  return float(np.linalg.norm(value - reference) / np.linalg.norm(reference))
+
+
+def _host():
+  try:
+    return jax.devices("cpu")[0]
+  except RuntimeError as error:
+    raise Skip("JAX_PLATFORMS leaves out the host's CPU, which computes the reference; unset it") from error
+
+
+def _padded_batch(cfg, rows, length, packing=1):
+  """A batch whose first row is full and whose others end in padding."""
+  batch = contestants.make_batch(cfg, rows, length, plan.masked_slots(length), packing)
+  tokens = np.full((rows, 1), length)
+  tokens[1:, 0] = length - 1 - np.arange(rows - 1) * length // (2 * rows) - length // 8
+  batch["attention_mask"] = (np.arange(length) < tokens).astype(np.int32)
+  batch["mlm_weights"] = (batch["mlm_positions"] < tokens).astype(np.float32)
+  if packing > 1:
+    batch["segment_ids"] = batch["segment_ids"] * batch["attention_mask"]
+  return batch
+
+
+def _check_kernel(kernel, cfg, batch):
+  refuses: Callable = attention.REFUSALS.get(kernel, lambda *_: "")
+  if why := refuses(cfg, batch, False):
+    raise Skip(f"attention={kernel} {why}")
+
+
+def _outputs(cfg, params, batch):
+  names = ("input_ids", "attention_mask", "token_type_ids", "mlm_positions")
+  run = jax.jit(lambda params, batch: model.apply(cfg, params, batch))
+  outputs = jax.device_get(run(params, {name: batch[name] for name in names}))
+  return {name: np.asarray(value, np.float32) for name, value in outputs.items()}
+
+
+def _attend(form, cfg, batch):
+  """[context, gradients of q, k and v] as float32 numpy; padding is left out."""
+  shape = (*batch["input_ids"].shape, cfg.hidden_size)
+  mask = jnp.asarray(batch["attention_mask"])[:, :, None]
+  q, k, v, weight = (
+    x.astype(jnp.bfloat16).astype(cfg.dtype) for x in jax.random.normal(jax.random.key(0), (4, *shape))
+  )
+  batch = {name: jnp.asarray(value) for name, value in batch.items()}
+
+  @jax.jit
+  def run(q, k, v):
+    attend, _ = attention.ATTENTION[form](cfg, batch)
+    context, backward = jax.vjp(lambda q, k, v: attend(q, k, v, None) * mask.astype(q.dtype), q, k, v)
+    return [x.astype(jnp.float32) for x in (context, *backward(weight))]
+
+  with jax.default_matmul_precision("highest" if cfg.dtype == "float32" else "default"):
+    return jax.device_get(run(q, k, v))
