@@ -92,6 +92,10 @@ def test_mistakes_are_one_line(tmp_path, capsys):
   assert "did you mean levers?" in capsys.readouterr().err
   assert main(["bench", f"--out={tmp_path}", "--minutes=0"]) == 2
   assert "--minutes=0" in capsys.readouterr().err
+  (tmp_path / "file").write_text("")
+  for out in (tmp_path / "file", "gs://bucket/out"):
+    assert main(["bench", f"--out={out}"]) == 2
+    assert "a folder on this machine" in capsys.readouterr().err
   (tmp_path / rows.RESULTS).write_text("")
   assert main(["bench", f"--out={tmp_path}"]) == 2
   assert "give a new folder" in capsys.readouterr().err
@@ -103,3 +107,13 @@ def test_packed_rows_hold_examples_of_one_length():
   assert batch["position_ids"][0].tolist() == [0, 1] * 4
   assert batch["cls_positions"][0].tolist() == [0, 2, 4, 6]
   assert batch["sop_label"].shape == (2, 4)
+
+
+def test_the_table_is_written_after_ctrl_c_too(tmp_path, monkeypatch):
+  def interrupted(folder, name, *_):
+    rows.Rows(folder, name, 0).add("machine", device="a device", platform="cpu")
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(bench, "_run_stage", interrupted)
+  assert main(["bench", f"--out={tmp_path}/out"]) == 130
+  assert (tmp_path / "out" / rows.REPORT).read_text().startswith("# a device")

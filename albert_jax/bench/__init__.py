@@ -44,7 +44,7 @@ STAGES = {
 }
 
 
-def bench(folder: pathlib.Path, minutes: float, toy: bool = False, only: tuple[str, ...] = ()) -> list[dict]:
+def bench(folder: str | os.PathLike, minutes: float, toy: bool = False, only: tuple[str, ...] = ()) -> list[dict]:
   """Runs the stages and writes results.jsonl, row by row, and report.md.
 
   Args:
@@ -57,18 +57,28 @@ def bench(folder: pathlib.Path, minutes: float, toy: bool = False, only: tuple[s
     the rows.
 
   Raises:
-    UserError: the folder has results already.
+    UserError: the folder has results already, or is not a local folder.
   """
+  if files.is_url(folder) or (os.path.exists(folder) and not os.path.isdir(folder)):
+    raise UserError(f"--out={folder} must be a folder on this machine, as --out=bench-results")
+  folder = pathlib.Path(folder)
   if (folder / RESULTS).exists():
     raise UserError(f"{folder} already has {RESULTS}; give a new folder, as --out={folder}-2")
   folder.mkdir(parents=True, exist_ok=True)
   files.write(folder / RESULTS, "")
   begin, command = time.time(), shlex.join(["albert-jax", "bench", *_flags(folder, minutes, toy, only)])
+  try:
+    _run_stages(folder, begin, 60 * minutes, toy, only, lambda: write_report(folder, command))
+  finally:  # After Ctrl-C too.
+    write_report(folder, command)
+  return read(folder)
+
+
+def _run_stages(folder, begin, seconds, toy, only, report):
   platform = ""
   for name, stage in STAGES.items():
-    end = begin + 60 * minutes
-    until = end if only else begin + 60 * minutes * stage.until
-    end = min(end, until + LAST_ROW_SECONDS)
+    until = begin + seconds * (1 if only else stage.until)
+    end = min(begin + seconds, until + LAST_ROW_SECONDS)
     if name == "machine":
       _run_stage(folder, name, until, end, "toy" if toy else "full")
       platform = next((row["platform"] for row in read(folder) if "platform" in row), "")
@@ -81,8 +91,7 @@ def bench(folder: pathlib.Path, minutes: float, toy: bool = False, only: tuple[s
         _run_stage(folder, name, until, end, "toy" if toy else "full", {FLAGS: label, variable: flags})
     else:
       _run_stage(folder, name, until, end, "toy" if toy else "full")
-    write_report(folder, command)
-  return read(folder)
+    report()
 
 
 def _why_not(name, only, platform, until):
@@ -91,6 +100,8 @@ def _why_not(name, only, platform, until):
     return "left out by --only"
   if not platform:
     return "JAX finds no device that works; see albert-jax doctor"
+  if name == "compiler flags" and platform not in XLA_FLAGS:
+    return f"no set of flags is known for {platform}"
   return "no time left for this stage" if until - time.time() < ROW_SECONDS else ""
 
 

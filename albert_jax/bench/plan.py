@@ -5,6 +5,7 @@ import dataclasses
 import jax
 
 from albert_jax.model import VARIANTS, AlbertConfig
+from albert_jax.model.attention import NVIDIA
 
 TOY_MODEL = AlbertConfig(
   vocab_size=1000, embedding_size=32, hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
@@ -115,4 +116,5 @@ def masked_slots(length: int) -> int:
 
 def platform() -> str:
   """The platform of the first device: cpu, gpu or tpu."""
-  return jax.devices()[0].platform
+  name = jax.devices()[0].platform
+  return "gpu" if name in NVIDIA else name

@@ -27,7 +27,7 @@ def machine(rows: Rows, sizes: plan.Plan) -> None:
   """Measures what the device can do at most: matrix products at each size's shapes, and copies."""
   device = jax.devices()[0]
   sizes = plan.TOY if device.platform == "cpu" else sizes
-  rows.add("machine", device=device.device_kind, platform=device.platform, devices=jax.device_count(),
+  rows.add("machine", device=device.device_kind, platform=plan.platform(), devices=jax.device_count(),
            cores=os.cpu_count(), albert_jax=albert_jax.__version__, jax=jax.__version__,
            python=platform.python_version())  # fmt: skip
   rows.measure(f"product of {sizes.square} x {sizes.square}, bfloat16", square_product, sizes)

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     if name not in bench.STAGES:
       near = common.did_you_mean(name, bench.STAGES)
       raise UserError(f"--only={args.only}: there is no stage {name!r}{near}; stages are {', '.join(bench.STAGES)}")
-  rows = bench.bench(pathlib.Path(args.out), args.minutes, args.toy, only)
+  rows = bench.bench(args.out, args.minutes, args.toy, only)
   failed = bench.failures(rows)
   print(f"\n{pathlib.Path(args.out) / REPORT}: {len(rows)} rows")
   if failed:
