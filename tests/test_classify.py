@@ -121,6 +121,7 @@ class TestEndToEnd:
   def test_a_checkpoint_without_a_vocabulary_takes_the_one_that_is_given(self, checkpoint, folder, tmp_path, capsys):
     shutil.copytree(checkpoint, tmp_path / "bare")
     (tmp_path / "bare/spiece.model").rename(tmp_path / "spiece.model")
+    (tmp_path / "bare/tokenizer.json").unlink()
     short = {"epochs": 0, "steps": 1, "optimizer__warmup_steps": 0}
     assert main(["train", *flags(tmp_path / "bare", folder, **short), f"--workdir={tmp_path / 'run'}"]) == 2
     assert "holds no vocabulary" in capsys.readouterr().err
@@ -177,7 +178,7 @@ class TestData:
       ({"data__text_fields": "a,b,c"}, "expected one column, or two"),
       ({"task__kind": "regresion"}, "use one of classification, regression, multilabel"),
       ({"task__kind": "regression"}, r"dev\.tsv line 2: \"yes\" is no number"),
-      ({"task__class_weights": "balance"}, "expected '', or balanced"),
+      ({"task__class_weights": "balance"}, "use balanced, or '' for none"),
       ({"task__kind": "regression", "data__label_field": "score", "task__label_smoothing": 0.1}, "label_smoothing=0.1"),
       ({"task__r_drop": 1.0, "model__classifier_dropout_prob": 0.0}, "compares two passes with dropout"),
       ({"task__labels": "yes,perhaps"}, "has the label 'no', unknown in training; there are yes, perhaps"),

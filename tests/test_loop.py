@@ -293,7 +293,7 @@ def test_it_ends_early_and_stays_ended(go, monkeypatch):
   assert left == [0.4]
   with pytest.raises(UserError, match="early_stop=2 needs a metric"):
     go("other", early_stop=2)
-  with pytest.raises(UserError, match="best='f1' is not among the held-out metrics: mlm_accuracy, mlm_loss, score"):
+  with pytest.raises(UserError, match="best='f1' is not among the held-out metrics: mlm_loss, mlm_accuracy, sop_loss"):
     go("other", best="f1")
 
 
@@ -301,7 +301,7 @@ def test_it_ends_early_and_stays_ended(go, monkeypatch):
   ("name", "value", "message"),
   [
     ("keep_checkpoints", 0, "keep_checkpoints=0 must be 1 or more$"),
-    ("checkpoint_every", 0, "checkpoint_every=0 must be 1 or more; for none before the last step, give one above"),
+    ("checkpoint_every", 0, "checkpoint_every=0 must be 1 or more; for none before the last step, one above"),
     ("eval_every", 0, "eval_every=0 must be 1 or more; "),
     ("log_every", 0, "log_every=0 must be 1 or more; "),
     ("batch_size", 0, "batch_size=0 must be 1 or more$"),

@@ -29,7 +29,7 @@ def outputs(cfg: AlbertConfig, params: dict, batch: dict, *, task: str = "", poo
   cfg = dataclasses.replace(cfg, dtype="float32", attention="xla")
   lead = batch["input_ids"].shape[:-1]
   inputs = {name: value.reshape(-1, value.shape[-1]) for name, value in batch.items()}
-  out = model.apply(cfg, params, inputs)
+  out = model.apply(cfg, params, model.inputs(inputs))
   x_BLD = out["sequence_output"]
   found = {"last_hidden_state": x_BLD}
   if "pooler" in params:
