@@ -5,6 +5,7 @@ What a task makes of texts is the `Prediction` in its file under tasks/.
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -102,7 +103,9 @@ def _texts(item: Any) -> Iterator[str]:
       yield from _texts(part)
 
 
-def pipeline(task: str | None, path, *, backend: str = "jax", dtype: str = "", **options) -> Pipeline:
+def pipeline(
+  task: str | None, path: str | os.PathLike, *, backend: str = "jax", dtype: str = "", **options: Any
+) -> Pipeline:
   """Reads a checkpoint, and makes a function of inputs out of it.
 
   Compiled once for each of a few shapes, whatever the inputs are; they are sorted by length inside.
