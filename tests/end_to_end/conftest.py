@@ -51,7 +51,7 @@ def start(command, *args, devices=1, program=("-m", "albert_jax"), **kwargs):
   """A command in a process of its own, warnings being errors; stderr is kept."""
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
   return subprocess.Popen(
-    [sys.executable, "-W", "error", *program, command, *args],
+    [sys.executable, "-W", "error", "-W", "ignore:label() is deprecated:DeprecationWarning", *program, command, *args],
     env=environment, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **kwargs,
   )  # fmt: skip
 
