@@ -239,7 +239,8 @@ _FOLDERS = {
   "model.safetensors": (
     "config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "README.md", "curves.png", "*.jax", "*.onnx",
-    "*.onnx.data", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", *_VOCABULARY,
+    "*.onnx.data", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
+    "symbols.json", "words.txt", *_VOCABULARY,
   ),
   "albert_config.json": ("albert_config.json", "model.ckpt-*", "checkpoint", "vocab_chinese.txt", *_VOCABULARY),
   "config.yml": ("config.yml", "step_*.t7", *_VOCABULARY),

@@ -398,8 +398,8 @@ def test_input_that_does_not_fit_is_an_error_in_words():
       apply(SMALL, params, {"input_ids": ids})
 
 
-@pytest.mark.parametrize("name", ["attn_mask", "mask", "input_id", "labels", "token_types"])
-def test_a_key_that_is_no_input_is_refused(name):
+@pytest.mark.parametrize("name", ["attn_mask", "mask", "attention_masks", "token_types", "positions", "mlm_position"])
+def test_a_misspelt_key_is_refused(name):
   params = init(SMALL, jax.random.key(0))
   with pytest.raises(UserError, match=f"a batch has no '{name}'"):
     apply(SMALL, params, {"input_ids": jnp.ones((1, 4), jnp.int32), name: jnp.ones((1, 4), jnp.int32)})

@@ -76,7 +76,7 @@ def apply(cfg: AlbertConfig, params: Params, batch: Batch, key: jax.Array | None
     mlm_logits [B, M, V] (at all L positions without mlm_positions) and sop_logits [B, 2] ([B, S, 2]), both float32.
   Raises:
     UserError: rows are longer than max_position_embeddings, ids are no whole numbers or, outside jit, outside the
-      vocabulary, `batch` has a key that is no input (`inputs` selects them), or `params` lack a part.
+      vocabulary, `batch` has a misspelt key, or `params` lack a part.
   """
   batch = _checked(cfg, dict(batch))
   parts = tuple(part for part in OPTIONAL if part in params)
@@ -130,10 +130,11 @@ def layer_axes(cfg: AlbertConfig, params: Params) -> Params:
 
 
 def _checked(cfg: AlbertConfig, batch: dict[str, Any]) -> dict[str, Any]:
-  if unknown := sorted(batch.keys() - {*INPUTS, *LABELS}):
-    near = difflib.get_close_matches(unknown[0], INPUTS, 1, 0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"a batch has no {unknown[0]!r}; there are {', '.join(INPUTS)}{hint}")
+  absent = [name for name in INPUTS if name not in batch]
+  for name in sorted(batch.keys() - {*INPUTS, *LABELS}):
+    # A batch may hold a task's own arrays, so only a name that looks like an input's is a mistake.
+    if near := difflib.get_close_matches(name, absent, 1, 0.6) or ["attention_mask"] * (name == "mask"):
+      raise UserError(f"a batch has no {name!r}; did you mean {near[0]!r}? There are {', '.join(INPUTS)}")
   if "input_ids" not in batch:
     raise UserError("a batch needs input_ids, whole numbers of shape [B, L]")
   ids_BL = batch["input_ids"]
