@@ -114,7 +114,7 @@ def test_what_a_text_is_worth_is_what_the_model_says(classifier, vocabulary):
 def test_long_texts_are_cut_and_that_is_said(classifier, capfd):
   long = " ".join(TEXTS)
   found = albert_jax.pipeline("classify", classifier)([long, TEXTS[0]])
-  assert "1 of 2 rows are longer than 64 tokens and were cut" in capfd.readouterr().err
+  assert "1 of 2 rows exceed data.seq_length=64 tokens and were cut" in capfd.readouterr().err
   assert sum(found[0]["scores"].values()) == pytest.approx(1)
 
 
