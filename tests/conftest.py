@@ -8,9 +8,13 @@ import fsspec
 import gcs_stand_in
 import jax
 import pytest
+from hypothesis import HealthCheck, settings
 
 from albert_jax import files
 
+# How long an example takes depends on how busy the machine is.
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)  # So that meshes can be tested on any machine.
 
