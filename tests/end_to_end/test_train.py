@@ -195,7 +195,7 @@ def train_batches(*args, start_step, **kwargs):
   for number, batch in enumerate(whole(*args, start_step=start_step, **kwargs), start_step):
     yield {**batch, "mlm_weights": batch["mlm_weights"] * (float("nan") if number == 7 else 1)}
 
-whole, pipeline.train_batches = pipeline.train_batches, train_batches
+whole, batching.train_batches = batching.train_batches, train_batches
 from albert_jax.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
