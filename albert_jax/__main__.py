@@ -50,14 +50,14 @@ def _run(argv) -> int:
     print(f"albert-jax: no command {masked(command)!r}{hint}", file=sys.stderr)
     return 2
   common.keep_compiled()
-  common.show_messages()
   common.quiet_libtpu()
   if command in ("train", "evaluate", "predict", "serve"):
     common.keep_memory()
     # Tracing makes many objects that stay; looking for garbage among them takes long and finds little.
     gc.set_threshold(100_000)
   try:
-    return _imported(f"albert_jax.commands.{command}").main(argv[1:]) or 0
+    with common.show_messages():
+      return _imported(f"albert_jax.commands.{command}").main(argv[1:]) or 0
   except KeyboardInterrupt:
     return _failed(command, "interrupted", 130)
   except BrokenPipeError:

@@ -242,12 +242,12 @@ def test_a_mistake_is_one_line_and_no_call(still, script, args, says):
   assert not still.calls()
 
 
-def test_the_name_of_the_temporary_folder_is_never_run(still, tmp_path):
+def test_the_name_of_the_temporary_folder_is_never_run(world, tmp_path):
   folder = tmp_path / "t'; touch RUN; '"
   folder.mkdir()
-  still.run("gpu.sh", "train", "--no_setup", "--name=t", "--gpus=1", "--", *TRAINING, "--workdir=w", TMPDIR=str(folder))
+  world.run("gpu.sh", "train", "--no_setup", "--name=t", "--gpus=1", "--", *TRAINING, "--workdir=w", TMPDIR=str(folder))
   assert not list(folder.iterdir())
-  assert not [path for root in (tmp_path, still.checkout) for path in root.rglob("RUN")]
+  assert not [path for root in (tmp_path, world.checkout) for path in root.rglob("RUN")]
 
 
 def test_without_gcloud_or_slurm_it_says_so(world):

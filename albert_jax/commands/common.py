@@ -16,7 +16,7 @@ import pathlib
 import platform
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -173,12 +173,18 @@ class _Messages(logging.Handler):
     tqdm.write(self.format(record), file=sys.stderr)
 
 
-def show_messages():
-  """Lets a command print what the library logs: the logger "albert_jax", from level INFO."""
-  logger = logging.getLogger("albert_jax")
+@contextlib.contextmanager
+def show_messages() -> Iterator[None]:
+  """Prints what the library logs (the logger "albert_jax", from level INFO) while a command runs, and not after it."""
+  logger, handler = logging.getLogger("albert_jax"), _Messages()
+  level = logger.level
   logger.setLevel(logging.INFO)
-  if not any(isinstance(handler, _Messages) for handler in logger.handlers):
-    logger.addHandler(_Messages())
+  logger.addHandler(handler)
+  try:
+    yield
+  finally:
+    logger.removeHandler(handler)
+    logger.setLevel(level)
 
 
 def parse_with_config(

@@ -128,7 +128,7 @@ def test_what_is_wrong(folder, tmp_path, capsys):
     return err.splitlines()[-1]
 
   assert "have no answer, as in SQuAD 2.0" in refused(version="1.1", data__validation_split="dev-v2.0.json")
-  assert "several files for the split 'validation'" in refused(data__validation_split="validation")
+  assert "several files of the split 'validation'" in refused(data__validation_split="validation")
   assert "task.head='spam' is unknown" in refused(task__head="spam")
   assert "task.language='de' is unknown" in refused(task__language="de")
   assert "leaves no room for a passage" in refused(task__max_query_length=62)
