@@ -199,12 +199,16 @@ def writing(path: str | os.PathLike) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def writing_folder(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[pathlib.Path]:
+def writing_folder(
+  path: str | os.PathLike, *, overwrite: bool = False, keep_others: bool = False
+) -> Iterator[pathlib.Path]:
   """Yields a temporary folder beside `path`, which takes its place when the block ends, and vanishes after an error.
 
   Args:
     path: the folder to make.
     overwrite: replace a folder that is there already, if all that it holds was made by this project.
+    keep_others: replace it in any case, and keep the files in it that this project did not make, unless the new folder
+      has one of the same name.
 
   Raises:
     UserError: `path` is in a store, or is taken and may not be replaced.
@@ -212,7 +216,8 @@ def writing_folder(path: str | os.PathLike, *, overwrite: bool = False) -> Itera
   if is_url(path):
     raise UserError(f"{path} is not on this machine; write to a folder here, and copy it: gcloud storage cp -r DIR URL")
   path = pathlib.Path(user_path(path))
-  check_new_folder(path, overwrite=overwrite)
+  if not (keep_others and path.is_dir() and not path.is_symlink()):
+    check_new_folder(path, overwrite=overwrite)
   with _made_folders(path.parent):
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -221,6 +226,8 @@ def writing_folder(path: str | os.PathLike, *, overwrite: bool = False) -> Itera
       for each in (temporary, *temporary.rglob("*")):  # Some libraries write files that only their owner can read.
         if not each.is_symlink():
           each.chmod(mode | (mode & 0o444) >> 2 if each.is_dir() else mode)
+      for name in foreign_files(path) if keep_others and path.is_dir() else ():
+        _link(path / name, temporary / name)
       if path.exists():
         # A folder that holds something cannot be replaced in one step; for an instant there is none.
         old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
@@ -231,6 +238,17 @@ def writing_folder(path: str | os.PathLike, *, overwrite: bool = False) -> Itera
         temporary.rename(path)
     finally:
       shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _link(source, target):
+  """Gives a file a second name, or copies it where the file system has no hard links. Keeps a target that exists."""
+  if os.path.lexists(target):
+    return
+  target.parent.mkdir(parents=True, exist_ok=True)
+  try:
+    os.link(source, target, follow_symlinks=False)
+  except OSError:
+    shutil.copy2(source, target, follow_symlinks=False)
 
 
 # The folders that this project makes: a file by which each is known, and all files that may be in it.
@@ -265,21 +283,33 @@ def check_new_folder(path: str | os.PathLike, *, overwrite: bool = False) -> Non
   elif os.path.exists(path) and not os.path.isdir(path):
     raise UserError(f"{path} exists already and is no folder; choose another place")
   else:
-    folder = pathlib.Path(path)
-    inner = [each for each in folder.rglob("*") if each.is_symlink() or not each.is_dir()]
-    contents = [each.relative_to(folder).as_posix() for each in inner]
+    contents = _contents(path)
   if not contents:
     return
   if not overwrite:
     raise UserError(f"{path} exists already; choose another place or say --overwrite")
-  patterns = next((patterns for mark, patterns in _FOLDERS.items() if mark in contents), ())
-  foreign = [name for name in contents if not any(fnmatch.fnmatch(name.split("/")[-1], each) for each in patterns)]
-  if foreign:
+  if foreign := _foreign(contents):
     listed = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
     raise UserError(
       f"{path} holds files that albert-jax did not make ({listed}), which --overwrite does not delete; choose another "
       "place, or remove them"
     )
+
+
+def foreign_files(folder: str | os.PathLike) -> list[str]:
+  """The names of the files in a folder of this machine that this project did not make, relative to the folder."""
+  return _foreign(_contents(folder))
+
+
+def _contents(folder):
+  folder = pathlib.Path(folder)
+  inner = [each for each in folder.rglob("*") if each.is_symlink() or not each.is_dir()]
+  return [each.relative_to(folder).as_posix() for each in inner]
+
+
+def _foreign(contents):
+  patterns = next((patterns for mark, patterns in _FOLDERS.items() if mark in contents), ())
+  return [name for name in contents if not any(fnmatch.fnmatch(name.split("/")[-1], each) for each in patterns)]
 
 
 @contextlib.contextmanager

@@ -14,8 +14,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from albert_jax import convert, curves, model, run
-from albert_jax.errors import UserError, message_lines
+from albert_jax import curves, model, run
+from albert_jax.errors import UserError, masked, message_lines
 from albert_jax.training import flops, guard, sharding, trackers, watch
 from albert_jax.training.best import Best
 from albert_jax.training.checkpoint import Checkpoints
@@ -150,7 +150,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
     params = replicate(settled.eval_params(state))
     writer.finish()
     if host == 0:
-      _export(task, params, metrics, predictions, files.path, directory)
+      _export(task, params, metrics, predictions, files.path, directory, config)
   return metrics
 
 
@@ -204,11 +204,14 @@ def _advise(config, step, metrics, baselines) -> bool:
   return bool(text)
 
 
-def _export(task, params, metrics, predictions, folder, directory):
+def _export(task, params, metrics, predictions, folder, directory, config):
   """Writes what a complete run leaves: weights, predictions and curves; prints a table of the held-out metrics."""
-  convert.save(
-    folder / "export", task.model, jax.device_get(params), vocabulary=task.vocabulary, overwrite=True,
-    architecture=task.architecture or None, extra=task.about,
+  from albert_jax.exports.folder import export_run  # Here, as it imports every task, which a start need not wait for.
+
+  export_run(
+    folder / "export", task.model, jax.device_get(params), vocabulary=task.vocabulary,
+    architecture=task.architecture or None, extra=task.about, run=folder,
+    run_config=masked(json.loads(config.to_json())), name=directory.rstrip("/").rsplit("/", 1)[-1],
   )  # fmt: skip
   if predictions:
     run.write_files(folder / "predictions", predictions)

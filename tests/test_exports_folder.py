@@ -204,6 +204,35 @@ def test_the_card_of_a_run_has_its_numbers(tmp_path, vocabulary):
   assert fields["model-index"][0]["results"][0]["metrics"] == [{"type": "accuracy", "value": 0.75, "name": "accuracy"}]
 
 
+def test_a_run_leaves_a_folder_with_a_card_and_keeps_what_users_put_there(tmp_path, vocabulary):
+  source = checkpoint(tmp_path / "source", vocabulary, **CASES["embed"])
+  cfg, params = convert.load(source)
+  run = tmp_path / "runs" / "films"
+  run.mkdir(parents=True)
+  (run / "metrics.jsonl").write_text('{"step": 9, "split": "eval", "recall": 0.75}\n')
+
+  def finish():
+    export_folder.export_run(
+      run / "export", cfg, params, vocabulary=vocabulary, architecture="AlbertModel", run=run, name="films",
+      extra=about("embed", pooling="mean", seq_length=48), run_config={"data": {"dataset": "a/b"}, "init_from": ""},
+    )  # fmt: skip
+    return (run / "export" / "README.md").read_text("utf-8")
+
+  card = finish()
+  assert "# films" in card and "| recall | 0.7500 |" in card and 'datasets: ["b"]' in card
+  names = {path.relative_to(run / "export").as_posix() for path in (run / "export").rglob("*")}
+  assert {"config.json", "model.safetensors", "tokenizer.json", "spiece.model", "modules.json"} <= names
+  umask = os.umask(0)
+  os.umask(umask)
+  assert all(stat.S_IMODE(file.stat().st_mode) == 0o666 & ~umask for file in (run / "export").glob("*.*"))
+  (run / "export" / "notes.txt").write_text("mine")
+  assert finish() == card
+  (run / "export" / "README.md").write_text(card + "\nIt took me a day.\n", "utf-8")
+  assert finish().endswith("It took me a day.\n")
+  assert (run / "export" / "notes.txt").read_text() == "mine"
+  assert_alike(albert_jax.pipeline(None, source)(TEXTS), albert_jax.pipeline(None, run)(TEXTS))
+
+
 def test_a_difference_is_an_error_and_leaves_nothing(tmp_path, vocabulary, monkeypatch):
   source = checkpoint(tmp_path / "run", vocabulary, **CASES["classify"])
   build = export_folder.onnx.build

@@ -157,6 +157,26 @@ def test_overwrite_deletes_only_what_this_project_makes(tmp_path):
   files.check_new_folder(tmp_path / "empty")
 
 
+def test_files_of_others_are_kept_where_a_folder_is_replaced(tmp_path):
+  folder = tmp_path / "folder"
+  for name in ("model.safetensors", "config.json", "onnx/model.onnx", "notes/plan.txt", "table.csv"):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(f"old {name}")
+  (folder / "link").symlink_to("nowhere")
+  (folder / "notes/plan.txt").chmod(0o600)
+  with pytest.raises(RuntimeError), files.writing_folder(folder, keep_others=True):
+    raise RuntimeError
+  assert len([path for path in folder.rglob("*") if not path.is_dir()]) == 6
+  with files.writing_folder(folder, keep_others=True) as new:
+    (new / "model.safetensors").write_text("new")
+    (new / "table.csv").write_text("new")
+  texts = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+  assert texts == {"model.safetensors": "new", "table.csv": "new", "notes/plan.txt": "old notes/plan.txt"}
+  assert os.readlink(folder / "link") == "nowhere"
+  assert (folder / "notes/plan.txt").stat().st_mode & 0o777 == 0o600
+  assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def test_paths_of_users(tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))
   assert files.user_path("~/a") == f"{tmp_path}/a" and files.user_path("gs://b/~/c") == "gs://b/~/c"

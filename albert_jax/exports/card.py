@@ -1,7 +1,10 @@
 """The model card of an exported folder: README.md with YAML front matter, as model hubs read it."""
 
+import hashlib
 import json
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from albert_jax.model import AlbertConfig
 
@@ -21,7 +24,10 @@ EXAMPLES = {
 _NOT_METRICS = ("step", "split", "tokens_per_s", "input_stall", "seconds", "padding")
 
 
-def write(folder, cfg: AlbertConfig, parameters: int, *, task: str, labels=(), run=None, facts=None):
+def write(
+  folder, cfg: AlbertConfig, parameters: int, *, task: str, labels: Sequence = (), run=None,
+  run_config: Mapping[str, Any] | None = None, facts: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
   """Writes `folder`/README.md about the files that are in the folder.
 
   Args:
@@ -30,12 +36,13 @@ def write(folder, cfg: AlbertConfig, parameters: int, *, task: str, labels=(), r
     parameters: how many numbers it has.
     task: a pipeline's task, or ''.
     labels: the names of a classifier's outputs.
-    run: the workdir of the run that trained it, with metrics.jsonl and config.json; None where there is none.
+    run: the workdir of the run that trained it, with metrics.jsonl; None where there is none.
+    run_config: the run's config; None for that in the run's config.json.
     facts: {"license", "language", "base_model", "datasets", "name"}: what the user said, '' or absent for nothing.
       `base_model` and `datasets` are else those of the run.
   """
   folder, facts = pathlib.Path(folder), {key: value for key, value in (facts or {}).items() if value}
-  config = _read_json(pathlib.Path(run) / "config.json") if run else {}
+  config = run_config if run_config is not None else _read_json(pathlib.Path(run) / "config.json") if run else {}
   step, metrics = measured(run, config) if run else (0, {})
   data = config.get("data", {}).get("dataset", "")
   facts.setdefault("datasets", pathlib.PurePath(data.split(",")[0]).name if data else "")
@@ -65,7 +72,18 @@ def write(folder, cfg: AlbertConfig, parameters: int, *, task: str, labels=(), r
   text += "\n## How to load it\n" + "".join(
     f"\n{title}\n```python\n{code}\n```\n" for title, code in _loading(folder, task)
   )
-  (folder / "README.md").write_text(text, "utf-8")
+  (folder / "README.md").write_text(f"{text}\n{_mark(text)}\n", "utf-8")
+
+
+def is_edited(file) -> bool:
+  """Whether a README.md is not, or no longer, as `write` wrote it."""
+  text, _, mark = pathlib.Path(file).read_text("utf-8", "replace").removesuffix("\n").rpartition("\n")
+  return mark != _mark(text)
+
+
+def _mark(text):
+  """The last line of a card, by which an edited one is known."""
+  return f"<!-- Written by albert_jax: {hashlib.sha256(text.encode()).hexdigest()[:16]} -->"
 
 
 def measured(run, config) -> tuple[int, dict]:

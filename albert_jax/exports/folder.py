@@ -3,7 +3,9 @@
 import importlib.metadata
 import json
 import pathlib
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.export
@@ -13,10 +15,13 @@ from albert_jax import convert, files, model
 from albert_jax import onnx_runtime as runtime
 from albert_jax.convert import hf
 from albert_jax.convert.load import find
+from albert_jax.data.speech.symbols import Symbols
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.exports import card, onnx, outputs
+from albert_jax.model import AlbertConfig
 from albert_jax.tasks.squad.answers import Search
+from albert_jax.types import Params
 
 FORMATS = ("onnx", "stablehlo")
 TOLERANCE = 1e-4  # Between our outputs and a file's, absolute and relative.
@@ -83,8 +88,7 @@ def export(
       f"{checkpoint} has no vocabulary (spiece.model or vocab.txt), without which nobody can use it on texts; put it "
       "there, or export the bare model with --no_tokenizer"
     )
-  task = about.get("name") or ("fill-mask" if "mlm" in params else "")
-  task = "" if task == "plbert" else task  # An encoder for speech: no pipeline of texts, and its heads are not used.
+  task = _task(about, params)
   pooling = pooling or about.get("pooling", "")
   if pooling not in ("", *onnx.POOLING):
     raise UserError(f"pooling={pooling!r} is unknown; use one of {', '.join(onnx.POOLING)}")
@@ -93,7 +97,10 @@ def export(
   report, out = {"difference": 0.0}, files.user_path(out, "--out")
   with files.writing_folder(out, overwrite=overwrite) as folder:
     say("Hugging Face directory")
-    _hugging_face(folder, checkpoint, cfg, params, vocabulary)
+    format, place = find(checkpoint)
+    fields = hf.read_fields(place) if format is hf else {}
+    architecture = (fields.get("architectures") or [None])[0]
+    _hugging_face(folder, cfg, params, vocabulary, architecture, hf.extra_fields(fields))
     if pooling:
       _sentence_transformers(folder, cfg, pooling, about.get("seq_length"))
     batches = sample(cfg, params, vocabulary, task)
@@ -128,17 +135,46 @@ def export(
   return report
 
 
-def _hugging_face(folder, checkpoint, cfg, params, vocabulary):
-  format, place = find(checkpoint)
-  fields = hf.read_fields(place) if format is hf else {}
-  architecture = (fields.get("architectures") or [None])[0]
+def export_run(
+  out, cfg: AlbertConfig, params: Params, *, vocabulary: Tokenizer | Symbols | None, architecture: str | None,
+  extra: Mapping[str, Any], run, run_config: Mapping[str, Any], name: str,
+) -> None:  # fmt: skip
+  """Writes what every complete run leaves: the Hugging Face directory with its card, and sentence-transformers' files.
+
+  The folder appears whole or not at all. A user's own files in it stay, and so does a card that was edited.
+
+  Args:
+    out: the folder; one that exists is replaced.
+    cfg, params, vocabulary, architecture, extra: as for `albert_jax.save`.
+    run: the folder of the run on this machine, with metrics.jsonl.
+    run_config: the run's config.
+    name: the model's name on its card.
+  """
+  about = extra.get("albert_jax_task", {})
+  out, task = pathlib.Path(out), _task(about, params)
+  with files.writing_folder(out, keep_others=True) as folder:
+    _hugging_face(folder, cfg, params, vocabulary, architecture, extra)
+    if pooling := about.get("pooling", ""):
+      _sentence_transformers(folder, cfg, pooling, about.get("seq_length"))
+    card.write(folder, cfg, model.param_count(params), task=task, labels=about.get("labels", ()), run=run,
+               run_config=run_config, facts={"name": name})  # fmt: skip
+    if (edited := out / "README.md").is_file() and card.is_edited(edited):
+      shutil.copyfile(edited, folder / "README.md")
+
+
+def _task(about, params):
+  """The pipeline's task of a model, or ''."""
+  task = about.get("name") or ("fill-mask" if "mlm" in params else "")
+  return "" if task == "plbert" else task  # An encoder for speech: no pipeline of texts, and its heads are not used.
+
+
+def _hugging_face(folder, cfg, params, vocabulary, architecture, extra):
   written = hf.to_fields(cfg, params, architecture=architecture)["architectures"][0]
   if written == "AlbertModel" and "pooler" not in params:
     # transformers' class has a pooler and warns where the file has none. Zeros say that nobody trained it.
     D = cfg.hidden_size
     params = params | {"pooler": {"kernel": np.zeros((D, D), np.float32), "bias": np.zeros(D, np.float32)}}
-  hf.save(folder, cfg, params, vocabulary=vocabulary, architecture=architecture, extra=hf.extra_fields(fields),
-          overwrite=True)  # fmt: skip
+  hf.save(folder, cfg, params, vocabulary=vocabulary, architecture=architecture, extra=extra, overwrite=True)
 
 
 def _sentence_transformers(folder, cfg, pooling, seq_length):

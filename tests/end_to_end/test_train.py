@@ -60,14 +60,18 @@ def test_a_run_leaves_everything_it_promises(whole, dataset):
   assert cfg.vocab_size == 1000
   assert cfg.hidden_dropout_prob == 0.1
   assert set(params) == {"embeddings", "projection", "attention", "ffn", "pooler", "mlm", "sop"}
+  card = (workdir / "export" / "README.md").read_text("utf-8")
+  assert "# run\n" in card and f"| mlm_loss | {lines[12, 'eval']['mlm_loss']:.4f} |" in card
 
 
 def test_run_again_a_finished_run_says_so(whole, dataset):
   workdir, out = whole
   before = numbers(workdir)
+  (workdir / "export" / "notes.txt").write_text("of the user")
   code, again, err = run("train", *flags(dataset, workdir))
   assert code == 0, err
   assert again == out
+  assert (workdir / "export" / "notes.txt").read_text() == "of the user"
   assert numbers(workdir) == before
 
 
