@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import albert_jax
 from albert_jax import model, paths
+from albert_jax.model.config import SHARE
 from albert_jax.model.task_heads import HEADS as SHAPES
 
 SMALL = albert_jax.AlbertConfig(
@@ -49,7 +50,7 @@ def configs(draw):
     num_hidden_layers=layers,
     num_hidden_groups=draw(st.integers(1, layers)),
     inner_group_num=draw(st.integers(1, 2)),
-    share=draw(st.sampled_from(["all", "attention", "ffn", "none"])),
+    share=draw(st.sampled_from(SHARE)),
     embedding_size=draw(st.sampled_from([6, 12])),
     hidden_act=draw(st.sampled_from(["gelu", "gelu_new", "relu"])),
   )

@@ -61,6 +61,7 @@ SHARING = [
   {"share": "none", "hidden_act": "gelu"},
   {"share": "attention", "num_hidden_groups": 2, "hidden_act": "relu"},
   {"share": "ffn", "inner_group_num": 2, "embedding_size": 12},
+  {"share": "matrices", "num_hidden_groups": 2, "inner_group_num": 2},
   {"num_hidden_layers": 5, "num_hidden_groups": 3, "inner_group_num": 2},
 ]
 

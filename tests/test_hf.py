@@ -17,6 +17,7 @@ from albert_jax import files
 from albert_jax.convert import google_tf1, hf, mapping
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
+from albert_jax.model.config import SHARE
 
 
 def read_config(path):
@@ -37,7 +38,7 @@ def test_what_is_written_is_read_back(tmp_path_factory, cfg, parts, heads):
   assert_same(read, params)
 
 
-@pytest.mark.parametrize("share", ["all", "attention", "ffn", "none"])
+@pytest.mark.parametrize("share", SHARE)
 def test_sharing_becomes_groups_that_compute_the_same(tmp_path, share):
   cfg = dataclasses.replace(SMALL, share=share, num_hidden_groups=2, inner_group_num=2)
   params = random_params(cfg)

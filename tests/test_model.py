@@ -12,6 +12,7 @@ from flax import nnx
 from albert_jax import VARIANTS, AlbertConfig, UserError, apply, init, model, param_count, paths
 from albert_jax.model import attention, layers
 from albert_jax.model.albert import Albert
+from albert_jax.model.config import SHARE
 from albert_jax.tasks import pretrain
 
 SMALL = AlbertConfig(
@@ -76,9 +77,30 @@ def test_share_modes_have_the_right_counts(share, attention, ffn):
   assert param_count(many["ffn"]) == ffn * param_count(one["ffn"])
 
 
+def test_layers_that_share_matrices_alone_have_their_own_biases_and_norms():
+  counts = [param_count(model.shapes(AlbertConfig(share=share))) for share in ("all", "matrices")]
+  norms, biases = 2 * 2 * 768, 3 * 768 + 768 + 3072 + 768
+  assert counts[1] - counts[0] == 11 * (norms + biases)
+  shapes = paths.flatten(model.shapes(small(share="matrices", num_hidden_groups=2)))
+  assert shapes["attention/query/kernel"].shape[0] == 2
+  assert shapes["attention/query/bias"].shape[0] == shapes["ffn/norm/scale"].shape[0] == 6
+
+
 def test_bert_base_has_berts_count():
   shapes = model.shapes(VARIANTS["bert_base"])
   assert param_count({part: shapes[part] for part in shapes if part not in ("mlm", "sop")}) == 109_482_240
+
+
+def of_layer(cfg, name, part, n):
+  """The module of layer n: of each parameter the layer's own copy, or its group's."""
+
+  def pick(path, value):
+    copies = cfg.copies(name, path[-1].key)
+    return value if copies == 1 else value[n if copies == cfg.num_hidden_layers else cfg.group_of(n)]
+
+  graphdef, state = layers.nnx.split(part)
+  picked = jax.tree_util.tree_map_with_path(pick, layers.nnx.to_pure_dict(state))
+  return layers.nnx.merge(graphdef, picked)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -94,9 +116,8 @@ def by_hand(cfg, params, batch, key=None):
   for n, key_n in enumerate(layers.split_keys(key_layers, cfg.num_hidden_layers)):
     for i, key_i in enumerate(layers.split_keys(key_n, cfg.inner_group_num)):
       parts = []
-      for name, part in (("attention", module.attention), ("ffn", module.ffn)):
-        if cfg.copies(name) > 1:
-          part = layers.at(part, n if cfg.copies(name) == cfg.num_hidden_layers else cfg.group_of(n))
+      for name in ("attention", "ffn"):
+        part = of_layer(cfg, name, getattr(module, name), n)
         parts.append(layers.at(part, i) if cfg.inner_group_num > 1 else part)
       key_attention, key_ffn = layers.split_keys(key_i, 2)
       x = parts[1](parts[0](x, attend, key_attention), key_ffn)
@@ -106,8 +127,8 @@ def by_hand(cfg, params, batch, key=None):
 @pytest.mark.parametrize(
   "fields",
   [
-    *({"share": share} for share in ("all", "attention", "ffn", "none")),
-    *({"share": share, "num_hidden_groups": 2} for share in ("all", "attention", "ffn", "none")),
+    *({"share": share} for share in SHARE),
+    *({"share": share, "num_hidden_groups": 2} for share in SHARE),
     {"share": "all", "num_hidden_groups": 2, "inner_group_num": 2},
     {"share": "ffn", "num_hidden_groups": 3, "inner_group_num": 2},
     {"num_hidden_layers": 1, "share": "none"},
@@ -127,7 +148,7 @@ def test_scan_equals_a_loop(fields):
     np.testing.assert_allclose(apply(cfg, params, batch, given)["sequence_output"], expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("share", ["all", "attention", "ffn", "none"])
+@pytest.mark.parametrize("share", SHARE)
 def test_gradients_do_not_depend_on_how_layers_are_laid_out(share):
   cfg = small(num_hidden_layers=3, share=share)
   params, batch = init(cfg, jax.random.key(0)), make_batch(cfg)
@@ -363,6 +384,9 @@ def test_layer_axes_count_what_is_stacked():
   assert axes["attention/query/kernel"] == 1
   assert axes["ffn/up/kernel"] == 2
   assert axes["pooler/kernel"] == 0
+  axes = paths.flatten(model.layer_axes(*(lambda c: (c, model.shapes(c)))(small(share="matrices"))))
+  assert axes["attention/query/kernel"] == axes["ffn/up/kernel"] == 0
+  assert axes["attention/query/bias"] == axes["ffn/norm/scale"] == 1
 
 
 @pytest.mark.parametrize(

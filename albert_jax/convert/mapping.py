@@ -52,9 +52,9 @@ def original_group(layer, layers, groups):
   return int(layer / layers * groups)
 
 
-def copy_of(cfg, part, layer):
-  """Which copy of `part` ("attention" or "ffn") a layer of ours uses."""
-  copies = cfg.copies(part)
+def copy_of(cfg, part, layer, leaf="kernel"):
+  """Which copy of a parameter a layer of ours uses; part and leaf as in AlbertConfig.copies."""
+  copies = cfg.copies(part, leaf)
   return layer if copies == cfg.num_hidden_layers else cfg.group_of(layer) if copies > 1 else 0
 
 
@@ -69,7 +69,8 @@ def layers_there(cfg, group_of=original_group):
   first = {}  # group there: the first layer that runs it
   for n in range(N):
     first.setdefault(group_of(n, N, G), n)
-  used = [(copy_of(cfg, "attention", n), copy_of(cfg, "ffn", n)) for n in range(N)]
+  parameters = [(part, leaf) for part in ("attention", "ffn") for leaf in ("kernel", "bias")]
+  used = [[copy_of(cfg, part, n, leaf) for part, leaf in parameters] for n in range(N)]
   if len(first) == G and all(used[n] == used[first[group_of(n, N, G)]] for n in range(N)):
     return [first[g] for g in range(G)]
   return list(range(N))
@@ -105,14 +106,14 @@ def entries(cfg, shapes, names, suffix, free, *, layers, transposed):
   """
   result = []
   for path, shape in shapes.items():
-    part, module = path.split("/")[0], path.rsplit("/", 1)[0]
+    part, leaf, module = path.split("/")[0], path.rsplit("/", 1)[-1], path.rsplit("/", 1)[0]
     known = path in names or module in names
     name = names[path] if path in names else names[module] + suffix(path) if known else free(path)
     for g, layer in enumerate(layers if "{G}" in name else [0]):
       for i in range(cfg.inner_group_num if "{I}" in name else 1):
         index = ()
         if "{G}" in name:
-          index += (copy_of(cfg, part, layer),) if cfg.copies(part) > 1 else ()
+          index += (copy_of(cfg, part, layer, leaf),) if cfg.copies(part, leaf) > 1 else ()
           index += (i,) if cfg.inner_group_num > 1 else ()
         here = shape[len(index) :]
         there = _heads_joined(path, here)

@@ -90,17 +90,16 @@ def restructured(cfg, params, *, from_group0=False, **fields):
   """
   new = dataclasses.replace(cfg, **fields)
   flat = dict(paths.flatten(params))
-  for part in ("attention", "ffn"):
-    if new.copies(part) < cfg.copies(part) and new.num_hidden_layers >= cfg.num_hidden_layers and not from_group0:
-      raise UserError(
-        f"{cfg.copies(part)} sets of {part} weights cannot become {new.copies(part)}; sharing can only be loosened"
-      )
+  for path in [path for path in flat if path.startswith(("attention/", "ffn/"))]:
+    part, leaf = path.split("/")[0], path.rsplit("/", 1)[-1]
+    copies, new_copies = cfg.copies(part, leaf), new.copies(part, leaf)
+    if new_copies < copies and new.num_hidden_layers >= cfg.num_hidden_layers and not from_group0:
+      raise UserError(f"{copies} sets of {part} weights cannot become {new_copies}; sharing can only be loosened")
     users = {}
     for n in range(new.num_hidden_layers):
-      users.setdefault(copy_of(new, part, n), n)
+      users.setdefault(copy_of(new, part, n, leaf), n)
     olds = [n * cfg.num_hidden_layers // new.num_hidden_layers for _, n in sorted(users.items())]
-    source = [0 if from_group0 else copy_of(cfg, part, n) for n in olds]
-    for path in [path for path in flat if path.startswith(f"{part}/")]:
-      value = flat[path] if cfg.copies(part) > 1 else flat[path][None]
-      flat[path] = value[source] if new.copies(part) > 1 else value[source[0]]
+    source = [0 if from_group0 else copy_of(cfg, part, n, leaf) for n in olds]
+    value = flat[path] if copies > 1 else flat[path][None]
+    flat[path] = value[source] if new_copies > 1 else value[source[0]]
   return new, paths.unflatten(flat)

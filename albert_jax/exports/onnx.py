@@ -32,14 +32,16 @@ class Weight:
   """One matrix of the model and its bias.
 
   Attributes:
-    name: the initializers' name, without `.kernel` and `.bias`.
+    name: that of the kernel's initializer, without `.kernel`.
     kernel: float32 [in, out].
     bias: float32 [out].
+    bias_name: that of the bias's initializer, without `.bias`; another one where layers share the kernel alone.
   """
 
   name: str
   kernel: np.ndarray
   bias: np.ndarray
+  bias_name: str
 
 
 class Graph:
@@ -105,7 +107,7 @@ class Float:
   def product(self, graph: Graph, use: str, x: str, weight: Weight) -> str:
     """x [tokens, in] -> [tokens, out]. `use` names the input (see `inputs`), weight.name the matrix."""
     kernel = graph.constant(f"{weight.name}.kernel", weight.kernel)
-    bias = graph.constant(f"{weight.name}.bias", weight.bias)
+    bias = graph.constant(f"{weight.bias_name}.bias", weight.bias)
     return graph.node("Gemm", product_name(use, weight), x, kernel, bias)
 
   def rows(self, graph: Graph, name: str, table: np.ndarray, ids: str, output: str) -> str:
@@ -229,7 +231,7 @@ class _Builder:
                    g.constant("one", np.int64(1)))  # fmt: skip
     position = rows(g, "embeddings.position", table, ids, "positions")
     x = g.node("Add", "embeddings/sum", g.node("Add", "embeddings/words_and_types", word, kind), position)
-    x = self._norm("embeddings", "embeddings/norm", x, ())
+    x = self._norm("embeddings", "embeddings/norm", x)
     x = self._flat(x, cfg.embedding_size, "embeddings/tokens")
     if "projection" in self.parts:
       x = self._product("projection", x, self._weight("projection"))
@@ -263,14 +265,14 @@ class _Builder:
     context = self._flat(context, cfg.hidden_size, f"{use}/context/tokens")
     y = self._product(f"{use}/context", context, weights["output"])
     y = g.node("Add", f"{use}/residual", x, y)
-    return self._norm(f"{use}", "attention/norm", y, self._index("attention", n, i))
+    return self._norm(f"{use}", "attention/norm", y, n, i)
 
   def _ffn(self, n, i, use, x):
     g = self.graph
     y = self._product(f"{use}/up", x, self._weight("ffn/up", n, i))
     y = self._product(f"{use}/down", self._activation(f"{use}/activation", y), self._weight("ffn/down", n, i))
     y = g.node("Add", f"{use}/residual", x, y)
-    return self._norm(f"{use}", "ffn/norm", y, self._index("ffn", n, i))
+    return self._norm(f"{use}", "ffn/norm", y, n, i)
 
   def _mask(self):
     """What is added to scores [B, H, L, l]: 0 where position l may be attended to, else the lowest number."""
@@ -340,7 +342,7 @@ class _Builder:
   def _mlm(self, name):
     g, cfg = self.graph, self.cfg
     y = self._activation("mlm/activation", self._product("mlm", self.x, self._weight("mlm/dense")))
-    y = self._norm("mlm", "mlm/norm", y, ())
+    y = self._norm("mlm", "mlm/norm", y)
     table = self.arithmetic.table(g, "embeddings.word", self.params["embeddings/word/embedding"])
     y = g.node("Gemm", "mlm/decoder", y, table, g.constant("mlm.bias", self.params["mlm/bias"]), transB=1)
     self._token_output(name, y, cfg.vocab_size)
@@ -380,8 +382,9 @@ class _Builder:
     start_score, start_index = best("start", start, starts)
     # The dense layer over [x; start] is the sum of a product with x and one with the start.
     kernel, bias = self.params["squad_v2/end/dense_0/kernel"], self.params["squad_v2/end/dense_0/bias"]
-    x_part = Weight("squad_v2.end.dense_0.token", kernel[:D], np.zeros(D, np.float32))
-    s_part = Weight("squad_v2.end.dense_0.start", kernel[D:], bias)
+    x_name, s_name = "squad_v2.end.dense_0.token", "squad_v2.end.dense_0.start"
+    x_part = Weight(x_name, kernel[:D], np.zeros(D, np.float32), x_name)
+    s_part = Weight(s_name, kernel[D:], bias, s_name)
     wide = g.node("Concat", "beam/wide", g.node("Shape", "beam/starts_shape", start_index), g.ints(D), axis=0)
     ids = g.node("Expand", "beam/ids", g.node("Unsqueeze", "beam/ids_column", start_index, g.ints(2)), wide)
     chosen = g.node("GatherElements", "beam/chosen", self.hidden, ids, axis=1)  # [B, K, D]
@@ -416,21 +419,21 @@ class _Builder:
 
   # Parts.
 
-  def _index(self, part, n, i):
-    """The index of a layer's copy, on the leading axes of the parameters of `part`."""
-    cfg = self.cfg
-    index = (mapping.copy_of(cfg, part, n),) if cfg.copies(part) > 1 else ()
+  def _index(self, path, n, i):
+    """The index of the copy that inner layer i of layer n uses, on the leading axes of the parameter at `path`."""
+    cfg, part, leaf = self.cfg, path.split("/")[0], path.rsplit("/", 1)[-1]
+    if part not in ("attention", "ffn"):
+      return ()
+    index = (mapping.copy_of(cfg, part, n, leaf),) if cfg.copies(part, leaf) > 1 else ()
     return (*index, i) if cfg.inner_group_num > 1 else index
 
   def _weight(self, path, n=0, i=0):
     """The matrix at `path`; of a layer's, the copy that inner layer i of layer n uses."""
-    part = path.split("/")[0]
-    index = self._index(part, n, i) if part in ("attention", "ffn") else ()
-    kernel, bias = (self.params[f"{path}/{name}"][index] for name in ("kernel", "bias"))
+    kernel, bias = (self.params[leaf][self._index(leaf, n, i)] for leaf in (f"{path}/kernel", f"{path}/bias"))
     kernel = kernel.reshape(-1, kernel.shape[-1]) if path == "attention/output" else kernel.reshape(len(kernel), -1)
     scale = np.float32(self.cfg.head_size**-0.5 if path == "attention/query" else 1)
-    *parents, last = path.split("/")
-    return Weight(".".join([*parents, *map(str, index), last]), kernel * scale, bias.reshape(-1) * scale)
+    name, bias_name = (_dotted(path, self._index(f"{path}/{leaf}", n, i)) for leaf in ("kernel", "bias"))
+    return Weight(name, kernel * scale, bias.reshape(-1) * scale, bias_name)
 
   def _product(self, use, x, weight):
     return self.arithmetic.product(self.graph, use, self.arithmetic.inputs(self.graph, use, x), weight)
@@ -440,10 +443,10 @@ class _Builder:
     weight = self._weight(path)
     g = self.graph
     y = g.node("MatMul", f"{weight.name}/product", x, g.constant(f"{weight.name}.kernel", weight.kernel))
-    return g.node("Add", f"{weight.name}/sum", y, g.constant(f"{weight.name}.bias", weight.bias))
+    return g.node("Add", f"{weight.name}/sum", y, g.constant(f"{weight.bias_name}.bias", weight.bias))
 
-  def _norm(self, use, path, x, index):
-    g = self.graph
+  def _norm(self, use, path, x, n=0, i=0):
+    g, index = self.graph, self._index(f"{path}/scale", n, i)
     name = ".".join([*path.split("/"), *map(str, index)])
     scale, bias = (g.constant(f"{name}.{key}", self.params[f"{path}/{key}"][index]) for key in ("scale", "bias"))
     return g.node("LayerNormalization", f"{use}/norm", x, scale, bias, axis=-1, epsilon=self.cfg.layer_norm_eps)
@@ -464,3 +467,9 @@ class _Builder:
 
   def _scalar(self, vector):
     return self.graph.node("Squeeze", f"{vector}/scalar", vector, self.graph.ints(0))
+
+
+def _dotted(path, index):
+  """The initializer's name of a parameter: its path, with the index before the last name."""
+  *parents, last = path.split("/")
+  return ".".join([*parents, *map(str, index), last])

@@ -205,7 +205,7 @@ class Int8(Float):
       y = graph.node("MatMulInteger", f"{out}/product", x, f"{name}.bytes", f"{use}/zero")
       y = graph.node("Cast", f"{out}/float", y, to=graph.onnx.TensorProto.FLOAT)
       y = graph.node("Mul", f"{out}/scaled", y, graph.node("Mul", f"{out}/scale", f"{use}/scale", f"{name}.scale"))
-    return graph.node("Add", out, y, graph.constant(f"{weight.name}.bias", weight.bias))
+    return graph.node("Add", out, y, graph.constant(f"{weight.bias_name}.bias", weight.bias))
 
   def rows(self, graph: Graph, name: str, table: np.ndarray, ids: str, output: str) -> str:
     self._store(graph, name, table)

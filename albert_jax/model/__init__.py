@@ -123,8 +123,8 @@ def layer_axes(cfg: AlbertConfig, params: Params) -> Params:
   """
 
   def count(path, _):
-    part = path[0].key
-    return len(lead_axes(cfg, part)) if part in ("attention", "ffn") else 0
+    part, leaf = path[0].key, path[-1].key
+    return len(lead_axes(cfg, part, leaf)) if part in ("attention", "ffn") else 0
 
   return jax.tree_util.tree_map_with_path(count, params)
 

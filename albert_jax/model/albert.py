@@ -20,9 +20,9 @@ from albert_jax.model.layers import (
   at,
   dense,
   dropout,
+  indexed,
   initializer,
   layer_norm,
-  lead_axes,
   split_keys,
   stacked,
   with_transposed_kernel,
@@ -75,8 +75,8 @@ class Albert(nnx.Module):
     self.cfg = cfg
     self.embeddings = Embeddings(cfg, rngs)
     self.projection = dense(cfg, E, D, rngs) if E != D or cfg.square_projection else None
-    self.attention = stacked(lambda rngs: Attention(cfg, rngs), lead_axes(cfg, "attention"), rngs)
-    self.ffn = stacked(lambda rngs: FeedForward(cfg, rngs), lead_axes(cfg, "ffn"), rngs)
+    self.attention = stacked(lambda rngs: Attention(cfg, rngs), cfg, "attention", rngs)
+    self.ffn = stacked(lambda rngs: FeedForward(cfg, rngs), cfg, "ffn", rngs)
     self.pooler = dense(cfg, D, D, rngs) if "pooler" in parts else None
     self.mlm = MlmHead(cfg, rngs) if "mlm" in parts else None
     self.sop = SopHead(cfg, rngs) if "sop" in parts else None
@@ -122,26 +122,29 @@ class Albert(nnx.Module):
     N = cfg.num_hidden_layers
     keys_NB = None if keys_B is None else jnp.stack(split_keys(keys_B, N))
     depth_B = self.depth(keys_B)
-    # A part with a copy for every layer is scanned whole; then there is nothing that changes from group to group.
     parts = {"attention": self.attention, "ffn": with_transposed_kernel(self.ffn) if is_training else self.ffn}
-    per_layer = {name: cfg.copies(name) == N > 1 for name in parts}
-    groups = 1 if all(per_layer.values()) else cfg.num_hidden_groups
+    # {part: (structure, parameters with a copy for every layer, those with a copy for every group)}. The former are
+    # scanned, the latter closed over.
+    split = {
+      name: nnx.split(m, lambda path, _, name=name: cfg.copies(name, path[-1]) == N > 1, ...)
+      for name, m in parts.items()
+    }
+    groups = cfg.num_hidden_groups if jax.tree.leaves([shared for _, _, shared in split.values()]) else 1
     for group in range(groups):
       layers = [n for n in range(N) if groups == 1 or cfg.group_of(n) == group]
       span = slice(layers[0], layers[-1] + 1)
-      shared = {name: m if cfg.copies(name) == 1 else at(m, group) for name, m in parts.items() if not per_layer[name]}
-      unshared = {name: nnx.split(at(m, span)) for name, m in parts.items() if per_layer[name]}
+      states = {name: indexed(each, span) for name, (_, each, _) in split.items()}
+      closed = {name: shared if groups == 1 else indexed(shared, group) for name, (_, _, shared) in split.items()}
 
-      def layer(x_BLD, scanned, shared=shared, unshared=unshared):
+      def layer(x_BLD, scanned, closed=closed):
         states, keys_B, n = scanned
-        mine = {name: nnx.merge(unshared[name][0], states[name]) for name in unshared}
-        y_BLD = self.layer({**shared, **mine}, x_BLD, attend, keys_B)
+        modules = {name: nnx.merge(split[name][0], states[name], closed[name]) for name in split}
+        y_BLD = self.layer(modules, x_BLD, attend, keys_B)
         return y_BLD if depth_B is None else jnp.where((n < depth_B)[:, None, None], y_BLD, x_BLD), None
 
       if cfg.remat != "none":
         # Inside a scan nothing can be merged across the loop, so guarding against it (prevent_cse) only costs.
         layer = jax.checkpoint(layer, policy=_policy(cfg.remat), prevent_cse=False)
-      states = {name: state for name, (_, state) in unshared.items()}
       numbers = None if depth_B is None else jnp.arange(span.start, span.stop)
       xs = (states, None if keys_NB is None else keys_NB[span], numbers)
       x_BLD, _ = jax.lax.scan(layer, x_BLD, xs, length=len(layers), unroll=min(cfg.scan_unroll, len(layers)))

@@ -7,7 +7,7 @@ from albert_jax.errors import UserError
 
 # Names as in Hugging Face. Google's own albert_config.json says "gelu" for the tanh form ("gelu_new" here).
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
-SHARE = ("all", "attention", "ffn", "none")
+SHARE = ("all", "matrices", "attention", "ffn", "none")
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "attention", "full")
 ATTENTION = ("auto", "xla", "pallas", "cudnn")
@@ -54,7 +54,9 @@ class AlbertConfig:
   # Ours.
   # In training each row goes through a number of layers drawn from this one to all, so that fewer work too; 0: all.
   least_layers: int = 0
-  share: str = "all"  # what the layers of a group share: all | attention | ffn | none (paper, table 4)
+  # What the layers of a group share: all | attention | ffn | none (paper, table 4) | matrices: the weight matrices, and
+  # each layer has its own biases and layer norms.
+  share: str = "all"
   # A projection between embeddings and layers also where both have one size. The original has none, transformers has.
   square_projection: bool = False
   dtype: str = "float32"  # of activations and matmul inputs; parameters, norms, softmax and losses stay float32
@@ -113,12 +115,18 @@ class AlbertConfig:
   def head_size(self) -> int:
     return self.hidden_size // self.num_attention_heads
 
-  def copies(self, part: str) -> int:
-    """How many independent copies of `part` ("attention" or "ffn", each with its layer norm) the layers use.
+  def copies(self, part: str, leaf: str = "kernel") -> int:
+    """How many independent copies of a parameter the layers use: one a layer where it is not shared, else one a group.
 
-    One a layer where the part is not shared, else one a group. As many groups as layers means nothing is shared.
+    Args:
+      part: "attention" or "ffn", each with its layer norm.
+      leaf: the last name of the parameter's path: "kernel" for a weight matrix, else "bias" or "scale".
+
+    Returns:
+      the number. With as many groups as layers nothing is shared.
     """
-    return self.num_hidden_groups if self.share in ("all", part) else self.num_hidden_layers
+    is_shared = self.share in ("all", part) or (self.share == "matrices" and leaf == "kernel")
+    return self.num_hidden_groups if is_shared else self.num_hidden_layers
 
   def group_of(self, layer: int) -> int:
     """The group whose shared weights `layer` uses (modeling.py of the original, transformer_model)."""

@@ -148,23 +148,35 @@ def with_transposed_kernel(ffn: FeedForward) -> FeedForward:
   return ffn
 
 
-def lead_axes(cfg: AlbertConfig, part: str) -> tuple[int, ...]:
-  """The leading axes of the parameters of `part`: (copies,) if several layers or groups differ, then (inner,)."""
-  return tuple(size for size in (cfg.copies(part), cfg.inner_group_num) if size > 1)
+def lead_axes(cfg: AlbertConfig, part: str, leaf: str = "kernel") -> tuple[int, ...]:
+  """The leading axes of a parameter of `part`: (copies,) if several layers or groups differ, then (inner,)."""
+  return tuple(size for size in (cfg.copies(part, leaf), cfg.inner_group_num) if size > 1)
 
 
-def stacked(make: Callable, lead: tuple[int, ...], rngs: Keys) -> nnx.Module:
-  """One module whose parameters carry the leading axes `lead`, each index initialised by itself.
+def stacked(make: Callable, cfg: AlbertConfig, part: str, rngs: Keys) -> nnx.Module:
+  """Makes one module of all copies of `part`: its parameters have leading axes, and each index is drawn by itself.
 
   Args:
     make: rngs -> module.
-    lead: axis sizes, maybe none.
+    cfg: the model, which says what is shared.
+    part: "attention" or "ffn".
     rngs: where keys come from.
+
   Returns:
     the module.
   """
+  lead, lead_of_rest = (lead_axes(cfg, part, leaf) for leaf in ("kernel", "bias"))
+  key = rngs.params()
+  module = _stacked(make, lead, key)
+  if lead_of_rest != lead:  # Biases and layer norms are constants at first, so the same key serves.
+    graphdef, kernels, _ = nnx.split(module, is_kernel, ...)
+    module = nnx.merge(graphdef, kernels, nnx.split(_stacked(make, lead_of_rest, key), is_kernel, ...)[2])
+  return module
+
+
+def _stacked(make, lead, key):
   if not lead:
-    return make(Keys(rngs.params()))
+    return make(Keys(key))
   graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(Keys())))
 
   def init(key):
@@ -172,11 +184,20 @@ def stacked(make: Callable, lead: tuple[int, ...], rngs: Keys) -> nnx.Module:
 
   for size in reversed(lead):
     init = jax.vmap(init, axis_size=size)
-  key = rngs.params()
   return nnx.merge(graphdef, init(None if key is None else jax.random.split(key, lead)))
 
 
-def at(module: nnx.Module, index: int | slice) -> nnx.Module:
-  """The module with every parameter indexed by `index` (an int or a slice) on its first axis."""
+def is_kernel(path: tuple, _: Any) -> bool:
+  """Whether a parameter of a module is a weight matrix: a filter for nnx.split."""
+  return path[-1] == "kernel"
+
+
+def indexed(state: nnx.State, index: int | slice) -> nnx.State:
+  """The state with every parameter indexed by `index` (an int or a slice) on its first axis."""
+  return jax.tree.map(lambda p: p[index], state)
+
+
+def at(module: nnx.Module, index: int) -> nnx.Module:
+  """The module with every parameter indexed by `index` on its first axis."""
   graphdef, state = nnx.split(module)
-  return nnx.merge(graphdef, jax.tree.map(lambda p: p[index], state))
+  return nnx.merge(graphdef, indexed(state, index))
