@@ -12,6 +12,7 @@ from small_models import SMALL, random_params
 import albert_jax
 from albert_jax import onnx_runtime
 from albert_jax.__main__ import main
+from albert_jax.data.speech import symbols
 from albert_jax.errors import UserError
 
 pytest.importorskip("onnx")
@@ -170,3 +171,76 @@ def test_mistakes_in_the_calibration_file_are_one_line(tmp_path, vocabulary, tex
       albert_jax.export(source, tmp_path / "out", formats=(), quantize="int8", **options)
     assert what in str(caught.value) and "\n" not in str(caught.value), what
   assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def phonemes(tmp_path):
+  """80 lines of words with phonemes."""
+  rng = np.random.default_rng(0)
+  path = tmp_path / "phonemes.jsonl"
+  rows = [["".join(rng.choice(list("abdɪkˈlmnɔpʃtə"), 5)) for _ in range(rng.integers(1, 12))] for _ in range(80)]
+  lines = [json.dumps({"words": row, "phonemes": row}, ensure_ascii=False) + "\n" for row in rows]
+  path.write_text("".join(lines), "utf-8")
+  return path
+
+
+def plbert(path):
+  """A PL-BERT with a symbol table and heads, as a run leaves it."""
+  cfg = dataclasses.replace(SMALL, vocab_size=178, max_position_embeddings=64)
+  heads = {name: {"kernel": np.ones((12, n), np.float32), "bias": np.ones(n, np.float32)}
+           for name, n in {"phoneme": 178, "word": 9}.items()}  # fmt: skip
+  params = jax.tree.map(lambda x: x * np.float32(0.5), random_params(cfg, ())) | heads
+  albert_jax.save(path, cfg, params, vocabulary=symbols.load("styletts2"))
+  return path
+
+
+def test_a_phoneme_encoder_is_calibrated_on_phonemes(tmp_path, phonemes, capsys):
+  source, out = plbert(tmp_path / "run"), tmp_path / "out"
+  arguments = ["export", f"--checkpoint={source}", f"--out={out}", "--formats=onnx", "--quantize=int8"]
+  assert main([*arguments, f"--calibration={phonemes}", "--max_loss=5"]) == 0
+  assert "int8: cosine of last_hidden_state" in capsys.readouterr().out
+  assert (out / "onnx/model_int8.onnx").is_file() and (out / "symbols.json").is_file()
+  lines = [" ".join(json.loads(line)["phonemes"]) for line in phonemes.read_text("utf-8").splitlines()]
+  (tmp_path / "lines.txt").write_text("\n".join(lines) + "\n", "utf-8")
+  table = symbols.load("styletts2")
+  rows = quantize.read_phonemes(tmp_path / "lines.txt", table, 64)
+  assert rows == quantize.read_phonemes(phonemes, table, 64)
+  assert rows[0][0] == table.encode(lines[0])[:64].tolist() and max(len(ids) for ids, _ in rows) == 64
+
+
+def test_calibration_of_a_phoneme_encoder_refuses_what_is_not_phonemes(tmp_path, phonemes, capsys):
+  source = plbert(tmp_path / "run")
+  (tmp_path / "chinese.txt").write_text("我们在这里\n" * 80, "utf-8")
+  (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n' * 80)
+  (tmp_path / "few.txt").write_text("həlˈoʊ\n" * 5, "utf-8")
+  for what, options in {
+    "100% of the characters are not in the model's symbol table": ["--calibration=chinese.txt"],
+    "a line has no lists of strings": ["--calibration=texts.jsonl"],
+    "5 texts": ["--calibration=few.txt"],
+    "leave --fields out": ["--calibration=phonemes.jsonl", "--fields=phonemes"],
+  }.items():
+    options = [option.replace("--calibration=", f"--calibration={tmp_path}/") for option in options]
+    assert main(["export", f"--checkpoint={source}", f"--out={tmp_path / 'out'}", "--quantize=int8", *options]) == 2
+    error = capsys.readouterr().err.strip().split("\n")[-1]
+    assert what in error, error
+  assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_int8_of_a_real_phoneme_encoder_is_near_its_reference(real_data):
+  """Kokoro's encoder, calibrated on phonemes of Wikipedia, on other sentences whose outputs transformers computed."""
+  cfg, params = albert_jax.load(real_data / "plbert_kokoro")
+  table = symbols.load(real_data / "plbert_kokoro/vocab.json")
+  golden = np.load(real_data / "plbert_kokoro/golden.npz")
+  rows = quantize.read_phonemes(real_data / "phonemes_en/dev.jsonl", table, 200)[:12]
+  uses = quantize.calibrate(cfg, params, [quantize.batch_of([row]) for row in rows])
+  session = onnx_runtime.session(onnx.build(cfg, params, arithmetic=quantize.Int8(quantize.Recipe(), uses)))
+  batch = {name: golden[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+  batch["token_type_ids"] = np.zeros_like(batch["input_ids"])
+  is_token = golden["attention_mask"] == 1
+  ours = onnx_runtime.run(session, batch)["last_hidden_state"][is_token]
+  exact, theirs = (golden[name][is_token] for name in ("last_hidden_state", "last_hidden_state_int8_graph"))
+  error, published = (np.linalg.norm(x - exact) / np.linalg.norm(exact) for x in (ours, theirs))
+  assert error < published
+  assert error < 0.09

@@ -72,6 +72,29 @@ class TestDataset:
       assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
     assert len(list((tmp_path / "one").glob("*train*array_record*"))) > 2
 
+  @pytest.mark.slow
+  def test_beam_makes_the_same(self, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("apache_beam")
+    monkeypatch.setattr(readers, "UNIT_BYTES", 4000)
+    plan = readers.plan
+    monkeypatch.setattr(readers, "plan", lambda spec, reading: plan(spec, reading, 4000))
+    source = write_lines(tmp_path / "lines.jsonl")
+    for name, options in {
+      "local": ["--workers=1"],
+      "beam": [
+        "--runner=beam",
+        "--beam_options=--runner=apache_beam.runners.direct.direct_runner.BundleBasedDirectRunner",
+      ],
+    }.items():
+      argv = ["phonemes", f"--input={source}", "--phonemised", f"--out={tmp_path / name}", "--words=40", *options]
+      assert __main__.main(argv) == 0
+    capsys.readouterr()
+    names = {path.name for path in (tmp_path / "local").iterdir()}
+    assert names == {path.name for path in (tmp_path / "beam").iterdir()}
+    assert len([name for name in names if "-train.array_record" in name]) > 2
+    for name in names:
+      assert (tmp_path / "local" / name).read_bytes() == (tmp_path / "beam" / name).read_bytes(), name
+
   def test_targets_are_the_most_frequent_words(self, tmp_path):
     description = make(tmp_path, words=5)
     lines = [json.loads(line) for line in (tmp_path / "lines.jsonl").read_text().splitlines()]

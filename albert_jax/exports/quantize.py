@@ -7,12 +7,15 @@ each output channel. Where that is not enough, a place computes in float32 from 
 space.
 """
 
+import pathlib
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from albert_jax import onnx_runtime
 from albert_jax.data.finetuning import splits, tables
+from albert_jax.data.speech import units
+from albert_jax.data.speech.symbols import Symbols
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.exports import onnx
@@ -25,6 +28,7 @@ PAIR_LIMIT = 128
 PLACES = ("attention", "attention/context", "ffn/up", "ffn/down")
 CALIBRATION_ROWS = 256  # of the file, for the ranges; the others are held out to measure on
 LEAST_HELD_OUT = 50
+MOST_UNKNOWN = 0.2  # of the symbols in a file of phonemes
 BATCH = 32
 
 
@@ -239,8 +243,9 @@ def read(path, vocabulary, about: dict, *, fields="text", label="label", longest
   """Reads texts like those that the model will see.
 
   Args:
-    path: a .txt file with a text a line, or a table or JSON lines with the columns `fields` and, maybe, `label`.
-    vocabulary: the model's Tokenizer.
+    path: a .txt file with a text a line, or a table or JSON lines with the columns `fields` and, maybe, `label`. Of a
+      model of phonemes: see `read_phonemes`.
+    vocabulary: the model's Tokenizer, or its Symbols if it reads phonemes.
     about: what the checkpoint says of its task; with "labels" of a classifier, labels are read.
     fields: the column of the text, or two with a comma between for pairs.
     label: the column of the label.
@@ -249,6 +254,10 @@ def read(path, vocabulary, about: dict, *, fields="text", label="label", longest
   Raises:
     UserError: there are too few rows, or a label is none of the model's.
   """
+  if isinstance(vocabulary, Symbols):
+    if fields != "text":
+      raise UserError(f"--fields={fields} names columns of texts, and this model reads phonemes; leave --fields out")
+    return Sample(read_phonemes(path, vocabulary, longest), None)
   names = [name.strip() for name in fields.split(",") if name.strip()]
   if len(names) not in (1, 2):
     raise UserError(f"--fields={fields} must name one column, or two with a comma between")
@@ -261,12 +270,44 @@ def read(path, vocabulary, about: dict, *, fields="text", label="label", longest
     values = table.columns[label]
     if about.get("name") == "classify" and all(value not in (None, "") for value in values):
       gold = _gold(table, values, labels, about.get("kind", "classification"))
-  if len(columns[0]) < LEAST_HELD_OUT + 10:
-    raise UserError(
-      f"{path} has {len(columns[0])} texts; calibration and its check need {LEAST_HELD_OUT + 10} at least, better 1,000"
-    )
+  _check_count(path, len(columns[0]))
   tokens = tables.encode(vocabulary, columns[0], columns[1] if len(columns) == 2 else None, longest, str(path))
   return Sample(list(zip(tokens["input_ids"], tokens["token_type_ids"], strict=True)), gold)
+
+
+def read_phonemes(path: str | pathlib.Path, symbols: Symbols, longest: int) -> list:
+  """Reads texts of phonemes.
+
+  Args:
+    path: a .txt file with the phonemes of a text a line, or JSON lines as `albert-jax phonemes --phonemised` takes.
+    symbols: the model's symbol table.
+    longest: symbols of the longest row; longer texts are cut.
+
+  Returns:
+    list of (input_ids, token_type_ids).
+
+  Raises:
+    UserError: there are too few rows, a line has no phonemes, or too many characters are outside the table.
+  """
+  lines = [line.strip() for line in splits.read_text(path).split("\n") if line.strip()]
+  if not str(path).endswith(".txt"):
+    lines = [" ".join(units.read_record(line, str(path))["phonemes"]) for line in lines]
+  lines = [line for line in lines if line]
+  _check_count(path, len(lines))
+  ids = symbols.encode("".join(lines))
+  if (share := float(np.mean(ids == symbols.unk_id))) > MOST_UNKNOWN:
+    raise UserError(
+      f"{path}: {share:.0%} of the characters are not in the model's symbol table; expected phonemes, such as "
+      "'həlˈoʊ wˈɜːld'"
+    )
+  return [(row, [0] * len(row)) for row in (symbols.encode(line)[:longest].tolist() for line in lines)]
+
+
+def _check_count(path, count):
+  if count < LEAST_HELD_OUT + 10:
+    raise UserError(
+      f"{path} has {count} texts; calibration and its check need {LEAST_HELD_OUT + 10} at least, better 1,000"
+    )
 
 
 def _gold(table, values, labels, kind):
@@ -282,7 +323,8 @@ def _gold(table, values, labels, kind):
   return np.array([numbers[str(value)] for value in values])
 
 
-def _batch(rows):
+def batch_of(rows: list) -> dict[str, np.ndarray]:
+  """Pads (input_ids, token_type_ids) to the longest: the inputs of a graph, int64 arrays [rows, L]."""
   width = max(len(ids) for ids, _ in rows)
   made = {name: np.zeros((len(rows), width), np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
   for i, (ids, types) in enumerate(rows):
@@ -297,7 +339,7 @@ def _outputs(session, rows) -> list[dict]:
   found = [None] * len(rows)
   for start in range(0, len(order), BATCH):
     index = order[start : start + BATCH]
-    batch = _batch([rows[i] for i in index])
+    batch = batch_of([rows[i] for i in index])
     out = onnx_runtime.run(session, batch)
     width = batch["input_ids"].shape[1]
     for k, i in enumerate(index):
@@ -362,8 +404,8 @@ def write(
   Raises:
     UserError: every recipe loses more, or the task cannot be measured.
   """
-  if task == "choose" or not isinstance(vocabulary, Tokenizer):
-    what = "the task choose" if task == "choose" else "a model without a vocabulary of texts"
+  if task == "choose" or not isinstance(vocabulary, (Tokenizer, Symbols)):
+    what = "the task choose" if task == "choose" else "a model without a vocabulary"
     raise UserError(f"quantize=int8 cannot measure {what}; leave --quantize out")
   build = {"task": task, "pooling": pooling, "metadata": metadata}
   longest = min(about.get("seq_length") or cfg.max_position_embeddings, cfg.max_position_embeddings)
@@ -373,7 +415,7 @@ def write(
   rows = [sample.rows[i] for i in order[count:]]
   gold = None if sample.gold is None else sample.gold[order[count:]]
   kind = about.get("kind", "classification")
-  uses = calibrate(cfg, params, [_batch([sample.rows[i]]) for i in order[:count]], **build)
+  uses = calibrate(cfg, params, [batch_of([sample.rows[i]]) for i in order[:count]], **build)
   reference = _outputs(onnx_runtime.session(onnx.build(cfg, params, **build)), rows)
   tried = {}
   for name, recipe in RECIPES.items():

@@ -92,7 +92,7 @@ def _phonemised_documents(unit, tally):
     for line in readers.lines(span, tally):
       if not line:
         continue
-      record = _record(line, span.source)
+      record = read_record(line, span.source)
       tally["lines"] += 1
       if entries and ("document" not in record or record["document"] != name):
         yield _part_id(span.source, name, entries), entries
@@ -106,7 +106,19 @@ def _phonemised_documents(unit, tally):
     yield _part_id(unit.spans[-1].source, name, entries), entries
 
 
-def _record(line, source):
+def read_record(line: str, source: str) -> dict:
+  """Parses a line `{"words": [...], "phonemes": [...]}` with as many words as phonemes.
+
+  Args:
+    line: one line of JSON.
+    source: the name of its file, for errors.
+
+  Returns:
+    the object as a dict.
+
+  Raises:
+    UserError: the line is no such object.
+  """
   record = strict_json.loads(line, f"{source}: {line[:40]!r}")
   lists = [record.get(name) for name in ("words", "phonemes")] if isinstance(record, dict) else [None]
   if not all(isinstance(items, list) and all(isinstance(item, str) for item in items) for items in lists):
