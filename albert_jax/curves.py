@@ -19,7 +19,18 @@ MARKERS = "osD^vP*"
 # Panels after those of the task, and their titles.
 _OF_THE_RUN = {"learning_rate": "learning rate", "tokens_per_s": "tokens per second", "grad_norm": "gradient norm"}
 # Written on the lines of metrics.jsonl, but no result of the task.
-_NO_METRICS = ("step", "split", "update_ratio", "trust_ratio", "input_stall", "memory_gib", "mfu", "skipped", "alarms")
+_NO_METRICS = (
+  "step",
+  "split",
+  "update_ratio",
+  "trust_ratio",
+  "input_stall",
+  "seconds",
+  "memory_gib",
+  "mfu",
+  "skipped",
+  "alarms",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,14 +16,14 @@ from ml_collections import ConfigDict
 
 from albert_jax import curves, model, run
 from albert_jax.errors import UserError, masked, message_lines
-from albert_jax.training import flops, guard, sharding, trackers, watch
+from albert_jax.training import flops, goodput, guard, sharding, trackers, watch
 from albert_jax.training.best import Best
 from albert_jax.training.checkpoint import Checkpoints
 from albert_jax.training.guard import Guard, GuardConfig
 from albert_jax.training.optimizer import OptimizerConfig
 from albert_jax.training.schedule import peak, warmup_steps
 from albert_jax.training.workdir import check_same_run, data_fingerprints, open_run, resolve, write_card
-from albert_jax.training.writer import METRICS, Writer, last_evaluation
+from albert_jax.training.writer import METRICS, Writer, last_evaluation, read
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +139,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
       checkpoints.wait()
       writer.finish()
       log.info("Stopped at step %d by %s; saved. The same command resumes from there.", step, stop)
+      _show_goodput(card, files.path)
       return metrics
     if config.best and best.step != int(state["step"]):
       state = restore(best.step)
@@ -151,6 +152,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
     writer.finish()
     if host == 0:
       _export(task, params, metrics, predictions, files.path, directory, config)
+    _show_goodput(card, files.path)
   return metrics
 
 
@@ -220,6 +222,12 @@ def _export(task, params, metrics, predictions, folder, directory, config):
   curves.plot([folder], folder / "curves.png")
   print(f"Curves:  {directory}/curves.png")
   print(f"Next:    {_next_command(task, directory)}")
+
+
+def _show_goodput(card, folder):
+  """Logs which share of the time the run and this process have trained."""
+  if jax.process_index() == 0:
+    log.info("%s", goodput.text(*goodput.measure(card, read(folder))))
 
 
 def _next_command(task, directory) -> str:

@@ -44,4 +44,16 @@ SMALL = {
     "data": {"seq_length": 128},
     "optimizer": {"name": "adamw", "textbook": True, "learning_rate": 1e-3, "warmup_steps": 200},
   },
+  # launch/speedrun.sh, the CPU track of docs/leaderboard.md. Steps of 2,048 positions: short rows come first.
+  "speedrun": {
+    "steps": 4000, "batch_size": 16, "log_every": 50, "eval_every": 500, "eval_batches": 40, "checkpoint_every": 250,
+    "curriculum": {"seq_length": "32:0.3,64:0.55", "batch_size": "64:0.3,32:0.55"},
+    "data": {"seq_length": 128, "mask_rate": 0.3, "ngram": 1},
+    "loss": {"sop_weight": 0.3},
+    "model": {"remat": "none", "scan_unroll": 4},
+    "optimizer": {
+      "name": "muon", "learning_rate": 3e-3, "b1": 0.95, "b2": 0.98, "weight_decay": 0.1, "warmup_steps": 100,
+      "schedule": "wsd", "decay_share": 0.3,
+    },
+  },
 }  # fmt: skip

@@ -182,7 +182,7 @@ def ready(set_up, tmp_path):
 # --- Both ---
 
 
-@pytest.mark.parametrize("script", ["tpu.sh", "gpu.sh"])
+@pytest.mark.parametrize("script", ["tpu.sh", "gpu.sh", "speedrun.sh"])
 def test_shellcheck_has_nothing_to_say(script):
   program = shutil.which("shellcheck", path=f"{os.environ['PATH']}:{pathlib.Path(sys.executable).parent}")
   if program is None:

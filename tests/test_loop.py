@@ -23,7 +23,7 @@ from albert_jax.training.writer import read
 
 pytestmark = pytest.mark.slow
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "pretrain.py"
-TIMES = ("tokens_per_s", "input_stall", "mfu", "memory_gib")
+TIMES = ("tokens_per_s", "input_stall", "seconds", "mfu", "memory_gib")
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ METRICS = "metrics.jsonl"
 FIRST = ("loss", "tokens_per_s")  # shown before all others
 # Written, but not shown on each line of progress.
 QUIET = ("grad_norm", "learning_rate", "update_ratio", "trust_ratio_min", "trust_ratio_mean", "trust_ratio_max",
-         "input_stall", "memory_gib")  # fmt: skip
+         "input_stall", "seconds", "memory_gib")  # fmt: skip
 BAR = "step {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}]"
 BAR_METRICS = 41  # columns of 80 that the metrics may take
 MAX_COPY_BYTES = 1 << 23  # of metrics.jsonl, up to which a copy is kept with each checkpoint
@@ -129,12 +129,12 @@ class Writer:
       self.sums = {}
 
   def _speed(self) -> dict[str, float]:
-    """Throughput since the last line."""
+    """Throughput, and the seconds it was measured over, since the last line."""
     time_, (tokens, operations, waited) = time.perf_counter(), self.work
     seconds, self.clock, self.work = time_ - (self.clock or time_), time_, (0, 0.0, 0.0)
     if not tokens:
       return {}
-    speed = {"tokens_per_s": tokens / seconds, "input_stall": waited / seconds}
+    speed = {"tokens_per_s": tokens / seconds, "input_stall": waited / seconds, "seconds": seconds}
     return speed | ({"mfu": operations / seconds / self.peak} if self.peak else {})
 
   def write(self, step: int, split: str, metrics: Mapping[str, float]):
