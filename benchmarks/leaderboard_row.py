@@ -37,7 +37,7 @@ def row(card: dict, heldout: dict, baseline: float, parameters: int, prepare: fl
     hardware = f"{len(os.sched_getaffinity(0))} cores"
   flags = [flag for flag in card["command"] if flag.startswith("--config.") and "data.dataset=" not in flag]
   return [
-    card["started"][:10], card["code"].get("revision", card["code"]["version"])[:7], hardware,
+    card["started"][:10], (card["code"].get("revision") or card["code"]["version"])[:7], hardware,
     f"{prepare / 60:.1f}, {train / 60:.1f}", f"{parameters:,}", f"{positions / 1e6:.1f} M",
     f"{heldout['mlm_loss']:.3f}", f"{(baseline - heldout['mlm_loss']) / (train / 3600):.2f}",
     f"{heldout['sop_accuracy']:.3f}", str(config["seed"]), shlex.join(flags),

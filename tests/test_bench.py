@@ -1,6 +1,8 @@
 """`albert-jax bench` measures every stage at toy size, and one that fails or does not fit is a row."""
 
 import json
+import os
+import signal
 import time
 
 import pytest
@@ -117,3 +119,23 @@ def test_the_table_is_written_after_ctrl_c_too(tmp_path, monkeypatch):
   monkeypatch.setattr(bench, "_run_stage", interrupted)
   assert main(["bench", f"--out={tmp_path}/out"]) == 130
   assert (tmp_path / "out" / rows.REPORT).read_text().startswith("# a device")
+
+
+def test_a_bench_told_to_stop_keeps_its_rows_prints_the_table_and_leaves_no_process(tmp_path, monkeypatch, capsys):
+  stages, before = [], signal.getsignal(signal.SIGTERM)
+
+  def command(folder, name, *_):
+    rows.Rows(folder, name, 0).add("machine", device="a device", platform="cpu")
+    stages.append(name)
+    # The stage's process tells the bench to stop, then never ends.
+    return ["sh", "-c", f"echo $$ > {folder}/pid; kill -TERM {os.getpid()}; sleep 600"]
+
+  monkeypatch.setattr(bench, "_command", command)
+  with pytest.raises(SystemExit) as stop:
+    main(["bench", f"--out={tmp_path}/out"])
+  assert stop.value.code == 128 + signal.SIGTERM
+  assert stages == ["machine"]
+  assert "| machine | machine |" in capsys.readouterr().out
+  with pytest.raises(ProcessLookupError):
+    os.kill(int((tmp_path / "out/pid").read_text()), 0)
+  assert signal.getsignal(signal.SIGTERM) == before
