@@ -56,7 +56,7 @@ def cluster(tmp_path):
 def test_a_killed_worker_changes_nothing(tmp_path, cluster, monkeypatch):
   file, workers = cluster
   monkeypatch.setattr(readers.plan, "__defaults__", (20_000,))  # So that there are many units.
-  corpus = made_up.write(tmp_path / "a.txt", made_up.documents(2000))
+  corpus = made_up.write(tmp_path / "a.txt", made_up.documents(800))
   spm = made_up.vocabulary(tmp_path)
   reading = readers.Reading(layout="blank")
   prepare.prepare(str(corpus), spm, tmp_path / "local", SETTINGS, reading, run=runners.local(1))
