@@ -49,7 +49,8 @@
 #   --retries=N            ALBERT_TPU_RETRIES      tries of what failed, and failures of the training; default 8
 #   --backoff=SECONDS      ALBERT_TPU_BACKOFF      wait after the first failure, doubled after each; default 10
 #   --preemptions=N        ALBERT_TPU_PREEMPTIONS  times --babysit begins again because the TPU was lost; default 100
-#   --dry_run                                      print the commands and run nothing
+#   --dry_run                                      print the commands and run nothing; what the workers are told is shown
+#                                                  without its checks, locks and waits
 #
 # Exit codes: 0 done, 1 it failed, 2 something to put right in the command, the quota or the training's arguments.
 set -euo pipefail
@@ -457,8 +458,38 @@ worker_log() { # $1 lines, $2 whether to follow
 
 # --- The workers, from here ---
 
+# What a worker_* function comes down to, for --dry_run: without its checks, locks and waits.
+# shellcheck disable=SC2016 # $(…) and ~ are the worker's.
+essence() {
+  local name=$1
+  shift
+  case $name in
+    worker_setup)
+      if [[ -n $1 ]]; then
+        printf 'git clone %q ~/albert_jax/src\ngit -C ~/albert_jax/src checkout %q\n' "$1" "$2"
+      else
+        printf 'mkdir -p ~/albert_jax/src ~/albert_jax/run\n'
+        printf 'tar --extract --file=albert_jax_source.tar.gz --directory=albert_jax/src\n'
+      fi
+      printf 'cd ~/albert_jax/src\nPYTHON=$(uv python find 3.12) EXTRAS=tpu,gcs source launch/venv.sh'
+      ;;
+    worker_start)
+      printf 'cd ~/albert_jax/src\nexec >>~/albert_jax/run/log 2>&1\nexport ALBERT_JAX_PROCESSES=MACHINES # that the TPU has\n'
+      printf 'setsid --fork .venv/bin/albert-jax train%s' "$(printf ' %q' "${@:2}")"
+      ;;
+    worker_state) printf 'cat ~/albert_jax/run/exit_code || pgrep -f "albert-jax train"' ;;
+    worker_stop) printf 'kill -TERM $(cat ~/albert_jax/run/pid)' ;;
+    worker_kill) printf 'kill -KILL -- -$(cat ~/albert_jax/run/group)' ;;
+    worker_log) printf 'tail -n %s%s ~/albert_jax/run/log' "$1" "$( (($2)) && printf ' -F')" ;;
+  esac
+}
+
 # A script for bash, which is the login shell there, that runs a worker_* function with arguments.
 remote() {
+  if ((DRY_RUN)); then
+    essence "$@"
+    return
+  fi
   printf 'set -euo pipefail\n'
   declare -f worker_running "$1"
   printf '%q ' "$@"

@@ -287,6 +287,17 @@ def test_dry_run_prints_what_can_be_pasted_and_runs_nothing(still, command):
     assert shlex.split(script.splitlines()[-1])[-2:] == ["it's", "a b"]
 
 
+@pytest.mark.parametrize("command", ["setup", "train", "status", "logs", "stop"])
+def test_dry_run_can_be_read(still, command):
+  text = still.tpu(command, "--dry_run", training=[] if command == "train" else None)
+  scripts = [word for word in shlex.split(text[text.index("gcloud") :]) if word.startswith("--command=")]
+  assert scripts
+  for script in scripts:
+    assert "()" not in script  # No function of the launcher.
+    assert script.count("\n") < 5
+    assert subprocess.run(["bash", "-n", "-c", script.removeprefix("--command=")]).returncode == 0
+
+
 def test_create_waits_until_the_tpu_is_there_and_again_it_asks_for_nothing(world):
   text = world.tpu("create", "--project=p", "--create_flag=--network=n")
   assert re.findall(r" t: (\w+)$", text, re.M) == ["NONE", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
