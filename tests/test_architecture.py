@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -118,3 +119,18 @@ late = {"grain", "orbax", "tensorboardX", "tensorflow_datasets", "torch", "trans
 assert not late & sys.modules.keys(), late & sys.modules.keys()
 """
   subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_map_names_what_there_is():
+  """docs/architecture.md: every file named in its first block exists, and every room and module is named there."""
+  root = PACKAGE.parent
+  block = (root / "docs/architecture.md").read_text().split("```")[1]
+  folders = ("albert_jax", "configs", "launch", "benchmarks", "tests")
+  files = {path.name for folder in folders for path in (root / folder).rglob("*.*")}
+  assert not set(re.findall(r"\w+\.(?:py|sh|yaml|html)\b", block)) - files
+  named = set(re.findall(r"\w+", block))
+  rooms = ("", "training", "model", "exports", "convert", "data", "data/corpus", "data/pretraining", "data/finetuning")
+  modules = {
+    path.stem for room in rooms for path in (PACKAGE / room).iterdir() if path.suffix == ".py" or path.is_dir()
+  }
+  assert not {name for name in modules - named if not name.startswith("_")}
