@@ -51,7 +51,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
 
   with contextlib.ExitStack() as stack:
     files = stack.enter_context(open_run(directory))
-    fingerprints = data_fingerprints(config.data.dataset, task.vocabulary.path)
+    fingerprints = data_fingerprints(config.data.dataset, task.vocabulary.path, task.files())
     check_same_run(config, fingerprints, directory)
     files.claim()
     stack.enter_context(jax.set_mesh(mesh))
@@ -141,7 +141,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
       log.info("Stopped at step %d by %s; saved. The same command resumes from there.", step, stop)
       _show_goodput(card, files.path)
       return metrics
-    if config.best and best.step != int(state["step"]):
+    if best.step and best.step != int(state["step"]):
       state = restore(best.step)
       metrics, predictions = last_evaluation(files.path, best.step), {}
       log.info("The best %s was at step %d; that one is exported.", config.best, best.step)

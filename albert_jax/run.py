@@ -48,9 +48,8 @@ LIMITS = {
   "keep_checkpoints": (1, 10**6),
   "keep_every": (0, 2**31 - 1),
   "early_stop": (0, 10**6),
-  "loss.mlm_weight": (0, 1e6),
-  "loss.sop_weight": (0, 1e6),
 }
+MAX_WEIGHT = 1e6  # of a term of the loss
 HANG_MINUTES = (0.01, 1e6)  # or 0: faulthandler's timer crashes on shorter ones.
 MAY_BE_INFINITE = ("optimizer.clip_norm",)
 HEARTBEAT_SECONDS = 60  # A host that is silent for so long counts as dead, and all others end.
@@ -223,8 +222,17 @@ def check(config: ConfigDict):
     raise UserError(f"hang_minutes={config.hang_minutes} must be {HANG_MINUTES[0]} or more, or 0 for never")
   if config.early_stop and not config.best:
     raise UserError(f"early_stop={config.early_stop} needs a metric to go by; give one, as --config.best=mlm_loss")
-  if "loss" in config and not any(config.loss.values()):
-    raise UserError("loss.mlm_weight=0 and loss.sop_weight=0 leave nothing to learn; set one of them above 0")
+  weights = {name: value for name, value in values.items() if name.startswith("loss.") and name.endswith("_weight")}
+  for name, value in weights.items():
+    if not 0 <= value <= MAX_WEIGHT:
+      raise UserError(f"{name}={value} must be 0 or more, and {MAX_WEIGHT:g} or less")
+  if weights and not any(weights.values()):
+    raise UserError(f"{' and '.join(f'{name}=0' for name in weights)} leave nothing to learn; set one of them above 0")
+  if config.eval_batches and tasks.spec(config.task.name).sketch is None:
+    raise UserError(
+      f"eval_batches={config.eval_batches} is for pre-training; the numbers of task.name={config.task.name} are of all "
+      "held-out rows, so leave it 0"
+    )
   for name in ("init_optimizer", "init_missing"):
     if config[name] and not config.init_from:
       raise UserError(
@@ -248,6 +256,11 @@ def _limit(name, value, low, high) -> str:
 
 def _check_best(config, task):
   """Refuses a metric for `best` that no evaluation will have, where the task lists its metrics."""
+  if config.best and not task.has_labels:
+    raise UserError(
+      f"best={config.best!r} needs held-out labels, and data.validation_split={config.data.validation_split!r} has "
+      "none; give a split with labels, or export the last step with --config.best="
+    )
   if config.best and task.metrics and not tasks.is_metric(config.best, task.metrics):
     raise UserError(f"best={config.best!r} is not among the held-out metrics: {', '.join(task.metrics)}")
 

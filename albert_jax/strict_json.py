@@ -62,7 +62,7 @@ def loads(
       json.dumps(value, ensure_ascii=False).encode()
   except json.JSONDecodeError as error:
     position = f"line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f"character {error.pos + 1}"
-    raise UserError(f"{what} is not JSON: {error.msg} at {position}") from None
+    raise UserError(f"{what} is not JSON: {error.msg.removesuffix(' at')} at {position}") from None
   except RecursionError:
     raise UserError(f"{what} is nested deeper than {MAX_DEPTH} levels; flatten the JSON") from None
   except UnicodeEncodeError as error:

@@ -57,6 +57,7 @@ def finetune(variant: str, task: str, data: FinetuningData | None = None) -> Con
   config.steps, config.epochs = 0, 3.0
   config.batch_size = 32
   config.log_every = 20
+  config.eval_batches = 0
   config.eval_every = 500
   config.checkpoint_every = 500
   config.keep_checkpoints = 1

@@ -17,6 +17,14 @@ def test_higher_is_better_unless_it_is_a_loss(metric, best, tmp_path):
   assert set(found.scores) == set(improved)
 
 
+def test_nan_is_never_the_best(tmp_path):
+  found = Best("f1", 0, tmp_path, 0)
+  assert not found.improved(1, {"f1": float("nan")})
+  assert found.improved(2, {"f1": 0.1})
+  assert not found.improved(3, {"f1": float("nan")})
+  assert found.step == 2
+
+
 def test_it_knows_what_a_run_that_was_cut_off_had_found(tmp_path):
   lines = [{"step": step, "split": "eval", "f1": f1} for step, f1 in ((2, 0.5), (4, 0.4), (6, 0.9))]
   (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, [{"step": 2, "split": "train"}, *lines])) + "\n")

@@ -112,6 +112,21 @@ def test_a_long_file_is_read_in_pieces(ask, model):
   assert model.calls == [predict.CHUNK, predict.CHUNK, 5]
 
 
+def test_a_line_over_the_limit_is_refused_and_the_next_one_is_read(ask, model, monkeypatch):
+  monkeypatch.setattr(predict, "MAX_LINE_BYTES", 10)
+  code, found, err = ask(b"short\n" + b"x" * 100 + b"\nlast\n", "--skip_bad")
+  assert code == 0
+  assert [x["size"] for x in found] == [5, 4]
+  assert "/in line 2 skipped: it is over the limit of 10 bytes; split the text" in err
+  assert ask(b"x" * 100)[0] == 2
+
+
+def test_long_lines_are_answered_before_many_are_in_memory(ask, model, monkeypatch):
+  monkeypatch.setattr(predict, "CHUNK_BYTES", 100)
+  assert len(ask((b"x" * 60 + b"\n") * 4)[1]) == 4
+  assert model.calls == [2, 2]
+
+
 def test_a_file_of_answers_is_whole_or_not_there(ask, tmp_path):
   out = tmp_path / "out"
   assert ask(b"a\nrefused\n", f"--output={out}")[0] == 2
@@ -194,8 +209,11 @@ def test_an_input_that_breaks_is_an_error_and_no_wait():
     def fileno(self):
       return reads
 
-    def __iter__(self):
-      yield b"one\n"
+    parts = iter([b"one\n"])
+
+    def readline(self, size):
+      for part in self.parts:
+        return part
       raise OSError(errno.EIO, "Input/output error")
 
   reads, writes = os.pipe()

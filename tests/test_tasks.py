@@ -78,6 +78,25 @@ def test_the_config_fits_the_task(name):
     base.settings_of(spec.settings, config)
 
 
+FILES = {
+  "classify": ("train.csv", "dev.csv"), "glue": ("train.tsv", "dev.tsv"), "squad": ("train.json", "dev.json"),
+  "ner": ("train.conll", "dev.conll"), "choice": ("train/high/1.txt", "dev/high/2.txt"),
+  "retrieve": ("train.tsv", "dev.tsv"), "summarize": ("train.jsonl", "dev.jsonl"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_task_states_the_files_that_it_reads(name, tmp_path):
+  for file in (*FILES[name], "test.csv", "notes.md"):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).touch()
+  config = config_of(name)
+  config.data.dataset = str(tmp_path)
+  assert tasks.spec(name).files(config) == sorted(tmp_path / file for file in FILES[name])
+  config.data.dataset = "some/tfds_name"
+  assert tasks.spec(name).files(config) is None
+
+
 @pytest.mark.parametrize("dataset", glue.TASKS)
 def test_the_metrics_of_glue_are_those_of_its_table(dataset):
   config = config_of("glue", dataset=dataset)

@@ -201,6 +201,55 @@ def test_fingerprints_see_names_and_contents(tmp_path):
   assert workdir.fingerprint(tmp_path / "large") != before
 
 
+def test_a_file_that_changed_in_its_middle_has_another_fingerprint(tmp_path):
+  text = bytearray(b"text,label\n" * 50_000)
+  (tmp_path / "train.csv").write_bytes(text)
+  before = workdir.fingerprint(tmp_path / "train.csv")
+  text[len(text) // 2] ^= 1
+  (tmp_path / "train.csv").write_bytes(text)
+  assert workdir.fingerprint(tmp_path / "train.csv") != before
+
+
+def test_only_the_files_that_a_run_reads_have_fingerprints(tmp_path):
+  data, apart = tmp_path / "data", tmp_path / "apart.csv"
+  data.mkdir()
+  for path in (data / "train.csv", data / "notes.txt", apart, tmp_path / "spiece.model"):
+    path.write_text(path.name)
+  (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+  begun = config(data={"dataset": str(data)})
+
+  def prints():
+    return workdir.data_fingerprints(str(data), tmp_path / "spiece.model", [data / "train.csv", apart])
+
+  assert set(prints()["dataset"]) == {f"{data}/train.csv", str(apart)}
+  check(begun, tmp_path, prints())
+  workdir.write_card(begun, prints(), tmp_path, 0)
+  (data / "notes.txt").write_text("other notes")
+  (data / "test.csv").touch()
+  check(begun, tmp_path, prints())
+  apart.write_text("other rows")
+  with pytest.raises(UserError, match=r"the contents of the dataset .*apart\.csv changed"):
+    check(begun, tmp_path, prints())
+
+
+def test_files_beside_a_prepared_dataset_do_not_change_its_fingerprint(tmp_path):
+  for name in ("prepare.json", "a.array_record-00000-of-00001"):
+    (tmp_path / name).write_text(name)
+  before = workdir.fingerprint(tmp_path)
+  (tmp_path / "audit.png").touch()
+  (tmp_path / "notes.odt").touch()
+  assert workdir.fingerprint(tmp_path) == before
+  (tmp_path / "prepare.json").write_text("{}")
+  assert workdir.fingerprint(tmp_path) != before
+
+
+@pytest.mark.parametrize(("name", "is_folder"), [("export", False), ("predictions", False), ("curves.png", True)])
+def test_what_is_in_the_way_of_the_results_is_told_before_the_run(tmp_path, name, is_folder):
+  (tmp_path / name).mkdir() if is_folder else (tmp_path / name).touch()
+  with pytest.raises(UserError, match=name), workdir.open_run(str(tmp_path)):
+    pass
+
+
 def test_a_run_of_an_older_version_resumes_with_new_fields_that_are_off(tmp_path):
   check(config(model={"hidden_size": 8}), tmp_path)
   (tmp_path / "checkpoints" / "2").mkdir(parents=True)

@@ -41,6 +41,10 @@ class Parser(argparse.ArgumentParser):
   An argument whose metavar is DIR, FILE or PATH is a path: `~` is replaced, and an empty one is refused.
   """
 
+  def __init__(self, *args, **kwargs):
+    super().__init__(*args, **kwargs)
+    self._partners: dict[str, tuple[str, ...]] = {}
+
   def parse_args(self, args=None, namespace=None):
     if _captured is not None:
       _captured.append(self)
@@ -59,7 +63,15 @@ class Parser(argparse.ArgumentParser):
     for name, value in vars(known).items():
       if value is _NOTHING:
         setattr(known, name, "")
+    there = {arg.split("=")[0] for arg in args[: args.index("--") if "--" in args else len(args)]}
+    for flag, partners in self._partners.items():
+      if flag in there and not there & set(partners):
+        self.error(f"{flag} has no effect without {' or '.join(partners)}")
     return known
+
+  def needs(self, flag: str, *partners: str):
+    """States that a flag has no effect without one of the others; to give it alone is an error."""
+    self._partners[flag] = partners
 
   def error(self, message):
     self.exit(2, f"{self.prog}: {masked(message)}; see {self.prog} --help\n")
@@ -253,8 +265,27 @@ def with_overrides(config: ConfigDict, overrides: list[str]) -> ConfigDict:
       items = files.split_list(value, f"--config.{name}") if name == "data.dataset" else [files.user_path(value)]
       config.update_from_flattened_dict({name: ",".join(items)})
   names = {arg.removeprefix("--config.").split("=")[0] for arg in overrides}
+  if config.get("init_structure") and config.get("init_from"):
+    refuse_structure(names, f"init_from={config.init_from}")
   config.update(duration.chosen({name: config[name] for name in duration.LIMITS if name in names}))
   return config
+
+
+def refuse_structure(names: Iterable[str], source: str) -> None:
+  """Refuses overrides of a model's shape where the shape is a checkpoint's.
+
+  Args:
+    names: the fields that were given.
+    source: what names the checkpoint, for the message.
+
+  Raises:
+    UserError: one of them is of the shape.
+  """
+  if given := sorted(set(names) & {f"model.{name}" for name in config_fields.structure()}):
+    raise UserError(
+      f"--config.{given[0]} has no effect: the model's shape is that of {source}; leave it out, or see "
+      "albert-jax convert for another shape of the same weights"
+    )
 
 
 def _overridden(config, overrides):

@@ -96,6 +96,11 @@ class Field:
   meaning: str
 
 
+def structure() -> tuple[str, ...]:
+  """The fields of `model` that are a checkpoint's shape; the import takes a second, and not every command needs it."""
+  return importlib.import_module("albert_jax.model.config").STRUCTURE
+
+
 def fields_of(config: ConfigDict, source: str = "") -> list[Field]:
   """Lists every field of a config.
 

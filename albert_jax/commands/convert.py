@@ -65,6 +65,8 @@ def main(argv):
   start.add_argument("--num_hidden_groups", type=int, metavar="G", help="more groups")
   start.add_argument("--share", choices=("all", "attention", "ffn", "none"), help="share less")
   start.add_argument("--init_from_group0", action="store_true", help="all groups from group 0, as the original's flag")
+  parser.needs("--positions", "--max_position_embeddings")
+  parser.needs("--init_from_group0", "--num_hidden_groups", "--num_hidden_layers", "--share")
   args = parser.parse_args(argv)
   for pattern in (*args.allow_missing, *args.allow_unused):
     try:
@@ -92,6 +94,11 @@ def main(argv):
     given = symbols.load(args.symbols)
     if params.pop("word", None) is not None:
       _say("left out the head that predicts words: its words are those of the data it was trained on")
+  if given is None and any(value is not None for value in rules.values()):
+    if not isinstance(old, Tokenizer):
+      raise UserError("--cased and --keep_accents are for a vocabulary of text; give one with --spm=FILE")
+    lower, keep_accents = not args.cased and old.lower, args.keep_accents or old.keep_accents
+    old = Tokenizer(old.path, lower, keep_accents, old.hf_quotes, old.digit_comma)
   tokenizer = given or old
   if args.keep_pieces:
     if given is None:

@@ -52,4 +52,6 @@ def main(argv):
   parser.add_argument("--json", metavar="FILE", help="write the JSON there too")
   parser.add_argument("--out", metavar="DIR", help="write the answers there, in the files the task's community uses")
   args, config = common.parse_with_config(parser, argv, lambda args: evaluation.recorded_config(args.checkpoint))
+  names = [arg.removeprefix("--config.").split("=")[0] for arg in argv if arg.startswith("--config.")]
+  common.refuse_structure(names, f"--checkpoint={args.checkpoint}")
   _print(evaluation.evaluate(config, args.checkpoint, args.out), args.json)

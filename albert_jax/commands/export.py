@@ -55,6 +55,8 @@ def main(argv):
     choices=("styletts2",),
     help="write only the folder that StyleTTS2 reads as its PL-BERT, none of the above",
   )
+  for flag in ("--calibration", "--max_loss", "--fields", "--label"):
+    parser.needs(flag, "--quantize")
   args = parser.parse_args(argv)
   if args.json and not pathlib.Path(args.json).absolute().parent.is_dir():
     raise UserError(f"--json={args.json}: there is no folder {str(pathlib.Path(args.json).parent)!r}")

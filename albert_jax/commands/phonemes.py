@@ -59,6 +59,7 @@ def main(argv):
   parser.add_argument("--beam_options", default="", help="Beam's flags in quotes, such as '--runner=DataflowRunner …'")
   parser.add_argument("--no_cache", action="store_true", help="keep no phonemised words between runs")
   parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
+  parser.needs("--beam_options", "--runner")
   args = parser.parse_args(argv)
   if bool(args.language) == args.phonemised:
     raise UserError("give either --language=CODE, such as en-us, or --phonemised for a corpus that has phonemes")

@@ -1,7 +1,6 @@
 """Lines in, JSON lines out: what a trained model says of texts."""
 
 import contextlib
-import itertools
 import json
 import os
 import pathlib
@@ -9,6 +8,7 @@ import queue
 import stat
 import sys
 import threading
+import time
 
 import tqdm
 
@@ -17,6 +17,8 @@ from albert_jax.commands import common
 from albert_jax.errors import UserError
 
 CHUNK = 1024  # lines that are sorted by length together
+CHUNK_BYTES = 1 << 26  # after which a chunk takes no further line
+MAX_LINE_BYTES = strict_json.MAX_VALUE_BYTES
 FORMATS = ("auto", "text", "pairs", "json")
 
 
@@ -45,6 +47,8 @@ def main(argv):
   for name in ("batch_size", "top_k"):
     if getattr(args, name) is not None and getattr(args, name) < 1:
       raise UserError(f"--{name}={getattr(args, name)} must be 1 or more")
+  if args.fields and args.format in ("text", "pairs"):
+    raise UserError(f"--fields names fields of JSON objects, and --format={args.format} reads none; leave one out")
   if args.texts and args.input:
     raise UserError("give texts, or files with --input, not both")
   missing = [file for file in args.input if not pathlib.Path(file).is_file()]
@@ -114,9 +118,10 @@ def _chunks(lines):
 
   So a program that writes a line and waits for its answer gets it.
   """
-  numbered = enumerate(lines, 1)
-  if not hasattr(lines, "fileno") or stat.S_ISREG(os.fstat(lines.fileno()).st_mode):
-    while chunk := list(itertools.islice(numbered, CHUNK)):
+  is_file = hasattr(lines, "fileno")
+  numbered = enumerate(_lines(lines) if is_file else lines, 1)
+  if not is_file or stat.S_ISREG(os.fstat(lines.fileno()).st_mode):
+    while chunk := _next_chunk(numbered):
       yield chunk
     return
   waiting = queue.Queue(2 * CHUNK)
@@ -124,27 +129,59 @@ def _chunks(lines):
   def read():
     try:
       for each in numbered:
+        while len(each[1]) > CHUNK_BYTES // CHUNK and not waiting.empty():
+          time.sleep(0.01)  # So that few long lines are in memory at a time.
         waiting.put(each)
       waiting.put(None)
     except OSError as error:
       waiting.put(error)
 
   threading.Thread(target=read, daemon=True).start()  # A daemon, as nothing can end its wait for a line.
-  last = ()
-  while isinstance(last, tuple):
-    chunk = [waiting.get()]
-    while isinstance(chunk[-1], tuple) and len(chunk) < CHUNK and not waiting.empty():
-      chunk.append(waiting.get())
-    last = chunk[-1]
-    if chunk := chunk if isinstance(last, tuple) else chunk[:-1]:
+  end: list[OSError | None] = []
+
+  def arrived():
+    """What has come: waits for one line, then takes those that wait."""
+    is_first = True
+    while is_first or not waiting.empty():
+      each = waiting.get()
+      if not isinstance(each, tuple):
+        end.append(each)
+        return
+      yield each
+      is_first = False
+
+  while not end:
+    if chunk := _next_chunk(arrived()):
       yield chunk
-  if last:
-    raise UserError(f"standard input cannot be read: {last.strerror}; give texts by --input=FILE, or through a pipe")
+  if end[0]:
+    raise UserError(f"standard input cannot be read: {end[0].strerror}; give texts by --input=FILE, or through a pipe")
+
+
+def _next_chunk(lines):
+  """The next lines, up to CHUNK of them or CHUNK_BYTES."""
+  chunk, size = [], 0
+  for number, line in lines:
+    chunk.append((number, line))
+    size += len(line)
+    if len(chunk) >= CHUNK or size > CHUNK_BYTES:
+      break
+  return chunk
+
+
+def _lines(file):
+  """The lines of a binary file. Of a line over the limit only the beginning is kept, which `_read` refuses."""
+  while line := file.readline(MAX_LINE_BYTES + 1):
+    yield line
+    if len(line) > MAX_LINE_BYTES:
+      while not line.endswith(b"\n") and (line := file.readline(CHUNK_BYTES)):
+        pass
 
 
 def _read(model, line, format, fields):
   """A line as (what to hand on: {} or {"id": …}, the task's item or a UserError)."""
   id = {}
+  if len(line) > MAX_LINE_BYTES:
+    return id, UserError(f"it is over the limit of {MAX_LINE_BYTES:,} bytes; split the text")
   try:
     value = line.decode("utf-8-sig").rstrip("\r\n")
     if format == "json" or (format == "auto" and value.lstrip().startswith("{")):

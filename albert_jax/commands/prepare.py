@@ -44,6 +44,7 @@ def main(argv):
   )
   parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
   parser.add_argument("--mlm_only", action="store_true", help="accept a corpus in which no document has two sentences")
+  parser.needs("--beam_options", "--runner")
   args = parser.parse_args(argv)
   settings = Settings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)})
   description = prepare.prepare(

@@ -71,7 +71,10 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
   if files.is_url(config.data.dataset):  # Fetched now, so that worker processes need not know of it.
     config = copy.deepcopy(config).unlock()
     config.data.dataset = datasets.here(config.data.dataset)
-  return dataclasses.replace(kind.make(config, vocabulary, first_row), metrics=kind.metrics(config))
+  task = kind.make(config, vocabulary, first_row)
+  return dataclasses.replace(
+    task, metrics=task.metrics or kind.metrics(config), files=functools.partial(kind.files, config)
+  )  # fmt: skip
 
 
 def sketch(config: ConfigDict) -> Sketch:

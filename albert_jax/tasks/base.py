@@ -6,6 +6,7 @@ Each task is one file or folder in this package, with a `SPEC`. docs/contributin
 import dataclasses
 import inspect
 import json
+import pathlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -39,7 +40,9 @@ class Task:
     eval_batches: (host, hosts) -> one finite pass with the same number of batches on every host; padded rows weigh 0.
     baselines: the held-out metrics without learning.
     vocabulary: the Tokenizer (or symbol table) whose ids the batches hold; it is exported with the weights.
-    metrics: the names of the held-out numbers, see Spec; `tasks.make` sets them.
+    metrics: the names of the held-out numbers, see Spec; `tasks.make` sets them where the task does not.
+    has_labels: whether the held-out split has labels; without them an evaluation has answers and no numbers.
+    files: () -> see Spec.files; `tasks.make` sets it.
     outputs: (params, batch) -> {name: array [B, ...]} on the device, for `score`; None where `sums` is all.
     score: ({name: list of one array a row of the split}) -> ({metric: number}, {file name: bytes}) on the host, for
       metrics that are no ratio of sums (F1, correlations, exact match), and for files of answers.
@@ -60,6 +63,8 @@ class Task:
   baselines: Baselines
   vocabulary: Tokenizer | Symbols
   metrics: tuple[str, ...] = ()
+  has_labels: bool = True
+  files: Callable[[], list[pathlib.Path] | None] = lambda: None
   outputs: Callable[[Params, Batch], dict[str, jax.Array]] | None = None
   score: Callable[[dict[str, list]], tuple[dict[str, float], dict[str, bytes]]] | None = None
   train_rows: int = 0
@@ -133,6 +138,7 @@ class Spec:
     make: (config, vocabulary, first_row) -> Task, see `tasks.make`.
     settings: the dataclass of `config.task`, see `settings_of`; None where the config has only the name.
     metrics: (config) -> the names of the held-out numbers, as shell patterns: f1_* stands for all names that begin so.
+    files: (config) -> the files of the data that a run reads; None where it reads all of the dataset.
     heads: the parts that the task adds to the parameters, names of model.task_heads.HEADS.
     prediction: what its models answer; None for none of their own.
     score_files: (predictions, gold, **options) -> {metric: number} of answers made elsewhere; None for none.
@@ -142,6 +148,7 @@ class Spec:
   make: Callable[[ConfigDict, Tokenizer | None, int], Task]
   settings: type | None
   metrics: Callable[[ConfigDict], tuple[str, ...]]
+  files: Callable[[ConfigDict], list[pathlib.Path] | None] = lambda config: None
   heads: tuple[str, ...] = ()
   prediction: Prediction | None = None
   score_files: Callable[..., dict[str, float]] | None = None
@@ -226,6 +233,25 @@ def named(labels: str) -> tuple[str, ...]:
 
 
 # Parts of a Task.
+
+
+def files_of(find: Callable[[str], list[pathlib.Path] | pathlib.Path | None], *names: str) -> list[pathlib.Path] | None:
+  """Lists the files of splits.
+
+  Args:
+    find: the name of a split -> its files; None where TFDS reads the dataset.
+    names: the names of the splits.
+
+  Returns:
+    the paths, each once, sorted; None where TFDS reads the dataset.
+  """
+  found: set[pathlib.Path] = set()
+  for name in names:
+    paths = find(name)
+    if paths is None:
+      return None
+    found |= {paths} if isinstance(paths, pathlib.Path) else {*paths}
+  return sorted(found)
 
 
 def batches(config: ConfigDict, training: Callable, held_out: Callable, first_row: int) -> dict[str, Callable]:

@@ -26,6 +26,7 @@ from albert_jax.tasks.base import (
   Task,
   about,
   batches,
+  files_of,
   model_and_vocabulary,
   settings_of,
   unused,
@@ -71,6 +72,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     terms=lambda batch: {"loss": 1 / jnp.maximum(jnp.sum(batch["weight"] * batch["labelled"]), 1)},
     **batches(config, train_rows, held_out_rows, first_row),
     baselines=_baselines(held_out) if answered else {},
+    has_labels=answered > 0,
     vocabulary=vocabulary,
     outputs=lambda params, batch: {"logits": logits(cfg, params, batch)},
     score=functools.partial(_score, held_out),
@@ -215,10 +217,16 @@ def _item(value):
   return value if len(texts) > 3 and all(isinstance(text, str) for text in texts) else None
 
 
+def _files(config):
+  data = ChoiceData.of(config.data)
+  return files_of(functools.partial(choices.find, data.dataset, levels=data.parts), data.split, data.validation_split)
+
+
 SPEC = Spec(
   make=make,
   settings=Settings,
   metrics=lambda config: ("loss", "accuracy", "accuracy_*"),
+  files=_files,
   heads=(classify.HEAD,),
   prediction=Prediction(
     "choose",

@@ -3,6 +3,7 @@
 The head is the original's: dropout and one dense layer on the pooled [CLS] (run_classifier.py, `create_model`).
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -34,6 +35,7 @@ from albert_jax.tasks.base import (
   about,
   batches,
   check_share,
+  files_of,
   model_and_vocabulary,
   named,
   settings_of,
@@ -176,12 +178,13 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
 
   held_out = split("held out")
   names = () if kind == "regression" else labels()
-  return build(
+  base = baselines(kind, held_out.gold, len(names))
+  task = build(
     config, settings, vocabulary, first_row, kind=kind, labels=names, held_out=held_out,
     train=functools.cache(lambda: split("train")), train_rows=len(read("train")) if config.epochs else 0,
-    score=functools.partial(_score, kind, names, held_out),
-    baselines=baselines(kind, held_out.gold, len(names)),
+    score=functools.partial(_score, kind, names, held_out), baselines=base,
   )  # fmt: skip
+  return dataclasses.replace(task, metrics=tuple(base))  # Without those that these rows leave undefined.
 
 
 def build(
@@ -236,6 +239,7 @@ def build(
     **batches(config, encoded, held_out_encoded, first_row),
     baselines=baselines,
     vocabulary=vocabulary,
+    has_labels=held_out.gold is not None,
     outputs=lambda params, batch: {"outputs": logits(cfg, params, batch)},
     score=score,
     train_rows=train_rows,
@@ -598,10 +602,19 @@ PREDICTION = Prediction(
   "classify", classify, inputs.text_or_pair, 'a text, or a pair: ("…", "…") or {"text": …, "pair": …}',
   (frozenset({HEAD, "pooler"}),),
 )  # fmt: skip
+
+
+def _files(config):
+  data = ClassifyData.of(config.data)
+  names = (data.split,) if data.validation_fraction else (data.split, data.validation_split)
+  return files_of(functools.partial(tables.find, data.dataset), *names)
+
+
 SPEC = Spec(
   make=make,
   settings=Settings,
   metrics=lambda config: ("loss", *METRICS[settings_of(Settings, config).kind]),
+  files=_files,
   heads=(HEAD,),
   prediction=PREDICTION,
 )

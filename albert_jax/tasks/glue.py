@@ -14,7 +14,7 @@ from albert_jax.data.finetuning.config import GlueData
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.tasks import classify, metrics
-from albert_jax.tasks.base import Spec, Task, settings_of
+from albert_jax.tasks.base import Spec, Task, files_of, settings_of
 
 
 @dataclass(frozen=True)
@@ -160,10 +160,7 @@ def read(row: Row, dataset: str, split: str, tfds_dir: str = "", skip_ragged: bo
   Returns:
     the texts with their labels.
   """
-  folder = pathlib.Path(dataset).expanduser()
-  folder = folder / row.folder if (folder / row.folder).is_dir() else folder
-  files = (DIAGNOSTICS,) if row.folder == "AX" and split == "validation" else FILES.get(split)
-  path = splits.find_one(folder if folder.exists() else dataset, split, tables.SUFFIXES, files or ())
+  path = find(row, dataset, split)
   if path is None:
     texts, label = row.tfds_texts, "label"
     rows = tables.read(dataset, split, texts, optional=(label, *INDEX), tfds_dir=tfds_dir)
@@ -172,6 +169,14 @@ def read(row: Row, dataset: str, split: str, tfds_dir: str = "", skip_ragged: bo
   gold = _gold(row, rows, label, may_lack=split != "train")
   first, *second = (tables.texts(rows, field) for field in texts)
   return classify.Split(first, second[0] if second else None, gold, rows.source, _index(rows))
+
+
+def find(row: Row, dataset: str, split: str) -> pathlib.Path | None:
+  """Finds the file of a split, see `read`; None where TFDS reads the dataset."""
+  folder = pathlib.Path(dataset).expanduser()
+  folder = folder / row.folder if (folder / row.folder).is_dir() else folder
+  names = (DIAGNOSTICS,) if row.folder == "AX" and split == "validation" else FILES.get(split)
+  return splits.find_one(folder if folder.exists() else dataset, split, tables.SUFFIXES, names or ())
 
 
 def _gold(row, rows, column, may_lack=False):
@@ -331,10 +336,17 @@ def _metrics(config):
   return ("loss", *([] if not row.labels else ["accuracy"]), *(name + e for e in endings for name in row.metrics))
 
 
+def _files(config):
+  row, data = row_of(config.task.dataset), config.data
+  names = [data.split, *(split for _, split in parts_of(row, data.validation_split))]
+  return files_of(functools.partial(find, row, data.dataset), *names)
+
+
 SPEC = Spec(
   make=make,
   settings=Settings,
   metrics=lambda config: tuple(dict.fromkeys(_metrics(config))),
+  files=_files,
   heads=(classify.HEAD,),
   prediction=classify.PREDICTION,
   score_files=score_files,

@@ -97,6 +97,11 @@ def sketch(config) -> Sketch:
 
 def word_slots(config) -> int:
   """At how many positions of a row the word loss is computed; 0 for all."""
+  if config.loss.phoneme_weight and not config.data.mask_rate:
+    raise UserError(
+      "data.mask_rate=0 leaves no phoneme to learn; try --config.data.mask_rate=0.15, or for words alone "
+      "--config.loss.phoneme_weight=0"
+    )
   share, length = config.loss.word_positions, config.data.seq_length
   if not 0 < share <= 1:
     raise UserError(f"loss.word_positions={share} must be a share of the positions, above 0 and up to 1, such as 0.25")

@@ -38,6 +38,7 @@ from albert_jax.tasks.base import (
   Task,
   about,
   batches,
+  files_of,
   model_and_vocabulary,
   settings_of,
   unused,
@@ -45,6 +46,9 @@ from albert_jax.tasks.base import (
 
 POOLING = ("mean", "cls")
 RECALL_AT = (1, 5, 10)
+# The held-out numbers of scored pairs, and of pairs without scores.
+SCORED_METRICS = ("loss", "spearman", "pearson")
+METRICS = ("loss", "in_batch_accuracy", "mrr", *(f"recall@{k}" for k in RECALL_AT))
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     baselines=baselines(dev),
     vocabulary=vocabulary,
     outputs=functools.partial(outputs, cfg, settings.pooling),
+    metrics=SCORED_METRICS if scored else METRICS,
     score=functools.partial(score, dev),
     train_rows=len(train()) if config.epochs else 0,
     unused=unused(),
@@ -153,8 +158,8 @@ def read(data: RetrieveData, split: str, settings: Settings) -> Pairs:
   rows = tables.read(data.dataset, split, [data.query_field, data.answer_field], optional=optional, quotes=data.quotes)
   scores = None
   column = rows.columns[data.score_field] if optional else []
-  if not all(map(cells.is_missing, column)):
-    low, high = settings.bounds
+  low, high = settings.bounds
+  if not all(map(cells.is_hidden if low > -1 else cells.is_missing, column)):
     what = "a score, which every row needs, or none has"
     scores = np.array([cells.number(value, rows.where(row), what) for row, value in enumerate(column)])
     outside = np.flatnonzero((scores < low) | (scores > high))
@@ -405,16 +410,15 @@ def _embed(cfg, pooling, params, batch):
   return {"embedding": embeddings_BD(cfg, pooling, params, batch)}
 
 
+def _files(config):
+  data = RetrieveData.of(config.data)
+  return files_of(functools.partial(tables.find, data.dataset), data.split, data.validation_split)
+
+
 SPEC = Spec(
   make=make,
   settings=Settings,
-  metrics=lambda config: (
-    "loss",
-    "in_batch_accuracy",
-    "mrr",
-    *(f"recall@{k}" for k in RECALL_AT),
-    "spearman",
-    "pearson",
-  ),
+  metrics=lambda config: tuple(dict.fromkeys(SCORED_METRICS + METRICS)),
+  files=_files,
   prediction=Prediction("embed", embed, inputs.text, "a text", (frozenset(),)),
 )

@@ -1,5 +1,6 @@
 """The best evaluation of a run, and early stopping."""
 
+import math
 import pathlib
 from collections.abc import Mapping
 
@@ -35,7 +36,7 @@ class Best:
         self.improved(line["step"], line)
 
   def improved(self, step: int, metrics: Mapping[str, float]) -> bool:
-    """Takes the metrics of an evaluation, and returns whether they are the best so far.
+    """Takes the metrics of an evaluation, and returns whether they are the best so far; NaN never is.
 
     Raises:
       UserError: the metric is not among them.
@@ -46,7 +47,7 @@ class Best:
     if self.metric not in metrics:
       raise UserError(f"best={self.metric!r} is not among the held-out numbers: {', '.join(sorted(metrics))}")
     value = -metrics[self.metric] if self.metric.endswith("loss") else metrics[self.metric]
-    better = self.value is None or value > self.value
+    better = not math.isnan(value) and (self.value is None or value > self.value)
     if better:  # Only these have a score, so that of two equally good checkpoints the first one is kept.
       self.step, self.value, self.scores[step] = step, value, value
     return better

@@ -28,6 +28,14 @@ INPUT_AXES = (
 MUON_RMS = 0.2  # With it Muon moves matrices as far as AdamW, and takes AdamW's learning rates (arXiv 2502.16982).
 
 
+# Fields that only some values of another field use.
+USERS = {
+  "decay_power": ("schedule", ("polynomial", "wsd")),
+  "decay_share": ("schedule", ("wsd",)),
+  "reference_batch": ("scale_with_batch", ("sqrt", "linear")),
+}
+
+
 @dataclass(frozen=True)
 class OptimizerConfig:
   """How parameters move. Defaults are the original's, but for its batch of 4096 and 125,000 steps."""
@@ -59,6 +67,12 @@ class OptimizerConfig:
     for name, (expected, holds) in RANGES.items():
       if not holds(getattr(self, name)):
         raise UserError(f"optimizer.{name}={getattr(self, name)} must be {expected}")
+    for name, (field, users) in USERS.items():
+      if getattr(self, name) != getattr(OptimizerConfig, name) and getattr(self, field) not in users:
+        other = f"optimizer.{field}={getattr(self, field)!r}"
+        raise UserError(
+          f"optimizer.{name}={getattr(self, name)} has no effect with {other}; it is for {', '.join(users)}"
+        )
     if self.final_rate and self.schedule in ENDLESS:
       raise UserError(f"optimizer.schedule={self.schedule!r} has no end to decay to; set optimizer.final_rate=0")
     _checked("freeze", self.freeze)

@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from albert_jax import files
 from albert_jax.errors import UserError, masked
 from albert_jax.training.guard import HISTORY
+from albert_jax.training.writer import METRICS
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,14 @@ log = logging.getLogger(__name__)
 FREE = ("steps", "epochs", "tokens", "hours", "log_", "eval_every", "eval_batches", "checkpoint_every", "keep_",
         "early_stop", "guard.", "hang_", "init_", "accumulate", "data.workers", "model.remat", "mesh.")  # fmt: skip
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "sentencepiece")
-NEEDED = ("metrics.jsonl", HISTORY)  # the files of a run in a bucket that resuming needs, besides its checkpoints
+RESULTS = {
+  "checkpoints": True,
+  "export": True,
+  "predictions": True,
+  METRICS: False,
+  "curves.png": False,
+}  # is it a folder
+NEEDED = (METRICS, HISTORY)  # the files of a run in a bucket that resuming needs, besides its checkpoints
 OWNER = "owner.json"  # in a bucket: which process the run belongs to
 PART = 1 << 16  # bytes; of larger files only the first and last so many are read for a fingerprint
 PATTERN = "*?["  # Orbax takes a path with one of these for a pattern, and then its checkpoints cannot be read.
@@ -78,6 +86,7 @@ def open_run(directory: str) -> Iterator["RunFolder"]:
   """
   folder = RunFolder(directory)
   with lock(folder.path, directory):
+    check_results(folder.path)
     folder.fetch()
     try:
       yield folder
@@ -86,6 +95,21 @@ def open_run(directory: str) -> Iterator["RunFolder"]:
         folder.push()
       raise
     folder.push()
+
+
+def check_results(folder: pathlib.Path):
+  """Checks, before a run begins, that its results can be written into a folder when it ends.
+
+  Raises:
+    UserError: something of another kind has the name of a result.
+  """
+  for name, is_folder in RESULTS.items():
+    path = folder / name
+    if name == "export" and path.is_symlink():
+      raise UserError(f"{path} is a link, which the run would not follow; remove it, or give another --workdir")
+    if path.exists() and path.is_dir() != is_folder:
+      kinds = ("a file", "a folder") if is_folder else ("a folder", "a file")
+      raise UserError(f"{path} is {kinds[0]}, and the run makes {kinds[1]} there; move it, or give another --workdir")
 
 
 @contextlib.contextmanager
@@ -161,11 +185,11 @@ class RunFolder:
     """
     if not self._is_ours:
       return
-    owner = json.loads(files.read(f"{self._url}/{OWNER}"))
-    if owner["id"] != self._id:
+    owner = _read(f"{self._url}/{OWNER}")
+    if owner.get("id") != self._id:
       raise OSError(
-        f"{self._url} was taken over at {owner['since']} by another run, process {owner['process']} on "
-        f"{owner['host']}; this one ends"
+        f"{self._url} was taken over at {owner.get('since')} by another run, process {owner.get('process')} on "
+        f"{owner.get('host')}; this one ends"
       )
     states = self._states()
     # Small ones last: a folder's config.json, which marks it as complete, comes after its weights.
@@ -233,10 +257,8 @@ def _check_same_data(fingerprints, directory):
   card = _recorded_card(directory)
   datasets = card.get("dataset")
   datasets = datasets if isinstance(datasets, dict) else {}
-  changed = [
-    f"dataset {name}" for name, print_ in fingerprints["dataset"].items() if datasets.get(name, print_) != print_
-  ]
-  if card.get("vocabulary", fingerprints["vocabulary"]) != fingerprints["vocabulary"]:
+  changed = [f"dataset {name}" for name, new in fingerprints["dataset"].items() if _differs(datasets.get(name), new)]
+  if _differs(card.get("vocabulary"), fingerprints["vocabulary"]):
     changed.append("vocabulary")
   if changed:
     raise UserError(
@@ -245,18 +267,38 @@ def _check_same_data(fingerprints, directory):
     )
 
 
-def data_fingerprints(dataset: str, vocabulary: str | os.PathLike) -> dict[str, Any]:
+def _differs(old, new):
+  """Whether two fingerprints differ; False where an older version recorded none, or one of another kind."""
+  return isinstance(old, str) and len(old) == len(new) and old != new
+
+
+def data_fingerprints(
+  dataset: str, vocabulary: str | os.PathLike, read: list[pathlib.Path] | None = None
+) -> dict[str, Any]:
   """Fingerprints of what a run reads: {"dataset": {path: SHA-256}, "vocabulary": SHA-256}.
 
   Args:
     dataset: `config.data.dataset`: paths with commas between. TFDS names are left out.
     vocabulary: the file of the vocabulary.
+    read: the files that the run reads; None where it reads all of the dataset.
   """
-  paths = [name for name in files.split_list(dataset) if (files.is_url(name) or pathlib.Path(name).exists())]
+  if read is not None:
+    folder = pathlib.Path(files.local(dataset)) if dataset else pathlib.Path()
+    paths = {_name_in(dataset, folder, path): path for path in read}
+  else:
+    names = [name for name in files.split_list(dataset) if files.is_url(name) or pathlib.Path(name).exists()]
+    paths = {name: pathlib.Path(files.local(name)) for name in names}
   return {
-    "dataset": {masked(name): fingerprint(files.local(name)) for name in paths},
+    "dataset": {masked(name): fingerprint(path) for name, path in paths.items()},
     "vocabulary": fingerprint(vocabulary),
   }
+
+
+def _name_in(dataset, folder, path):
+  """How the user names a file of a dataset; a dataset in a store has another folder on each machine."""
+  if dataset and path == folder:
+    return dataset
+  return f"{dataset.rstrip('/')}/{path.relative_to(folder)}" if dataset and folder in path.parents else str(path)
 
 
 def write_card(config: ConfigDict, fingerprints: dict[str, Any], directory: str, start: int) -> dict[str, Any]:
@@ -294,14 +336,23 @@ def write_card(config: ConfigDict, fingerprints: dict[str, Any], directory: str,
 
 
 def fingerprint(path: str | os.PathLike) -> str:
-  """A SHA-256 of a file, or of the names, sizes and contents of a folder's files; large ones by their ends."""
+  """A SHA-256 of a file, or of the names, sizes and contents of a folder's files.
+
+  A folder's large files are read at both ends only: a corpus may have terabytes, and the end of an ArrayRecord has the
+  places of all its records. Of a prepared dataset, pictures and files that `prepare` did not write are left out.
+  """
   path = pathlib.Path(path)
+  if not path.is_dir():
+    with path.open("rb") as stream:
+      return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+  paths = sorted(p for p in path.rglob("*") if p.is_file())
+  if (path / "prepare.json").is_file():
+    foreign = files.foreign_files(path)
+    paths = [p for p in paths if p.relative_to(path).as_posix() not in foreign and p.suffix != ".png"]
   digest = hashlib.sha256()
-  paths = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
   for file in paths:
     size = file.stat().st_size
-    if path.is_dir():
-      digest.update(f"{file.relative_to(path)} {size}\n".encode())
+    digest.update(f"{file.relative_to(path)} {size}\n".encode())
     with file.open("rb") as stream:
       digest.update(stream.read(PART))
       if size > PART:

@@ -6,6 +6,7 @@ The same label has the same name in every format: JSON's true and a table's True
 
 import collections
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from albert_jax import strict_json
 from albert_jax.errors import UserError
 
 _MISSING = ("", "nan", "null", "<na>")  # what pandas and JSON write for a missing value
+_LARGEST = 3.4e38  # of float32
+_WHOLE = re.compile(r"(-?\d{1,15})\.0+")  # how pandas writes whole numbers beside missing ones
+_BRACKETS = {"[": "]", "(": ")", "{": "}"}
 _BOOLEANS = {"True": "true", "TRUE": "true", "False": "false", "FALSE": "false"}
 
 
@@ -46,8 +50,9 @@ def label(value: Any, where: str) -> str:
     where: the row, for errors.
 
   Raises:
-    UserError: the cell holds a list or an object.
+    UserError: the cell holds a list or an object, also as JSON in a text.
   """
+  value = parsed(value)
   if isinstance(value, bool):
     return str(value).lower()
   if isinstance(value, float) and value.is_integer():
@@ -55,7 +60,20 @@ def label(value: Any, where: str) -> str:
   if not isinstance(value, str | int | float):
     raise UserError(f"{where}: the label is {strict_json.show(value)}; expected a text or a number")
   text = str(value).strip()
+  if whole := _WHOLE.fullmatch(text):
+    text = str(int(whole[1]))
   return _BOOLEANS.get(text, text)
+
+
+def parsed(value: Any) -> Any:
+  """The list or object that a text in a cell holds as JSON; any other value as it is."""
+  text = value.strip() if isinstance(value, str) else ""
+  if text[:1] in ("[", "{") and text[-1:] == _BRACKETS[text[:1]]:
+    try:
+      return strict_json.loads(text, "the cell", (list, dict))
+    except UserError:
+      pass
+  return value
 
 
 def labels(value: Any, separator: str, where: str) -> list[str]:
@@ -69,10 +87,17 @@ def labels(value: Any, separator: str, where: str) -> list[str]:
   Raises:
     UserError: the cell looks like a JSON list and is none, or the list holds anything but different labels.
   """
-  if isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]"):
-    value = strict_json.loads(value, f"{where}: the list of labels", list)
-  elif isinstance(value, str):
-    value = value.split(separator)
+  if isinstance(value, str):
+    text = value.strip()
+    if text.startswith("[") and text.endswith("]"):
+      value = strict_json.loads(value, f"{where}: the list of labels", list)
+    elif text.startswith("[") or text.endswith("]") or (separator in text and text[-1] == _BRACKETS.get(text[0])):
+      raise UserError(
+        f'{where}: the labels {strict_json.show(value, 40)} are no JSON list; write ["a", "b"], or names with '
+        f"{separator!r} between"
+      )
+    else:
+      value = value.split(separator)
   parts = value if isinstance(value, list) else [value]
   names = [label(part, where) for part in parts if not is_missing(part)]
   for name, count in collections.Counter(names).most_common(1):
@@ -82,7 +107,7 @@ def labels(value: Any, separator: str, where: str) -> list[str]:
 
 
 def number(value: Any, where: str, what: str) -> float:
-  """The finite number in a cell.
+  """The finite number in a cell, within the range of float32.
 
   Args:
     value: the cell.
@@ -96,6 +121,6 @@ def number(value: Any, where: str, what: str) -> float:
     result = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)  # Python reads 1_0 as 10.
   except (TypeError, ValueError, OverflowError):
     result = math.nan
-  if not math.isfinite(result):
+  if not abs(result) <= _LARGEST:
     raise UserError(f"{where}: {strict_json.show(value, 40)} is no number; expected {what}")
   return result

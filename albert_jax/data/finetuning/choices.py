@@ -61,12 +61,9 @@ def read(dataset: str, split: str, *, levels: Sequence[str] = LEVELS, tfds_dir: 
   Raises:
     UserError: there is no such split, the file has none of these forms, or an answer is not among its options.
   """
-  folder = pathlib.Path(dataset).expanduser()
-  folder = folder / "RACE" if (folder / "RACE").is_dir() else folder
-  for name, level in itertools.product(splits.names_of(split), LEVELS):
-    if (folder / name / level).is_dir():
-      return _read_race(folder / name, levels)
-  path = splits.find_one(dataset, split, tables.SUFFIXES)
+  if (folder := _race_folder(dataset, split)) is not None:
+    return _read_race(folder, levels)
+  path = tables.find(dataset, split)
   if path is None:
     rows = tables.read(dataset, split, _RACE, optional=("answers",), tfds_dir=tfds_dir)
     group = str(dataset).rsplit("/", 1)[-1]
@@ -75,6 +72,28 @@ def read(dataset: str, split: str, *, levels: Sequence[str] = LEVELS, tfds_dir: 
     rows = tables.read_file(path, _SWAG, optional=("label",))
     return [choice for i, row in enumerate(_records(rows)) for choice in _swag(row, rows.where(i))]
   return [choice for number, row in tables.json_rows(path) for choice in _of_row(row, f"{path} line {number}")]
+
+
+def find(dataset: str, split: str, levels: Sequence[str] = LEVELS) -> list[pathlib.Path] | None:
+  """Lists the files of a split, see `read`; None where TFDS reads the dataset."""
+  if (folder := _race_folder(dataset, split)) is not None:
+    return _passages(folder, levels)
+  path = tables.find(dataset, split)
+  return None if path is None else [path]
+
+
+def _race_folder(dataset, split):
+  """The folder of a split of RACE; None for other data."""
+  folder = pathlib.Path(dataset).expanduser()
+  folder = folder / "RACE" if (folder / "RACE").is_dir() else folder
+  for name, level in itertools.product(splits.names_of(split), LEVELS):
+    if (folder / name / level).is_dir():
+      return folder / name
+  return None
+
+
+def _passages(folder, levels):
+  return [path for level in levels for path in sorted((folder / level).glob("*.txt"))]
 
 
 def _records(rows):
@@ -87,9 +106,9 @@ def _read_race(folder, levels):
   for level in levels:
     if level not in LEVELS:
       raise UserError(f"data.levels: {level!r} is unknown; RACE has {', '.join(LEVELS)}")
-    for path in sorted((folder / level).glob("*.txt")):
-      for number, row in tables.json_rows(path):
-        found += _race(row, f"{path} line {number}", level)
+  for path in _passages(folder, levels):
+    for number, row in tables.json_rows(path):
+      found += _race(row, f"{path} line {number}", path.parent.name)
   if not found:
     raise UserError(f"{folder} has no passages in {', '.join(levels)}; expected files such as {folder}/high/1.txt")
   return found

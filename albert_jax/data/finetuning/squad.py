@@ -87,11 +87,16 @@ def read(dataset: str, split: str, tfds_dir: str = "") -> list[Question]:
   Raises:
     UserError: there is no such split, or it is no question answering data; names the place.
   """
-  is_file = str(dataset) and pathlib.Path(dataset).expanduser().is_file()
-  path = splits.find_one(dataset, "train" if is_file and split in splits.NAMES else split, _SUFFIXES)
+  path = find(dataset, split)
   if path is None:
     return _of_rows(tables.read(dataset, split, _REQUIRED, optional=_OPTIONAL, tfds_dir=tfds_dir))
   return read_file(path)
+
+
+def find(dataset: str, split: str) -> pathlib.Path | None:
+  """Finds the file of a split, see `read`; None where TFDS reads the dataset."""
+  is_file = str(dataset) and pathlib.Path(dataset).expanduser().is_file()
+  return splits.find_one(dataset, "train" if is_file and split in splits.NAMES else split, _SUFFIXES)
 
 
 def read_file(path: str | pathlib.Path) -> list[Question]:

@@ -81,12 +81,17 @@ def read(
   Raises:
     UserError: there is no such split, a column is missing, or a line cannot be read.
   """
-  if path := splits.find_one(dataset, split, SUFFIXES):
+  if path := find(dataset, split):
     return read_file(path, fields, optional=optional, quotes=quotes, skip_ragged=skip_ragged)
   return _read_tfds(dataset, split, fields, optional, tfds_dir)
 
 
 # Files.
+
+
+def find(dataset: str | pathlib.Path, split: str) -> pathlib.Path | None:
+  """Finds the file of a split, see `splits.find_one`."""
+  return splits.find_one(dataset, split, SUFFIXES)
 
 
 def read_file(

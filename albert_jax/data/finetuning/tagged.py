@@ -85,7 +85,8 @@ def read(
     tag_column: the column with the tags.
     token_field: the list of words in a JSON object.
     tag_field: the list of tags.
-    may_hide: whether the files may have words alone, as published test data: one column, or objects without tags.
+    may_hide: whether the files may have words alone, as published test data: one column, objects without tags, or
+      tags that are all missing, -1 or _.
 
   Raises:
     UserError: a file has no tagged sentences; names file and line.
@@ -131,6 +132,7 @@ def _column_sentences(path, lines, token_column, tag_column, notes, may_hide):
       f"{path}: column {tag_column} of {width} would be both word and tag; expected a word and its tag a line, in the "
       "columns data.token_column and data.tag_column"
     )
+  hidden |= may_hide and all(len(row) == width and _is_hidden(row[tag_column]) for row in plain)
   known = {row[tag_column] for row in plain if len(row) == width}
   is_conllu = token_column % max(width, 1) != 0 and all(_NUMBER.fullmatch(r[0]) or _SPAN.fullmatch(r[0]) for r in plain)
   words, tags = [], []
@@ -170,12 +172,20 @@ def _column_sentences(path, lines, token_column, tag_column, notes, may_hide):
     yield words, tags
 
 
+def _is_hidden(tag):
+  return cells.is_hidden(tag) or tag == "_"  # CoNLL-U's sign for an empty field
+
+
+def _hides(tags):
+  return cells.is_hidden(tags) or (isinstance(tags, list) and bool(tags) and all(map(_is_hidden, tags)))
+
+
 def _json_sentences(path, lines, token_field, tag_field, notes, may_hide):
   for number, line in enumerate(lines, 1):
     if not line.strip():
       continue
     row = strict_json.loads(line, f"{path}:{number}", dict)
-    hidden = may_hide and row.get(tag_field) is None
+    hidden = may_hide and _hides(row.get(tag_field))
     row |= {tag_field: []} if hidden else {}
     for option, name in {"token_field": token_field, "tag_field": tag_field}.items():
       if not isinstance(row.get(name), list):

@@ -29,6 +29,7 @@ from albert_jax.tasks.base import (
   about,
   batches,
   check_share,
+  files_of,
   model_and_vocabulary,
   named,
   settings_of,
@@ -99,6 +100,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     **batches(config, train_rows, lambda: dev_rows.rows, first_row),
     baselines=_baselines(dev, tags),
     vocabulary=vocabulary,
+    has_labels=dev.tags is not None,
     outputs=functools.partial(outputs, cfg),
     score=functools.partial(score, dev, dev_rows, labels),
     train_rows=len(train_rows()) if config.epochs else 0,
@@ -258,6 +260,11 @@ def _item(value):
   return item if isinstance(item, str) or (item is not None and all(word.strip() for word in item)) else None
 
 
+def _files(config):
+  data = TaggingData.of(config.data)
+  return files_of(functools.partial(tagged.split_files, data.dataset), data.split, data.validation_split)
+
+
 SPEC = Spec(
   make=make,
   settings=Settings,
@@ -271,6 +278,7 @@ SPEC = Spec(
     "precision_*",
     "recall_*",
   ),
+  files=_files,
   heads=(HEAD,),
   prediction=Prediction("tag", tag, _item, 'a text, or {"tokens": [words]}', (frozenset({HEAD}),)),
   score_files=score_files,

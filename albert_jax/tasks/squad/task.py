@@ -26,6 +26,7 @@ from albert_jax.tasks.base import (
   Task,
   about,
   batches,
+  files_of,
   model_and_vocabulary,
   settings_of,
   unused,
@@ -103,6 +104,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     **batches(config, lambda: training().rows, lambda: validation().rows, first_row),
     baselines={} if hidden else {name: (100 * silent / len(held_out), "never an answer") for name in ("exact", "f1")},
     vocabulary=vocabulary,
+    has_labels=not hidden,
     outputs=functools.partial(answers.spans, cfg, head, search),
     score=lambda outputs: score(head, validation(), outputs, search, rules),
     train_rows=len(training().rows) if config.epochs else 0,
@@ -185,6 +187,11 @@ def _metrics(config):
   return tuple(names)
 
 
+def _files(config):
+  data = SquadData.of(config.data)
+  return files_of(functools.partial(squad.find, data.dataset), data.split, data.validation_split)
+
+
 def _item(value):
   pair = inputs.texts(value, "question", "context")
   return pair and {"question": pair[0], "context": pair[1]}
@@ -194,6 +201,7 @@ SPEC = Spec(
   make=make,
   settings=Settings,
   metrics=_metrics,
+  files=_files,
   heads=tuple(head.part for head in HEADS.values()),
   prediction=Prediction(
     "answer",

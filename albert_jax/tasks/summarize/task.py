@@ -6,6 +6,7 @@ summary. Documents that are longer than a row are cut between sentences into ove
 """
 
 import functools
+import itertools
 import json
 import sys
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from albert_jax.data.corpus.sentences import split_sentences
-from albert_jax.data.finetuning import tables, windows
+from albert_jax.data.finetuning import cells, tables, windows
 from albert_jax.data.finetuning.config import SummarizeData
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
@@ -33,6 +34,7 @@ from albert_jax.tasks.base import (
   Task,
   about,
   batches,
+  files_of,
   model_and_vocabulary,
   settings_of,
   unused,
@@ -65,13 +67,13 @@ class Split:
 
   Attributes:
     documents: for each its sentences.
-    references: the summaries to be.
-    labels: for each sentence 1 if it belongs to the summary.
+    references: the summaries to be; None if the file hides them.
+    labels: for each sentence 1 if it belongs to the summary; None likewise.
   """
 
   documents: list[list[str]]
-  references: list[str]
-  labels: list[list[int]]
+  references: list[str] | None
+  labels: list[list[int]] | None
 
 
 def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int = 0) -> Task:
@@ -87,14 +89,16 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     return encoded
 
   train_rows = functools.cache(lambda: encode(data.split, read(data, data.split, most)).rows)
-  dev = read(data, data.validation_split, most)
+  dev = read(data, data.validation_split, most, may_hide=True)
   dev_rows = encode(data.validation_split, dev)
   lead = _mean_scores(dev, [document[:most] for document in dev.documents])
-  best = _mean_scores(
-    dev, [[s for s, y in zip(d, labels, strict=True) if y] for d, labels in zip(dev.documents, dev.labels, strict=True)]
-  )
-  _say(f"{data.validation_split}: {len(dev.documents):,} documents; the labelled sentences themselves have "
-       + ", ".join(f"{name} {value:.4f}" for name, value in best.items()))  # fmt: skip
+  line = f"{data.validation_split}: {len(dev.documents):,} documents"
+  if dev.labels is not None:
+    pairs = zip(dev.documents, dev.labels, strict=True)
+    best = _mean_scores(dev, [[s for s, y in zip(d, labels, strict=True) if y] for d, labels in pairs])
+    line += "; the labelled sentences themselves have "
+    line += ", ".join(f"{name} {value:.4f}" for name, value in best.items())
+  _say(line)
   return Task(
     model=cfg,
     init=lambda key: heads.with_head(cfg, key, HEAD, 1),
@@ -103,6 +107,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     **batches(config, train_rows, lambda: dev_rows.rows, first_row),
     baselines={name: (value, f"the first {most} of each document (lead-{most})") for name, value in lead.items()},
     vocabulary=vocabulary,
+    has_labels=dev.labels is not None,
     outputs=lambda params, batch: {"score": jax.nn.sigmoid(logits_BL(cfg, params, batch))},
     score=functools.partial(score, dev, dev_rows, most, blocking),
     train_rows=len(train_rows()) if config.epochs else 0,
@@ -116,13 +121,14 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
 # Data.
 
 
-def read(data: SummarizeData, split: str, most: int) -> Split:
+def read(data: SummarizeData, split: str, most: int, *, may_hide: bool = False) -> Split:
   """Reads the documents of a split.
 
   Args:
     data: config.data, for the fields.
     split: its name.
     most: how many sentences to label where the file does not say which.
+    may_hide: whether no row may have a summary or labels, as in published test data.
 
   Returns:
     the documents.
@@ -134,13 +140,19 @@ def read(data: SummarizeData, split: str, most: int) -> Split:
     data.dataset, split, [data.document_field], optional=[data.summary_field, data.labels_field], quotes=data.quotes
   )
   documents, references, labels = [], [], []
-  columns = (rows.columns[name] for name in (data.document_field, data.summary_field, data.labels_field))
+  columns = [rows.columns[name] for name in (data.document_field, data.summary_field, data.labels_field)]
+  hidden = may_hide and all(map(cells.is_hidden, itertools.chain(*columns[1:])))
   bar = tqdm(zip(*columns, strict=True), f"reading {split}", len(rows), disable=None, leave=False)
-  for i, (document, summary, chosen) in enumerate(bar):
-    sentences = sentences_of(document) if isinstance(document, str | list) else None
+  for i, row in enumerate(bar):
+    document, summary, chosen = (None if cells.is_missing(value) else cells.parsed(value) for value in row)
+    sentences = sentences_of("" if document is None else document) if isinstance(document, str | list | None) else None
     if sentences is None or not all(isinstance(sentence, str) for sentence in sentences):
       raise UserError(f"{rows.where(i)}: {data.document_field!r} is neither a text nor a list of sentences")
-    reference = "\n".join(summary) if isinstance(summary, list) else summary
+    if hidden:
+      documents.append(sentences)
+      continue
+    is_list = isinstance(summary, list) and all(isinstance(line, str) for line in summary)
+    reference = "\n".join(summary) if is_list else summary
     if chosen is not None:
       if not isinstance(chosen, list) or len(chosen) != len(sentences) or not all(y in (0, 1) for y in chosen):
         raise UserError(
@@ -159,6 +171,8 @@ def read(data: SummarizeData, split: str, most: int) -> Split:
     documents.append(sentences)
     references.append(reference)
     labels.append([int(y) for y in chosen])
+  if hidden:
+    return Split(documents, None, None)
   notes = {
     "documents are empty, and so is their summary": sum(not sentences for sentences in documents),
     "documents have no sentence that belongs into the summary": sum(1 not in row for row in labels),
@@ -252,19 +266,28 @@ def score(dev: Split, encoded: windows.Encoded, most: int, trigram_blocking: boo
     for sentences, scores in zip(dev.documents, encoded.by_item(outputs["score"]), strict=True)
   ]
   summaries = [[d[i] for i in indices] for d, indices in zip(dev.documents, chosen, strict=True)]
+  references = [None] * len(summaries) if dev.references is None else dev.references
   lines = [
-    json.dumps({"summary": " ".join(summary), "sentences": indices, "reference": reference}
-               | {name: round(value, 6) for name, value in rouge.scores(reference, "\n".join(summary)).items()},
-               ensure_ascii=False)
-    for summary, indices, reference in zip(summaries, chosen, dev.references, strict=True)
-  ]  # fmt: skip
+    json.dumps({"summary": " ".join(summary), "sentences": indices} | _scored(summary, reference), ensure_ascii=False)
+    for summary, indices, reference in zip(summaries, chosen, references, strict=True)
+  ]
   return _mean_scores(dev, summaries), {
     "summaries.jsonl": "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
   }
 
 
+def _scored(summary, reference):
+  """A reference and how near to it a summary is; {} where there is none."""
+  if reference is None:
+    return {}
+  scores = rouge.scores(reference, "\n".join(summary))
+  return {"reference": reference} | {name: round(value, 6) for name, value in scores.items()}
+
+
 def _mean_scores(split, summaries):
-  """{name: mean over documents}. Args: summaries: for each document its sentences."""
+  """{name: mean over documents}, {} without references. Args: summaries: for each document its sentences."""
+  if split.references is None:
+    return {}
   scores = [rouge.scores(r, "\n".join(s)) for r, s in zip(split.references, summaries, strict=True)]
   return {name: float(np.mean([one[name] for one in scores])) for name in scores[0]} if scores else {}
 
@@ -316,10 +339,16 @@ def _probabilities(cfg, params, batch):
   return {"score": jax.nn.sigmoid(logits_BL(cfg, params, batch))}
 
 
+def _files(config):
+  data = SummarizeData.of(config.data)
+  return files_of(functools.partial(tables.find, data.dataset), data.split, data.validation_split)
+
+
 SPEC = Spec(
   make=make,
   settings=Settings,
   metrics=lambda config: ("loss", *rouge.NAMES),
+  files=_files,
   heads=(HEAD,),
   prediction=Prediction(
     "summarize",
