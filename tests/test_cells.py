@@ -26,15 +26,21 @@ def test_a_split_hides_its_labels_only_as_a_whole():
 
 
 @pytest.mark.parametrize(
-  ("name", "values"), [("true", [True, "True", "TRUE", "true"]), ("1", [1, 1.0, "1", " 1 "]), ("1.5", [1.5, "1.5"])]
+  ("name", "values"),
+  [("true", [True, "True", "TRUE", "true"]), ("1", [1, 1.0, "1", " 1 ", "1.0"]), ("1.5", [1.5, "1.5"])],
 )
 def test_a_label_has_one_name_in_every_format(name, values):
   assert {cells.label(value, "here") for value in values} == {name}
 
 
-def test_a_list_is_no_label():
+@pytest.mark.parametrize("value", [["a"], '["a"]', ' ["a"] '])
+def test_a_list_is_no_label(value):
   with pytest.raises(UserError, match=r'^here: the label is \["a"\]; expected a text or a number'):
-    cells.label(["a"], "here")
+    cells.label(value, "here")
+
+
+def test_brackets_alone_are_part_of_a_name():
+  assert [cells.label(name, "here") for name in ("[MASK]", "{x}", "(a)", "[")] == ["[MASK]", "{x}", "(a)", "["]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +64,10 @@ def test_several_labels(value, names):
   ("value", "message"),
   [
     ("['joy', 'love']", "here: the list of labels is not JSON"),
+    ('["joy", "love"', r'here: the labels .* are no JSON list; write \["a", "b"\], or names with'),
+    ('"joy", "love"]', "are no JSON list"),
+    ("(0, 1, 0)", "are no JSON list"),
+    ("{joy, love}", "are no JSON list"),
     ("[0, 1, 0]", "the label '0' 2 times; expected names once each"),
     ([["a"]], "the label is"),
     ("[" * 1000 + "]" * 1000, "nested deeper"),
@@ -70,6 +80,6 @@ def test_a_list_of_anything_else_is_one_line(value, message):
 
 def test_numbers():
   assert [cells.number(value, "here", "a score") for value in (1, "2.5", " 3 ", 1e3)] == [1, 2.5, 3, 1000]
-  for value in (None, "", "nan", "inf", math.nan, True, "1,5", "1_0", [1], "9" * 400):
+  for value in (None, "", "nan", "inf", math.nan, True, "1,5", "1_0", [1], "9" * 400, "1e39"):
     with pytest.raises(UserError, match=r"^here: .* is no number; expected a score$"):
       cells.number(value, "here", "a score")

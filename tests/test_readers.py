@@ -172,6 +172,46 @@ def test_an_endless_line_is_cut_between_characters(tmp_path, monkeypatch, piece)
   assert tally["overlong lines cut"] and not tally["lines with invalid UTF-8"]
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_file_whose_lines_end_with_cr_alone(tmp_path, suffix):
+  path = tmp_path / f"a.txt{suffix}"
+  data = TEXT.replace("\n", "\r").encode()
+  path.write_bytes(gzip.compress(data) if suffix else data)
+  assert read(path)[0] == DOCUMENTS
+  (tmp_path / "a.jsonl").write_bytes(b'{"text": "one"}\r{"text": "two"}\r')
+  assert read(tmp_path / "a.jsonl")[0] == [["one"], ["two"]]
+
+
+@pytest.mark.parametrize(("data", "message"), [
+  (TEXT.encode("utf-16"), "is UTF-16 text; convert it, as with: iconv -f utf-16 -t utf-8"),
+  (TEXT.encode("utf-16-le"), "NUL bytes in its first .* it is no UTF-8 text"),
+  (gzip.compress(TEXT.encode()), r"is a \.gz file, although its name does not say so"),
+  (b"PAR1....PAR1", r"is a \.parquet file"),
+  (b"PK\x03\x04....", r"is a \.zip file"),
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_text_file_that_is_no_text_is_refused(tmp_path, name, data, message):
+  (tmp_path / name).write_bytes(data)
+  with pytest.raises(UserError, match=message):
+    read(tmp_path / name)
+
+
+def test_a_long_line_is_not_held_while_a_file_is_planned(tmp_path, monkeypatch):
+  monkeypatch.setattr(readers, "MAX_LINE_BYTES", 100)
+  (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "' + "x" * 5000 + '"}\n{"text": "two"}\n')
+  documents, _ = read(tmp_path / "a.jsonl", unit_bytes=1000)
+  assert [len(lines[0]) for lines in documents] == [3, 5000, 3]
+
+
+def test_half_surrogate_pairs_and_many_containers_are_counted(tmp_path, monkeypatch):
+  monkeypatch.setattr(readers.strict_json, "MAX_CONTAINERS", 50)
+  lines = ['{"text": "a\\ud800b \\ud83d\\ude00"}', '{"text": "c", "x": [' + "[]," * 99 + "[]]}"]
+  (tmp_path / "a.jsonl").write_text("\n".join(lines))
+  documents, tally = read(tmp_path / "a.jsonl")
+  assert documents == [["a\ufffdb 😀"]]
+  assert tally["records with half a surrogate pair"] == tally["records over 16 MiB left out"] == 1
+
+
 def test_mistakes_are_explained(tmp_path):
   with pytest.raises(UserError, match="matches no file"):
     read(tmp_path / "nothing*.txt")

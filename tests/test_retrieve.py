@@ -188,6 +188,16 @@ def test_scores_are_scaled_and_checked(folder):
     retrieve.read(data, "lacking.jsonl", retrieve.Settings("mean", 0.05, "0,5"))
 
 
+def test_scores_that_are_all_minus_one_are_hidden(folder, tmp_path):
+  (tmp_path / "test.tsv").write_text("query\tanswer\tscore\na\tb\t-1\nc\td\t-1\n")
+  data, settings = config(folder).data, retrieve.Settings("mean", 0.05, "0,5")
+  assert retrieve.read(data, str(tmp_path / "test.tsv"), settings, may_hide=True).scores is None
+  with pytest.raises(UserError, match="score -1, outside"):
+    retrieve.read(data, str(tmp_path / "test.tsv"), settings)
+  wide = retrieve.Settings("mean", 0.05, "-1,1")
+  assert retrieve.read(data, str(tmp_path / "test.tsv"), wide, may_hide=True).scores.tolist() == [0, 0]
+
+
 def test_a_micro_batch_needs_something_to_choose_from(folder):
   with pytest.raises(UserError, match="two rows a micro-batch"):
     tasks.make(config(folder, accumulate=8))

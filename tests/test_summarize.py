@@ -75,6 +75,28 @@ def test_what_is_wrong_is_one_error_that_says_where(folder, tmp_path, name):
     summarize.read(config(folder, **{"data.dataset": str(tmp_path)}).data, "train", 3)
 
 
+@pytest.mark.parametrize("row", [
+  {}, {"summary": None}, {"summary": float("nan"), "labels": None}, {"labels": -1}, {"summary": ""},
+])  # fmt: skip
+def test_a_split_without_summaries_has_answers_and_no_numbers(folder, tmp_path, row):
+  lines = [json.dumps({"document": DOCUMENT} | row), json.dumps({"document": ["Ba.", "Gu."]})]
+  (tmp_path / "test.jsonl").write_text("\n".join(lines))
+  hidden = tasks.make(config(folder, **{"data.validation_split": str(tmp_path / "test.jsonl"), "best": ""}))
+  assert not hidden.has_labels
+  assert hidden.baselines == {}
+  numbers, files = hidden.score({"score": [np.linspace(0, 1, 64)] * 2})
+  assert numbers == {}
+  assert [set(json.loads(line)) for line in files["summaries.jsonl"].splitlines()] == [{"summary", "sentences"}] * 2
+  with pytest.raises(UserError, match="has no summary in 'summary' and no labels in 'labels'"):
+    summarize.read(config(folder).data, str(tmp_path / "test.jsonl"), 3)
+
+
+def test_a_json_list_in_a_cell_is_a_list(folder, tmp_path):
+  (tmp_path / "a.csv").write_text('document,labels\n"[""Ba."", ""Gu.""]","[0, 1]"\n')
+  split = summarize.read(config(folder).data, str(tmp_path / "a.csv"), 3)
+  assert (split.documents, split.labels, split.references) == ([["Ba.", "Gu."]], [[0, 1]], ["Gu."])
+
+
 def test_what_is_odd_is_counted(folder, tmp_path, capsys):
   rows = [{"document": "", "summary": "a"}, {"document": "中国。", "summary": "中国。"}]
   (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -149,6 +149,26 @@ class TestCells:
     with pytest.raises(UserError, match=r"x\.parquet expands to more than 268,435,456 bytes"):
       read(tmp_path / "x.parquet")
 
+  @pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.binary()])
+  @pytest.mark.parametrize("shape", ["flat", "list", "struct"])
+  def test_so_does_one_text_in_a_column_of_any_kind(self, tmp_path, kind, shape):
+    index = pyarrow.array([0] * 4000, pyarrow.int32())
+    column = pyarrow.DictionaryArray.from_arrays(index, pyarrow.array(["x" * 1_000_000]).cast(kind))
+    if shape == "list":
+      column = pyarrow.ListArray.from_arrays(pyarrow.array(range(0, 4001, 100), pyarrow.int32()), column)
+    elif shape == "struct":
+      column = pyarrow.StructArray.from_arrays([column], ["a"])
+    table = pyarrow.table({"a": column, "y": [1] * len(column)})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"x\.parquet expands to more than 268,435,456 bytes"):
+      read(tmp_path / "x.parquet")
+
+  def test_a_column_that_is_there_twice(self, tmp_path):
+    table = pyarrow.Table.from_arrays([pyarrow.array(["t"])] * 3, names=["a", "y", "y"])
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="has several columns 'y'"):
+      read(tmp_path / "x.parquet")
+
   def test_a_flipped_byte_of_a_parquet_file_is_one_line_or_another_value(self, tmp_path):
     path = tmp_path / "x.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"a": ["some text"] * 50, "y": list(range(50))}), path)

@@ -98,7 +98,11 @@ def test_white_space_that_separates_nothing_is_a_word(tmp_path, word):
   assert read(tmp_path, '{"tokens": ["\\n", "a"], "tags": ["O", "B-X"]}').words == [[" ", "a"]]
 
 
-@pytest.mark.parametrize("content", ["a\nb\n\nnan\n", '{"tokens": ["a", "b"]}\n{"tokens": ["nan"], "tags": null}\n'])
+@pytest.mark.parametrize("content", [
+  "a\nb\n\nnan\n", "a -1\nb -1\n\nnan -1\n", "a _\nb _\n\nnan _\n",
+  '{"tokens": ["a", "b"]}\n{"tokens": ["nan"], "tags": null}\n',
+  '{"tokens": ["a", "b"], "tags": [-1, -1]}\n{"tokens": ["nan"], "tags": -1}\n',
+])  # fmt: skip
 def test_words_alone_are_a_split_that_hides_its_tags(tmp_path, content):
   found = read(tmp_path, content, may_hide=True)
   assert (found.words, found.tags, found.labels()) == ([["a", "b"], ["nan"]], None, [])

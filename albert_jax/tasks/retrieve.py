@@ -107,7 +107,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
   settings, data = settings_of(Settings, config), RetrieveData.of(config.data)
   cfg, vocabulary = model_and_vocabulary(config, vocabulary)
   train = functools.cache(lambda: read(data, data.split, settings))
-  dev = read(data, data.validation_split, settings)
+  dev = read(data, data.validation_split, settings, may_hide=True)
   if config.epochs and (train().scores is None) != (dev.scores is None):
     raise UserError(
       f"{data.split} has {'no ' if train().scores is None else ''}scores in {data.score_field!r} and "
@@ -140,13 +140,14 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
 # Data.
 
 
-def read(data: RetrieveData, split: str, settings: Settings) -> Pairs:
+def read(data: RetrieveData, split: str, settings: Settings, *, may_hide: bool = False) -> Pairs:
   """Reads the pairs of a split.
 
   Args:
     data: config.data, for the fields.
     split: its name.
     settings: for the range of the scores.
+    may_hide: whether scores that are all -1 hide them, as in published test data, if -1 is outside of the range.
 
   Returns:
     the pairs.
@@ -159,7 +160,7 @@ def read(data: RetrieveData, split: str, settings: Settings) -> Pairs:
   scores = None
   column = rows.columns[data.score_field] if optional else []
   low, high = settings.bounds
-  if not all(map(cells.is_hidden if low > -1 else cells.is_missing, column)):
+  if not all(map(cells.is_hidden if may_hide and low > -1 else cells.is_missing, column)):
     what = "a score, which every row needs, or none has"
     scores = np.array([cells.number(value, rows.where(row), what) for row, value in enumerate(column)])
     outside = np.flatnonzero((scores < low) | (scores > high))

@@ -73,6 +73,11 @@ COMPRESSIONS = {
   ".zst": (_zstd, (b"\x28\xb5\x2f\xfd", *_SKIPPABLE)),
 }
 _PARQUET_MAGIC = b"PAR1"
+# How files begin that are no text.
+_MAGICS = {magic: kind for kind, (_, magics) in COMPRESSIONS.items() for magic in magics} | {
+  _PARQUET_MAGIC: ".parquet", b"PK\x03\x04": ".zip", b"BZh": ".bz2", b"%PDF-": ".pdf"
+}  # fmt: skip
+_MAX_NUL_SHARE = 0.01  # A text with more NUL bytes is UTF-16, or no text.
 
 
 def suffixes(path: str) -> tuple[str, str]:
@@ -140,6 +145,27 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
     _check_start(path, raw, compression, magics)
     with _errors(path, compression), opener(raw) as file:
       yield file
+
+
+def check_text(path: str, head: bytes) -> None:
+  """Refuses a file of text that is none.
+
+  Args:
+    path: the file's name, for the message.
+    head: its first bytes, decompressed.
+
+  Raises:
+    UserError: it is UTF-16 text, or a file of another kind.
+  """
+  if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+    raise UserError(f"{path} is UTF-16 text; convert it, as with: iconv -f utf-16 -t utf-8")
+  if head.count(b"\0") > 1 + _MAX_NUL_SHARE * len(head):
+    raise UserError(
+      f"{path} has {head.count(0):,} NUL bytes in its first {len(head):,}; it is no UTF-8 text, convert it"
+    )
+  for magic, kind in _MAGICS.items():
+    if head.startswith(magic):
+      raise UserError(f"{path} is a {kind} file, although its name does not say so; rename it, or unpack it")
 
 
 @contextlib.contextmanager

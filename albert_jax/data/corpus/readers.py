@@ -18,9 +18,16 @@ import re
 import sys
 from collections.abc import Iterator
 
-from albert_jax import files
+from albert_jax import files, strict_json
 from albert_jax.data import datasets
-from albert_jax.data.corpus.opening import MAX_VALUE_BYTES, check_row_group, open_bytes, open_parquet, suffixes
+from albert_jax.data.corpus.opening import (
+  MAX_VALUE_BYTES,
+  check_row_group,
+  check_text,
+  open_bytes,
+  open_parquet,
+  suffixes,
+)
 from albert_jax.data.corpus.sentences import split_sentences
 from albert_jax.errors import UserError
 
@@ -142,16 +149,23 @@ def _plan_file(path, reading, unit_bytes):
   size = fs.size(name)
   if kind == "parquet":
     return _plan_parquet(path, size)
+  with open_bytes(path) as file:
+    head = file.read(_HEAD_BYTES)
+  check_text(path, head)
   if kind == "text":
-    kind = reading.layout if reading.layout != "auto" else _guess_layout(path, size)
+    kind = reading.layout if reading.layout != "auto" else _guess_layout(head, size)
   if compression or kind == "book" or size <= unit_bytes:
     return [(Span(path, kind), size)]
   starts = [0]
   with open_bytes(path) as file:
     for target in range(unit_bytes, size, unit_bytes):
+      if target < starts[-1]:
+        continue
       file.seek(target)
-      file.readline()  # the rest of some line
-      while line := file.readline():
+      _skip_line(file)  # the rest of some line
+      while line := file.readline(MAX_LINE_BYTES):
+        if not line.endswith(b"\n"):
+          _skip_line(file)
         position = file.tell()
         if kind == "json" or (kind == "blank" and not line.strip()):
           break
@@ -163,16 +177,39 @@ def _plan_file(path, reading, unit_bytes):
   return [(Span(path, kind, a, b), b - a) for a, b in zip(starts, [*starts[1:], size], strict=True)]
 
 
-def _guess_layout(path, size):
-  """`doc`, `book` or `blank` (see Reading), from the first lines of a file of so many bytes.
+def _skip_line(file):
+  """Reads to the end of a line, which may be too long for memory."""
+  while (part := file.readline(MAX_LINE_BYTES)) and not part.endswith(b"\n"):
+    pass
+
+
+class _LineFeeds(io.RawIOBase):
+  """The bytes of a file; where CR alone ends its first line, each CR becomes a line feed."""
+
+  def __init__(self, file):
+    self._file = file
+    self._head = file.read(_HEAD_BYTES)
+    self._has_cr = b"\r" in self._head and b"\n" not in self._head
+
+  def readable(self):
+    return True
+
+  def readinto(self, buffer):
+    data = self._head[: len(buffer)] or self._file.read(len(buffer))
+    self._head = self._head[len(data) :]
+    buffer[: len(data)] = data.replace(b"\r", b"\n") if self._has_cr else data
+    return len(data)
+
+
+def _guess_layout(head, size):
+  """`doc`, `book` or `blank` (see Reading), from the first bytes of a file of so many bytes.
 
   Three things give a book away. Lines wrapped at a fixed width: the first word of the next line would not have fitted
   on this one, and most lines that a further line follows break off in the middle of a sentence. Verse: most lines break
   off likewise, many with a comma. And paragraphs of a line each with a blank line after every one: these would be poor
   documents, if many are a single sentence, and many are speech or headings.
   """
-  with open_bytes(path) as file:
-    head = file.read(_HEAD_BYTES).decode("utf-8", "replace")
+  head = (head if b"\n" in head else head.replace(b"\r", b"\n")).decode("utf-8", "replace")
   if re.match(r"\ufeff?\s*<doc ", head):
     return "doc"
   lines = [line.strip() for line in head.split("\n")[:-1]]
@@ -271,8 +308,7 @@ def lines(span: Span, tally: collections.Counter) -> Iterator[str]:
   """The lines of a part of a file: stripped str, '' for a blank line. Lines over MAX_LINE_BYTES are cut."""
   limit = MAX_LINE_BYTES
   with open_bytes(span.source) as file:
-    if span.start:
-      file.seek(span.start)
+    file = _at(file, span.start)
     left = span.stop - span.start if span.stop >= 0 else sys.maxsize
     first, rest = span.start == 0, b""
     while data := file.read(min(_READ_BYTES, limit, left)):
@@ -296,6 +332,14 @@ def lines(span: Span, tally: collections.Counter) -> Iterator[str]:
       yield _decode(rest, tally)
     if first:
       tally["empty files"] += 1
+
+
+def _at(file, start):
+  """A file at the start of a span. Only files with line feeds have several spans."""
+  if start:
+    file.seek(start)
+    return file
+  return io.BufferedReader(_LineFeeds(file), _READ_BYTES)
 
 
 def _decode_lines(data, tally):
@@ -370,8 +414,7 @@ def _read_doc(span, reading, tally):
 def _records(span, tally):
   """The lines of a JSON file that are not empty: bytes. Lines over the size limit are left out and counted."""
   with open_bytes(span.source) as file:
-    if span.start:
-      file.seek(span.start)
+    file = _at(file, span.start)
     left, is_empty = span.stop - span.start if span.stop >= 0 else sys.maxsize, True
     while left > 0 and (line := file.readline(min(left, MAX_VALUE_BYTES))):
       left, is_empty = left - len(line), False
@@ -389,12 +432,16 @@ def _records(span, tally):
       tally["empty files"] += 1
 
 
+_SURROGATE, _SURROGATES = re.compile(rb"\\u[dD][89a-fA-F]"), re.compile("[\ud800-\udfff]")
 _TOO_LONG = f"records over {MAX_VALUE_BYTES >> 20} MiB left out"
 
 
 def _read_json(span, reading, tally):
   has_text = False
   for number, line in enumerate(_records(span, tally)):
+    if line.count(b"[") + line.count(b"{") > strict_json.MAX_CONTAINERS:  # They take a hundred times their bytes.
+      tally[_TOO_LONG] += 1
+      continue
     try:
       record = json.loads(_decode(line, tally))
     except (ValueError, RecursionError):
@@ -403,6 +450,9 @@ def _read_json(span, reading, tally):
     text = record.get(reading.text_field) if isinstance(record, dict) else None
     if isinstance(text, str):
       has_text = True
+      if _SURROGATE.search(line) and _SURROGATES.search(text):
+        tally["records with half a surrogate pair"] += 1
+        text = _SURROGATES.sub("\ufffd", text)
       yield from _gather(_text_lines(text, tally), lambda line: False, tally)
     elif not has_text and number == 0 and isinstance(record, dict):
       raise UserError(

@@ -255,8 +255,11 @@ def _read_parquet(path, fields, optional):
     schema = pyarrow.parquet.read_schema(path)
     _check_columns(path, schema.names, fields)
     names = [name for name in (*fields, *optional) if name in schema.names]
-    # A text that many rows share is read once, so that its size is known before it is copied.
-    texts = [name for name in names if pyarrow.types.is_string(schema.field(name).type)]
+    if twice := [name for name in names if schema.names.count(name) > 1]:
+      raise UserError(f"{path} has several columns {twice[0]!r}; give each a name of its own")
+    # A text that many rows share, also within lists, is read once, so that its size is known before it is copied.
+    leaves = pyarrow.parquet.read_metadata(path).schema
+    texts = [leaf.path for leaf in map(leaves.column, range(len(leaves))) if leaf.physical_type == "BYTE_ARRAY"]
     file = pyarrow.parquet.ParquetFile(path, read_dictionary=texts)
     packed = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
     columns, size = {name: [] for name in (*fields, *optional)}, packed if packed > limit else 0
@@ -281,6 +284,10 @@ def _bytes(array):
   """The bytes of an Arrow array's values, counting a repeated text as often as it is there."""
   import pyarrow.compute
 
+  if pyarrow.types.is_nested(array.type):
+    return array.nbytes + sum(
+      map(_bytes, array.flatten() if isinstance(array, pyarrow.StructArray) else [array.values])
+    )
   if hasattr(array, "dictionary"):
     sizes = pyarrow.compute.binary_length(array.dictionary)
     return pyarrow.compute.sum(sizes.take(array.indices)).as_py() or 0
