@@ -36,13 +36,8 @@ log = logging.getLogger(__name__)
 FREE = ("steps", "epochs", "tokens", "hours", "log_", "eval_every", "eval_batches", "checkpoint_every", "keep_",
         "early_stop", "guard.", "hang_", "init_", "accumulate", "data.workers", "model.remat", "mesh.")  # fmt: skip
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "sentencepiece")
-RESULTS = {
-  "checkpoints": True,
-  "export": True,
-  "predictions": True,
-  METRICS: False,
-  "curves.png": False,
-}  # is it a folder
+# What a run makes, and whether it is a folder.
+RESULTS = {"checkpoints": True, "export": True, "predictions": True, METRICS: False, "curves.png": False}
 NEEDED = (METRICS, HISTORY)  # the files of a run in a bucket that resuming needs, besides its checkpoints
 OWNER = "owner.json"  # in a bucket: which process the run belongs to
 PART = 1 << 16  # bytes; of larger files only the first and last so many are read for a fingerprint
