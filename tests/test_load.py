@@ -120,6 +120,36 @@ class TestTokenizerJson:
     assert "\n" not in str(error.value)
 
 
+class TestTwoVocabularies:
+  """A spiece.model and a tokenizer.json, of which transformers reads the second, must mean the same."""
+
+  @pytest.fixture
+  def folder(self, tmp_path):
+    return made_up.checkpoint(tmp_path)
+
+  def change(self, folder, change):
+    fields = json.loads((folder / "tokenizer.json").read_text())
+    change(fields)
+    (folder / "tokenizer.json").write_text(json.dumps(fields))
+
+  def test_ours_do(self, folder):
+    assert convert.load_tokenizer(folder).path.endswith("spiece.model")
+
+  def test_other_rules_are_refused(self, folder):
+    def keep_case(fields):
+      steps = fields["normalizer"]["normalizers"]
+      steps.remove({"type": "Lowercase"})
+
+    self.change(folder, keep_case)
+    with pytest.raises(UserError, match=r"disagree on do_lower_case; set it in tokenizer_config\.json"):
+      convert.load_tokenizer(folder)
+
+  def test_other_pieces_are_refused(self, folder):
+    self.change(folder, lambda fields: fields["model"]["vocab"][50].__setitem__(0, "other"))
+    with pytest.raises(UserError, match=r"tokenizer\.json has other pieces than .*spiece\.model"):
+      convert.load_tokenizer(folder)
+
+
 class TestAddedTokens:
   def add(self, folder, name):
     tokens = json.loads((folder / "tokenizer.json").read_text())

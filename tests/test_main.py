@@ -125,6 +125,28 @@ def test_the_one_wrong_override_is_named(override, message):
   assert "seed=1" not in str(error.value)
 
 
+def test_a_shape_beside_a_checkpoint_is_refused():
+  config = common.load_config("classify:tiny")
+  assert common.with_overrides(config, ["--config.model.hidden_size=64"]).model.hidden_size == 64
+  with pytest.raises(UserError, match=r"--config\.model\.hidden_size has no effect: .* is that of init_from=RUN"):
+    common.with_overrides(config, ["--config.model.hidden_size=64", "--config.init_from=RUN"])
+  common.with_overrides(config, ["--config.model.hidden_dropout_prob=0.1", "--config.init_from=RUN"])
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+  (["convert", "--checkpoint=a", "--out=b", "--positions=interpolate"],
+   "--positions has no effect without --max_position_embeddings"),
+  (["convert", "--checkpoint=a", "--out=b", "--init_from_group0"], "without --num_hidden_groups"),
+  (["export", "--checkpoint=a", "--out=b", "--max_loss=1"], "--max_loss has no effect without --quantize"),
+  (["prepare", "--input=a", "--spm=b", "--out=c", "--beam_options=--x"], "no effect without --runner"),
+])  # fmt: skip
+def test_a_flag_without_its_partner_is_refused(argv, message, capsys):
+  with pytest.raises(SystemExit) as end:
+    main.main(argv)
+  assert end.value.code == 2
+  assert message in capsys.readouterr().err
+
+
 def test_overrides_are_applied_and_home_folders_found(monkeypatch):
   monkeypatch.setenv("HOME", "/me")
   overrides = ["--config.steps=3", "--config.data.dataset=~/a,~/b", "--config.init_from=~/c", "--config.log_to=a=b"]

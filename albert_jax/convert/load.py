@@ -123,7 +123,8 @@ def load_tokenizer(path: str | os.PathLike, *, optional: bool = False) -> Tokeni
   Returns:
     the Tokenizer. Where tokens were added to the vocabulary, that of tokenizer.json, whose ids are transformers'.
   Raises:
-    UserError: there is no vocabulary, its rules are no yes or no, or it has more pieces than the model has rows.
+    UserError: there is no vocabulary, its rules are no yes or no, it has more pieces than the model has rows, or the
+      tokenizer.json beside it, which transformers reads, has other pieces or rules.
   """
   _, folder = find(path)
   folder = pathlib.Path(folder)
@@ -143,6 +144,8 @@ def load_tokenizer(path: str | os.PathLike, *, optional: bool = False) -> Tokeni
         "does not hold them; save the tokenizer with transformers 5, so that there is a tokenizer.json"
       )
     tokenizer = Tokenizer(folder / "tokenizer.json", **flags)
+  elif not tokenizer.path.endswith(".json") and (folder / "tokenizer.json").is_file():
+    _check_agreement(tokenizer, Tokenizer(folder / "tokenizer.json", **flags))
   _check_rows(folder, tokenizer)
   return tokenizer
 
@@ -180,6 +183,18 @@ def _added_tokens(folder: pathlib.Path, tokenizer: Tokenizer) -> list[str]:
     added += [token["content"] for token in tokens if isinstance(token, dict) and isinstance(token.get("content"), str)]
   pieces = set(tokenizer.pieces) if added else set()
   return [token for token in dict.fromkeys(added) if token not in pieces]
+
+
+def _check_agreement(tokenizer: Tokenizer, other: Tokenizer):
+  """Compares a vocabulary with the tokenizer.json beside it: their pieces, and whether they keep case and accents."""
+  if other.pieces != tokenizer.pieces:
+    raise UserError(f"{other.path} has other pieces than {tokenizer.path}; remove the one that is not the model's")
+  for text, plain, rule in (("A", "a", "do_lower_case"), ("e\u0301", "e", "keep_accents")):
+    changes = [len({tuple(ids) for ids in each.encode_batch([text, plain])}) > 1 for each in (tokenizer, other)]
+    if changes[0] != changes[1]:
+      raise UserError(
+        f"{other.path} and {tokenizer.path} disagree on {rule}; set it in tokenizer_config.json as the former has it"
+      )
 
 
 def _check_rows(folder: pathlib.Path, tokenizer: Tokenizer):

@@ -217,6 +217,8 @@ def _check_tags(sentences, paths):
       f"{where}: no sentences in it; expected a word and its tag a line, and a blank line between sentences"
     )
   labels = sentences.labels()
+  if all(map(_is_hidden, labels)):
+    raise UserError(f"{where}: every tag is {labels[0]!r}, which hides the tags; give a file that has them")
   if len(labels) > MAX_TAGS:
     raise UserError(
       f"{where}: {len(labels):,} different tags, such as {labels[0]!r}; that is another column, give that of the "
