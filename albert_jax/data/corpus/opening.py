@@ -157,15 +157,15 @@ def check_text(path: str, head: bytes) -> None:
   Raises:
     UserError: it is UTF-16 text, or a file of another kind.
   """
+  for magic, kind in _MAGICS.items():
+    if head.startswith(magic):
+      raise UserError(f"{path} is a {kind} file, although its name does not say so; rename it, or unpack it")
   if head.startswith((b"\xff\xfe", b"\xfe\xff")):
     raise UserError(f"{path} is UTF-16 text; convert it, as with: iconv -f utf-16 -t utf-8")
   if head.count(b"\0") > 1 + _MAX_NUL_SHARE * len(head):
     raise UserError(
       f"{path} has {head.count(0):,} NUL bytes in its first {len(head):,}; it is no UTF-8 text, convert it"
     )
-  for magic, kind in _MAGICS.items():
-    if head.startswith(magic):
-      raise UserError(f"{path} is a {kind} file, although its name does not say so; rename it, or unpack it")
 
 
 @contextlib.contextmanager
