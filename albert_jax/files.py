@@ -20,6 +20,7 @@ from albert_jax.errors import UserError, message_lines
 
 BLOCK = 1 << 24  # bytes read at a time
 AT_ONCE = 8  # files fetched at the same time
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "hf": "hub"}  # which extra installs the client of a store
 
 
 class Unreachable(OSError):
@@ -125,7 +126,8 @@ def filesystem(path):
   try:
     return fsspec.core.url_to_fs(str(path))
   except ImportError as error:
-    how = "pip install 'albert-jax[gcs]'" if str(path).startswith(("gs://", "gcs://")) else str(error)
+    extra = _EXTRAS.get(str(path).split("://")[0])
+    how = f"pip install 'albert-jax[{extra}]'" if extra else str(error)
     raise UserError(f"{path} needs a package that is not installed; install it with: {how}") from None
   except ValueError as error:
     raise UserError(f"{path} is in no store that is known here ({error}); give gs://BUCKET/NAME, or a path") from None

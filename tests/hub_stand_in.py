@@ -1,21 +1,24 @@
-"""A small Hugging Face Hub on this machine: models to download, and uploads."""
+"""A small Hugging Face Hub on this machine: models and datasets to download, and uploads."""
 
 import base64
 import contextlib
 import hashlib
 import http.server
 import json
+import pathlib
+import re
 import threading
+import urllib.parse
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(http.server.ThreadingHTTPServer):
-  """`models`: {repository: {file: bytes}}. `refuse`: a status for those who ask what to upload."""
+  """`models`, `datasets`: {repository: {file: bytes}}. `refuse`: a status for those who ask what to upload."""
 
   def __init__(self):
     super().__init__(("127.0.0.1", 0), _Handler)
-    self.models, self.refuse, self.tokens = {}, None, set()
+    self.models, self.datasets, self.refuse, self.tokens = {}, {}, None, set()
 
   @property
   def url(self):
@@ -53,6 +56,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def do_GET(self):
     parts = self.path.split("?")[0].strip("/").split("/")
+    if parts[:2] == ["api", "datasets"] or parts[0] == "datasets":
+      return self._dataset([urllib.parse.unquote(part) for part in parts if part not in ("api", "datasets")])
     if parts[:2] == ["api", "models"]:
       repo = "/".join(parts[2:4])
       if repo not in self.server.models:
@@ -78,8 +83,39 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   do_HEAD = do_GET
 
+  def _entries(self, repo):
+    contents = self.server.datasets[repo]
+    folders = {str(parent) for name in contents for parent in pathlib.PurePosixPath(name).parents} - {"."}
+    return [
+      *({"type": "directory", "path": folder, "size": 0, "oid": "0" * 40} for folder in sorted(folders)),
+      *({"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in contents.items()),
+    ]
+
+  def _dataset(self, parts):
+    """parts: owner, name, then what is asked for: nothing, tree/REVISION/PATH or resolve/REVISION/FILE."""
+    repo, asked, path = "/".join(parts[:2]), parts[2:3], "/".join(parts[4:])
+    contents = self.server.datasets.get(repo)
+    if contents is None:
+      return self._missing()
+    if asked == ["tree"]:
+      entries = self._entries(repo)
+      inside = [entry for entry in entries if str(pathlib.PurePosixPath(entry["path"]).parent) == (path or ".")]
+      return self._answer(inside if inside else {"error": "not found"}, 200 if inside else 404)
+    if asked != ["resolve"]:
+      return self._answer({"id": repo, "sha": COMMIT, "private": False, "tags": [], "downloads": 0, "likes": 0})
+    data, status, headers = contents[path], 200, {"Accept-Ranges": "bytes", "ETag": '"1"', "X-Repo-Commit": COMMIT}
+    if span := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+      first, last = int(span[1]), min(int(span[2]), len(data) - 1)
+      headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+      data, status = data[first : last + 1], 206
+    return self._answer(data, status, headers)
+
   def do_POST(self):
     body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+    if "/paths-info/" in self.path:
+      asked = json.loads(body)["paths"] if body.startswith(b"{") else urllib.parse.parse_qs(body.decode())["paths"]
+      entries = self._entries("/".join(self.path.split("/")[3:5]))
+      return self._answer([entry for entry in entries if entry["path"] in asked])
     self.server.tokens.add(self.headers.get("Authorization"))
     if self.server.refuse and "/preupload/" in self.path:
       return self._answer({"error": "no"}, self.server.refuse)

@@ -11,8 +11,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "albert_jax"
 MAY_USE = {
   "commands": {
     "configs", "bench",
-    "loop", "run", "suites", "planning", "pipelines", "evaluation", "curves", "exports", "serve", "tasks", "convert",
-    "training", "model", "data", "files", "errors",
+    "loop", "run", "suites", "planning", "pipelines", "evaluation", "curves", "pictures", "exports", "serve", "tasks",
+    "convert", "training", "model", "data", "files", "errors",
   },
   "bench": {"tasks", "convert", "training", "model", "data", "files", "errors"},
   "suites": {
@@ -30,6 +30,7 @@ MAY_USE = {
   "serve": {"pipelines", "exports", "tasks", "convert", "data", "files", "errors"},
   "onnx_runtime": {"model", "errors"},
   "curves": {"training", "files", "errors"},
+  "pictures": {"curves", "convert", "model", "files", "errors", "strict_json"},
   "tasks": {"convert", "model", "data", "files", "paths", "errors"},
   "training": {"paths", "files", "errors"},
   "convert": {"model", "data", "paths", "files", "errors"},

@@ -13,6 +13,7 @@ def test_a_machine_that_works_says_so(tmp_path, capsys):
   report = json.loads((tmp_path / "report.json").read_text())
   assert list(report["self_test"]) == ["forward", "one training step", "save", "restore"]
   assert all(result.endswith(" s") for result in report["self_test"].values())
+  assert sum(float(result.removesuffix(" s")) for result in report["self_test"].values()) < 60, "ten on a quiet machine"
   assert "albert-jax works on this machine." in capsys.readouterr().out
   assert report["versions"]["jax"] and "GiB" in report["machine"]["memory"]
 
@@ -31,3 +32,11 @@ def test_what_fails_is_named(monkeypatch, capsys):
 def test_what_to_type_is_said(monkeypatch):
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   assert doctor.missing()["Weights & Biases"] == "type: pip install 'albert-jax[wandb]'"
+
+
+def test_a_platform_that_does_not_start_is_reported(monkeypatch):
+  def fails(*_):
+    raise RuntimeError("Unable to initialize backend 'tpu': no TPU")
+
+  monkeypatch.setattr("jax.devices", fails)
+  assert doctor.machine()["devices"] == "none: Unable to initialize backend 'tpu': no TPU; type: unset JAX_PLATFORMS"

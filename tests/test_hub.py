@@ -1,5 +1,7 @@
-"""Models by their name on the Hub, against a stand-in on this machine."""
+"""Models and datasets by their name on the Hub, against a stand-in on this machine."""
 
+import collections
+import io
 import os
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import albert_jax
 from albert_jax import UserError
 from albert_jax.commands import push
 from albert_jax.convert import hf, hub
+from albert_jax.data.corpus import readers
 
 pytest.importorskip("huggingface_hub")
 
@@ -89,3 +92,26 @@ def test_push(world, tmp_path, monkeypatch, capsys):
   with pytest.raises(UserError, match="expected OWNER/NAME"):
     push.main([str(folder), "--to=mine"])
   assert os.environ["HF_TOKEN"] not in capsys.readouterr().out
+
+
+def test_parquet_of_a_dataset_is_a_corpus(world):
+  import pyarrow
+  from pyarrow import parquet
+
+  texts = ["The first document. It has two sentences.", "The second document."]
+  for i, text in enumerate(texts):
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.table({"text": [text]}), file)
+    world.datasets.setdefault("owner/corpus", {})[f"data/train-{i}.parquet"] = file.getvalue()
+  for spec in ("hf://datasets/owner/corpus", "hf://datasets/owner/corpus/data/*.parquet"):
+    tally = collections.Counter()
+    [unit] = readers.plan(spec, readers.Reading())
+    assert [" ".join(document) for document in readers.documents(unit, readers.Reading(), tally)] == texts, spec
+  with pytest.raises(UserError, match="none matches no file"):
+    readers.plan("hf://datasets/owner/none", readers.Reading())
+
+
+def test_a_dataset_without_the_library_names_the_extra(monkeypatch):
+  monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+  with pytest.raises(UserError, match=r"pip install 'albert-jax\[hub\]'"):
+    readers.plan("hf://datasets/owner/corpus", readers.Reading())

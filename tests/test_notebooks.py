@@ -1,11 +1,13 @@
-"""The notebooks: well formed, nothing stored in them, and run from top to bottom at a small size."""
+"""The notebooks: well formed, no stored outputs, and run from top to bottom in an empty folder with the wheel."""
 
 import ast
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import venv
 
 import made_up
 import pytest
@@ -61,30 +63,73 @@ def test_a_notebook_is_valid(path):
   nbformat.validate(nbformat.read(path, as_version=4))
 
 
-def run_notebook(name, folder, **parameters):
-  """Runs a notebook from top to bottom; a user opens it in the checkout, or clones one; here the first.
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+  """The wheel of this checkout."""
+  for needed in ("nbclient", "nbformat", "ipykernel", "pip", "setuptools"):
+    pytest.importorskip(needed, reason=f"needs {needed}")
+  out = tmp_path_factory.mktemp("wheel")
+  build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--wheel-dir", out, ROOT]
+  subprocess.run(build, check=True, capture_output=True)
+  return next(out.glob("*.whl"))
+
+
+def python_without_this_project(folder):
+  """The Python of a new environment with the packages that this project needs, but without this project."""
+  venv.create(folder, with_pip=False)
+  site = next(folder.glob("lib/*/site-packages"))
+  # What .pth files add, such as a checkout installed as editable, is not followed from here.
+  site.joinpath("packages.pth").write_text(
+    "\n".join(path for path in sys.path if path.endswith("site-packages")) + "\n"
+  )
+  return folder / "bin/python"
+
+
+def run_notebook(name, folder, wheel, **parameters):
+  """Runs a notebook from top to bottom as a user who uploaded it and the wheel into an empty folder.
 
   Returns: (what its cells printed, their other outputs, the folder of its work).
   """
-  for needed in ("nbclient", "nbformat", "ipykernel"):
-    pytest.importorskip(needed, reason=f"needs {needed}")
-  work = folder / "work"
-  env = {**os.environ, **parameters, "ALBERT_WORK": str(work), "JAX_PLATFORMS": "cpu", "IPYTHONDIR": str(folder)}
+  empty = folder / "empty"
+  empty.mkdir()
+  shutil.copy(wheel, empty)
+  shutil.copy(ROOT / "launch" / name, empty)
+  env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+  env |= {**parameters, "ALBERT_SOURCE": "albert_jax-*.whl", "JAX_PLATFORMS": "cpu", "IPYTHONDIR": str(folder)}
+  python = python_without_this_project(folder / "venv")
   result = subprocess.run(
-    [sys.executable, "-c", RUNNER, ROOT / "launch" / name, ROOT / "launch", folder / "done.ipynb"],
-    env=env, capture_output=True, text=True, timeout=900,
+    [python, "-c", RUNNER, empty / name, empty, folder / "done.ipynb"],
+    env=env, cwd=empty, capture_output=True, text=True, timeout=900, check=False,
   )  # fmt: skip
   assert result.returncode == 0, result.stderr[-3000:]
   outputs = [
     out for cell in json.loads((folder / "done.ipynb").read_text())["cells"] for out in cell.get("outputs", ())
   ]
-  assert not (ROOT / "launch" / "albert_work").exists()
-  return "".join("".join(out.get("text", "")) for out in outputs), outputs, work
+  work = empty / "albert_work"
+  assert {path.name for path in empty.iterdir()} == {name, wheel.name, work.name}
+  printed = "".join("".join(out.get("text", "")) for out in outputs)
+  assert f"everything is written to {work}" in printed
+  assert list((folder / "venv").glob("lib/*/site-packages/albert_jax")), "the notebook installed the wheel"
+  return printed, outputs, work
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+  ("source", "message"),
+  [("none-*.whl", "names 0 files"), ("albertjax", "is no wheel"), ("https://127.0.0.1:9/x", "finds no repository")],
+)
+def test_a_wrong_source_is_refused_before_anything_else(path, source, message, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("ALBERT_SOURCE", source)
+  first, install = code(json.loads(path.read_text()))[:2]
+  with pytest.raises((OSError, ValueError), match=message):
+    exec(f"{first}\n{install}", {})
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_the_pretraining_notebook_runs_from_top_to_bottom(tmp_path):
-  printed, outputs, work = run_notebook("colab_pretrain.ipynb", tmp_path, **SMALL)
+def test_the_pretraining_notebook_runs_from_top_to_bottom(tmp_path, wheel):
+  printed, outputs, work = run_notebook("colab_pretrain.ipynb", tmp_path, wheel, **SMALL)
   assert any("image/png" in out.get("data", {}) for out in outputs), "no curves"
   assert '"filled"' in printed
   assert "parameters" in printed
@@ -93,10 +138,10 @@ def test_the_pretraining_notebook_runs_from_top_to_bottom(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_fine_tuning_notebook_runs_from_top_to_bottom(tmp_path):
+def test_the_fine_tuning_notebook_runs_from_top_to_bottom(tmp_path, wheel):
   checkpoint = made_up.checkpoint(tmp_path)
   printed, outputs, work = run_notebook(
-    "colab_finetune.ipynb", tmp_path, ALBERT_CHECKPOINT=str(checkpoint), ALBERT_EPOCHS="0.2", ALBERT_LENGTH="32",
+    "colab_finetune.ipynb", tmp_path, wheel, ALBERT_CHECKPOINT=str(checkpoint), ALBERT_EPOCHS="0.2", ALBERT_LENGTH="32",
     ALBERT_BATCH="64", ALBERT_REFRESH="1", ALBERT_MORE="--config.optimizer.learning_rate=1e-3",
   )  # fmt: skip
   assert any("image/png" in out.get("data", {}) for out in outputs), "no curves"

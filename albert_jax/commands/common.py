@@ -189,14 +189,16 @@ class _Messages(logging.Handler):
 def show_messages() -> Iterator[None]:
   """Prints what the library logs (the logger "albert_jax", from level INFO) while a command runs, and not after it."""
   logger, handler = logging.getLogger("albert_jax"), _Messages()
-  level = logger.level
+  level, propagates = logger.level, logger.propagate
   logger.setLevel(logging.INFO)
+  logger.propagate = False  # TFDS and absl give the root logger a handler, which would print each message once more.
   logger.addHandler(handler)
   try:
     yield
   finally:
     logger.removeHandler(handler)
     logger.setLevel(level)
+    logger.propagate = propagates
 
 
 def parse_with_config(

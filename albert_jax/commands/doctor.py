@@ -67,15 +67,15 @@ def machine() -> dict[str, str]:
   """Devices, processors, memory, and room on disk."""
   import jax
 
+  found = {}
   try:
     kinds = [device.device_kind for device in jax.devices()]
     devices = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in sorted(set(kinds)))
-  except RuntimeError as error:
-    devices = f"none: {one_line(error)}"
-  found = {"devices": f"{devices} ({jax.default_backend()})" if not devices.startswith("none") else devices}
-  for device in jax.local_devices()[:1]:
-    if stats := device.memory_stats():
+    found["devices"] = f"{devices} ({jax.default_backend()})"
+    if stats := jax.local_devices()[0].memory_stats():
       found["device memory"] = f"{stats.get('bytes_limit', 0) / 2**30:.1f} GiB each"
+  except RuntimeError as error:  # A platform that does not start, as with a driver that is too old.
+    found["devices"] = f"none: {one_line(error)}; type: unset JAX_PLATFORMS"
   found["processors"] = f"{len(os.sched_getaffinity(0))} of {os.cpu_count()}"
   found["memory"] = _memory()
   for name, folder in {"disk here": pathlib.Path.cwd(), "disk of the cache": files.cache()}.items():
@@ -223,8 +223,11 @@ def _gpu():
 def _not_used(backend, extra, module):
   import jax
 
-  if jax.default_backend() == backend:
-    return ""
+  try:
+    if jax.default_backend() == backend:
+      return ""
+  except RuntimeError:  # `machine` shows the error.
+    pass
   if os.environ.get("JAX_PLATFORMS"):
     return f"not used, as JAX_PLATFORMS={os.environ['JAX_PLATFORMS']}; type: unset JAX_PLATFORMS"
   return _package(module, extra) or "JAX does not find it; check the driver, as with nvidia-smi"

@@ -11,6 +11,7 @@ from flax import nnx
 
 from albert_jax.errors import UserError
 from albert_jax.model.albert import Albert, structure
+from albert_jax.model.by_layer import by_layer
 from albert_jax.model.config import STRUCTURE, VARIANTS, AlbertConfig
 from albert_jax.model.layers import Keys, lead_axes
 from albert_jax.types import Batch, Params
@@ -20,6 +21,7 @@ __all__ = [
   "VARIANTS",
   "AlbertConfig",
   "apply",
+  "by_layer",
   "init",
   "inputs",
   "layer_axes",

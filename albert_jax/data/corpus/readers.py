@@ -121,7 +121,8 @@ def plan(spec: str, reading: Reading, unit_bytes: int = UNIT_BYTES) -> list[Unit
       if (
         files.is_pattern(item)
         or ("/" not in item.strip("./") and "." in item)
-        or item.startswith((".", "/", "~", "gs:"))
+        or item.startswith((".", "/", "~"))
+        or files.is_url(item)
       ):
         raise UserError(
           f"--input={item} matches no file; expected a text, .jsonl or .parquet file (or .gz, .xz, .zst of one), a "
