@@ -25,7 +25,13 @@ def write_predictions(folder, rows, labels=("no", "yes")):
 
 @pytest.mark.parametrize(
   "changes",
-  [{}, {"share": "none"}, {"share": "matrices", "num_hidden_groups": 2}, {"share": "attention", "inner_group_num": 2}, {"num_hidden_groups": 2}],
+  [
+    {},
+    {"share": "none"},
+    {"share": "matrices", "num_hidden_groups": 2},
+    {"share": "attention", "inner_group_num": 2},
+    {"num_hidden_groups": 2},
+  ],
   ids=lambda changes: ",".join(changes) or "shared",
 )
 def test_by_layer_computes_what_the_model_computes(changes):
