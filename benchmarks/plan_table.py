@@ -29,18 +29,28 @@ MACHINES = {
 AT_A_TIME = {"base": 32, "large": 16, "xlarge": 8, "xxlarge": 8}
 BATCH = 4096
 
-TEXT = """# What a run needs: the paper's batch on five machines
+TEXT = """# What a run needs: memory, time, cost
 
-The real train step of `configs/pretrain.py`, batch 4096, length 512, 20 predictions, bfloat16, compiled ahead of time
-for chips that were not there ({versions}). **Nothing here was run.** Memory, state and
-bytes sent are the compiler's; "at least" is the model's operations at the datasheet's peak; the estimate assumes a
-model-operations share (MFU) of {mfu:.0%} and adds the bytes over the links, and hours are those of 125,000 such steps.
-What a chip does not do at a time it does in turns (`--config.accumulate`). Names count as their vendor does: a v4 or
-v5p counts two cores a chip, so v5p-128 and v4-128 are 64 chips.
+After this page you know whether a run fits a machine, about how long it takes, and what it costs, before you rent it.
 
-One command makes this table: `python benchmarks/plan_table.py --cache=plan.json`. For another config or machine, GPUs
-too: `albert-jax plan --config=configs/pretrain.py:base --topology=h200:8`, with `--find_batch` for the most rows a
-device that fit, and `--price_per_chip_hour=X` for the cost.
+```sh
+pip install 'albert-jax[plan]'
+albert-jax plan --config=pretrain:base --config.model.dtype=bfloat16 --topology=v5e:2x4 --price_per_chip_hour=1.2
+albert-jax plan --config=pretrain:base --config.batch_size=512 --topology=h200:8 --find_batch
+```
+
+`plan` compiles the real train step ahead of time for TPUs or GPUs that are not there. `--find_batch` finds the most rows a
+device that fit.
+
+## The paper's batch on five machines
+
+`configs/pretrain.py`, batch 4096, length 512, 20 predictions, bfloat16 ({versions}). **Nothing here was
+run.** Memory, state and bytes sent are the compiler's. "At least" is the model's operations at the datasheet's peak. The
+estimate assumes an MFU of {mfu:.0%} and adds the bytes over the links; the hours are for 125,000 such steps. Rows that do not
+fit at once are computed in micro-batches (`--config.accumulate`). Machine names follow their vendor: a v4 or v5p counts
+two cores a chip, so v5p-128 and v4-128 are 64 chips.
+
+`python benchmarks/plan_table.py --cache=plan.json` makes this table.
 
 """
 COLUMNS = (

@@ -11,9 +11,9 @@ from flax import nnx
 
 from albert_jax.errors import UserError
 from albert_jax.model.albert import Albert, structure
-from albert_jax.model.by_layer import by_layer
 from albert_jax.model.config import STRUCTURE, VARIANTS, AlbertConfig
 from albert_jax.model.layers import Keys, lead_axes
+from albert_jax.model.layerwise import by_layer
 from albert_jax.types import Batch, Params
 
 __all__ = [
