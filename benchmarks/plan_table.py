@@ -39,16 +39,16 @@ albert-jax plan --config=pretrain:base --config.model.dtype=bfloat16 --topology=
 albert-jax plan --config=pretrain:base --config.batch_size=512 --topology=h200:8 --find_batch
 ```
 
-`plan` compiles the real train step ahead of time for TPUs or GPUs that are not there. `--find_batch` finds the most rows
-a device that fit.
+`plan` compiles the real train step ahead of time for TPUs or GPUs that are not there. `--find_batch` finds the most
+rows a device that fit.
 
 ## The paper's batch on five machines
 
 `configs/pretrain.py`, batch 4096, length 512, 20 predictions, bfloat16 ({versions}). **Nothing here was run.**
 Memory, state and bytes sent are the compiler's. "At least" is the model's operations at the datasheet's peak.
 The estimate assumes an MFU of {mfu:.0%} and adds the bytes over the links; the hours are for 125,000 such steps. Rows
-that do not fit at once are computed in micro-batches (`--config.accumulate`). Machine names follow their vendor: a v4 or v5p counts
-two cores a chip, so v5p-128 and v4-128 are 64 chips.
+that do not fit at once are computed in micro-batches (`--config.accumulate`). Machine names
+follow their vendor: a v4 or v5p counts two cores a chip, so v5p-128 and v4-128 are 64 chips.
 
 `python benchmarks/plan_table.py --cache=plan.json` makes this table.
 
