@@ -32,12 +32,14 @@ def get_config(variant: str = "base") -> ConfigDict:
 # For one machine without an accelerator; measured numbers are in docs/benchmarks/tasks.md. AdamW in its textbook form:
 # with the original's, which has no bias correction, the first steps of a short run are several times larger.
 SMALL = {
-  # The README's first run, on the documentation that ships with Python.
+  # The first run (launch/local.sh), on the documentation that ships with Python. In 450 steps Muon, with 30 % of the
+  # words masked one by one, reaches the held-out loss that AdamW at 1e-3 with the paper's masks has after 1,800.
   "quickstart": {
     "steps": 1800, "batch_size": 32, "log_every": 50, "eval_every": 300, "eval_batches": 0, "checkpoint_every": 300,
     "model": {"vocab_size": 4096, "max_position_embeddings": 128},
-    "data": {"seq_length": 64},
-    "optimizer": {"name": "adamw", "textbook": True, "learning_rate": 1e-3, "warmup_steps": 200},
+    "data": {"seq_length": 64, "mask_rate": 0.3, "ngram": 1},
+    "optimizer": {"name": "muon", "learning_rate": 5e-3, "b1": 0.95, "weight_decay": 0.1, "warmup_steps": 200,
+                  "schedule": "wsd", "decay_share": 0.4},
   },
   "tiny": {
     "steps": 2000, "batch_size": 32, "log_every": 50, "eval_every": 250, "eval_batches": 20, "checkpoint_every": 250,

@@ -58,7 +58,9 @@ for text, answer in zip(TEXTS, fill(TEXTS), strict=True):
 PYTHON
 cat <<TEXT
 
-WHAT IS GOOD
+Good for five minutes: a masked-token accuracy of three times its baseline, and a sentence-order accuracy of about 0.6.
+The model knows frequent words and set phrases of its corpus. The paper's models read 70,000 times as many tokens, and
+reach 0.54 and 0.87.
 
   the curves   $RUN/run/curves.png
   the model    $RUN/run/export (transformers opens it)

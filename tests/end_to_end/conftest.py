@@ -36,12 +36,12 @@ def flags(dataset, workdir, **overrides):
   values = {
     "data__dataset": dataset, "data__seq_length": 32, "model__vocab_size": 1000, "model__num_hidden_layers": 2,
     "model__hidden_size": 32, "model__intermediate_size": 64, "model__embedding_size": 16, "batch_size": 8,
-    "model__hidden_dropout_prob": 0.1,
+    "model__hidden_dropout_prob": 0.1, "model__max_position_embeddings": 128,
     "steps": 12, "log_every": 1, "eval_every": 6, "eval_batches": 2, "checkpoint_every": 5,
     "optimizer__warmup_steps": 3, **overrides,
   }  # fmt: skip
   return [
-    f"--config={ROOT / 'configs' / 'pretrain.py'}:quickstart",
+    f"--config={ROOT / 'configs' / 'pretrain.py'}:tiny",
     f"--workdir={workdir}",
     *(f"--config.{name.replace('__', '.')}={value}" for name, value in values.items()),
   ]
