@@ -263,6 +263,8 @@ _FOLDERS = {
     "symbols.json", "words.txt", *_VOCABULARY,
   ),
   "albert_config.json": ("albert_config.json", "model.ckpt-*", "checkpoint", "vocab_chinese.txt", *_VOCABULARY),
+  "page.mjs": ("index.html", "*.mjs", "*.wasm", "model.json", "model.onnx", "tokenizer.json", "tokenizer_config.json",
+               "LICENSE*"),
   "config.yml": ("config.yml", "step_*.t7", *_VOCABULARY),
   "prepare.json": (
     "prepare.json", "dataset_info.json", "features.json", "*.array_record*", "lengths-*.npy", "audit.png", "*.npz",

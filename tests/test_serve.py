@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,10 +15,12 @@ import time
 import urllib.error
 import urllib.request
 
+import chromium
 import jax
 import made_up
 import numpy as np
 import pytest
+from chromium import until
 from small_models import SMALL
 
 import albert_jax
@@ -592,40 +593,8 @@ class TestCommand:
 @pytest.fixture
 def browser():
   """A headless Chromium of a given width: browser(width, dark)."""
-  webdriver = pytest.importorskip("selenium.webdriver", reason="the page in a browser: pip install selenium")
-  chromium = shutil.which("chromium") or shutil.which("google-chrome")
-  driver = shutil.which("chromedriver")
-  if not chromium or not driver:
-    pytest.skip("the page in a browser: no Chromium with chromedriver on this machine")
-  opened = []
-
-  def start(width=1100, dark=False):
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-      options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    window = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    opened.append(window)
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    window.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
-    window.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    window.implicitly_wait(0)
-    return window
-
-  yield start
-  for window in opened:
-    window.quit()
-
-
-def until(condition, seconds=60):
-  """Waits for a condition and returns its value."""
-  end = time.monotonic() + seconds
-  while not (value := condition()):
-    assert time.monotonic() < end, "the page did not get there in time"
-    time.sleep(0.05)
-  return value
+  with chromium.windows() as start:
+    yield start
 
 
 @pytest.mark.slow
@@ -639,7 +608,7 @@ def test_the_page(process, browser):
     return window.find_elements("css selector", selector)
 
   def texts(selector):
-    return window.execute_script(f"return [...document.querySelectorAll({selector!r})].map(x => x.textContent)")
+    return chromium.texts(window, selector)
 
   def write(id, text):
     box = until(lambda: all_of(f"#{id}"))[0]
@@ -692,9 +661,7 @@ def test_the_page(process, browser):
 
   # The examples that the page begins with are longer than these models, which is said on it.
   assert [line for line in window.get_log("browser") if " 413 " not in line["message"]] == []
-  messages = [json.loads(line["message"])["message"] for line in window.get_log("performance")]
-  urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-  assert [url for url in urls if not url.startswith((address, "data:"))] == []
+  assert [url for url in chromium.requests(window) if not url.startswith((address, "data:"))] == []
 
 
 @pytest.mark.slow

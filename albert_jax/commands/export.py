@@ -49,6 +49,10 @@ def main(argv):
     "--fields", default="text", metavar="A[,B]", help="the columns of FILE with the text (default text)"
   )
   parser.add_argument("--label", default="label", metavar="COLUMN", help="and with the label (default label)")
+  parser.add_argument(
+    "--page", default="", metavar="DIR",
+    help="also write a page that runs the ONNX file in the browser, for any static file server; needs npm once",
+  )  # fmt: skip
   parser.add_argument("--json", metavar="FILE", help="write the sizes and measurements there")
   parser.add_argument(
     "--to",
@@ -82,12 +86,15 @@ def main(argv):
     pooling=args.pooling,
     tokenizer=not args.no_tokenizer,
     **{name: getattr(args, name) for name in ("name", "license", "language", "base_model", "datasets")},
-    **{name: getattr(args, name) for name in ("quantize", "calibration", "max_loss", "fields", "label")},
+    **{name: getattr(args, name) for name in ("quantize", "calibration", "max_loss", "fields", "label", "page")},
     overwrite=args.overwrite,
     say=lambda line: print(line, file=sys.stderr),
   )
   for name, size in report["files"].items():
     print(f"{size / 1e6:10.2f} MB  {name}")
+  if args.page:
+    size = sum(report["page"].values()) / 1e6
+    print(f"{size:10.2f} MB  {args.page}, the page; show it with: python -m http.server --directory={args.page}")
   if "int8" in report:
     int8 = report["int8"]
     print(

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,7 @@ def export(
   checkpoint, out, *, formats: Sequence[str] = FORMATS, pooling: str = "", tokenizer: bool = True, license: str = "",
   language: str = "", base_model: str = "", datasets: str = "", name: str = "", overwrite: bool = False,
   quantize: str = "", calibration: str = "", max_loss: float = 0.5, fields: str = "text", label: str = "label",
-  say=lambda line: None,
+  page: str | os.PathLike = "", say=lambda line: None,
 ) -> dict:  # fmt: skip
   """Writes a folder that every runtime opens, reopens it, and compares what it computes with the model.
 
@@ -59,10 +60,12 @@ def export(
     calibration: a file of texts like those the model will see, best with labels for a classifier (see `quantize.read`).
     max_loss: how many points of its metric, of 100, the int8 model may lose.
     fields, label: the columns of `calibration` with the text (or the two texts of a pair) and the label.
+    page: also write this folder, a page that runs the ONNX file in the browser without a server; '' for none.
     say: called with lines on progress.
 
   Returns:
-    {"files": {name: bytes}, "difference": the largest difference of any output, and of int8 its measurements}.
+    {"files": {name: bytes}, "difference": the largest difference of any output, and of int8 its measurements; "page":
+    {name: bytes} of the page}.
 
   Raises:
     UserError: the checkpoint has no vocabulary, a format or a value is unknown, or int8 loses more than `max_loss`.
@@ -78,8 +81,16 @@ def export(
     raise UserError("quantize=int8 needs texts like those the model will see; give a file: --calibration=FILE")
   if calibration and not quantize:
     raise UserError("calibration is for quantize=int8; add --quantize=int8")
+  if page and not ("onnx" in formats or quantize):
+    raise UserError("--page runs the ONNX file; add onnx to --formats")
   if "onnx" in formats or quantize:
     onnx.require(), runtime.require()
+  if page:
+    from albert_jax.exports import page as pages
+
+    files.check_new_folder(page, overwrite=overwrite)
+    say("the page's files from npm")
+    pages.fetch()
   cfg, params = convert.load(checkpoint)
   about = convert.about(checkpoint)
   vocabulary = convert.load_symbols(checkpoint) or convert.load_tokenizer(checkpoint, optional=True)
@@ -129,6 +140,8 @@ def export(
              "name": name or pathlib.Path(out).name}  # fmt: skip
     card.write(folder, cfg, model.param_count(params), task=task, labels=about.get("labels", ()), run=run, facts=facts)
   out = pathlib.Path(out)
+  if page:
+    report["page"] = pages.write(out, page, name=name or out.name, overwrite=overwrite)
   report["files"] = {
     str(file.relative_to(out)): file.stat().st_size for file in sorted(out.rglob("*")) if file.is_file()
   }

@@ -1,0 +1,132 @@
+"""The page of an export: the same answers in the browser, without a server and without network."""
+
+import functools
+import http.server
+import pathlib
+import shutil
+import subprocess
+import threading
+
+import chromium
+import made_up
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from test_exports_folder import CASES, INPUTS, assert_alike, checkpoint
+
+import albert_jax
+from albert_jax.errors import UserError
+from albert_jax.exports import page
+
+SHOWN = {name: CASES[name] for name in ("pretrained", "classify", "tag", "answer", "embed")}
+TASK = {"pretrained": "fill-mask"}
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+  return made_up.vocabulary(tmp_path_factory.mktemp("vocabulary"))
+
+
+@pytest.fixture(scope="module")
+def runtime_files():
+  """Fetches what the page runs on, or skips."""
+  if not shutil.which("npm"):
+    pytest.skip("the page of an export: npm is not installed")
+  try:
+    return page.fetch()
+  except UserError as error:
+    pytest.skip(f"the page of an export: {error}")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+  def log_message(self, *_):
+    pass
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, vocabulary, runtime_files):
+  """A static file server of one page for each task: (its address, {name: the exported folder})."""
+  root, exports = tmp_path_factory.mktemp("site"), {}
+  for name, case in SHOWN.items():
+    source = checkpoint(root / "runs" / name, vocabulary, **case)
+    exports[name] = root / "exports" / name
+    report = albert_jax.export(source, exports[name], formats=("onnx",), page=root / name)
+    assert {"index.html", "page.mjs", "model.onnx", "tokenizer.json"} <= report["page"].keys()
+  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=root)) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", exports
+    server.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+def test_the_browser_answers_as_python_does(site):
+  address, exports = site
+  ask = """
+    const [task, body, done] = arguments;
+    import("./page.mjs").then(model => model.post(task, body)).then(done, error => done(String(error)));
+  """
+  with chromium.windows() as start:
+    window = start()
+    window.set_script_timeout(60)
+    for name, folder in exports.items():
+      window.get(f"{address}/{name}/")
+      chromium.until(lambda: chromium.texts(window, "[role=tab]"))
+      task = TASK.get(name, name)
+      inputs = INPUTS[name]
+      found = window.execute_async_script(ask, task, {"inputs": inputs, "truncate": True})
+      assert not isinstance(found, str), found
+      expected = albert_jax.pipeline(task, folder, backend="onnx")(inputs)
+      for there, here in zip(found, expected, strict=True):
+        assert_alike(there, {key: here[key] for key in there})
+    assert [url for url in chromium.requests(window) if not url.startswith((address, "data:"))] == []
+    # As a reader of the page does it: the classifier's tab, from its own form.
+    window.get(f"{address}/classify/")
+    assert chromium.until(lambda: chromium.texts(window, "[role=tab]")) == ["Classify"]
+    box = window.find_element("id", "classify-text")
+    box.clear()
+    box.send_keys("ba do gi.")
+    chromium.until(lambda: chromium.texts(window, "#words .word") == ["ba", "do", "gi."])
+    assert window.get_log("browser") == []
+
+
+def test_mistakes_are_one_line_and_leave_nothing(tmp_path, vocabulary, monkeypatch):
+  source = checkpoint(tmp_path / "run", vocabulary, **CASES["choose"])
+  monkeypatch.setattr(page, "fetch", lambda: tmp_path / "absent")
+  (tmp_path / "taken").mkdir()
+  (tmp_path / "taken" / "notes.txt").touch()
+  for words, options in {
+    "add onnx to --formats": {"formats": (), "page": tmp_path / "page"},
+    "exists already": {"page": tmp_path / "taken"},
+  }.items():
+    with pytest.raises(UserError, match=words):
+      albert_jax.export(source, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+  albert_jax.export(source, tmp_path / "out", formats=())
+  with pytest.raises(UserError, match="has no tab for choose"):
+    page.write(tmp_path / "out", tmp_path / "page", name="x")
+  assert not (tmp_path / "page").exists()
+
+
+@pytest.mark.parametrize(
+  ("outcome", "words"),
+  [
+    (FileNotFoundError(), "npm is not installed"),
+    (subprocess.TimeoutExpired("npm", 300), "did not fetch"),
+    (subprocess.CompletedProcess((), 1, "", "npm error network\nmore"), r"could not fetch .*\(npm error network\)"),
+  ],
+)
+def test_npm_that_fails_is_one_line(monkeypatch, tmp_path, outcome, words):
+  def run(*_, **__):
+    if isinstance(outcome, Exception):
+      raise outcome
+    return outcome
+
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  monkeypatch.setattr(page.subprocess, "run", run)
+  with pytest.raises(UserError, match=words) as error:
+    page.fetch()
+  assert "\n" not in str(error.value)
+  assert not list(pathlib.Path(tmp_path).rglob("*.mjs"))
