@@ -61,6 +61,7 @@ def texts(window, selector):
 
 
 def requests(window):
-  """The addresses that the window asked for."""
+  """The addresses that the window asked for, without those of the browser's own pages."""
   messages = [json.loads(line["message"])["message"] for line in window.get_log("performance")]
-  return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+  urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+  return [url for url in urls if not url.startswith("chrome")]

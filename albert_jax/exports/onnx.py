@@ -107,7 +107,7 @@ class Float:
   def product(self, graph: Graph, use: str, x: str, weight: Weight) -> str:
     """x [tokens, in] -> [tokens, out]. `use` names the input (see `inputs`), weight.name the matrix."""
     kernel = graph.constant(f"{weight.name}.kernel", weight.kernel)
-    bias = graph.constant(f"{weight.bias_name}.bias", weight.bias)
+    bias = self.vector(graph, f"{weight.bias_name}.bias", weight.bias)
     return graph.node("Gemm", product_name(use, weight), x, kernel, bias)
 
   def rows(self, graph: Graph, name: str, table: np.ndarray, ids: str, output: str) -> str:
@@ -117,6 +117,10 @@ class Float:
   def table(self, graph: Graph, name: str, table: np.ndarray) -> str:
     """A whole table [n, E] in float32."""
     return graph.constant(name, table)
+
+  def vector(self, graph: Graph, name: str, values: np.ndarray) -> str:
+    """A bias in float32."""
+    return graph.constant(name, values)
 
 
 def product_name(use: str, weight: Weight) -> str:
@@ -344,7 +348,9 @@ class _Builder:
     y = self._activation("mlm/activation", self._product("mlm", self.x, self._weight("mlm/dense")))
     y = self._norm("mlm", "mlm/norm", y)
     table = self.arithmetic.table(g, "embeddings.word", self.params["embeddings/word/embedding"])
-    y = g.node("Gemm", "mlm/decoder", y, table, g.constant("mlm.bias", self.params["mlm/bias"]), transB=1)
+    y = g.node(
+      "Gemm", "mlm/decoder", y, table, self.arithmetic.vector(g, "mlm.bias", self.params["mlm/bias"]), transB=1
+    )
     self._token_output(name, y, cfg.vocab_size)
 
   def _embedding(self, pooling):
