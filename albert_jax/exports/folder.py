@@ -109,9 +109,9 @@ def export(
   with files.writing_folder(out, overwrite=overwrite) as folder:
     say("Hugging Face directory")
     format, place = find(checkpoint)
-    fields = hf.read_fields(place) if format is hf else {}
-    architecture = (fields.get("architectures") or [None])[0]
-    _hugging_face(folder, cfg, params, vocabulary, architecture, hf.extra_fields(fields))
+    stored = hf.read_fields(place) if format is hf else {}
+    architecture = (stored.get("architectures") or [None])[0]
+    _hugging_face(folder, cfg, params, vocabulary, architecture, hf.extra_fields(stored))
     if pooling:
       _sentence_transformers(folder, cfg, pooling, about.get("seq_length"))
     batches = sample(cfg, params, vocabulary, task)
