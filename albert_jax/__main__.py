@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv) -> int:
   if not argv or argv[0] in ("-h", "--help", "help"):
-    listed = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
+    listed = "\n".join(f"  {name:<10} {purpose}" for name, purpose in COMMANDS.items())
     print(f"usage: albert-jax COMMAND [--help] …\n       albert-jax --version\n\ncommands:\n{listed}")
     return 0 if argv else 2
   if argv[0] in ("--version", "version"):
@@ -83,7 +83,7 @@ def _wants_traceback():
 
 
 def _check_streams():
-  """The exit code if a standard stream is closed, else None.
+  """Returns the exit code if a standard stream is closed, else None.
 
   A file that is opened later would get the number of the closed stream, and what libraries print would be written into
   it.
@@ -100,7 +100,7 @@ def _check_streams():
 
 
 def _without_stdout(message):
-  """The exit code after standard output failed. Python would fail once more when it flushes at exit."""
+  """Returns the exit code after standard output failed. Python would fail once more when it flushes at exit."""
   with contextlib.suppress(OSError):
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
   with contextlib.suppress(OSError):
@@ -109,7 +109,7 @@ def _without_stdout(message):
 
 
 def _imported(module):
-  """A module. Nobody looks for garbage among what its imports make, then or later: it stays."""
+  """Returns a module. Nobody looks for garbage among what its imports make, then or later: it stays."""
   gc.disable()
   try:
     return importlib.import_module(module)

@@ -75,7 +75,7 @@ def read_run(workdir: str | os.PathLike, name: str = "") -> Run:
   if files.exists(f"{path}/{BASELINES_FILE}"):
     try:
       noted = json.loads(files.read(f"{path}/{BASELINES_FILE}"))
-      baselines = {str(metric): (float(value), str(what)) for metric, (value, what) in noted.items()}
+      baselines = {str(metric): (float(value), str(meaning)) for metric, (value, meaning) in noted.items()}
     except (ValueError, TypeError, AttributeError):
       baselines = {}
   return Run(name or os.path.basename(os.path.abspath(path)), lines, baselines)
@@ -111,8 +111,8 @@ def plot(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike, names: S
   return metrics
 
 
-def draw(runs: Sequence[Run]):
-  """A matplotlib figure of runs, and the names of its panels."""
+def draw(runs: Sequence[Run]) -> tuple[Any, list[str]]:
+  """Returns a matplotlib figure of runs, and the names of its panels."""
   from matplotlib.figure import Figure  # Takes a second to import, and only a run's end needs it.
   from matplotlib.lines import Line2D
   from matplotlib.ticker import MaxNLocator
@@ -134,11 +134,11 @@ def draw(runs: Sequence[Run]):
       every = max(1, len(steps) // 12)
       axes.plot(steps, values, color=colour, linewidth=1.8, marker=marker, markersize=4, markevery=every)
       if name in run.baselines:
-        value, what = run.baselines[name]
+        value, meaning = run.baselines[name]
         axes.axhline(value, color="0.35", linestyle="--", linewidth=1)
-        if (value, what) not in noted:
-          axes.annotate(what, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
-          noted.add((value, what))
+        if (value, meaning) not in noted:
+          axes.annotate(meaning, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
+          noted.add((value, meaning))
     axes.set_title(_OF_THE_RUN.get(name, name.replace("_", " ")), fontsize=10)
     axes.set_xlabel("step", fontsize=8)
     axes.tick_params(labelsize=8)
@@ -160,16 +160,16 @@ def draw(runs: Sequence[Run]):
 
 
 def _metrics(runs):
-  """The metrics of the runs' tasks: those with a baseline first, then all that were evaluated, then losses."""
-  found = [name for run in runs for name in run.baselines]
+  """Returns the metrics of the runs' tasks: those with a baseline first, then all that were evaluated, then losses."""
+  names = [name for run in runs for name in run.baselines]
   for split in ("eval", "train"):
     for run in runs:
       for line in run.lines:
         if line.get("split") == split:
-          found += [name for name in line if split == "eval" or name.endswith(("loss", "accuracy"))]
+          names += [name for name in line if split == "eval" or name.endswith(("loss", "accuracy"))]
   written = {name for run in runs for line in run.lines for name, value in line.items() if _is_number(value)}
-  found = [name for name in dict.fromkeys(found) if name in written and name not in _OF_THE_RUN]
-  return [name for name in found if not name.startswith(_NO_METRICS)]
+  names = [name for name in dict.fromkeys(names) if name in written and name not in _OF_THE_RUN]
+  return [name for name in names if not name.startswith(_NO_METRICS)]
 
 
 def _points(run, split, name):
@@ -182,8 +182,8 @@ def _is_number(value):
   return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def names_of(workdirs):
-  """Names that tell runs apart: the folders', with as many folders above as that takes."""
+def names_of(workdirs: Sequence[str | os.PathLike]) -> list[str]:
+  """Returns names that tell runs apart: the folders', with as many folders above as that takes."""
   parts = [os.path.abspath(path).split("/") for path in workdirs]
   for depth in range(1, max(map(len, parts)) + 1):
     names = ["/".join(part[-depth:]) for part in parts]

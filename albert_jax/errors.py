@@ -37,7 +37,7 @@ _PATTERNS = (
 
 
 def masked(value: Any) -> Any:
-  """A text, or a tree of dicts and lists, without what looks like a password or key.
+  """Returns a text, or a tree of dicts and lists, without what looks like a password or key.
 
   Passwords in URLs, values of fields such as `token=` or `api_key=`, and keys of well-known services become `***`.
 
@@ -59,7 +59,7 @@ def masked(value: Any) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-  """An error as one line to print: its kind unless the message says enough, and no secrets."""
+  """Returns an error as one line to print: its kind unless the message says enough, and no secrets."""
   if isinstance(error, OSError) and error.strerror:
     names = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
     return masked(f"{names}: {error.strerror}" if names else error.strerror)

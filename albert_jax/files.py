@@ -1,4 +1,4 @@
-"""Files on this machine or in any store that fsspec knows (gs://, s3://): each appears only when it is whole."""
+"""Local files and files in any store that fsspec supports (gs://, s3://). Writes are atomic."""
 
 import concurrent.futures
 import contextlib
@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 from albert_jax.errors import UserError, message_lines
 
@@ -22,22 +23,24 @@ BLOCK = 1 << 24  # bytes read at a time
 AT_ONCE = 8  # files fetched at the same time
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "hf": "hub"}  # which extra installs the client of a store
 
+log = logging.getLogger(__name__)
+
 
 class Unreachable(OSError):
-  """A store, or the way to it, does not work at the moment; says nothing of what is in it."""
+  """A store cannot be reached at the moment. The error says nothing about whether the path exists."""
 
 
-def is_url(path) -> bool:
-  """Whether a path names a store, as gs://BUCKET/FOLDER."""
+def is_url(path: str | os.PathLike) -> bool:
+  """Returns whether a path names a store, as gs://BUCKET/FOLDER."""
   return "://" in str(path)
 
 
 def user_path(path: str | os.PathLike, name: str = "a path") -> str:
-  """A path as a user gave it, with `~` replaced; URLs stay as they are.
+  """Returns a path as a user gave it, with `~` replaced; URLs stay as they are.
 
   Args:
-    path: what the user gave.
-    name: the argument it was given for, such as "--out", for the messages.
+    path: the path that the user typed.
+    name: the argument's name for error messages, such as "--out".
 
   Raises:
     UserError: the path is empty (most often an unset variable of a shell), or `~NAME` is no user's folder.
@@ -57,7 +60,7 @@ def user_path(path: str | os.PathLike, name: str = "a path") -> str:
 
 
 def split_list(text: str, name: str = "a path") -> list[str]:
-  """The paths in a list with commas. A file or folder that exists may have commas in its name."""
+  """Splits a comma-separated list of paths. Names of existing files and folders may contain commas."""
   parts = text.split(",")
   items, first = [], 0
   while first < len(parts):
@@ -72,34 +75,33 @@ def split_list(text: str, name: str = "a path") -> list[str]:
 
 
 def is_pattern(path: str) -> bool:
-  """Whether a path has wildcards and no file of exactly that name exists."""
+  """Returns whether a path has wildcards and no file of exactly that name exists."""
   return any(c in path for c in "*?[") and (is_url(path) or not os.path.lexists(os.path.expanduser(path)))
 
 
 def matching(path: str) -> list[str]:
-  """The files and folders that a path names, sorted: itself if it exists, else what its wildcards match.
+  """Lists the files and folders that a path names, sorted: the path if it exists, else the matches of its wildcards.
 
-  A leading part of the path that exists is taken literally, so that `run [a]/*.txt` finds files in a folder `run [a]`.
+  An existing leading part of the path is taken literally: `run [a]/*.txt` matches files in a folder named `run [a]`.
   """
   if is_url(path):
     fs, name = filesystem(path)
     with reaching(path):
       names = sorted(fs.glob(name)) if is_pattern(path) else [name] if fs.exists(name) else []
-    return [str(fs.unstrip_protocol(each)) for each in names]
+    return [str(fs.unstrip_protocol(name)) for name in names]
   path = user_path(path)
   if os.path.lexists(path):
     return [path]
-  literal, rest = path, []
+  literal, remainder = path, []
   while literal and not os.path.lexists(literal):
     literal, last = os.path.split(literal)
-    rest.insert(0, last)
-  pattern = os.path.join(glob.escape(literal), *rest)
+    remainder.insert(0, last)
+  pattern = os.path.join(glob.escape(literal), *remainder)
   return sorted(glob.glob(pattern, recursive=True)) if is_pattern(path) else []
 
 
 def inside(folder: str | os.PathLike, name: str) -> str:
-  """The path of a file in a folder, for names that come from a file, a store or an archive.
-
+  """Joins a folder and a file name that comes from an untrusted file, store or archive.
   Raises:
     UserError: the name is absolute, or leads out of the folder by `..`.
   """
@@ -109,20 +111,21 @@ def inside(folder: str | os.PathLike, name: str) -> str:
   return os.path.join(folder, name)
 
 
-def filesystem(path):
-  """The file system of a path and the path's name in it.
+def filesystem(path: str | os.PathLike) -> tuple[Any, str]:
+  """Returns the file system of a path and the path's name in it.
 
-  Raises: UserError where it takes a package that is not installed, or no store is called so.
+  Raises:
+    UserError: the store needs a package that is not installed, or its kind is unknown.
   """
   import fsspec  # Here, as most commands never need it.
 
   if not is_url(path):  # fsspec gives some characters of a path a meaning, such as "::".
     return fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(str(path)))
-  # What was listed a moment ago may be wrong by now: TensorStore and other hosts write there too.
+  # A cached listing may be outdated: TensorStore and other hosts write to the same store.
   fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
-  for log in map(logging.getLogger, ("fsspec", "gcsfs")):  # They log with all their frames what they raise too.
-    if log.level == logging.NOTSET:  # Else somebody wants to hear it.
-      log.setLevel(logging.CRITICAL)
+  for logger in map(logging.getLogger, ("fsspec", "gcsfs")):  # They log a traceback of each error that they also raise.
+    if logger.level == logging.NOTSET:  # Any other level is the user's choice.
+      logger.setLevel(logging.CRITICAL)
   try:
     return fsspec.core.url_to_fs(str(path))
   except ImportError as error:
@@ -130,15 +133,17 @@ def filesystem(path):
     how = f"pip install 'albert-jax[{extra}]'" if extra else str(error)
     raise UserError(f"{path} needs a package that is not installed; install it with: {how}") from None
   except ValueError as error:
-    raise UserError(f"{path} is in no store that is known here ({error}); give gs://BUCKET/NAME, or a path") from None
+    raise UserError(f"{path} is in no store that is supported ({error}); give gs://BUCKET/NAME, or a path") from None
 
 
 @contextlib.contextmanager
-def reaching(path):
-  """Makes the many kinds of errors of a store two, each one line.
+def reaching(path: str | os.PathLike) -> Iterator[None]:
+  """Converts the errors of a store into two kinds, each with a message of one line.
 
-  Raises: UserError for what is not there or not allowed; Unreachable for what may be well the next time. Errors of
-    files on this machine stay as they are.
+  Errors of local files pass unchanged.
+  Raises:
+    UserError: the path does not exist, or access is denied.
+    Unreachable: any other failure; a later try may succeed.
   """
   try:
     yield
@@ -147,16 +152,16 @@ def reaching(path):
   except Exception as error:
     if not is_url(path):
       raise
-    said = " ".join(message_lines(error))[:300]
+    message = " ".join(message_lines(error))[:300]
     if isinstance(error, FileNotFoundError):
-      raise UserError(f"{path}: not found ({said}); check its name") from error
-    if isinstance(error, PermissionError) or "orbidden" in said or getattr(error, "code", None) in (401, 403):
-      raise UserError(f"{path}: not allowed ({said}); check what this machine's account may do there") from error
-    raise Unreachable(f"{path} could not be reached: {type(error).__name__}: {said}") from error
+      raise UserError(f"{path}: not found ({message}); check its name") from error
+    if isinstance(error, PermissionError) or "orbidden" in message or getattr(error, "code", None) in (401, 403):
+      raise UserError(f"{path}: not allowed ({message}); check what this machine's account may do there") from error
+    raise Unreachable(f"{path} could not be reached: {type(error).__name__}: {message}") from error
 
 
-def is_local(path):
-  """Whether a path is on this machine."""
+def is_local(path: str | os.PathLike) -> bool:
+  """Returns whether a path is on this machine."""
   from fsspec.implementations.local import LocalFileSystem
 
   return isinstance(filesystem(path)[0], LocalFileSystem)
@@ -164,11 +169,11 @@ def is_local(path):
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[str]:
-  """Yields a temporary local path to write to. The file gets its name when the block ends without an error.
+  """Yields a temporary local path to write to. The file is renamed to `path` when the block ends without an error.
 
-  The temporary file has a random name in the same folder; it and the folders made for it are removed after an error.
-  A link at `path` is replaced, not followed. A device or pipe, such as /dev/null, is written to. The file's mode is
-  what the umask gives. A path in a store is uploaded.
+  The temporary file is in the same folder. After an error, the file and the folders made for it are removed.
+  A link at `path` is replaced, not followed. A device or pipe, such as /dev/null, is written to directly. The file
+  mode follows the umask. If `path` is in a store, the file is uploaded.
 
   Raises:
     UserError: `path` is empty or a folder.
@@ -181,7 +186,7 @@ def writing(path: str | os.PathLike) -> Iterator[str]:
       upload(temporary, path)
     return
   target = os.path.abspath(path)
-  # Links in /dev and /proc, such as /dev/stdout, belong to the system: what they lead to is written to.
+  # Links in /dev and /proc, such as /dev/stdout, belong to the system: their targets are written to.
   of_system = os.path.islink(target) and os.path.realpath(os.path.dirname(target)).startswith(("/dev", "/proc"))
   special = os.path.exists(target) and (of_system or not os.path.isfile(target))
   if os.path.isdir(target) or path.endswith("/"):
@@ -204,16 +209,16 @@ def writing(path: str | os.PathLike) -> Iterator[str]:
 def writing_folder(
   path: str | os.PathLike, *, overwrite: bool = False, keep_others: bool = False
 ) -> Iterator[pathlib.Path]:
-  """Yields a temporary folder beside `path`, which takes its place when the block ends, and vanishes after an error.
+  """Yields a temporary folder. It is renamed to `path` when the block ends without an error, and removed after one.
 
   Args:
     path: the folder to make.
-    overwrite: replace a folder that is there already, if all that it holds was made by this project.
-    keep_others: replace it in any case, and keep the files in it that this project did not make, unless the new folder
-      has one of the same name.
+    overwrite: replace an existing folder if this project made all its files.
+    keep_others: replace an existing folder in any case, and keep its files that this project did not make, unless the
+      new folder has files of the same names.
 
   Raises:
-    UserError: `path` is in a store, or is taken and may not be replaced.
+    UserError: `path` is in a store, or exists and may not be replaced.
   """
   if is_url(path):
     raise UserError(f"{path} is not on this machine; write to a folder here, and copy it: gcloud storage cp -r DIR URL")
@@ -225,13 +230,13 @@ def writing_folder(
     try:
       yield temporary
       mode = _default_mode(temporary)
-      for each in (temporary, *temporary.rglob("*")):  # Some libraries write files that only their owner can read.
-        if not each.is_symlink():
-          each.chmod(mode | (mode & 0o444) >> 2 if each.is_dir() else mode)
+      for entry in (temporary, *temporary.rglob("*")):  # Some libraries write files that only their owner can read.
+        if not entry.is_symlink():
+          entry.chmod(mode | (mode & 0o444) >> 2 if entry.is_dir() else mode)
       for name in foreign_files(path) if keep_others and path.is_dir() else ():
         _link(path / name, temporary / name)
       if path.exists():
-        # A folder that holds something cannot be replaced in one step; for an instant there is none.
+        # A folder that is not empty cannot be replaced in one step; for an instant, `path` does not exist.
         old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
         path.rename(old / "x")
         temporary.rename(path)
@@ -243,7 +248,7 @@ def writing_folder(
 
 
 def _link(source, target):
-  """Gives a file a second name, or copies it where the file system has no hard links. Keeps a target that exists."""
+  """Makes a hard link to a file, or a copy if the file system has no hard links. Keeps an existing target."""
   if os.path.lexists(target):
     return
   target.parent.mkdir(parents=True, exist_ok=True)
@@ -253,7 +258,7 @@ def _link(source, target):
     shutil.copy2(source, target, follow_symlinks=False)
 
 
-# The folders that this project makes: a file by which each is known, and all files that may be in it.
+# The kinds of folders that this project makes: {a file that identifies the kind: all files that it may have}.
 _VOCABULARY = ("spiece.model", "vocab.txt", "*.model", "symbols.*")
 _FOLDERS = {
   "model.safetensors": (
@@ -277,7 +282,7 @@ def check_new_folder(path: str | os.PathLike, *, overwrite: bool = False) -> Non
   """Checks that a folder may be made at a path, here or in a store.
 
   Raises:
-    UserError: something is there, and `overwrite` is not set or would delete what this project did not make.
+    UserError: `path` exists, and `overwrite` is not set or would delete files that this project did not make.
   """
   path = user_path(path)
   if is_url(path):
@@ -301,14 +306,14 @@ def check_new_folder(path: str | os.PathLike, *, overwrite: bool = False) -> Non
 
 
 def foreign_files(folder: str | os.PathLike) -> list[str]:
-  """The names of the files in a folder of this machine that this project did not make, relative to the folder."""
+  """Returns the names of the files in a local folder that this project did not make, relative to the folder."""
   return _foreign(_contents(folder))
 
 
 def _contents(folder):
   folder = pathlib.Path(folder)
-  inner = [each for each in folder.rglob("*") if each.is_symlink() or not each.is_dir()]
-  return [each.relative_to(folder).as_posix() for each in inner]
+  entries = [entry for entry in folder.rglob("*") if entry.is_symlink() or not entry.is_dir()]
+  return [entry.relative_to(folder).as_posix() for entry in entries]
 
 
 def _foreign(contents):
@@ -318,7 +323,7 @@ def _foreign(contents):
 
 @contextlib.contextmanager
 def _made_folders(folder):
-  """Makes a folder and those above it; after an error, removes those it made that are empty."""
+  """Makes a folder and its parents; after an error, removes those of them that are empty."""
   made, missing = [], os.path.abspath(folder) if folder else ""
   while missing and not os.path.isdir(missing):
     made.append(missing)
@@ -328,14 +333,14 @@ def _made_folders(folder):
   try:
     yield folder
   except BaseException:
-    for each in made:
+    for directory in made:
       with contextlib.suppress(OSError):
-        os.rmdir(each)
+        os.rmdir(directory)
     raise
 
 
 def _default_mode(folder) -> int:
-  """The mode that a new file in a folder gets; to ask for the umask is to change it, for all threads."""
+  """Returns the mode of a new file in a folder. Reading the umask would change it for all threads."""
   path = os.path.join(folder, ".mode")
   number = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
   try:
@@ -345,48 +350,48 @@ def _default_mode(folder) -> int:
     os.unlink(path)
 
 
-def upload(file, path):
-  """Copies a file of this machine to a store, where it appears whole."""
+def upload(file: str | os.PathLike, path: str | os.PathLike) -> None:
+  """Copies a local file to a store. The object appears only when it is complete."""
   fs, name = filesystem(path)
   with reaching(path):
     fs.put_file(str(file), name)
 
 
 def write(path: str | os.PathLike, data: bytes | str) -> None:
-  """Writes a file that appears whole, see `writing`; text as UTF-8."""
+  """Writes a file atomically, see `writing`; text as UTF-8."""
   with writing(path) as local:
     pathlib.Path(local).write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def write_json(path: str | os.PathLike, value: object, indent: int | None = 2) -> None:
-  """Writes a value as JSON in a file that appears whole, see `writing`."""
+  """Writes a value as JSON to a file atomically, see `writing`."""
   write(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
-def read(path):
-  """The bytes of a file."""
+def read(path: str | os.PathLike) -> bytes:
+  """Returns the bytes of a file."""
   fs, name = filesystem(path)
   with reaching(path):
     return fs.cat_file(name)
 
 
-def blocks(path):
-  """The bytes of a file, a part at a time."""
+def blocks(path: str | os.PathLike) -> Iterator[bytes]:
+  """Yields the bytes of a file in blocks of BLOCK bytes."""
   fs, name = filesystem(path)
   with reaching(path), fs.open(name, "rb") as file:
     while block := file.read(BLOCK):
       yield block
 
 
-def exists(path):
-  """Whether a file or folder is there."""
+def exists(path: str | os.PathLike) -> bool:
+  """Returns whether a file or folder exists."""
   fs, name = filesystem(path)
   with reaching(path):
     return fs.exists(name)
 
 
-def sizes(folder):
-  """{name: bytes} of the files in a folder, by name."""
+def sizes(folder: str | os.PathLike) -> dict[str, int]:
+  """Returns {name: bytes} of the files in a folder, sorted by name."""
   fs, name = filesystem(folder)
   return {
     entry["name"].rsplit("/", 1)[-1]: entry["size"]
@@ -394,21 +399,21 @@ def sizes(folder):
   }
 
 
-def everything(path):
-  """{name: fsspec's facts} of all files in a folder and in those inside it, by name; {} if it is not there.
+def everything(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
+  """Returns {name: fsspec's info} of all files below a folder, sorted by name; {} if the folder does not exist.
 
-  Names begin at the folder. A path that is a file itself has the name ''.
+  Names are relative to the folder. If the path is a file, its name is ''.
   """
   fs, name = filesystem(path)
   with reaching(path):
-    found = fs.find(name, detail=True)
-    if list(found) == [name]:
-      found = {name: fs.info(name)}
-  return {each[len(name) :].lstrip("/"): found[each] for each in sorted(found) if not each.endswith("/")}
+    facts = fs.find(name, detail=True)
+    if list(facts) == [name]:
+      facts = {name: fs.info(name)}
+  return {file[len(name) :].lstrip("/"): facts[file] for file in sorted(facts) if not file.endswith("/")}
 
 
-def remove(path):
-  """Removes a file or folder with all that is in it, if it is there."""
+def remove(path: str | os.PathLike) -> None:
+  """Removes a file, or a folder and its contents, if it exists."""
   fs, name = filesystem(path)
   if is_url(path):
     if fs.exists(name):
@@ -419,7 +424,7 @@ def remove(path):
     os.unlink(name)
 
 
-def move(folder, to):
+def move(folder: str | os.PathLike, to: str | os.PathLike) -> None:
   """Renames a folder."""
   fs, name = filesystem(folder)
   if is_local(folder):
@@ -429,74 +434,78 @@ def move(folder, to):
 
 
 def cache() -> pathlib.Path:
-  """The folder for what can be had again: albert_jax in ~/.cache, or in XDG_CACHE_HOME."""
+  """Returns the cache folder: albert_jax in ~/.cache, or in XDG_CACHE_HOME."""
   return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "albert_jax"
 
 
 def named_after(text: str) -> str:
-  """A name for a folder, different for each text."""
+  """Returns a folder name that is unique to a text."""
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=64)
-def local(path):
-  """A copy on this machine of a file or folder in a store; a path on this machine as it is.
+def local(path: str | os.PathLike) -> str:
+  """Returns the path of a local copy of a file or folder in a store; local paths are returned as they are.
 
-  A copy is kept, under `cache`, until what is in the store is another; a process looks once. Processes that want the
-  same one wait for each other, and what one of them had fetched when it was killed is not fetched again.
-  Returns: str for what is in a store.
-  Raises: UserError where there is nothing or no room; Unreachable.
+  The copy stays under `cache` until the source changes; a process checks the source once. Processes that need the same
+  copy wait for each other. A process that is killed leaves its complete files for the next one.
+  Returns:
+    the local path, a str.
+
+  Raises:
+    UserError: the path does not exist, or the disk has no room for it.
+    Unreachable: the store cannot be reached.
   """
   if not is_url(path):
     return user_path(path)
   path = str(path).rstrip("/")
-  found = everything(path)
-  if not found:
+  facts_of = everything(path)
+  if not facts_of:
     raise UserError(f"nothing at {path}; check its name")
-  for name in filter(None, found):
+  for name in filter(None, facts_of):
     inside(path, name)
-  version = repr([(name, _version(facts)) for name, facts in found.items()])
+  version = repr([(name, _version(facts)) for name, facts in facts_of.items()])
   place = cache() / "copies" / named_after(path + version) / path.rsplit("/", 1)[-1]
   place.parent.mkdir(parents=True, exist_ok=True)
   with open(place.parent / ".lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    _fetch(path, found, place)
+    _fetch(path, facts_of, place)
   return str(place)
 
 
 def _version(facts):
-  """What changes with a file's contents, of what a store tells of it."""
+  """Returns the fields of a file's info that change with its contents."""
   names = ("size", "generation", "crc32c", "md5Hash", "ETag", "created", "mtime", "LastModified")
   return [str(facts.get(name)) for name in names]
 
 
-def _fetch(path, found, place):
-  """Copies the files `found` at `path` to `place`, but for those that are there already."""
+def _fetch(path, facts_of, folder):
+  """Copies the files in `facts_of` from `path` to `folder`, except those already there."""
   from tqdm import tqdm  # Here, as every command imports this file.
 
   fs, root = filesystem(path)
-  wanted = {name: facts["size"] for name, facts in found.items() if not _has_size(place / name, facts["size"])}
-  total = sum(wanted.values())
-  if not wanted:
+  missing = {name: facts["size"] for name, facts in facts_of.items() if not _has_size(folder / name, facts["size"])}
+  total = sum(missing.values())
+  if not missing:
     return
-  if total > (free := shutil.disk_usage(place.parent).free):
+  if total > (free := shutil.disk_usage(folder.parent).free):
     raise UserError(
-      f"{path} takes {total / 2**30:.1f} GiB, but {place.parent} has room for {free / 2**30:.1f}; make room, or name a "
-      "folder on another disk by the environment variable XDG_CACHE_HOME"
+      f"{path} takes {total / 2**30:.1f} GiB, but {folder.parent} has {free / 2**30:.1f} GiB free; free some space, or "
+      "name a folder on another disk in the environment variable XDG_CACHE_HOME"
     )
-  print(f"Fetching {path} ({len(wanted)} files, {total / 2**20:.1f} MiB) to {place}", file=sys.stderr)
+  log.info("Fetching %s (%d files, %.1f MiB) to %s", path, len(missing), total / 2**20, folder)
   bar = tqdm(total=total, unit="B", unit_scale=True, disable=not sys.stderr.isatty())
 
   def fetch(name):
-    with writing(place / name) as part:
+    with writing(folder / name) as part:
       with reaching(path):
         fs.get_file(f"{root}/{name}" if name else root, part)
-      if not _has_size(pathlib.Path(part), wanted[name]):
-        raise OSError(f"{name or path} came with {os.path.getsize(part)} bytes instead of {wanted[name]}")
-    bar.update(wanted[name])
+      if not _has_size(pathlib.Path(part), missing[name]):
+        raise OSError(f"{name or path} came with {os.path.getsize(part)} bytes instead of {missing[name]}")
+    bar.update(missing[name])
 
   with contextlib.closing(bar), concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-    list(pool.map(fetch, wanted))
+    list(pool.map(fetch, missing))
 
 
 def _has_size(path, size):

@@ -1,4 +1,4 @@
-"""THE training loop. Read it from top to bottom: settle, restore, data, step, check, evaluate, save, export."""
+"""The training loop, from top to bottom: settle, restore, data, step, check, evaluate, save, export."""
 
 import contextlib
 import json
@@ -26,6 +26,7 @@ from albert_jax.training.workdir import check_same_run, data_fingerprints, open_
 from albert_jax.training.writer import METRICS, Writer, last_evaluation, read
 
 log = logging.getLogger(__name__)
+results = logging.getLogger("albert_jax.results")  # Commands print it to stdout, all other loggers to stderr.
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, int] | None = None) -> dict[str, float]:
@@ -34,7 +35,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
   Args:
     config: see configs/.
     workdir: the folder of the run, a path or gs://BUCKET/FOLDER.
-    profile: the first and last step of which to write a profile; None for none.
+    profile: the first and last step to profile; None for no profile.
 
   Returns:
     The newest held-out metrics, {name: value}; with config.best, those of the best checkpoint.
@@ -81,7 +82,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
     stack.enter_context(watch.exit_on_error(hosts))
 
     def check(step, work, numbers):
-      """Checks and writes the numbers of a step. Waits for it, and so is called one step behind the device."""
+      """Checks and writes the numbers of a step. It waits for the step, so the loop calls it one step later."""
       sums, scalars = jax.device_get(numbers)
       health.check(step, sums, scalars)
       writer.train(step, work, sums, scalars)
@@ -144,7 +145,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
     if best.step and best.step != int(state["step"]):
       state = restore(best.step)
       metrics, predictions = last_evaluation(files.path, best.step), {}
-      log.info("The best %s was at step %d; that one is exported.", config.best, best.step)
+      log.info("The best %s was at step %d; its checkpoint is exported.", config.best, best.step)
     if task.score is not None and not predictions:
       metrics, predictions = run.evaluate_program(settled.stages[-1], settled.eval_params(state), mesh)
     replicate = jax.jit(lambda params: params, out_shardings=NamedSharding(mesh, P()))
@@ -157,16 +158,17 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
 
 
 def _batches(stages, start, skipped, host, hosts) -> Iterator[tuple[int, run.Stage, dict, float]]:
-  """The batches of a run from step `start` to its end.
+  """Yields the batches of a run from step `start` to its end.
 
   Args:
     stages: see run.Run.
     start: the step of the state.
-    skipped: numbers of batches to leave out; the data itself is a function of the batch's number.
-    host, hosts: which rows of each batch are this host's.
+    skipped: numbers of batches to leave out; a batch is a function of its number.
+    host: the index of this host.
+    hosts: the number of hosts.
 
   Yields:
-    (step counted from 1, its stage, this host's rows, seconds waited for them).
+    (step from 1, its stage, this host's rows of the batch, seconds waited for them).
   """
   for stage in stages:
     step = max(start, stage.first)
@@ -183,7 +185,7 @@ def _batches(stages, start, skipped, host, hosts) -> Iterator[tuple[int, run.Sta
       except Exception as error:  # Grain raises several kinds for a worker that was killed.
         raise OSError(
           f"batch {number} could not be made ({message_lines(error)[0][:200]}), perhaps because a worker process of "
-          "data.workers ended; the same command goes on from the last checkpoint"
+          "data.workers ended; the same command resumes from the last checkpoint"
         ) from error
       if number not in skipped:
         step += 1
@@ -192,7 +194,7 @@ def _batches(stages, start, skipped, host, hosts) -> Iterator[tuple[int, run.Sta
 
 
 def _advise(config, step, metrics, baselines) -> bool:
-  """Warns where no metric is better than its baseline after the warm-up and some steps more; says whether it did."""
+  """Warns if no metric beats its baseline after the warm-up and some more steps; returns whether it warned."""
   opt = OptimizerConfig(**config.optimizer)
   patience = warmup_steps(opt, config.steps) + min(10_000, config.steps // 4)
   text = ""
@@ -207,8 +209,8 @@ def _advise(config, step, metrics, baselines) -> bool:
 
 
 def _export(task, params, metrics, predictions, folder, directory, config):
-  """Writes what a complete run leaves: weights, predictions and curves; prints a table of the held-out metrics."""
-  from albert_jax.exports.folder import export_run  # Here, as it imports every task, which a start need not wait for.
+  """Writes the results of a complete run: weights, predictions and curves; logs a table of the held-out metrics."""
+  from albert_jax.exports.folder import export_run  # Imported here: it imports every task, which delays the start.
 
   export_run(
     folder / "export", task.model, jax.device_get(params), vocabulary=task.vocabulary,
@@ -217,11 +219,11 @@ def _export(task, params, metrics, predictions, folder, directory, config):
   )  # fmt: skip
   if predictions:
     run.write_files(folder / "predictions", predictions)
-  print(table(metrics, task.baselines))
-  print(f"Weights: {directory}/export")
+  results.info("%s", table(metrics, task.baselines))
+  results.info("Weights: %s/export", directory)
   curves.plot([folder], folder / "curves.png")
-  print(f"Curves:  {directory}/curves.png")
-  print(f"Next:    {_next_command(task, directory)}")
+  results.info("Curves:  %s/curves.png", directory)
+  results.info("Next:    %s", _next_command(task, directory))
 
 
 def _show_goodput(card, folder):
@@ -231,7 +233,7 @@ def _show_goodput(card, folder):
 
 
 def _next_command(task, directory) -> str:
-  """The command that shows what a complete run can do."""
+  """Returns a command to try the model of a complete run."""
   name = task.about.get("albert_jax_task", {}).get("name")
   checkpoint = f"--checkpoint={shlex.quote(directory)}"
   if task.vocabulary and not name:
@@ -240,10 +242,12 @@ def _next_command(task, directory) -> str:
 
 
 def _announce(config, params, mesh, start, directory):
-  """Logs one line on what is about to happen."""
+  """Logs the size of the model, the devices and the steps of the run."""
   if jax.process_index() == 0:
-    begin = f"going on from step {start}" if start else "from step 0"
-    steps = f"{begin} to {config.steps}" if start < config.steps else f"complete at step {start}; raise steps to go on"
+    begin = f"resuming from step {start}" if start else "from step 0"
+    steps = (
+      f"{begin} to {config.steps}" if start < config.steps else f"complete at step {start}; raise steps to continue"
+    )
     log.info(
       "%s parameters on %d %s, %s, in %s",
       f"{model.param_count(params):,}", mesh.size, mesh.devices.flat[0].device_kind, steps, directory,
@@ -251,7 +255,7 @@ def _announce(config, params, mesh, start, directory):
 
 
 def table(metrics: dict[str, float], baselines: dict[str, tuple[float, str]]) -> str:
-  """Held-out metrics beside what they would be without learning."""
+  """Returns a table of held-out metrics beside their baselines."""
   lines = [f"{'held-out':<16}{'this run':>10}{'baseline':>10}   baseline is"]
   for name, (value, meaning) in baselines.items():
     if name in metrics:

@@ -1,7 +1,10 @@
 """Runs an exported ONNX file with ONNX Runtime, in place of the JAX model of a pipeline."""
 
 import json
+import os
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +14,7 @@ from albert_jax.model import AlbertConfig
 FILES = {"float32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}
 
 
-def require():
+def require() -> Any:
   """Imports onnxruntime, or raises a UserError that names the extra."""
   try:
     import onnxruntime
@@ -22,8 +25,8 @@ def require():
   return onnxruntime
 
 
-def session(source):
-  """An InferenceSession of a file's path or of a ModelProto.
+def session(source: Any) -> Any:
+  """Returns an InferenceSession of a file's path or of a ModelProto.
 
   Raises:
     UserError: the file is missing or damaged, or needs a newer ONNX Runtime.
@@ -44,8 +47,8 @@ def session(source):
     ) from None
 
 
-def run(session, batch: dict) -> dict:
-  """{output: array} of a session. Names of `batch` that are not inputs of the graph are left out."""
+def run(session: Any, batch: dict) -> dict:
+  """Returns {output: array} of a session. Names of `batch` that are not inputs of the graph are left out."""
   names = [output.name for output in session.get_outputs()]
   feeds = {value.name: np.asarray(batch[value.name], np.int64) for value in session.get_inputs()}
   return dict(zip(names, session.run(names, feeds), strict=True))
@@ -58,7 +61,7 @@ class OnnxModel:
     positions: the longest row it takes.
   """
 
-  def __init__(self, path, cfg: AlbertConfig, task: str, parts):
+  def __init__(self, path: str | os.PathLike, cfg: AlbertConfig, task: str, parts: Any):
     """Opens the file.
 
     Args:
@@ -76,7 +79,7 @@ class OnnxModel:
   def __contains__(self, part):
     return part in self._parts
 
-  def __call__(self, function, batch: dict) -> dict:
+  def __call__(self, function: Callable, batch: dict) -> dict:
     """What the JAX `function` of a task, a functools.partial, returns for a batch."""
     length = batch["input_ids"].shape[-1]
     if length > self.positions:
@@ -94,7 +97,7 @@ def _softmax(x):
 
 
 def _top(values, count):
-  """The best `count` of the last axis, and their indices; of equal ones the first."""
+  """Returns the best `count` of the last axis, and their indices; of equal ones the first."""
   index = np.argsort(-values, axis=-1, kind="stable")[..., :count]
   return np.take_along_axis(values, index, axis=-1), index
 
@@ -159,8 +162,8 @@ ANSWERS = {
 }  # fmt: skip
 
 
-def path_in(folder, dtype: str) -> pathlib.Path:
-  """The ONNX file of an exported folder.
+def path_in(folder: str | os.PathLike, dtype: str) -> pathlib.Path:
+  """Returns the ONNX file of an exported folder.
 
   Args:
     folder: what `albert-jax export` wrote.

@@ -1,26 +1,28 @@
-"""Names of the leaves of a tree, and rules on them: the one engine behind sharding, weight decay and freezing."""
+"""Paths of a tree's leaves, and rules that match them; used by sharding, weight decay and freezing."""
 
 import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
 from albert_jax.errors import UserError
 
 
-def names(tree, is_leaf=None):
-  """The tree with each leaf replaced by its path: {"a": {"b": x}} -> {"a": {"b": "a/b"}}."""
+def names(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
+  """Replaces each leaf of a tree by its path: {"a": {"b": x}} -> {"a": {"b": "a/b"}}."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), tree, is_leaf=is_leaf
   )
 
 
-def flatten(tree) -> dict:
-  """{"a/b": leaf} of a nested tree, in the tree's order."""
+def flatten(tree: Any) -> dict:
+  """Flattens a nested tree to {"a/b": leaf}, in the tree's order."""
   return dict(zip(jax.tree.leaves(names(tree)), jax.tree.leaves(tree), strict=True))
 
 
 def unflatten(flat: dict) -> dict:
-  """The nested dict of {"a/b": leaf}; inverse of `flatten` for nested dicts."""
+  """Rebuilds the nested dict of {"a/b": leaf}; the inverse of `flatten` for nested dicts."""
   tree = {}
   for path, leaf in flat.items():
     *parents, last = path.split("/")
@@ -31,12 +33,18 @@ def unflatten(flat: dict) -> dict:
   return tree
 
 
-def first_match(rules, tree):
-  """For each leaf, the value of the first rule whose pattern is found in its path.
+def first_match(rules: Sequence[tuple[str, Any]], tree: Any) -> Any:
+  """Gives each leaf the value of the first rule whose pattern is found in its path.
 
-  Args: rules: ordered (regular expression, value) pairs. tree: any tree.
-  Returns: the tree with a value at each leaf.
-  Raises: UserError for a leaf that no rule matches, and for a rule that matches nothing (a typo, most likely).
+  Args:
+    rules: ordered (regular expression, value) pairs.
+    tree: any tree.
+
+  Returns:
+    A tree of the same structure with a value at each leaf.
+
+  Raises:
+    UserError: no rule matches a leaf, or a rule matches no leaf (most likely a typo).
   """
   paths = names(tree)
   used = set()

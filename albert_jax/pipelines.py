@@ -39,7 +39,7 @@ class Pipeline:
     self.labels = list(options.get("labels", ()))
     self.options = options
 
-  def __call__(self, inputs, **options) -> dict[str, Any] | list[dict[str, Any]]:
+  def __call__(self, inputs: Any, **options: Any) -> dict[str, Any] | list[dict[str, Any]]:
     """Answers inputs.
 
     Args:
@@ -52,12 +52,12 @@ class Pipeline:
     Raises:
       UserError: an input has another form (with its number from 1), or there is no such option.
     """
-    one = isinstance(inputs, str | dict | tuple)
-    items = [self.item(value, number) for number, value in enumerate([inputs] if one else inputs, 1)]
+    is_single = isinstance(inputs, str | dict | tuple)
+    items = [self.item(value, number) for number, value in enumerate([inputs] if is_single else inputs, 1)]
     results = self.run(items, **options)
-    return results[0] if one else results
+    return results[0] if is_single else results
 
-  def run(self, items: list, **options) -> list[dict[str, Any]]:
+  def run(self, items: list, **options: Any) -> list[dict[str, Any]]:
     """Answers a list of what `item` returned; options as in a call."""
     _check_options(TASKS[self.task], options)
     function = TASKS[self.task].function
@@ -95,7 +95,7 @@ class Pipeline:
 
 
 def _texts(item: Any) -> Iterator[str]:
-  """The texts inside an input."""
+  """Yields the texts inside an input."""
   if isinstance(item, str):
     yield item
   elif isinstance(item, dict | list | tuple):
@@ -160,10 +160,10 @@ def pipeline(
         f"{outputs} outputs; each output needs one, in id2label of its config.json or the option labels"
       )
   if backend == "onnx":
-    params = onnx_runtime.OnnxModel(onnx_runtime.path_in(find(path)[1], dtype), cfg, chosen, params)
+    weights = onnx_runtime.OnnxModel(onnx_runtime.path_in(find(path)[1], dtype), cfg, chosen, params)
   else:
-    cfg, params = dataclasses.replace(cfg, dtype=dtype) if dtype else cfg, jax.device_put(params)
-  return Pipeline(chosen, cfg, params, convert.load_tokenizer(path), options)
+    cfg, weights = dataclasses.replace(cfg, dtype=dtype) if dtype else cfg, jax.device_put(params)
+  return Pipeline(chosen, cfg, weights, convert.load_tokenizer(path), options)
 
 
 def able_tasks(params: Params, name: str | None) -> list[str]:

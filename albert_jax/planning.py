@@ -96,7 +96,7 @@ def plan(config: ConfigDict, topology: str, mfu: float = 0.5) -> dict[str, Any]:
 
 
 def _steps(config) -> int:
-  """The steps of the run; 0 where only its data or its machine can tell."""
+  """Returns the steps of the run; 0 where only its data or its machine can tell."""
   if config.epochs or config.hours:
     return 0
   parts = duration.parts(config.curriculum, config.batch_size, config.data.seq_length, config.model.num_hidden_layers)
@@ -158,7 +158,8 @@ def cycles(hlo: str) -> int:
   name = entry = ""
   for line in hlo.splitlines():
     if line and not line.startswith((" ", "}")):
-      name = re.match(r"(?:ENTRY )?%?([\w.\-]+)", line)[1]
+      match = re.match(r"(?:ENTRY )?%?([\w.\-]+)", line)
+      name = match[1] if match else ""
       entry = name if line.startswith("ENTRY") else entry
       bodies[name] = []
     elif name:
@@ -181,7 +182,7 @@ def cycles(hlo: str) -> int:
 
 
 def collectives(hlo: str) -> list[tuple[str, str, int]]:
-  """[(computation, kind, bytes)] of every operation in compiled code that sends data between devices."""
+  """Returns [(computation, kind, bytes)] of every operation in compiled code that sends data between devices."""
   operations, computation = [], ""
   pattern = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
   width = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2}
@@ -216,7 +217,7 @@ def advice(numbers: Mapping[str, Any]) -> list[str]:
 
 
 def describe(numbers: Mapping[str, Any], price: float | None) -> str:
-  """The numbers of a plan as text.
+  """Returns the numbers of a plan as text.
 
   Args:
     numbers: see `plan`.
@@ -271,7 +272,7 @@ OPTIONS = {"gpu": {"xla_gpu_shard_autotuning": False}}
 
 
 def machine(topology: str) -> tuple[Chip, int, list]:
-  """The devices of a machine to compile for.
+  """Returns the devices of a machine to compile for.
 
   Args:
     topology: KIND:SHAPE, as "v5e:4x4", "h200:8" or "h100:4x8" (4 hosts of 8).
@@ -311,7 +312,7 @@ def machine(topology: str) -> tuple[Chip, int, list]:
 def abstract_step(
   config: ConfigDict, sketch: tasks.Sketch, mesh: jax.sharding.Mesh
 ) -> tuple[Any, tuple[dict, dict, jax.ShapeDtypeStruct]]:
-  """The train step that a run of this config compiles, and its arguments as shapes placed on `mesh`.
+  """Returns the train step that a run of this config compiles, and its arguments as shapes placed on `mesh`.
 
   Returns:
     (the jitted step, (state, batch, learning rate)).

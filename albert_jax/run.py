@@ -187,7 +187,7 @@ def settle(config: ConfigDict, directory: str) -> Run:
 
 
 def plan_state(config: ConfigDict, task: tasks.Task | tasks.Sketch, mesh: jax.sharding.Mesh) -> StatePlan:
-  """The training state of a task on a mesh, as shapes. No array of the model is made."""
+  """Returns the training state of a task on a mesh, as shapes. No array of the model is made."""
   opt = OptimizerConfig(**config.optimizer)
   # As one program: each that has to be found among those compiled before takes its time.
   init_key, step_key = jax.jit(lambda: tuple(jax.random.split(jax.random.key(config.seed))))()
@@ -198,11 +198,11 @@ def plan_state(config: ConfigDict, task: tasks.Task | tasks.Sketch, mesh: jax.sh
 
 
 def train_step(plan: StatePlan, task: tasks.Task | tasks.Sketch, mesh: jax.sharding.Mesh, accumulate: int) -> Callable:
-  """The compiled train step of a task, see training/step.py."""
+  """Returns the compiled train step of a task, see training/step.py."""
   return make_train_step(task.sums, task.terms, plan.tx, plan.step_key, mesh, plan.shardings, accumulate)
 
 
-def check(config: ConfigDict):
+def check(config: ConfigDict) -> None:
   """Checks every value of a config that can be checked without data and devices.
 
   Raises:
@@ -300,8 +300,8 @@ def _parts(config):
 
 
 def _checked_accumulate(batch_size, accumulate, mesh) -> int:
-  rows, rest = divmod(batch_size, mesh.shape["data"] * mesh.shape["fsdp"])
-  if rest:
+  rows, remainder = divmod(batch_size, mesh.shape["data"] * mesh.shape["fsdp"])
+  if remainder:
     raise UserError(f"curriculum.batch_size: {batch_size} must divide by the {mesh.size} devices that split rows")
   if rows % accumulate:
     fit = [n for n in range(1, rows + 1) if rows % n == 0]
@@ -310,7 +310,7 @@ def _checked_accumulate(batch_size, accumulate, mesh) -> int:
 
 
 def _steps_in_hours(config, parts, programs, create, mesh) -> int:
-  """How many steps `config.hours` allow, by timing some steps on a state that is thrown away."""
+  """Returns how many steps `config.hours` allow, by timing some steps on a state that is thrown away."""
   begin, costs = time.perf_counter(), []
   with jax.set_mesh(mesh):
     rate = sharding.everywhere(mesh, 0.0)
@@ -341,12 +341,12 @@ def evaluate_program(program: Program, params: dict, mesh: jax.sharding.Mesh) ->
 
 
 def _initial_params(config, task, key) -> dict:
-  """The parameters of `init_from`, and fresh ones where it may lack them."""
+  """Returns the parameters of `init_from`, and fresh ones where it may lack them."""
   cfg, loaded = convert.load(config.init_from)
   for name in ("hidden_act", "num_hidden_layers", "num_attention_heads", "layer_norm_eps", "share"):
-    here, there = getattr(task.model, name), getattr(cfg, name)
-    if here != there:  # Shapes do not show it, and the result would be another function of the same weights.
-      log.warning("Note: model.%s is %r in %s, %r in this config.", name, there, config.init_from, here)
+    ours, theirs = getattr(task.model, name), getattr(cfg, name)
+    if ours != theirs:  # Shapes do not show it, and the result would be another function of the same weights.
+      log.warning("Note: model.%s is %r in %s, %r in this config.", name, theirs, config.init_from, ours)
   if not {*task.new} & {*task.unused}:  # Training goes on with the checkpoint's head, if it has one.
     check_same_task(task, config.init_from)
   new = [*task.new, config.init_missing] if config.init_missing else task.new
@@ -368,30 +368,30 @@ def take_structure(config: ConfigDict, path: str) -> dict:
   return params
 
 
-def check_same_task(task: tasks.Task, path: str):
+def check_same_task(task: tasks.Task, path: str) -> None:
   """Refuses a checkpoint whose head is of another task, or whose labels mean something else.
 
   Raises:
     UserError: with what differs.
   """
-  here, there = task.about.get("albert_jax_task", {}), convert.about(path)
-  if there.get("name") == "fill-mask":  # No fine-tuning task uses the heads of pre-training.
+  ours, theirs = task.about.get("albert_jax_task", {}), convert.about(path)
+  if theirs.get("name") == "fill-mask":  # No fine-tuning task uses the heads of pre-training.
     return
   for name in ("name", "labels"):
-    if name in here and there.get(name, here[name]) != here[name]:
+    if name in ours and theirs.get(name, ours[name]) != ours[name]:
       raise UserError(
-        f"{path} is of another task: its {name} is {there[name]!r}, that of the config {here[name]!r}; give the config "
-        "and the data it was trained with"
+        f"{path} is of another task: its {name} is {theirs[name]!r}, that of the config {ours[name]!r}; give the "
+        "config and the data it was trained with"
       )
 
 
-def write_files(folder: pathlib.Path, contents: Mapping[str, bytes]):
+def write_files(folder: pathlib.Path, contents: Mapping[str, bytes]) -> None:
   """Writes files into a folder, each whole or not at all."""
   for name, content in contents.items():
     files.write(folder / name, content)
 
 
-def join(coordinator: str = "", processes: int | None = None, process: int | None = None):
+def join(coordinator: str = "", processes: int | None = None, process: int | None = None) -> None:
   """Makes this process one of several, if it is: by the arguments, or by what the launcher, a pod or SLURM says.
 
   Args:
@@ -452,7 +452,7 @@ def _is_launched() -> bool:
 
 
 def _flat(tree, prefix="") -> dict:
-  """{"a.b": leaf} of nested dicts."""
+  """Returns {"a.b": leaf} of nested dicts."""
   flat = {}
   for key, value in tree.items():
     flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}

@@ -143,13 +143,13 @@ def expect(value: Any, what: str, kind: type | tuple[type, ...]) -> Any:
   kinds = kind if isinstance(kind, tuple) else (kind,)
   accepted = (*kinds, int) if float in kinds else kinds
   if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in kinds):
-    expected = " or ".join(_KINDS[each] for each in kinds)
+    expected = " or ".join(_KINDS[type_] for type_ in kinds)
     raise UserError(f"{what}: expected {expected}, got {'null' if value is None else show(value)}")
   return value
 
 
 def show(value: Any, length: int = 60) -> str:
-  """A value as short JSON for an error of one line."""
+  """Returns a value as short JSON for an error of one line."""
   text = json.dumps(value, default=str)
   return text if len(text) <= length else text[: length - 1] + "…"
 

@@ -1,24 +1,30 @@
-"""A set of fine-tuning tasks, several seeds of each, and one table with the published numbers beside ours.
+"""Runs several fine-tuning tasks with several seeds each, and compares the results with published numbers.
 
-Every run is `albert-jax train` in a process of its own: what it held of the device and of memory is free after it, and
-Ctrl-C reaches it as it would alone, so that it saves. Run again, finished runs are not repeated and the others go on.
+Each run is an `albert-jax train` process, so its memory is free afterwards and Ctrl-C makes it save. A repeated call
+skips finished runs and resumes the others.
 """
 
 import json
+import logging
 import pathlib
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+import types
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from albert_jax import configs, convert, files
 from albert_jax.convert import hub
 from albert_jax.errors import UserError
-from albert_jax.model import VARIANTS
+from albert_jax.model import VARIANTS, AlbertConfig
 from albert_jax.training.best import Best
 from albert_jax.training.writer import read
+
+log = logging.getLogger(__name__)
 
 CONFIGS = pathlib.Path(configs.__path__[0])
 SHAPE = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "embedding_size")
@@ -28,10 +34,12 @@ SHAPE = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention
 class Row:
   """One task of the suite.
 
-  config: FILE:VARIANT in configs/.
-  folders: where its data is looked for in --data. tfds: the TFDS name without that; '' for the config's, None for none.
-  metrics: {name in the held-out numbers: (how the table calls it, factor to percent)}.
-  after_mnli: the paper begins it with its model of MNLI.
+  Attributes:
+    config: FILE:VARIANT in configs/.
+    folders: the names of its folder in --data.
+    tfds: the TFDS name without --data; '' for that of the config, None if TFDS lacks the task.
+    metrics: {name in the held-out numbers: (title in the table, factor to percent)}.
+    after_mnli: the paper starts this task from its MNLI model.
   """
 
   config: str
@@ -87,17 +95,34 @@ PUBLISHED = (
 )
 
 
-def suite(tasks, checkpoint, out, *, seeds=5, data=(), overrides=(), version="v2", mnli="") -> dict:
+def suite(
+  tasks: Sequence[str],
+  checkpoint: str,
+  out: str | pathlib.Path,
+  *,
+  seeds: int = 5,
+  data: Sequence[str] = (),
+  overrides: Sequence[str] = (),
+  version: str = "v2",
+  mnli: str = "",
+) -> dict:
   """Fine-tunes a checkpoint on each task with each seed, and writes `suite.json` and `suite.md` in `out` after each.
 
   Args:
-    tasks: list of str, of TASKS and GROUPS. checkpoint: of any kind. out: the folder of all runs.
-    data: list of str, DIR or TASK=DIR: folders of official files; without, the configs' TFDS names.
-    overrides: `--config.x=y` for every run. version: which published weights to compare with, v1 or v2.
-    mnli: a run of MNLI to begin RTE, STS-B and MRPC with, instead of the best one of this suite.
+    tasks: names in TASKS or GROUPS.
+    checkpoint: a checkpoint of any kind, see `albert_jax.load`.
+    out: the folder of all runs.
+    seeds: how many seeds of each task to run, from 0.
+    data: folders of official files, each as DIR or TASK=DIR; () for the TFDS names of the configs.
+    overrides: `--config.x=y` flags for every run.
+    version: the published weights to compare with, v1 or v2.
+    mnli: a run of MNLI from which RTE, STS-B and MRPC start; '' for the best one of this suite.
 
-  Returns: what suite.json holds.
-  Raises: UserError; also where a run says that what it was given is wrong.
+  Returns:
+    The contents of suite.json.
+
+  Raises:
+    UserError: an argument is wrong, or a run reports a mistake of the user.
   """
   if files.is_url(out):
     raise UserError(f"--out={out} must be a folder of this machine")
@@ -105,58 +130,60 @@ def suite(tasks, checkpoint, out, *, seeds=5, data=(), overrides=(), version="v2
   if seeds < 1:
     raise UserError(f"--seeds={seeds} must be 1 or more")
   size = size_of(convert.load(checkpoint)[0])
-  places = {name: _data(name, data) for name in names}
+  datasets = {name: _data(name, data) for name in names}
   results, failed = {}, []
   for name in names:
     for seed in range(seeds):
       start = _start(name, checkpoint, mnli, results.get("mnli"), out, "mnli" in names)
       if start is None:
-        failed.append(f"{name}, seed {seed}: no run of MNLI to begin with")
+        failed.append(f"{name}, seed {seed}: no run of MNLI to start from")
         continue
       flags = [f"--config.init_from={start}", f"--config.seed={seed}"]
-      flags += [f"--config.data.dataset={places[name]}"] if places[name] else []
+      flags += [f"--config.data.dataset={datasets[name]}"] if datasets[name] else []
       numbers = _run(name, seed, [*flags, *overrides], out / name / f"seed-{seed}")
       if isinstance(numbers, str):
         failed.append(f"{name}, seed {seed}: {numbers}")
       else:
         results.setdefault(name, {})[seed] = numbers
-      found = {"checkpoint": str(checkpoint), "size": size, "seeds": seeds, "rows": rows(results, size, version),
+      summary = {"checkpoint": str(checkpoint), "size": size, "seeds": seeds, "rows": rows(results, size, version),
                "failed": failed}  # fmt: skip
-      files.write_json(out / "suite.json", found)
-      files.write(out / "suite.md", table(found))
-  return found
+      files.write_json(out / "suite.json", summary)
+      files.write(out / "suite.md", table(summary))
+  return summary
 
 
 def _named(tasks):
-  """The tasks that these names stand for; MNLI before those that begin with it."""
+  """Returns the names of tasks with groups expanded; MNLI comes first."""
   unknown = [name for name in tasks if name not in TASKS and name not in GROUPS]
   if unknown or not tasks:
     raise UserError(f"--tasks: no task {', '.join(unknown) or 'given'}; use {', '.join([*GROUPS, *TASKS])}")
-  names = list(dict.fromkeys(name for given in tasks for name in GROUPS.get(given, (given,))))
+  names = list(dict.fromkeys(name for entry in tasks for name in GROUPS.get(entry, (entry,))))
   return sorted(names, key=lambda name: name != "mnli")
 
 
-def _data(name, given):
-  """The folder of a task's official files, or its TFDS name; '' for what its config says."""
-  own = [path for task, equals, path in (entry.partition("=") for entry in given) if equals and task == name]
-  if own:
-    return own[-1]
-  places = [pathlib.Path(entry) / folder for entry in given if "=" not in entry for folder in TASKS[name].folders]
-  found = [place for place in places if place.is_dir()]
-  if places and not found:
-    listed = " or ".join(map(str, places))
+def _data(name, data):
+  """Returns the folder of a task's official files, or its TFDS name; '' for the dataset of its config."""
+  named = [path for task, equals, path in (entry.partition("=") for entry in data) if equals and task == name]
+  if named:
+    return named[-1]
+  folders = [pathlib.Path(entry) / folder for entry in data if "=" not in entry for folder in TASKS[name].folders]
+  existing = [place for place in folders if place.is_dir()]
+  if folders and not existing:
+    listed = " or ".join(map(str, folders))
     raise UserError(f"--data: no data of {name}; expected {listed}, or name its folder with --data={name}=DIR")
-  if not found and TASKS[name].tfds is None:
+  if not existing and TASKS[name].tfds is None:
     raise UserError(
-      f"{name} is in TFDS only in part; name the folder of its files with --data=DIR or --data={name}=DIR"
+      f"{name} is in TFDS only in part; give the folder of its files with --data=DIR or --data={name}=DIR"
     )
-  return str(found[0].absolute()) if found else TASKS[name].tfds
+  return str(existing[0].absolute()) if existing else TASKS[name].tfds
 
 
 def _start(name, checkpoint, mnli, runs, out, planned):
-  """What a run begins with; None where it should be a run of MNLI and all of those failed.
+  """Returns the checkpoint a run starts from; None if that is a run of MNLI and all of those failed.
 
-  Args: runs: {seed: numbers} of MNLI in this suite, or None. planned: whether MNLI is one of its tasks.
+  Args:
+    runs: {seed: numbers} of MNLI in this suite, or None.
+    planned: whether MNLI is one of its tasks.
   """
   runs = runs or _finished(out / "mnli")
   if not TASKS[name].after_mnli or not (mnli or runs or planned):
@@ -171,13 +198,17 @@ def _absolute(checkpoint):
 
 
 def _finished(folder):
-  """{seed: held-out numbers} of the runs in a task's folder that have ended."""
+  """Returns {seed: held-out numbers} of the finished runs in a task's folder."""
   return {int(path.parent.name.removeprefix("seed-")): json.loads(path.read_text())["numbers"]
           for path in sorted(folder.glob("seed-*/finished.json"))}  # fmt: skip
 
 
 def _run(name, seed, flags, workdir):
-  """One run, unless it has ended before. Returns: {metric: number} of its exported checkpoint, or why there is none."""
+  """Runs one seed of a task, unless it has finished before.
+
+  Returns:
+    {metric: number} of the exported checkpoint, or the reason why there is none.
+  """
   done, mnli = workdir / "finished.json", f"--config.init_from={workdir.parents[1].absolute() / 'mnli'}"
   config = f"--config={CONFIGS / TASKS[name].config}"
   if done.is_file():
@@ -188,36 +219,35 @@ def _run(name, seed, flags, workdir):
       raise UserError(f"{workdir} holds a run with other values ({', '.join(changed)}); give another --out")
     return before["numbers"]
   workdir.mkdir(parents=True, exist_ok=True)
-  print(f"{name}, seed {seed}: ", end="", file=sys.stderr, flush=True)
   begin = time.monotonic()
-  log = workdir / "train.log"
-  with open(log, "a") as file:
+  log_path = workdir / "train.log"
+  log.info("%s, seed %d: training, see %s", name, seed, log_path)
+  with open(log_path, "a") as file:
     command = [sys.executable, "-m", "albert_jax", "train", config, *flags, f"--workdir={workdir}"]
     process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
     try:
       code = process.wait()
     except KeyboardInterrupt:
-      process.terminate()  # It saves, and ends by itself; a terminal's Ctrl-C has told it already.
+      process.terminate()  # The run saves and exits; Ctrl-C in a terminal has reached it already.
       process.wait()
-      print("stopped; the same command goes on from there", file=sys.stderr)
+      log.info("%s, seed %d: stopped; the same command resumes it", name, seed)
       raise
-  said = (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+  message = (log_path.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
   if code == 2:
-    print("", file=sys.stderr)
-    raise UserError(f"{name}, seed {seed}: {said.removeprefix('albert-jax train: ')}")
+    raise UserError(f"{name}, seed {seed}: {message.removeprefix('albert-jax train: ')}")
   if code or not (workdir / "export" / "config.json").is_file():
-    print(f"failed, see {log}", file=sys.stderr)
-    return f"ended with {code}: {said}"
+    log.warning("%s, seed %d: failed, see %s", name, seed, log_path)
+    return f"ended with {code}: {message}"
   numbers = numbers_of(workdir)
   shutil.rmtree(workdir / "checkpoints", ignore_errors=True)  # export/ holds the weights.
   files.write_json(done, {"flags": flags, "numbers": numbers})
-  shown = ", ".join(f"{what} {numbers[key] * factor:.2f}" for key, (what, factor) in TASKS[name].metrics.items())
-  print(f"{shown} ({(time.monotonic() - begin) / 60:.1f} min)", file=sys.stderr)
+  shown = ", ".join(f"{title} {numbers[key] * factor:.2f}" for key, (title, factor) in TASKS[name].metrics.items())
+  log.info("%s, seed %d: %s (%.1f min)", name, seed, shown, (time.monotonic() - begin) / 60)
   return numbers
 
 
-def numbers_of(workdir) -> dict:
-  """{metric: number} of the checkpoint that a complete run exported: the best one, or the last."""
+def numbers_of(workdir: pathlib.Path) -> dict:
+  """Returns {metric: number} of the checkpoint that a complete run exported: the best one, or the last."""
   lines = [line for line in read(workdir) if line["split"] == "eval"]
   metric = json.loads((workdir / "config.json").read_text())["best"]
   step = Best(metric, 0, workdir, lines[-1]["step"]).step if metric else lines[-1]["step"]
@@ -225,47 +255,51 @@ def numbers_of(workdir) -> dict:
   return {key: value for key, value in line.items() if key not in ("step", "split")}
 
 
-def size_of(cfg) -> str:
-  """The name of a model's size, '' where it has none."""
+def size_of(cfg: AlbertConfig) -> str:
+  """Returns the name of a model's size, '' if it has none."""
   shape = [getattr(cfg, field) for field in SHAPE]
   named = (name for name, known in VARIANTS.items() if shape == [getattr(known, field) for field in SHAPE])
   return next(named, "").removesuffix("_v1").removesuffix("_v2")
 
 
-def rows(results, size, version) -> list[dict]:
-  """The lines of the table. Args: results: {task: {seed: {metric: number}}}."""
-  found = []
+def rows(results: dict[str, dict[int, dict[str, float]]], size: str, version: str) -> list[dict]:
+  """Returns the rows of the table.
+
+  Args:
+    results: {task: {seed: {metric: number}}}.
+  """
+  lines = []
   for task, by_seed in results.items():
-    for metric, (what, factor) in TASKS[task].metrics.items():
+    for metric, (title, factor) in TASKS[task].metrics.items():
       values = {seed: numbers[metric] * factor for seed, numbers in by_seed.items() if metric in numbers}
       if values:
         median = statistics.median(values.values())
-        row = {"task": task, "metric": what, "median": median, "best": max(values.values()), "values": values}
+        row = {"task": task, "metric": title, "median": median, "best": max(values.values()), "values": values}
         row |= _published(size, version, task, metric)
-        found.append(row | {"difference": None if row["published"] is None else median - row["published"]})
-  return found
+        lines.append(row | {"difference": None if row["published"] is None else median - row["published"]})
+  return lines
 
 
 def _published(size, version, task, metric):
-  """What was published of a size: of that version, or where it has no such number, of the other."""
+  """Returns the published number of a size, of `version` if there is one, else of the other version."""
   lines = [line for line in PUBLISHED if line[0] == size and (task, metric) in line[3]]
-  for _, of, source, numbers in sorted(lines, key=lambda line: line[1] != version):
-    return {"published": numbers[task, metric], "source": f"{source}, {size} {of}".strip()}
+  for _, published_version, source, numbers in sorted(lines, key=lambda line: line[1] != version):
+    return {"published": numbers[task, metric], "source": f"{source}, {size} {published_version}".strip()}
   return {"published": None, "source": ""}
 
 
-def table(found) -> str:
-  """`suite.md`: a line for each metric of each task, in percent."""
+def table(summary: dict[str, Any]) -> str:
+  """Returns the text of suite.md: a line for each metric of each task, in percent."""
   lines = [
-    f"# {found['checkpoint']}" + (f" ({found['size']})" if found["size"] else ""),
+    f"# {summary['checkpoint']}" + (f" ({summary['size']})" if summary["size"] else ""),
     "",
-    "Held-out numbers in percent: median and best of the seeds, each of its run's best checkpoint.",
+    "Held-out numbers in percent: median and best of the seeds, each from the best checkpoint of its run.",
     "",
     "| task | metric | median | best | seeds | published | difference |",
     "|---|---|---:|---:|---:|---:|---:|",
   ]
   sources = []
-  for row in found["rows"]:
+  for row in summary["rows"]:
     published = "" if row["published"] is None else f"{row['published']:.1f}"
     if row["source"]:
       sources += [row["source"]] * (row["source"] not in sources)
@@ -274,11 +308,11 @@ def table(found) -> str:
     ours = f"{row['median']:.2f} | {row['best']:.2f} | {len(row['values'])}"
     lines.append(f"| {row['task']} | {row['metric']} | {ours} | {published} | {difference} |")
   lines += ["", *(f"[{number}] {source}  " for number, source in enumerate(sources, 1))] if sources else []
-  if "race" in {row["task"] for row in found["rows"] if row["published"] is not None}:
-    lines += ["", "RACE is published on its test set; ours is on the development set."]
-  lines += ["", *(f"Failed: {line}  " for line in found["failed"])] if found["failed"] else []
+  if "race" in {row["task"] for row in summary["rows"] if row["published"] is not None}:
+    lines += ["", "The published numbers of RACE are on its test set, ours on the development set."]
+  lines += ["", *(f"Failed: {line}  " for line in summary["failed"])] if summary["failed"] else []
   return "\n".join(lines) + "\n"
 
 
-def interrupted(number, frame):
+def interrupted(number: int, frame: types.FrameType | None) -> NoReturn:
   raise KeyboardInterrupt

@@ -32,22 +32,22 @@ def blocking(size: str, saves: int, folder) -> dict:
   init, key = functools.partial(model.init, VARIANTS[size]), jax.random.key(0)
   tx = optimizer.make(OptimizerConfig(), model.layer_axes(VARIANTS[size], jax.eval_shape(init, key)))
   abstract = state.abstract(init, tx, key)
-  places = sharding.shardings(mesh, abstract)
+  shardings = sharding.shardings(mesh, abstract)
   saved, blocked, busy, whole = Checkpoints(folder, 2), [], [], []
   with jax.set_mesh(mesh):
-    now = jax.block_until_ready(state.create(init, tx, key, places))
+    train_state = jax.block_until_ready(state.create(init, tx, key, shardings))
     saved.open()  # As the loop does.
     for step in range(saves):
       begin, processor = time.perf_counter(), time.thread_time()
-      saved.save(step, now)
+      saved.save(step, train_state)
       blocked.append(time.perf_counter() - begin)
       busy.append(time.thread_time() - processor)
       saved.steps()  # Waits until it is written.
       whole.append(time.perf_counter() - begin)
     begin = time.perf_counter()
-    jax.block_until_ready(saved.restore(abstract, places))
+    jax.block_until_ready(saved.restore(abstract, shardings))
     restored = time.perf_counter() - begin
-    costs = _costs(saved, saves, now)
+    costs = _costs(saved, saves, train_state)
   saved.close()
   return {
     "size": size,
@@ -63,7 +63,7 @@ def blocking(size: str, saves: int, folder) -> dict:
   }
 
 
-def _costs(saved, saves, now) -> float:
+def _costs(saved, saves, train_state) -> float:
   """How much later, in seconds, a loop is done that begins with a save: the median of as many pairs, in turns."""
   step = jax.jit(lambda state: jax.tree.map(lambda x: -x, state), donate_argnums=0)
   differences = []
@@ -72,9 +72,9 @@ def _costs(saved, saves, now) -> float:
     for saving in (False, True):
       begin = time.perf_counter()
       if saving:
-        saved.save(at, now)
+        saved.save(at, train_state)
       for _ in range(STEPS):
-        now = jax.block_until_ready(step(now))
+        train_state = jax.block_until_ready(step(train_state))
       seconds.append(time.perf_counter() - begin)
       saved.steps()  # Waits until it is written.
     differences.append(seconds[1] - seconds[0])

@@ -34,7 +34,7 @@ SETTINGS = {
 
 
 def train(start, least, steps, data, folder):
-  """The export of a run that begins with `start`."""
+  """Returns the export of a run that begins with `start`."""
   workdir = folder / f"least-{least}"
   overrides = {**SETTINGS, "steps": steps, "eval_every": steps, "checkpoint_every": steps, "init_from": start,
                "model.least_layers": least, "data.dataset": data}  # fmt: skip
@@ -45,10 +45,10 @@ def train(start, least, steps, data, folder):
 
 
 def readers(task, params, depth):
-  """{name: batch -> (logits, layers of each row)}, compiled once for each shape."""
+  """Returns {name: batch -> (logits, layers of each row)}, compiled once for each shape."""
 
-  def readout(found):
-    return heads.affine(params["classifier"], found["pooled_output"])
+  def readout(outputs):
+    return heads.affine(params["classifier"], outputs["pooled_output"])
 
   def at_depth(layers):
     cfg = dataclasses.replace(task.model, num_hidden_layers=layers, least_layers=0)
@@ -78,7 +78,7 @@ def main():
   deep = dataclasses.replace(cfg, num_hidden_layers=args.depth)
   convert.save(start, deep, params, vocabulary=convert.load_tokenizer(args.checkpoint), overwrite=True)
 
-  rows, found = [], {}
+  rows, readings = [], {}
   for least in (0, 1):
     config = load_config(CONFIG)
     config.data.update({"dataset": str(data), "seq_length": SETTINGS["data.seq_length"]})
@@ -92,14 +92,14 @@ def main():
         real = batch["weight"] > 0
         hits += np.sum((logits.argmax(axis=1) == batch["label"])[real])
         layers, count = layers + np.sum(used[real]), count + np.sum(real)
-      found[least, name] = read, batches, singles
+      readings[least, name] = read, batches, singles
       rows.append({"least_layers": least, "name": name, "accuracy": hits / count, "layers": layers / count})
-  times = {key: ([], []) for key in found}
+  times = {key: ([], []) for key in readings}
   for turn in range(args.rounds + 1):
-    for key, (read, batches, singles) in found.items():
-      for of, seconds in zip((batches, singles), times[key], strict=True):
+    for key, (read, batches, singles) in readings.items():
+      for inputs, seconds in zip((batches, singles), times[key], strict=True):
         begin = time.perf_counter()
-        for batch in of:
+        for batch in inputs:
           jax.block_until_ready(read(batch))
         if turn:  # The first compiles.
           seconds.append(time.perf_counter() - begin)

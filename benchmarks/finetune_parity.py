@@ -87,7 +87,7 @@ TASKS = {
 
 
 def configure(case, data, start, steps):
-  """The config of a run, as the command line would make it."""
+  """Returns the config of a run, as the command line would make it."""
   values = {
     "init_from": start, "data.dataset": pathlib.Path(data) / case.data, "steps": steps, "epochs": 0.0, "log_every": 1,
     "eval_every": steps, "checkpoint_every": steps, "best": "", "task.keep_head": True, "seed": 0,
@@ -108,14 +108,14 @@ def with_head(case, data, checkpoint, vocabulary, folder):
   config.task.keep_head = False
   if checkpoint:
     take_structure(config, checkpoint)
-    _, given = convert.load(checkpoint)
+    _, loaded = convert.load(checkpoint)
     vocabulary = convert.load_tokenizer(checkpoint)
   else:
     config.init_from, config.model.vocab_size = "", vocabulary.vocab_size
   task = tasks.make(config, vocabulary)
   params = jax.device_get(task.init(jax.random.key(0)))
   if checkpoint:
-    params, _ = convert.fit(params, given, new=task.new, unused=task.unused)
+    params, _ = convert.fit(params, loaded, new=task.new, unused=task.unused)
   convert.save(
     folder, task.model, params, vocabulary=vocabulary, architecture=task.architecture or None, extra=task.about
   )
@@ -131,7 +131,7 @@ def ours(case, config, workdir):
 
 
 def theirs(case, config, start):
-  """The same in PyTorch. Returns: (losses, metric)."""
+  """Returns the same in PyTorch. Returns: (losses, metric)."""
   config = config.copy_and_resolve_references().unlock()
   take_structure(config, start)
   task = tasks.make(config, convert.load_tokenizer(start))
@@ -154,13 +154,13 @@ def theirs(case, config, start):
     adamw.step()
     losses.append(loss.item())
   model.eval()
-  found, rows, name = [], [], ""
+  outputs, rows, name = [], [], ""
   with torch.no_grad():
     for batch in task.eval_batches(0, 1):
       name, output = case.output(run(model, {name: torch.from_numpy(np.array(array)) for name, array in batch.items()}))
-      found += list(output)
+      outputs += list(output)
       rows += batch["row"].tolist()
-  by_row = {row: output for row, output in zip(rows, found, strict=True) if row >= 0}
+  by_row = {row: output for row, output in zip(rows, outputs, strict=True) if row >= 0}
   return losses, task.score({name: [by_row[row] for row in range(len(by_row))]})[0][case.metric]
 
 

@@ -67,12 +67,12 @@ def theirs(export, threads, kind):
     encoded = [tokenizer(*([text] if isinstance(text, str) else text), truncation=True, max_length=CUT)
                for text in texts]  # fmt: skip
     order = np.arange(len(texts)) if in_order else np.argsort([len(x["input_ids"]) for x in encoded], kind="stable")
-    found = np.empty((len(texts), 2))
+    logits = np.empty((len(texts), 2))
     for start in range(0, len(texts), BATCH):
       rows = order[start : start + BATCH]
       batch = tokenizer.pad([encoded[i] for i in rows], return_tensors="pt")
-      found[rows] = run({name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")})
-    return found
+      logits[rows] = run({name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")})
+    return logits
 
   return predict
 
@@ -108,14 +108,14 @@ def _onnx(export, model, threads):
 
 
 def timed(function, *args, **kwargs):
-  """(seconds, seconds of processor time)"""
+  """Returns (seconds, seconds of processor time)"""
   wall, cpu = time.perf_counter(), time.process_time()
   function(*args, **kwargs)
   return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def measure(contenders, texts, rounds, singles):
-  """{contender: numbers}. Each runs all texts in every round, forth and back; then some texts one by one."""
+  """Returns {contender: numbers}. Each runs all texts in every round, forth and back; then some texts one by one."""
   import numpy as np
   import tqdm
 
@@ -145,15 +145,15 @@ def measure(contenders, texts, rounds, singles):
         "p99_ms": np.percentile(wall, 99),
         "cpu_p50_ms": np.median(cpu),
       }
-  return {name: {key: float(value) for key, value in found.items()} for name, found in numbers.items()}
+  return {name: {key: float(value) for key, value in times_of.items()} for name, times_of in numbers.items()}
 
 
-def show(title, found):
-  mine = found["ours"]
+def show(title, numbers):
+  mine = numbers["ours"]
   print(f"\n{title}")
   heads = f"{'':<16}{'texts/s':>9}{'spread':>8}{'cpu ms/text':>13}{'ours, time':>12}{'ours, cpu':>11}"
   print(f"{heads}{'p50 ms':>9}{'p99 ms':>9}{'cpu ms':>9}")
-  for name, x in found.items():
+  for name, x in numbers.items():
     times = mine["texts_per_s"] / x["texts_per_s"], x["cpu_ms_per_text"] / mine["cpu_ms_per_text"]
     alone = f"{x['p50_ms']:>9.1f}{x['p99_ms']:>9.1f}{x['cpu_p50_ms']:>9.1f}" if "p50_ms" in x else ""
     print(f"{name:<16}{x['texts_per_s']:>9.1f}{x['spread']:>8.0%}{x['cpu_ms_per_text']:>13.1f}{times[0]:>11.2f}x"
@@ -196,8 +196,8 @@ def main():
   with tempfile.TemporaryDirectory() as folder:
     export = pathlib.Path(folder) / "export"
     vocabulary = data / "vocab/albert_en_30k/spiece.model"
-    said = {"albert_jax_task": {"name": "classify", "labels": ["LABEL_0", "LABEL_1"], "seq_length": CUT}}
-    albert_jax.save(export, cfg, params, vocabulary=vocabulary, extra=said)
+    facts = {"albert_jax_task": {"name": "classify", "labels": ["LABEL_0", "LABEL_1"], "seq_length": CUT}}
+    albert_jax.save(export, cfg, params, vocabulary=vocabulary, extra=facts)
     contenders = {"ours": ours(export)}
     for kind in filter(None, args.peers.split(",")):
       try:

@@ -45,7 +45,7 @@ class Clock:
 
 
 def corpus_bytes(spec, reading):
-  """The bytes of text in a corpus, read once to warm the cache up."""
+  """Returns the bytes of text in a corpus, read once to warm the cache up."""
   tally = collections.Counter()
   for unit in readers.plan(spec, reading):
     collections.deque(readers.documents(unit, reading, tally), maxlen=0)
@@ -111,23 +111,23 @@ def training(dataset, size, batch_size, seq_length):
   init, key = functools.partial(model.init, cfg), jax.random.key(0)
   mesh = sharding.make_mesh(sharding.MeshConfig(), batch_size, jax.devices()[:1])
   tx = optimizer.make(optimizer.OptimizerConfig(), model.layer_axes(cfg, jax.eval_shape(init, key)))
-  places = sharding.shardings(mesh, state.abstract(init, tx, key))
+  shardings = sharding.shardings(mesh, state.abstract(init, tx, key))
   sums, terms = functools.partial(pretrain.sums, cfg), functools.partial(pretrain.terms, 1.0, 1.0)
-  step = make_train_step(sums, terms, tx, key, mesh, places)
+  step = make_train_step(sums, terms, tx, key, mesh, shardings)
   with jax.set_mesh(mesh):
-    now, rate = state.create(init, tx, key, places), sharding.everywhere(mesh, 1e-4)
+    train_state, rate = state.create(init, tx, key, shardings), sharding.everywhere(mesh, 1e-4)
 
   def run(batches):
-    nonlocal now
+    nonlocal train_state
     before = None
     with jax.set_mesh(mesh):
       for batch in batches:
         # A batch that waits on the device is passed on as it is.
         ready = batch if isinstance(batch["input_ids"], jax.Array) else sharding.global_batch(mesh, batch)
-        now, (found, _) = step(now, ready, rate)
+        train_state, (sums_of, _) = step(train_state, ready, rate)
         if before is not None:
           float(before)  # one step behind, as the loop does
-        before = found["loss"][0]
+        before = sums_of["loss"][0]
       float(before)
 
   return run, functools.partial(sharding.global_batch, mesh)
@@ -177,7 +177,7 @@ def measure_steps(dataset, *, size, batch_size, seq_length, workers, steps, roun
 
 
 def main(argv):
-  """The command; see the top of the file."""
+  """Returns the command; see the top of the file."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   corpus.add_arguments(parser, default="python_docs")
   parser.add_argument("--spm", default="", help="the vocabulary (default: one of 8,000 pieces made from the corpus)")

@@ -46,7 +46,7 @@ def compiled(args, fields):
 
 
 def timed(args, names):
-  """{name: seconds of a step}, the median of `--rounds` turns."""
+  """Returns {name: seconds of a step}, the median of `--rounds` turns."""
   base = dataclasses.replace(VARIANTS[args.size], dtype=args.dtype)
   rng = np.random.default_rng(0)
   B, L, M = args.rows, args.length, args.slots
@@ -99,17 +99,17 @@ def main():
   parser.add_argument("--json", metavar="FILE")
   args = parser.parse_args()
   if args.here:
-    found = timed(args, args.only)
+    times = timed(args, args.only)
   else:
-    found = {}
+    times = {}
     for name in args.only:
-      found[name] = compiled(args, LEVERS[name])
-      print(name, found[name], flush=True)
-  width = max(map(len, found))
-  for name, numbers in found.items():
+      times[name] = compiled(args, LEVERS[name])
+      print(name, times[name], flush=True)
+  width = max(map(len, times))
+  for name, numbers in times.items():
     print(f"{name:{width}}", *(f"{k} {v:,.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in numbers.items()))
   if args.json:
-    pathlib.Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
+    pathlib.Path(args.json).write_text(json.dumps(times, indent=2) + "\n")
 
 
 if __name__ == "__main__":

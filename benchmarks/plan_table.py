@@ -78,22 +78,22 @@ def main():
   parser.add_argument("--json", metavar="FILE", help="write all numbers there too")
   args = parser.parse_args()
   cache = pathlib.Path(args.cache)
-  found = json.loads(cache.read_text()) if cache.exists() else {}
+  cells = json.loads(cache.read_text()) if cache.exists() else {}
   for size in SIZES:
     for name, topology in MACHINES.items():
       key = f"{size} {name}"
-      if key not in found:
-        found[key] = compiled(size, topology)
-        cache.write_text(json.dumps(found, indent=1))
-        print(key, found[key], file=sys.stderr, flush=True)
+      if key not in cells:
+        cells[key] = compiled(size, topology)
+        cache.write_text(json.dumps(cells, indent=1))
+        print(key, cells[key], file=sys.stderr, flush=True)
   text = TEXT.format(versions=f"jax {jax.__version__}, libtpu {importlib.metadata.version('libtpu')}", mfu=0.5)
   text += f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
   for size in SIZES:
     for name in MACHINES:
-      text += "| " + " | ".join(map(str, row(name, size, found[f"{size} {name}"]))) + " |\n"
+      text += "| " + " | ".join(map(str, row(name, size, cells[f"{size} {name}"]))) + " |\n"
   pathlib.Path(args.out).write_text(text)
   if args.json:
-    pathlib.Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
+    pathlib.Path(args.json).write_text(json.dumps(cells, indent=1) + "\n")
 
 
 def compiled(size, topology):

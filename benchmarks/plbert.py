@@ -55,7 +55,7 @@ def make_batch(cfg, rows, length, words, seed=0) -> dict:
 
 
 def at_share(batch, share, seed=0) -> dict:
-  """The batch with the word loss at a share of the positions of each row."""
+  """Returns the batch with the word loss at a share of the positions of each row."""
   rng = np.random.default_rng(seed)
   rows, length = batch["input_ids"].shape
   size = round(share * length)
@@ -68,7 +68,7 @@ def at_share(batch, share, seed=0) -> dict:
 
 
 def ours(cfg, params, batch, chunk):
-  """A function that takes a training step as `albert-jax train` does, and returns its loss."""
+  """Returns a function that takes a training step as `albert-jax train` does, and returns its loss."""
   opt = OptimizerConfig(**configs.get_config("base").optimizer)
   mesh = sharding.make_mesh(sharding.MeshConfig(), len(batch["input_ids"]), jax.devices()[:1])
   tx = optimizer.make(opt, model.layer_axes(cfg, params))
@@ -89,7 +89,7 @@ def ours(cfg, params, batch, chunk):
 
 
 def reference(folder, cfg, params, batch):
-  """A function that takes a step of PL-BERT's loop in PyTorch, and returns its loss."""
+  """Returns a function that takes a step of PL-BERT's loop in PyTorch, and returns its loss."""
   import torch
   import transformers
 
@@ -166,7 +166,7 @@ def main():
       times[name].append(time.perf_counter() - begin)
   numbers = {"first_losses": losses}
   for name, seconds in times.items():
-    ratios = [theirs / own for theirs, own in zip(times["PyTorch"], seconds, strict=True)]
+    ratios = [theirs / our_time for theirs, our_time in zip(times["PyTorch"], seconds, strict=True)]
     numbers[name] = {"median_s": statistics.median(seconds), "speedup": statistics.median(ratios)}
     print(f"{name:24}{numbers[name]['median_s']:9.2f} s a step  {numbers[name]['speedup']:6.2f} x")
   if args.json:

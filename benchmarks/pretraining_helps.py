@@ -44,7 +44,7 @@ TASKS = {
 
 
 def run(name, start, rate, seed, folder) -> float:
-  """The best held-out number of one task from one start at one learning rate, with one seed."""
+  """Returns the best held-out number of one task from one start at one learning rate, with one seed."""
   config, metric, steps, data, more = TASKS[name]
   workdir = folder / f"{name.replace(' ', '-')}-{start.name}-{rate}-seed{seed}"
   overrides = {**COMMON, "seed": seed, "optimizer.learning_rate": rate, "steps": steps, "eval_every": steps // 2,
@@ -77,28 +77,28 @@ def main():
   for start, values in weights.items():
     if not (folder / start).exists():
       convert.save(folder / start, cfg, jax.device_get(values), vocabulary=vocabulary)
-  found = {}
+  results = {}
   print(f"{'':<11}{'metric':<10}{'steps':>5}{'pre-trained':>13}{'least':>9}{'most':>9}", end="")
   print(f"{'from scratch':>14}{'least':>9}{'most':>9}  learning rates")
   for name in args.tasks.split(","):
     metric, steps = TASKS[name][1:3]
-    found[name] = {"metric": metric, "steps": steps}
+    results[name] = {"metric": metric, "steps": steps}
     print(f"{name:<11}{metric:<10}{steps:>5}", end="", flush=True)
     chosen = []
-    for start, places in (("pretrained", ["pretrained"] * args.seeds), ("scratch", list(weights)[1:])):
+    for start, starts in (("pretrained", ["pretrained"] * args.seeds), ("scratch", list(weights)[1:])):
       by_rate = {
-        rate: [run(name, folder / place, rate, seed, folder) for seed, place in enumerate(places)]
+        rate: [run(name, folder / place, rate, seed, folder) for seed, place in enumerate(starts)]
         for rate in args.rates.split(",")
       }
       best = max(by_rate, key=lambda rate: statistics.median(by_rate[rate]))
       numbers = by_rate[best]
-      found[name][start] = by_rate
+      results[name][start] = by_rate
       chosen.append(best)
       width = 13 if start == "pretrained" else 14
       print(f"{statistics.median(numbers):>{width}.4f}{min(numbers):>9.4f}{max(numbers):>9.4f}", end="", flush=True)
     print(f"  {', '.join(chosen)}", flush=True)
     if args.json:
-      pathlib.Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
+      pathlib.Path(args.json).write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

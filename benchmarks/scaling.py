@@ -25,21 +25,21 @@ def main():
   parser.add_argument("--mfu", type=float, default=0.5)
   parser.add_argument("--json", metavar="FILE")
   args = parser.parse_args()
-  found = {}
+  plans = {}
   for topology in args.topologies:
     config = common.load_config(f"{ROOT / 'configs' / 'pretrain.py'}:{args.size}")
     overrides = {"model.dtype": "bfloat16", "data.max_predictions": 20}
     config.update_from_flattened_dict({**overrides, "batch_size": args.rows * len(machine(topology)[2])})
     n = plan(config, topology, args.mfu)
     n["efficiency_estimate"] = n["step_s_at_least"] / args.mfu / n["step_s_estimate"]
-    found[topology] = n
+    plans[topology] = n
     print(
       f"{topology}: {n['devices']} devices, {n['all_reduce_count']} all-reduce, {n['collective_bytes'] / 1e6:.1f} MB, "
       f"{n['temp_gib']:.2f} GiB, {n['estimated_cycles'] / 1e6:.1f} Mcycles a device, {n['efficiency_estimate']:.1%}",
       flush=True,
     )
   if args.json:
-    pathlib.Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
+    pathlib.Path(args.json).write_text(json.dumps(plans, indent=2) + "\n")
 
 
 if __name__ == "__main__":

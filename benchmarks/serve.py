@@ -54,8 +54,8 @@ def export(folder, size, data):
   params = {name: part for name, part in params.items() if name not in ("mlm", "sop")}
   kernel = np.random.default_rng(0).normal(0, 0.02, (cfg.hidden_size, 2)).astype(np.float32)
   params["classifier"] = {"kernel": kernel, "bias": np.zeros(2, np.float32)}
-  said = about("classify", ("negative", "positive"), kind="classification", pair=False, seq_length=128)
-  hf.save(folder, cfg, params, vocabulary=Tokenizer(data / "vocab/albert_en_30k/spiece.model"), extra=said)
+  facts = about("classify", ("negative", "positive"), kind="classification", pair=False, seq_length=128)
+  hf.save(folder, cfg, params, vocabulary=Tokenizer(data / "vocab/albert_en_30k/spiece.model"), extra=facts)
 
 
 class Server:
@@ -88,7 +88,7 @@ class Server:
 
 
 async def read_answer(reader):
-  """(status, whether the connection stays open, body) of one HTTP/1.1 answer."""
+  """Returns (status, whether the connection stays open, body) of one HTTP/1.1 answer."""
   head = (await reader.readuntil(b"\r\n\r\n")).decode("latin1").lower()
   length = next(int(line.split(":")[1]) for line in head.split("\r\n") if line.startswith("content-length:"))
   return int(head.split(" ", 2)[1]), "connection: close" not in head, await reader.readexactly(length)
@@ -140,7 +140,7 @@ class Connection:
 
 
 async def closed_loop(port, texts, clients):
-  """Every client sends the next text after its last answer. Returns: (requests a second, list of latencies)."""
+  """Lets clients send their next text after each answer; returns (requests a second, latencies)."""
   queue, latencies = iter(texts), []
 
   async def client():
@@ -162,7 +162,7 @@ async def open_loop(port, texts, rate, seconds):
   """Requests arrive at random times, whether or not others were answered. Returns: latencies from their arrival."""
   latencies, free, tasks, chosen = [], [], [], random.Random(0)
 
-  async def one(text, arrival):
+  async def request(text, arrival):
     connection = free.pop() if free else Connection(port)
     await connection.classify(text)
     latencies.append(time.monotonic() - arrival)
@@ -173,7 +173,7 @@ async def open_loop(port, texts, rate, seconds):
   while arrival < end:
     arrival += chosen.expovariate(rate)
     await asyncio.sleep(arrival - time.monotonic())
-    tasks.append(asyncio.create_task(one(chosen.choice(texts), arrival)))
+    tasks.append(asyncio.create_task(request(chosen.choice(texts), arrival)))
   await asyncio.gather(*tasks)
   for connection in free:
     connection.close()
@@ -234,14 +234,14 @@ async def measure(checkpoint, flags, texts, args):
     rate = statistics.median(rate for rate, _ in results)
     latencies = [latency for _, latencies in results for latency in latencies]
     numbers[name] = {"requests_per_second": round(rate, 1), **milliseconds(latencies), "clients": clients}
-  together = numbers["together"]["requests_per_second"]
+  throughput = numbers["together"]["requests_per_second"]
   ratios = sorted(round(b / a, 2) for (a, _), (b, _) in zip(*turns.values(), strict=True))
   numbers |= {"ratio": statistics.median(ratios), "ratios": ratios}
   print(f"one by one {numbers['one_by_one']}\ntogether   {numbers['together']}: {numbers['ratio']} times {ratios}")
   numbers["rates"] = []
   for share in RATES:
-    latencies = await open_loop(server.port, texts, share * together, args.seconds)
-    numbers["rates"].append({"share": share, "rate": round(share * together, 1), **milliseconds(latencies)})
+    latencies = await open_loop(server.port, texts, share * throughput, args.seconds)
+    numbers["rates"].append({"share": share, "rate": round(share * throughput, 1), **milliseconds(latencies)})
     print(f"rate       {numbers['rates'][-1]}")
   numbers["memory_mib"] = [round(await memory(server.port), 1)]
   for _ in range(10):

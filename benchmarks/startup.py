@@ -40,7 +40,7 @@ def first_step(args, folder, cache) -> tuple[float, float]:
   command = [sys.executable, "-m", "albert_jax", "train", f"--config={root}/configs/pretrain.py:{args.size}",
              f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in overrides.items())]  # fmt: skip
   environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_LOG_COMPILES": "1"}
-  log, said, began = workdir / "metrics.jsonl", [], []
+  log, lines, began = workdir / "metrics.jsonl", [], []
   start = time.perf_counter()
   process = subprocess.Popen(
     command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=root
@@ -48,7 +48,7 @@ def first_step(args, folder, cache) -> tuple[float, float]:
 
   def listen():
     for line in process.stderr:
-      said.append(line)
+      lines.append(line)
       if "XLA compilation of jit(train_step)" in line:
         began.append(time.perf_counter() - start)
 
@@ -60,7 +60,7 @@ def first_step(args, folder, cache) -> tuple[float, float]:
   process.kill()
   listener.join()
   if not began or not log.exists():
-    raise SystemExit(f"the run ended before its first step:\n{''.join(said)[-2000:]}")
+    raise SystemExit(f"the run ended before its first step:\n{''.join(lines)[-2000:]}")
   return began[0], done
 
 
@@ -68,8 +68,8 @@ def compile_seconds(cfg, batch) -> float:
   """Seconds to trace and compile loss and gradient."""
 
   def loss(params):
-    found = pretrain.sums(cfg, params, batch, None)
-    return found["mlm_loss"][0] + found["sop_loss"][0]
+    sums = pretrain.sums(cfg, params, batch, None)
+    return sums["mlm_loss"][0] + sums["sop_loss"][0]
 
   abstract = jax.eval_shape(functools.partial(model.init, cfg), jax.random.key(0))
   begin = time.perf_counter()
@@ -86,17 +86,17 @@ def main():
   parser.add_argument("--repeats", type=int, default=5, help="warm starts (default 5)")
   parser.add_argument("--json", metavar="FILE")
   args = parser.parse_args()
-  found = {"size": args.size, "batch": args.batch, "length": args.length}
+  numbers = {"size": args.size, "batch": args.batch, "length": args.length}
   with tempfile.TemporaryDirectory() as folder:
     cache = pathlib.Path(folder) / "cache"
-    found["cold_begins_s"], found["cold_s"] = first_step(args, folder, cache)
+    numbers["cold_begins_s"], numbers["cold_s"] = first_step(args, folder, cache)
     begins, done = zip(*(first_step(args, folder, cache) for _ in range(args.repeats)), strict=True)
   for name, seconds in {"warm_begins_s": begins, "warm_s": done}.items():
-    found |= {name: statistics.median(seconds), f"{name}_min": min(seconds), f"{name}_max": max(seconds)}
+    numbers |= {name: statistics.median(seconds), f"{name}_min": min(seconds), f"{name}_max": max(seconds)}
   print("process start until the first step begins, and until it is done:")
-  print(f"cold  {found['cold_begins_s']:.2f} s  {found['cold_s']:.2f} s")
+  print(f"cold  {numbers['cold_begins_s']:.2f} s  {numbers['cold_s']:.2f} s")
   for name, until in {"begins_s": "begins", "s": "is done"}.items():
-    low, middle, high = (found[f"warm_{name}{end}"] for end in ("_min", "", "_max"))
+    low, middle, high = (numbers[f"warm_{name}{end}"] for end in ("_min", "", "_max"))
     print(f"warm  {middle:.2f} s until it {until} ({low:.2f} to {high:.2f}, {args.repeats} times)")
   batch = {
     **{name: np.ones((args.batch, args.length), np.int32) for name in ("input_ids", "attention_mask")},
@@ -107,10 +107,10 @@ def main():
   }  # fmt: skip
   for layers in (12, 24, 48):
     cfg = dataclasses.replace(VARIANTS[args.size], num_hidden_layers=layers)
-    found[f"compile_s_{layers}_layers"] = compile_seconds(cfg, batch)
-    print(f"compiling loss and gradient of {layers} layers: {found[f'compile_s_{layers}_layers']:.2f} s")
+    numbers[f"compile_s_{layers}_layers"] = compile_seconds(cfg, batch)
+    print(f"compiling loss and gradient of {layers} layers: {numbers[f'compile_s_{layers}_layers']:.2f} s")
   if args.json:
-    pathlib.Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
+    pathlib.Path(args.json).write_text(json.dumps(numbers, indent=2) + "\n")
 
 
 if __name__ == "__main__":

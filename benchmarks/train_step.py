@@ -40,7 +40,7 @@ VIRTUAL = " on virtual devices: "
 
 
 def contestants(dtypes, peers, virtual) -> list[str]:
-  """Their names, which say what they are: see `made`."""
+  """Returns their names, which say what they are: see `made`."""
   names = []
   for dtype in dtypes:
     names += [f"albert_jax {dtype}", *(f"albert_jax {dtype}{VIRTUAL}{n}" for n in virtual)]
@@ -50,7 +50,7 @@ def contestants(dtypes, peers, virtual) -> list[str]:
 
 
 def made(name, folder, batch):
-  """The contestant's (run, GiB of temporaries or None): `run` takes a step and gives the loss."""
+  """Returns the contestant's (run, GiB of temporaries or None): `run` takes a step and gives the loss."""
   dtype = dtype_of(name)
   if name.startswith("PyTorch "):
     kind = name.removeprefix("PyTorch ").removesuffix(KEPT).removesuffix(f" {dtype}")
@@ -91,7 +91,7 @@ class Worker:
     return self._ask("step")
 
   def peak_gib(self) -> float:
-    """The most memory the process has had: libraries, weights and all."""
+    """Returns the most memory the process has had: libraries, weights and all."""
     return self._ask("peak")
 
   def close(self):

@@ -13,7 +13,7 @@ from albert_jax.training.sharding import MeshConfig
 
 
 def get_config(variant: str) -> ConfigDict:
-  """The fields of any run of the model `variant`, with no task yet."""
+  """Returns the fields of any run of the model `variant`, with no task yet."""
   if variant not in VARIANTS:
     raise UserError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
   config = ConfigDict()

@@ -32,7 +32,11 @@ PAPER = {
 
 
 def get_config(variant: str = "sst-2"):
-  """Args: variant: DATASET or DATASET-SIZE."""
+  """
+
+  Args:
+    variant: DATASET or DATASET-SIZE.
+  """
   dataset = next((name for name in TASKS if variant == name or variant.startswith(f"{name}-")), None)
   if dataset is None:
     raise ValueError(f"no variant {variant!r}; give one of {', '.join(TASKS)}, and a size if you like: sst-2-xxlarge")

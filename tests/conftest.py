@@ -21,7 +21,7 @@ jax.config.update("jax_num_cpu_devices", 8)  # So that meshes can be tested on a
 
 @pytest.fixture(scope="session")
 def real_data():
-  """The folder of real corpora, vocabularies and checkpoints; tests that use it are marked `realdata`."""
+  """Returns the folder of real corpora, vocabularies and checkpoints; tests that use it are marked `realdata`."""
   return pathlib.Path(os.environ["ALBERT_DATA"])
 
 

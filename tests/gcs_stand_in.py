@@ -51,7 +51,7 @@ class Store(http.server.ThreadingHTTPServer):
       self.objects["bucket"][f"{name}/{path.relative_to(folder)}"] = next(self.numbers), path.read_bytes()
 
   def names(self, prefix=""):
-    """The names of the objects in the bucket `bucket` that begin so."""
+    """Returns the names of the objects in the bucket `bucket` that begin so."""
     return sorted(name for name in self.objects["bucket"] if name.startswith(prefix))
 
 
@@ -103,19 +103,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def _body(self):
     if self.headers.get("Transfer-Encoding") == "chunked":
-      found = b""
+      content = b""
       while size := int(self.rfile.readline(), 16):
-        found += self.rfile.read(size)
+        content += self.rfile.read(size)
         self.rfile.readline()
       self.rfile.readline()
-      return found
+      return content
     return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
   def _object(self, bucket, name, query):
-    there = self.server.objects[bucket].get(name)
-    if there is None:
+    stored = self.server.objects[bucket].get(name)
+    if stored is None:
       return self._error(404)
-    generation, data = there
+    generation, data = stored
     if query.get("ifGenerationMatch", str(generation)) != str(generation):
       return self._error(412)
     if query.get("ifGenerationNotMatch") == str(generation):
@@ -124,7 +124,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       del self.server.objects[bucket][name]
       return self._send(204, b"")
     if query.get("alt") != "media":
-      return self._json(_facts(bucket, name, there))
+      return self._json(_facts(bucket, name, stored))
     status, headers = 200, {"x-goog-generation": str(generation), "Content-Type": "application/octet-stream"}
     if part := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")):
       first = int(part[1]) if part[1] else max(0, len(data) - int(part[2]))
@@ -139,13 +139,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
     first, end = query.get("startOffset", ""), query.get("endOffset")
     items, prefixes = [], set()
-    for name, there in sorted(self.server.objects[bucket].items()):
+    for name, stored in sorted(self.server.objects[bucket].items()):
       if name.startswith(prefix) and name >= first and (end is None or name < end):
         inside = name[len(prefix) :]
         if delimiter and delimiter in inside:
           prefixes.add(prefix + inside.partition(delimiter)[0] + delimiter)
         else:
-          items.append(_facts(bucket, name, there))
+          items.append(_facts(bucket, name, stored))
     self._json({"kind": "storage#objects", "items": items, "prefixes": sorted(prefixes)})
 
   def _upload(self, bucket, query, body):
@@ -155,8 +155,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       query["name"] = json.loads(told.split(b"\n\n", 1)[1])["name"]
       body = rest[: rest.rindex(b"\n" + mark)].split(b"\n\n", 1)[1]
     name = query["name"]
-    there = self.server.objects[bucket].get(name, (0, b""))[0]
-    if query.get("ifGenerationMatch", str(there)) != str(there):
+    generation = self.server.objects[bucket].get(name, (0, b""))[0]
+    if query.get("ifGenerationMatch", str(generation)) != str(generation):
       return self._error(412)
     if query["uploadType"] == "resumable":
       number = str(next(self.server.numbers))
@@ -190,8 +190,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self.wfile.write(data)
 
 
-def _facts(bucket, name, there):
-  generation, data = there
+def _facts(bucket, name, stored):
+  generation, data = stored
   return {
     "kind": "storage#object", "bucket": bucket, "name": name, "size": str(len(data)), "generation": str(generation),
     "metageneration": "1", "md5Hash": base64.b64encode(hashlib.md5(data).digest()).decode(),

@@ -122,8 +122,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     if self.path.startswith("/api/validate-yaml"):
       return self._answer({"warnings": [], "errors": []})
     if self.path.startswith("/api/repos/create"):
-      wanted = json.loads(body)
-      repo = f"{wanted['organization']}/{wanted['name']}" if wanted.get("organization") else wanted["name"]
+      request = json.loads(body)
+      repo = f"{request['organization']}/{request['name']}" if request.get("organization") else request["name"]
       self.server.models.setdefault(repo, {})
       return self._answer({"url": f"{self.server.url}/{repo}", "id": repo, "name": repo})
     repo = "/".join(self.path.split("/")[3:5])

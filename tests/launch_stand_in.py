@@ -84,81 +84,81 @@ def gcloud(argv, call):
   names = [arg for arg in rest if not arg.startswith("--")]
   assert "--zone" in flags and "--quiet" in flags, argv
   missing = Refused(1, f"ERROR: (gcloud.compute.tpus.{group}.{verb}) NOT_FOUND: Resource {names} was not found")
-  with world() as now:
-    down = events(now, call)
+  with world() as state:
+    down = events(state, call)
     match group, verb:
       case "queued-resources", "create":
-        if now["queue"]:
+        if state["queue"]:
           raise Refused(1, "ERROR: (gcloud.compute.tpus.queued-resources.create) ALREADY_EXISTS: it already exists")
         assert {"--node-id", "--accelerator-type", "--runtime-version"} <= set(flags)
-        now["queue"] = now["coming"][0]
+        state["queue"] = state["coming"][0]
         return 0
       case "queued-resources", "describe":
-        if not now["queue"]:
+        if not state["queue"]:
           raise missing
-        print(now["queue"])
-        if now["queue"] in now["coming"][:-1]:
-          now["queue"] = now["coming"][now["coming"].index(now["queue"]) + 1]
-        if now["queue"] == "ACTIVE" and not now["node"]:
-          now["node"] = "READY"
-          for i in range(now["workers"]):
+        print(state["queue"])
+        if state["queue"] in state["coming"][:-1]:
+          state["queue"] = state["coming"][state["coming"].index(state["queue"]) + 1]
+        if state["queue"] == "ACTIVE" and not state["node"]:
+          state["node"] = "READY"
+          for i in range(state["workers"]):
             os.makedirs(f"{FOLDER}/homes/{i}")
         return 0
       case "queued-resources", "delete":
         assert "--force" in flags
-        if not now["queue"]:
+        if not state["queue"]:
           raise missing
         end_workers()
-        now.update(queue=None, node=None, coming=now["later"] or now["coming"], later=None)
+        state.update(queue=None, node=None, coming=state["later"] or state["coming"], later=None)
         return 0
       case "tpu-vm", "describe":
-        if not now["node"]:
+        if not state["node"]:
           raise missing
-        print(f"{now['node']}\t{now['workers']}")
+        print(f"{state['node']}\t{state['workers']}")
         return 0
     assert group == "tpu-vm" and verb in ("ssh", "scp"), argv
-    if now["node"] != "READY":
-      raise Refused(1, f"ERROR: (gcloud.compute.tpus.tpu-vm.{verb}) the TPU is in state {now['node']}")
-    every = range(now["workers"]) if flags["--worker"] == "all" else [int(flags["--worker"])]
+    if state["node"] != "READY":
+      raise Refused(1, f"ERROR: (gcloud.compute.tpus.tpu-vm.{verb}) the TPU is in state {state['node']}")
+    every = range(state["workers"]) if flags["--worker"] == "all" else [int(flags["--worker"])]
   import shutil  # Here, because most calls need neither, and tests make hundreds.
   import subprocess
 
   codes = []
   running = []
   for i in every:
-    home = f"{FOLDER}/homes/{i}"
+    worker_folder = f"{FOLDER}/homes/{i}"
     if i in down:
       print(f"ssh: connect to host worker {i} port 22: Connection timed out", file=sys.stderr)
       codes.append(255)
     elif verb == "scp":
       source, (_, target) = names[0], names[1].split(":")
-      shutil.copy(source, f"{home}/{target}")
+      shutil.copy(source, f"{worker_folder}/{target}")
     else:
-      env = {"HOME": home, "PATH": f"{FOLDER}/bin:/usr/bin:/bin", "HOST": f"t1v-n-abc-w-{i}", "WORLD": FOLDER}
+      env = {"HOME": worker_folder, "PATH": f"{FOLDER}/bin:/usr/bin:/bin", "HOST": f"t1v-n-abc-w-{i}", "WORLD": FOLDER}
       # gcloud splits the command at blanks, and ssh joins it again.
       command = " ".join(flags["--command"].split(" "))
-      running.append(subprocess.Popen(["bash", "-c", command], env=env, cwd=home))
+      running.append(subprocess.Popen(["bash", "-c", command], env=env, cwd=worker_folder))
   return next((code for code in [*codes, *(process.wait() for process in running)] if code), 0)
 
 
 def sbatch(argv, call):
-  with world() as now:
-    events(now, call)
-    now["job"] = "7 PENDING"
+  with world() as state:
+    events(state, call)
+    state["job"] = "7 PENDING"
   print(7)
 
 
 def squeue(argv, call):
-  with world() as now:
-    events(now, call)
-    if now["job"]:
-      print(now["job"])
+  with world() as state:
+    events(state, call)
+    if state["job"]:
+      print(state["job"])
 
 
 def srun(argv, call):
-  with world() as now:
-    events(now, call)
-    waits = now["srun_waits"]
+  with world() as state:
+    events(state, call)
+    waits = state["srun_waits"]
   if waits:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with open(f"{FOLDER}/new", "w") as file:
@@ -168,16 +168,16 @@ def srun(argv, call):
 
 
 def scancel(argv, call):
-  with world() as now:
-    events(now, call)
+  with world() as state:
+    events(state, call)
   if os.path.exists(f"{FOLDER}/srun_pid"):
     with open(f"{FOLDER}/srun_pid") as file:
       os.kill(int(file.read()), signal.SIGTERM)
 
 
 def scontrol(argv, call):
-  with world() as now:
-    events(now, call)
+  with world() as state:
+    events(state, call)
 
 
 def main():

@@ -19,7 +19,7 @@ PAGE = pathlib.Path(__file__).parents[1] / "docs" / "contributing" / "adding_a_t
 
 @pytest.fixture
 def example(monkeypatch):
-  """The page's blocks as the modules that they are for; returns both."""
+  """Returns the page's blocks as the modules that they are for; returns both."""
   blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)
   modules = []
   for name, block in zip(("albert_jax.tasks.question", "albert_jax.configs.question"), blocks, strict=True):

@@ -51,7 +51,7 @@ def room(module):
 
 
 def imports(file):
-  """The modules of this package that a file imports anywhere."""
+  """Yields the modules of this package that a file imports anywhere."""
   for node in ast.walk(ast.parse(file.read_text())):
     if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "albert_jax":
       for alias in node.names:
@@ -66,9 +66,9 @@ def test_imports_point_one_way():
     relative = file.relative_to(PACKAGE)
     if str(relative) in ("__init__.py", "__main__.py"):
       continue
-    own = room(f"albert_jax.{relative.with_suffix('').parts[0]}")
+    own_room = room(f"albert_jax.{relative.with_suffix('').parts[0]}")
     for module in imports(file):
-      if room(module) not in {own, "strict_json", "types", *MAY_USE[own]}:
+      if room(module) not in {own_room, "strict_json", "types", *MAY_USE[own_room]}:
         wrong.append(f"{relative} imports {module}")
   assert not wrong
 

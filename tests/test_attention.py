@@ -17,7 +17,7 @@ TOKENS = (128, 70, 1)
 
 
 def setup(head_size=64, packed=False, **fields):
-  """(cfg, batch, q, k, v, d_context, which positions count)."""
+  """Returns (cfg, batch, q, k, v, d_context, which positions count)."""
   cfg = AlbertConfig(hidden_size=256, num_attention_heads=256 // head_size, **fields)
   q, k, v, d = (jax.random.normal(key, (3, L, 256), cfg.dtype) for key in jax.random.split(jax.random.key(0), 4))
   mask_BL = jnp.asarray(np.arange(L)[None] < np.array(TOKENS)[:, None], jnp.int32)
@@ -56,9 +56,9 @@ def test_context_and_gradients_are_the_formulas(name, packed, head_size, dtype, 
   attend, order = attention.make(cfg, batch, drops=False)
   assert order is None
   expected = outputs(lambda q, k, v: plain(cfg, batch, q, k, v), *(x.astype(jnp.float32) for x in (q, k, v, d)))
-  found = outputs(lambda q, k, v: attend(q, k, v, None), q, k, v, d)
+  actual = outputs(lambda q, k, v: attend(q, k, v, None), q, k, v, d)
   real = batch["attention_mask"][:, :, None]
-  for a, b, weight in zip(found, expected, (real if packed else 1, 1, 1, 1), strict=True):
+  for a, b, weight in zip(actual, expected, (real if packed else 1, 1, 1, 1), strict=True):
     assert a.dtype == dtype
     rtol = 1e-6 if dtype == "float32" else 2**-7  # bfloat16 keeps eight bits.
     np.testing.assert_allclose(a.astype(jnp.float32) * weight, b * weight, atol=atol, rtol=rtol)
@@ -91,9 +91,9 @@ def test_the_kernel_is_given_the_rows_and_heads_of_its_device(monkeypatch):
 
   expected = run(batch, q, k, v, d)
   with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2), 4)):
-    found = jax.jit(run)(batch, q, k, v, d)
+    actual = jax.jit(run)(batch, q, k, v, d)
   assert shapes == [(4, L, 256), (1, L, 128)]
-  for a, b in zip(found, expected, strict=True):
+  for a, b in zip(actual, expected, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-6)
 
 
@@ -117,9 +117,9 @@ def test_padding_is_moved_to_the_end_for_cudnn_and_back(monkeypatch):
   expected = apply(cfg, params, batch)
   monkeypatch.setattr(attention.jax.nn, "dot_product_attention", stand_in)
   monkeypatch.setattr(attention, "REFUSALS", {})
-  found = apply(dataclasses.replace(cfg, attention="cudnn"), params, batch)
+  actual = apply(dataclasses.replace(cfg, attention="cudnn"), params, batch)
   for name in ("sequence_output", "pooled_output", "mlm_logits"):
-    np.testing.assert_allclose(found[name], expected[name], atol=2e-5)
+    np.testing.assert_allclose(actual[name], expected[name], atol=2e-5)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from albert_jax.training.best import Best
 
 @pytest.mark.parametrize(("metric", "best"), [("accuracy", 4), ("mlm_loss", 2)])
 def test_higher_is_better_unless_it_is_a_loss(metric, best, tmp_path):
-  found = Best(metric, 0, tmp_path, 0)
+  best_so_far = Best(metric, 0, tmp_path, 0)
   values = [(2, 0.3), (4, 0.8), (6, 0.8), (8, 0.5)]
-  improved = [step for step, value in values if found.improved(step, {metric: value})]
-  assert improved[-1] == found.step == best  # Of equals the first.
-  assert set(found.scores) == set(improved)
+  improved = [step for step, value in values if best_so_far.improved(step, {metric: value})]
+  assert improved[-1] == best_so_far.step == best  # Of equals the first.
+  assert set(best_so_far.scores) == set(improved)
 
 
 def test_nan_is_never_the_best(tmp_path):
@@ -28,16 +28,16 @@ def test_nan_is_never_the_best(tmp_path):
 def test_it_knows_what_a_run_that_was_cut_off_had_found(tmp_path):
   lines = [{"step": step, "split": "eval", "f1": f1} for step, f1 in ((2, 0.5), (4, 0.4), (6, 0.9))]
   (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, [{"step": 2, "split": "train"}, *lines])) + "\n")
-  found = Best("f1", 2, tmp_path, 4)
-  assert (found.step, found.value) == (2, 0.5)
-  assert not found.enough()
-  assert not found.improved(6, {"f1": 0.5})
-  assert found.enough()
+  best_so_far = Best("f1", 2, tmp_path, 4)
+  assert (best_so_far.step, best_so_far.value) == (2, 0.5)
+  assert not best_so_far.enough()
+  assert not best_so_far.improved(6, {"f1": 0.5})
+  assert best_so_far.enough()
 
 
 def test_without_a_metric_nothing_is_the_best(tmp_path):
-  found = Best("", 0, tmp_path, 0)
-  assert not found.improved(2, {"f1": 1.0})
-  assert not found.enough()
+  best_so_far = Best("", 0, tmp_path, 0)
+  assert not best_so_far.improved(2, {"f1": 1.0})
+  assert not best_so_far.enough()
   with pytest.raises(UserError, match="'f1' is not among the held-out numbers: loss"):
     Best("f1", 0, tmp_path, 0).improved(1, {"loss": 1.0})

@@ -51,9 +51,9 @@ def largest_file(folder):
 
 def test_the_newest_few_are_kept_and_the_newest_is_read(folder):
   assert sorted(path.name for path in folder.iterdir()) == ["2", "3", "4"]
-  now = restore(folder)
-  assert int(now["step"]) == 4
-  np.testing.assert_array_equal(now["params"]["w0"], state(4)["params"]["w0"])
+  restored = restore(folder)
+  assert int(restored["step"]) == 4
+  np.testing.assert_array_equal(restored["params"]["w0"], state(4)["params"]["w0"])
 
 
 def test_a_save_that_the_loop_starts_is_the_same_and_leaves_threads_their_usual_turns(tmp_path, monkeypatch):
@@ -81,9 +81,9 @@ def cut(folder):
 @pytest.mark.parametrize("damage", [flip_a_bit, cut, lambda folder: largest_file(folder).unlink()])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder, damage, caplog):
   damage(folder / "4")
-  now = restore(folder)
-  assert int(now["step"]) == 3
-  np.testing.assert_array_equal(now["params"]["w0"], state(3)["params"]["w0"])
+  restored = restore(folder)
+  assert int(restored["step"]) == 3
+  np.testing.assert_array_equal(restored["params"]["w0"], state(3)["params"]["w0"])
   assert "Going on from step 3; removing the damaged checkpoint of step 4" in caplog.text
   assert not (folder / "4").exists()
 
@@ -129,17 +129,17 @@ def coroutine(file):
 
 
 def test_arrays_that_come_too_late_after_a_failure_say_nothing(monkeypatch):
-  said = []
-  monkeypatch.setattr(sys, "unraisablehook", said.append)
+  messages = []
+  monkeypatch.setattr(sys, "unraisablehook", messages.append)
   checkpoint._hush_latecomers.__wrapped__()
-  for text, of in (
+  for text, source in (
     ("Event loop is closed", None),
     ("an array", coroutine("site-packages/orbax/checkpoint/handlers.py")),
     ("something else", None),
     ("a coroutine", coroutine("notebook.py")),
   ):
-    sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text), object=of))
-  assert [str(one.exc_value) for one in said] == ["something else", "a coroutine"]
+    sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text), object=source))
+  assert [str(unraisable.exc_value) for unraisable in messages] == ["something else", "a coroutine"]
 
 
 @pytest.mark.parametrize("file", ["manifest.ocdbt", "_METADATA", "ocdbt.process_0/d/*", "array_metadatas/process_0"])
@@ -191,10 +191,10 @@ def test_where_there_is_no_room_nothing_is_begun(tmp_path, monkeypatch):
 
 def test_what_is_saved_may_be_donated_at_once(tmp_path):
   saved = Checkpoints(tmp_path, 3)
-  now = state(1)
-  expected = jax.tree.map(np.array, now)
-  saved.save(1, now)
-  overwritten = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0, tree), donate_argnums=0)(now)
+  saved_state = state(1)
+  expected = jax.tree.map(np.array, saved_state)
+  saved.save(1, saved_state)
+  overwritten = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0, tree), donate_argnums=0)(saved_state)
   saved.close()
   assert not np.asarray(overwritten["params"]["w0"]).any()
   jax.tree.map(np.testing.assert_array_equal, restore(tmp_path), expected)
@@ -221,8 +221,8 @@ def test_later_ones_are_forgotten_and_can_be_written_again(folder):
   assert saved.steps() == [2]
   saved.save(3, state(9))
   saved.close()
-  now = restore(folder)
-  np.testing.assert_array_equal(now["params"]["w0"], state(9)["params"]["w0"])
+  restored = restore(folder)
+  np.testing.assert_array_equal(restored["params"]["w0"], state(9)["params"]["w0"])
 
 
 def test_the_best_and_every_so_manyth_stay(tmp_path):
@@ -243,13 +243,13 @@ def in_bucket(steps=(1, 2, 3)):
 def test_in_a_bucket_it_is_the_same(bucket, caplog):
   in_bucket()
   assert {name.split("/")[2] for name in bucket.names("run/")} == {"2", "3"}
-  now = restore("gs://bucket/run/checkpoints")
-  np.testing.assert_array_equal(now["params"]["w0"], state(3)["params"]["w0"])
+  restored = restore("gs://bucket/run/checkpoints")
+  np.testing.assert_array_equal(restored["params"]["w0"], state(3)["params"]["w0"])
   largest = max(bucket.names("run/checkpoints/3/"), key=lambda name: len(bucket.objects["bucket"][name][1]))
   number, data = bucket.objects["bucket"][largest]
   bucket.objects["bucket"][largest] = number, data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
-  now = restore("gs://bucket/run/checkpoints")
-  np.testing.assert_array_equal(now["params"]["w0"], state(2)["params"]["w0"])
+  restored = restore("gs://bucket/run/checkpoints")
+  np.testing.assert_array_equal(restored["params"]["w0"], state(2)["params"]["w0"])
   assert "Going on from step 2; removing the damaged checkpoint of step 3" in caplog.text
   assert not bucket.names("run/checkpoints/3/")
   saved = Checkpoints("gs://bucket/run/checkpoints", 2)

@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory):
 def folder(tmp_path_factory):
   """RACE's folders, with a question or two a passage; and own.jsonl, with two or three options."""
   folder, rng = tmp_path_factory.mktemp("RACE"), random.Random(0)
-  own = []
+  rows = []
   for split, count in (("train", 12), ("dev", 7)):
     for level in ("middle", "high"):
       (folder / split / level).mkdir(parents=True)
@@ -41,8 +41,8 @@ def folder(tmp_path_factory):
           "options": [options] * questions, "answers": ["ABCD"[best]] * questions, "id": str(i),
         }  # fmt: skip
         (folder / split / level / f"{i}.txt").write_text(json.dumps(row))
-        own.append({"context": row["article"], "options": options[: 2 + i % 2], "label": i % 2})
-  (folder / "own.jsonl").write_text("\n".join(map(json.dumps, own)))
+        rows.append({"context": row["article"], "options": options[: 2 + i % 2], "label": i % 2})
+  (folder / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
   return folder
 
 
@@ -93,15 +93,15 @@ class TestOptions:
     batch = next(iter(task.eval_batches(0, 1)))
     assert batch["input_ids"].shape[1] == 3
     params = task.init(jax.random.key(0))
-    found = task.outputs(params, batch)["logits"]
+    logits = task.outputs(params, batch)["logits"]
     two = batch["options"] == 2
     assert two.any()
     assert not two.all()
-    assert np.all(np.argmax(found[two], axis=1) < 2)
+    assert np.all(np.argmax(logits[two], axis=1) < 2)
     only = {k: v[:, :2] if v.ndim > 1 else v for k, v in batch.items()}
-    np.testing.assert_allclose(task.outputs(params, only)["logits"][two], found[two, :2], rtol=1e-5)
+    np.testing.assert_allclose(task.outputs(params, only)["logits"][two], logits[two, :2], rtol=1e-5)
     loss, weight = task.sums(params, batch | {"weight": two.astype(np.float32)}, None)["loss"]
-    log_p = jax.nn.log_softmax(found[two, :2])
+    log_p = jax.nn.log_softmax(logits[two, :2])
     expected = -np.take_along_axis(np.asarray(log_p), batch["label"][two, None], axis=1).sum()
     assert loss == pytest.approx(expected, rel=1e-5)
     assert weight == two.sum()
@@ -111,8 +111,8 @@ class TestOptions:
     batch = next(iter(task.train_batches(0, 0, 1)))
     same = {k: np.repeat(v[:, :1], 4, axis=1) if v.ndim > 1 else v for k, v in batch.items()}
     keys = jax.random.split(jax.random.key(1), 8)
-    found = jax.jit(choice.logits, static_argnums=0)(task.model, task.init(jax.random.key(0)), same, keys)
-    assert np.all(np.ptp(found, axis=1) > 0)
+    logits = jax.jit(choice.logits, static_argnums=0)(task.model, task.init(jax.random.key(0)), same, keys)
+    assert np.all(np.ptp(logits, axis=1) > 0)
 
   def test_baselines_and_what_has_no_answer(self, checkpoint, folder, tmp_path):
     assert make(checkpoint, folder).baselines["accuracy_high"] == (0.25, "guessing")
@@ -139,9 +139,9 @@ def test_choose(checkpoint, folder):
   params = task.init(jax.random.key(0))
   items = [{"context": "badu", "question": "gi _ ?", "options": ["mola", "toro", "kelo"]},
            {"context": "badu", "options": ["mola", "toro"]}]  # fmt: skip
-  found = choice.choose(task.model, params, task.vocabulary, items, seq_length=32, qa_length=12)
-  assert [len(answer["scores"]) for answer in found] == [3, 2]
-  for item, answer in zip(items, found, strict=True):
+  answers = choice.choose(task.model, params, task.vocabulary, items, seq_length=32, qa_length=12)
+  assert [len(answer["scores"]) for answer in answers] == [3, 2]
+  for item, answer in zip(items, answers, strict=True):
     assert sum(answer["scores"]) == pytest.approx(1)
     assert answer["text"] == item["options"][answer["choice"]]
     assert answer["score"] == max(answer["scores"])

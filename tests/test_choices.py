@@ -26,13 +26,13 @@ class TestFormats:
     for level, name in (("high", "2.txt"), ("middle", "7.txt"), ("high", "10.txt")):
       (tmp_path / "RACE/dev" / level).mkdir(parents=True, exist_ok=True)
       (tmp_path / "RACE/dev" / level / name).write_text(json.dumps(PASSAGE | {"article": level + name}))
-    found = choices.read(tmp_path, "validation")
-    assert [(c.group, c.context) for c in found[::2]] == [
+    questions = choices.read(tmp_path, "validation")
+    assert [(c.group, c.context) for c in questions[::2]] == [
       ("middle", "middle7.txt"), ("high", "high10.txt"), ("high", "high2.txt"),
     ]  # fmt: skip
-    assert [c.label for c in found[:2]] == [1, 0]
-    assert found[0].endings() == ["Badu is mola .", "Badu is toro .", "Badu is gi .", "Badu is a_b ."]
-    assert found[1].endings() == ["Who? x", "Who? y", "Who? z", "Who? w"]
+    assert [c.label for c in questions[:2]] == [1, 0]
+    assert questions[0].endings() == ["Badu is mola .", "Badu is toro .", "Badu is gi .", "Badu is a_b ."]
+    assert questions[1].endings() == ["Who? x", "Who? y", "Who? z", "Who? w"]
     assert len(choices.read(tmp_path / "RACE", "validation", levels=("high",))) == 4
     with pytest.raises(UserError, match="RACE has middle, high"):
       choices.read(tmp_path, "validation", levels=("low",))
@@ -47,8 +47,8 @@ class TestFormats:
     (tmp_path / "train.csv").write_text(
       ',video-id,sent1,sent2,ending0,ending1,ending2,ending3,label\n0,v,One.,He,"runs, far",b,c,d,3\n'
     )
-    (found,) = choices.read(tmp_path, "train")
-    assert (found.context, found.label, found.endings()[0]) == ("One.", 3, "He runs, far")
+    (question,) = choices.read(tmp_path, "train")
+    assert (question.context, question.label, question.endings()[0]) == ("One.", 3, "He runs, far")
     rows = [
       {"context": "c", "question": "The file_name is ___.", "options": ["x", "y"], "label": "y"},
       {"context": "c", "options": ["x", "y", "z"], "label": 2},
@@ -56,10 +56,10 @@ class TestFormats:
       {"context": "c", "options": ["x", "y"]},
     ]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = choices.read(tmp_path / "own.jsonl", "train")
-    assert [c.label for c in found] == [1, 2, 1, None]
-    assert found[0].endings() == ["The file_name is x.", "The file_name is y."]
-    assert found[1].endings() == ["x", "y", "z"]
+    question = choices.read(tmp_path / "own.jsonl", "train")
+    assert [c.label for c in question] == [1, 2, 1, None]
+    assert question[0].endings() == ["The file_name is x.", "The file_name is y."]
+    assert question[1].endings() == ["x", "y", "z"]
 
   @pytest.mark.parametrize(
     ("answers", "labels"),
@@ -106,22 +106,22 @@ class TestFormats:
 
   @pytest.mark.realdata
   def test_official_files(self, real_data):
-    found = choices.read(real_data / "race", "validation")
-    assert [sum(c.group == level for c in found) for level in choices.LEVELS] == [1436, 3451]
+    questions = choices.read(real_data / "race", "validation")
+    assert [sum(c.group == level for c in questions) for level in choices.LEVELS] == [1436, 3451]
     assert len(choices.read(real_data / "dream", "validation")) == 2040
     assert len(choices.read(real_data / "tiny_samples/swag/sample.json", "train")) == 10
 
 
 class TestIds:
-  def test_are_those_of_the_original(self, vocabulary, capsys):
+  def test_are_those_of_the_original(self, vocabulary, caplog):
     """convert_single_example of race_utils.py, without its padding."""
-    asked = [
+    questions = [
       choices.Choice("badu " * 9, "gine toro " * 5, ("mo", "nora kelo gi"), 1),
       choices.Choice("badu", "gi", ("mo", "no"), None),
     ]
-    rows = choices.rows(asked, vocabulary, 24, 12, "here")
+    rows = choices.rows(questions, vocabulary, 24, 12, "here")
     ids = iter(rows.tokens["input_ids"])
-    for choice in asked:
+    for choice in questions:
       for ending in choice.endings():
         context, tail = vocabulary.encode(choice.context), vocabulary.encode(ending)[-12:]
         if len(context) + len(tail) > 24 - 3:
@@ -130,13 +130,13 @@ class TestIds:
         assert next(ids).tolist() == expected
     types = rows.tokens["token_type_ids"][0]
     assert types.tolist() == [0] * (24 - 13) + [1] * 13
-    said = capsys.readouterr().err
-    assert "here: 2 of 4 options are longer than 12 tokens with their question" in said
-    assert "here: 2 of 4 options do not fit 24 tokens" in said
+    output = caplog.text
+    assert "here: 2 of 4 options and their question exceed data.qa_length=12 tokens" in output
+    assert "here: 2 of 4 options do not fit 24 tokens" in output
 
   def test_questions_with_fewer_options(self, vocabulary):
-    asked = [choices.Choice("a", "b", ("c", "d", "e"), 2), choices.Choice("a", "b", ("c", "d"), 1)]
-    rows = choices.rows(asked, vocabulary, 32, 16)
+    questions = [choices.Choice("a", "b", ("c", "d", "e"), 2), choices.Choice("a", "b", ("c", "d"), 1)]
+    rows = choices.rows(questions, vocabulary, 32, 16)
     assert len(rows) == 2
     assert rows.group == 3
     assert rows.fixed["options"].tolist() == [3, 2]

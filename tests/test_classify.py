@@ -55,7 +55,7 @@ def flags(checkpoint, folder, **overrides):
 
 
 def config_of(checkpoint, folder, **overrides):
-  """The config as the loop hands it to the task."""
+  """Returns the config as the loop hands it to the task."""
   config = load_config(f"{CONFIG}:tiny")
   config.update({"init_from": str(checkpoint), "batch_size": 16})
   config.data.update({"dataset": str(folder), "seq_length": 32})
@@ -78,7 +78,7 @@ def make(checkpoint, folder, **overrides):
 
 @pytest.fixture(scope="module")
 def run(checkpoint, folder, tmp_path_factory):
-  """A run of 12 steps, stopped after 6 and gone on with."""
+  """Returns a run of 12 steps, stopped after 6 and gone on with."""
   workdir = tmp_path_factory.mktemp("runs") / "run"
   for duration in ({"epochs": 0, "steps": 6}, {}):
     assert main(["train", *flags(checkpoint, folder, **duration), f"--workdir={workdir}"]) == 0
@@ -158,11 +158,11 @@ class TestEndToEnd:
       task = make(run, folder, task__keep_head=keep)
       params = jax.device_get(task.init(jax.random.key(0)))
       fitted, line = convert.fit(params, loaded, new=task.new, unused=task.unused)
-      wanted = loaded if keep else params
-      np.testing.assert_array_equal(fitted["classifier"]["kernel"], wanted["classifier"]["kernel"])
+      expected = loaded if keep else params
+      np.testing.assert_array_equal(fitted["classifier"]["kernel"], expected["classifier"]["kernel"])
       np.testing.assert_array_equal(fitted["pooler"]["kernel"], loaded["pooler"]["kernel"])
-      said = "new: none" if keep else "new: classifier/bias, classifier/kernel; not used: classifier/bias"
-      assert said in line
+      note = "new: none" if keep else "new: classifier/bias, classifier/kernel; not used: classifier/bias"
+      assert note in line
 
   def test_a_classifier_to_keep_has_to_have_the_same_labels(self, run, folder, tmp_path, capsys):
     wrong = ["--config.task.keep_head=True", "--config.task.labels=yes,no", f"--workdir={tmp_path / 'wrong'}"]
@@ -216,13 +216,13 @@ class TestData:
     assert count + task.train_rows == 64
     assert 8 < count < 32
 
-  def test_rows_can_be_left_out_by_label(self, checkpoint, tmp_path, capsys):
+  def test_rows_can_be_left_out_by_label(self, checkpoint, tmp_path, caplog):
     for name in ("train.csv", "dev.csv"):
       (tmp_path / name).write_text("text,label\na,yes\nb,-\nc,no\n")
     task = make(checkpoint, tmp_path, data__drop_labels="-")
     assert task.train_rows == 2
     assert task.about["albert_jax_task"]["labels"] == ["no", "yes"]
-    assert "1 rows have a label of data.drop_labels=-" in capsys.readouterr().err
+    assert "1 rows have a label of data.drop_labels=-" in caplog.text
 
   def test_labels_with_commas_and_of_json(self, checkpoint, tmp_path):
     rows = [{"text": "a", "label": "x, y"}, {"text": "b", "label": True}, {"text": "c", "label": 3}]
@@ -253,24 +253,24 @@ class TestLoss:
 
   def test_classification(self):
     logits = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
-    found = classify._loss("classification", jnp.asarray(logits), self.batch(self.LABELS), self.WEIGHTS, 0.1)
+    sums = classify._loss("classification", jnp.asarray(logits), self.batch(self.LABELS), self.WEIGHTS, 0.1)
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     target = 0.9 * np.eye(3)[self.LABELS] + 0.1 / 3
-    assert found["loss"][0] == pytest.approx(-(self.WEIGHTS * (target * log_p).sum(axis=1)).sum(), rel=1e-5)
-    assert found["loss"][1] == 4
-    assert found["accuracy"][0] == np.sum((logits.argmax(axis=1) == self.LABELS)[:3])
-    assert found["accuracy"][1] == 3  # a row is a row, whatever it weighs in the loss
+    assert sums["loss"][0] == pytest.approx(-(self.WEIGHTS * (target * log_p).sum(axis=1)).sum(), rel=1e-5)
+    assert sums["loss"][1] == 4
+    assert sums["accuracy"][0] == np.sum((logits.argmax(axis=1) == self.LABELS)[:3])
+    assert sums["accuracy"][1] == 3  # a row is a row, whatever it weighs in the loss
 
   def test_regression_and_multilabel(self):
     logits = np.random.default_rng(1).normal(size=(4, 2)).astype(np.float32)
     gold = np.array([0.5, 1, 2, 3], np.float32)
-    found = classify._loss("regression", jnp.asarray(logits), self.batch(gold), self.WEIGHTS, 0.0)
-    assert found["loss"][0] == pytest.approx((self.WEIGHTS * (logits[:, 0] - gold) ** 2).sum(), rel=1e-5)
+    sums = classify._loss("regression", jnp.asarray(logits), self.batch(gold), self.WEIGHTS, 0.0)
+    assert sums["loss"][0] == pytest.approx((self.WEIGHTS * (logits[:, 0] - gold) ** 2).sum(), rel=1e-5)
     gold = np.array([[0, 1], [1, 1], [0, 0], [1, 0]], np.float32)
-    found = classify._loss("multilabel", jnp.asarray(logits), self.batch(gold), self.WEIGHTS, 0.0)
+    sums = classify._loss("multilabel", jnp.asarray(logits), self.batch(gold), self.WEIGHTS, 0.0)
     p = 1 / (1 + np.exp(-logits))
     losses = -np.mean(gold * np.log(p) + (1 - gold) * np.log(1 - p), axis=1)
-    assert found["loss"][0] == pytest.approx((self.WEIGHTS * losses).sum(), rel=1e-5)
+    assert sums["loss"][0] == pytest.approx((self.WEIGHTS * losses).sum(), rel=1e-5)
 
   def test_how_far_answers_are_apart(self):
     rng = np.random.default_rng(2)
@@ -282,8 +282,8 @@ class TestLoss:
     )
     p, q = (1 / (1 + np.exp(-x)) for x in (a, b))
     both = (p - q) * np.log(p / q) + (q - p) * np.log((1 - p) / (1 - q))
-    found = classify._distance("multilabel", jnp.asarray(a), jnp.asarray(b))
-    np.testing.assert_allclose(found, both.mean(axis=1) / 2, rtol=1e-4)
+    distances = classify._distance("multilabel", jnp.asarray(a), jnp.asarray(b))
+    np.testing.assert_allclose(distances, both.mean(axis=1) / 2, rtol=1e-4)
     assert classify._distance("regression", jnp.ones((2, 1)), jnp.zeros((2, 1))).tolist() == [1, 1]
 
   def test_r_drop_is_a_second_pass(self, checkpoint, folder):
@@ -291,8 +291,8 @@ class TestLoss:
     batch = next(iter(task.train_batches(0, 0, 1)))
     params = task.init(jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), 16)
-    found = jax.jit(task.sums)(params, batch, keys)
-    assert found["r_drop"][0] > 0
+    sums = jax.jit(task.sums)(params, batch, keys)
+    assert sums["r_drop"][0] > 0
     assert task.terms(batch)["r_drop"] == pytest.approx(0.5 / 16)
     assert "r_drop" not in task.sums(params, batch, None)
 
@@ -300,7 +300,7 @@ class TestLoss:
 class TestKinds:
   @pytest.mark.parametrize("name", ["pair", "regression", "multilabel"])
   def test_each_has_its_numbers_and_answers(self, name, checkpoint, folder):
-    changes, wanted = {
+    changes, expected = {
       "pair": ({"data__text_fields": "text,other"}, {"accuracy", "macro_f1", "mcc", "auc"}),
       "regression": ({"data__label_field": "score", "task__kind": "regression"}, {"pearson", "spearman"}),
       "multilabel": (
@@ -310,7 +310,7 @@ class TestKinds:
     }[name]
     task = make(checkpoint, folder, **changes)
     assert task.about["problem_type"] == classify.KINDS[changes.get("task__kind", "classification")]
-    assert set(task.baselines) == {"loss", *wanted}
+    assert set(task.baselines) == {"loss", *expected}
     batch = next(iter(task.eval_batches(0, 1)))
     assert (batch["token_type_ids"].max() == 1) == (name == "pair")
     # As good as it gets: the labels themselves.
@@ -322,7 +322,7 @@ class TestKinds:
     answers = {"pair": lambda: np.eye(2)[gold], "regression": lambda: gold[:, None], "multilabel": lambda: gold * 9 - 4}
     best = answers[name]()
     numbers, files = task.score({"outputs": list(best)})
-    assert numbers == pytest.approx(dict.fromkeys(wanted, 1.0))
+    assert numbers == pytest.approx(dict.fromkeys(expected, 1.0))
     lines = [json.loads(line) for line in files["predictions.jsonl"].splitlines()]
     assert [line["prediction"] for line in lines] == [line["gold"] for line in lines]
     with pytest.raises(UserError, match="scores are not finite"):

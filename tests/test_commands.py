@@ -32,12 +32,12 @@ def test_compiled_programs_are_kept_and_found_again(environment):
     jax.monitoring.register_event_listener(lambda name, **_: hits.append(name) if "cache_hits" in name else None)
     jax.jit(lambda x: jnp.sin(jnp.linalg.inv(x)) @ x)(jnp.eye(7)).block_until_ready()
     print(len(hits))"""
-  found = [
+  counts = [
     int(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
     for _ in range(2)
   ]
-  assert found[0] == 0
-  assert found[1] > 0
+  assert counts[0] == 0
+  assert counts[1] > 0
 
 
 def test_the_user_s_own_folder_counts(environment, monkeypatch):

@@ -20,6 +20,6 @@ def test_the_page_is_current():
 
 def test_comments_of_a_user_s_own_file_count():
   source = 'config.steps = 3  # short\nconfig.task.update({\n  "mine": 1,  # of my own\n})\n'
-  found = config_fields.meanings(source)
-  assert found["steps"] == "short" and found["task.mine"] == "of my own"
-  assert found["optimizer.learning_rate"] == "the peak"
+  comments = config_fields.meanings(source)
+  assert comments["steps"] == "short" and comments["task.mine"] == "of my own"
+  assert comments["optimizer.learning_rate"] == "the peak"

@@ -33,10 +33,10 @@ def test_there_and_back(tmp_path, capsys):
     assert_same(params, PARAMS)
   theirs, ours = tf_checkpoint.read(tmp_path / "google"), tf_checkpoint.read(tmp_path / "back")
   assert theirs.keys() == ours.keys()
-  said = capsys.readouterr()
+  captured = capsys.readouterr()
   count = f"{albert_jax.param_count(PARAMS):,}"
-  assert said.out == ""
-  assert f"read {count} parameters (4 layers of 12, 1 group, share=all; with mlm, pooler, sop)" in said.err
+  assert captured.out == ""
+  assert f"read {count} parameters (4 layers of 12, 1 group, share=all; with mlm, pooler, sop)" in captured.err
   with pytest.raises(UserError, match="exists already"):
     run("--checkpoint", tmp_path / "hf", "--out", tmp_path / "back")
   run("--checkpoint", tmp_path / "hf", "--out", tmp_path / "back", "--overwrite")
@@ -100,7 +100,7 @@ def test_a_start_for_another_model(tmp_path):
   assert cfg == dataclasses.replace(SMALL, max_position_embeddings=20, num_hidden_layers=8, num_hidden_groups=2)
 
 
-def test_allowed_differences(tmp_path, capsys):
+def test_allowed_differences(tmp_path, capsys, caplog):
   hf.save(tmp_path / "a", SMALL, PARAMS)
   file = tmp_path / "a/model.safetensors"
   tensors = safetensors.numpy.load_file(file)
@@ -111,17 +111,17 @@ def test_allowed_differences(tmp_path, capsys):
     run("--checkpoint", tmp_path / "a", "--out", tmp_path / "b")
   assert not (tmp_path / "b").exists()
   run("--checkpoint", tmp_path / "a", "--out", tmp_path / "b", "--allow_missing=pooler/bias", "--allow_unused=mystery")
-  assert "not there, so fresh: pooler/bias" in capsys.readouterr().err
+  assert "not there, so fresh: pooler/bias" in caplog.text
   assert not albert_jax.load(tmp_path / "b")[1]["pooler"]["bias"].any()
 
   run("--inspect", tmp_path / "a")
-  said = capsys.readouterr().out
-  assert "missing: albert.pooler.bias\nnot used: mystery" in said
-  assert "(NOT USED)" in said
+  output = capsys.readouterr().out
+  assert "missing: albert.pooler.bias\nnot used: mystery" in output
+  assert "(NOT USED)" in output
 
 
 class TestInspect:
-  def test_hugging_face(self, tmp_path, capsys):
+  def test_hugging_face(self, tmp_path, capsys, caplog):
     cfg = dataclasses.replace(SMALL, num_hidden_groups=2, embedding_size=12)
     params = random_params(cfg, ("mlm",))
     hf.save(tmp_path / "a", cfg, params)
@@ -131,8 +131,8 @@ class TestInspect:
     tensors["predictions.decoder.bias"] = tensors.pop("predictions.bias")
     safetensors.numpy.save_file(tensors, file)
     run("--inspect", tmp_path / "a")
-    said = capsys.readouterr().out
-    lines = {line.split()[0]: line for line in said.splitlines() if line}
+    output = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in output.splitlines() if line}
     value = params["attention"]["query"]["bias"][1]
     name = "albert.encoder.albert_layer_groups.1.albert_layers.0.attention.query.bias"
     assert lines[name].split() == [
@@ -142,16 +142,16 @@ class TestInspect:
     assert "tied to albert.embeddings" in lines["predictions.decoder.weight"]
     assert "mlm/bias" in lines["predictions.decoder.bias"]
     assert "the identity" in lines["albert.encoder.embedding_hidden_mapping_in.weight"]
-    assert said.endswith("missing: nothing\nnot used: nothing\nparts that are not there: pooler, sop\n")
+    assert output.endswith("missing: nothing\nnot used: nothing\nparts that are not there: pooler, sop\n")
 
-  def test_another_shape(self, tmp_path, capsys):
+  def test_another_shape(self, tmp_path, capsys, caplog):
     google_tf1.save(tmp_path / "a", SMALL, PARAMS)
     fields = json.loads((tmp_path / "a/albert_config.json").read_text())
     (tmp_path / "a/albert_config.json").write_text(json.dumps({**fields, "vocab_size": 41}))
     run("--inspect", tmp_path / "a")
-    said = capsys.readouterr().out
-    assert "embeddings/word/embedding EXPECTED [41, 6]" in said
-    assert "(optimizer)" in said
+    output = capsys.readouterr().out
+    assert "embeddings/word/embedding EXPECTED [41, 6]" in output
+    assert "(optimizer)" in output
 
 
 def test_what_is_asked_must_make_sense(tmp_path, capsys):

@@ -24,11 +24,11 @@ def make_run(folder, steps=300, rate=1.0, task="mlm"):
 
 
 def test_runs_of_several_tasks_are_one_picture(tmp_path, capsys):
-  one, two, three = (
+  first, second, third = (
     make_run(tmp_path / "a/run"), make_run(tmp_path / "b/run", 500, 2.0), make_run(tmp_path / "ner", task="tag"),
   )  # fmt: skip
   for suffix in ("png", "svg"):
-    plot.main([str(one), f"mine={two}", str(three), f"--out={tmp_path}/curves.{suffix}"])
+    plot.main([str(first), f"mine={second}", str(third), f"--out={tmp_path}/curves.{suffix}"])
   assert "3 runs: mlm_loss, tag_loss, mlm_accuracy, tag_accuracy" in capsys.readouterr().out
   assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
   assert "</svg>" in (tmp_path / "curves.svg").read_text()

@@ -100,7 +100,7 @@ KINDS = {
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
-  """A damaged copy: a flipped bit, a changed byte, a cut, a repeated or an inserted piece, or zeros."""
+  """Returns a damaged copy: a flipped bit, a changed byte, a cut, a repeated or an inserted piece, or zeros."""
   data = bytearray(data)
   for _ in range(rng.choice([1, 1, 1, 3, 10])):
     at = rng.randrange(len(data) + 1)

@@ -31,10 +31,10 @@ def test_words(text, expected):
 
 @given(st.text(st.characters(codec=None), max_size=40))
 def test_words_are_parts_of_the_text_in_order_and_only_what_is_invisible_is_left_out(text):
-  found = words.spans(text)
-  bounds = [0, *(at for span in found for at in span), len(text)]
+  spans = words.spans(text)
+  bounds = [0, *(at for span in spans for at in span), len(text)]
   assert bounds == sorted(bounds)
-  assert all(start < end for start, end in found)
+  assert all(start < end for start, end in spans)
   between = "".join(text[end:start] for end, start in zip(bounds[::2], bounds[1::2], strict=True))
   assert all(unicodedata.category(character)[0] in "ZC" for character in between)
 

@@ -18,18 +18,18 @@ def test_a_run_without_a_curriculum_is_one_stage():
 
 
 def test_curricula_are_cut_where_any_of_them_changes():
-  found = parts(seq_length="128:0.5,256:0.9", batch_size="8:0.5,16:0.75")
-  assert [(p.begin, p.end, p.batch_size, p.seq_length) for p in found] == [
+  cut = parts(seq_length="128:0.5,256:0.9", batch_size="8:0.5,16:0.75")
+  assert [(p.begin, p.end, p.batch_size, p.seq_length) for p in cut] == [
     (0.0, 0.5, 8, 128), (0.5, 0.75, 16, 256), (0.75, 0.9, 32, 256), (0.9, 1.0, 32, 512),
   ]  # fmt: skip
 
 
 def test_a_larger_batch_goes_on_with_the_next_row():
-  found = duration.stages(parts(batch_size="8:0.5,16:0.75"), 20)
-  assert [(s.first, s.last) for s in found] == [(0, 10), (10, 15), (15, 20)]
+  stages = duration.stages(parts(batch_size="8:0.5,16:0.75"), 20)
+  assert [(s.first, s.last) for s in stages] == [(0, 10), (10, 15), (15, 20)]
   # The first row of a stage's first batch is the one after the last of the stage before.
   sizes = (8, 16, 32)
-  begins = [s.first_row + s.first * sizes[s.part] for s in found]
+  begins = [s.first_row + s.first * sizes[s.part] for s in stages]
   assert begins == [0, 80, 160]
 
 
@@ -85,8 +85,8 @@ def test_a_duration_of_the_command_line_replaces_that_of_the_config():
 
 def test_hours_are_steps_and_evaluations():
   # 100 s; a step takes 1 s in the first half of the run and 3 s in the second, an evaluation 10 s after every 20 steps.
-  found = duration.steps_in(100, parts(seq_length="128:0.5"), [1.0, 3.0], 10.0, 20)
-  assert found == 36
-  assert found * 2.0 + (found // 20 + 1) * 10 <= 100
+  steps = duration.steps_in(100, parts(seq_length="128:0.5"), [1.0, 3.0], 10.0, 20)
+  assert steps == 36
+  assert steps * 2.0 + (steps // 20 + 1) * 10 <= 100
   with pytest.raises(UserError, match=r"give more --config\.hours"):
     duration.steps_in(5, parts(), [6.0], 0.0, 20)

@@ -32,9 +32,9 @@ def sentences(text):
 
 @pytest.mark.parametrize(("gold", "predicted", "expected", "by_type"), RECORDED)
 def test_recorded_scores_of_seqeval(gold, predicted, expected, by_type):
-  found = entities.scores(sentences(gold), sentences(predicted))
-  assert [found[name] for name in ("precision", "recall", "f1", "token_accuracy")] == pytest.approx(expected, abs=1e-6)
-  assert {name[3:]: value for name, value in found.items() if name.startswith("f1_")} == pytest.approx(
+  scores = entities.scores(sentences(gold), sentences(predicted))
+  assert [scores[name] for name in ("precision", "recall", "f1", "token_accuracy")] == pytest.approx(expected, abs=1e-6)
+  assert {name[3:]: value for name, value in scores.items() if name.startswith("f1_")} == pytest.approx(
     by_type, abs=1e-6
   )
 
@@ -47,7 +47,7 @@ TAGS = st.sampled_from(["O", "B-A", "I-A", "E-A", "S-A", "B-x-y", "I-x-y", "E-x-
 def test_any_tags_score_as_in_seqeval(pairs):
   metrics = pytest.importorskip("seqeval.metrics", reason="the oracle of entity scores: pip install albert-jax[parity]")
   gold, predicted = ([[pair[i] for pair in sentence] for sentence in pairs] for i in (0, 1))
-  found = entities.scores(gold, predicted)
+  scores = entities.scores(gold, predicted)
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # It warns where nothing was there to find.
     expected = {
@@ -56,7 +56,7 @@ def test_any_tags_score_as_in_seqeval(pairs):
       "f1": metrics.f1_score(gold, predicted),
       "token_accuracy": metrics.accuracy_score(gold, predicted),
     }
-  assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+  assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-12)
 
 
 def test_bare_names_are_read_as_inside_and_bilou_as_bioes():

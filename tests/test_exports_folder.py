@@ -39,7 +39,7 @@ def vocabulary(tmp_path_factory):
 
 
 def checkpoint(path, vocabulary, task, labels=(), head=None, parts=(), architecture=None, **options):
-  """A checkpoint of two narrow layers for a task, with random weights."""
+  """Returns a checkpoint of two narrow layers for a task, with random weights."""
   cfg = model.AlbertConfig(
     vocab_size=400, embedding_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
     intermediate_size=64, max_position_embeddings=64, initializer_range=0.2,
@@ -76,7 +76,7 @@ INPUTS = {
 
 @pytest.fixture(scope="module", params=CASES)
 def exported(request, tmp_path_factory, vocabulary):
-  """(name, checkpoint, exported folder, report)."""
+  """Returns (name, checkpoint, exported folder, report)."""
   place = tmp_path_factory.mktemp(request.param)
   source = checkpoint(place / "run", vocabulary, **CASES[request.param])
   return request.param, source, place / "out", albert_jax.export(source, place / "out")
@@ -96,8 +96,8 @@ def test_every_format_is_written_compared_and_readable_by_all(exported):
 
 def test_the_onnx_backend_answers_as_the_model_does(exported):
   name, source, out, _ = exported
-  here, there = albert_jax.pipeline(None, source), albert_jax.pipeline(None, out, backend="onnx")
-  assert_alike(here(INPUTS[name]), there(INPUTS[name]))
+  model, graph = albert_jax.pipeline(None, source), albert_jax.pipeline(None, out, backend="onnx")
+  assert_alike(model(INPUTS[name]), graph(INPUTS[name]))
 
 
 def assert_alike(a, b):
@@ -167,8 +167,8 @@ def test_pooling_makes_sentence_vectors_of_any_encoder(tmp_path, vocabulary):
   source = checkpoint(tmp_path / "run", vocabulary, **CASES["pretrained"])
   report = albert_jax.export(source, tmp_path / "out", pooling="mean", formats=("onnx",))
   assert {"modules.json", "1_Pooling/config.json", "2_Normalize/config.json"} <= report["files"].keys()
-  here = albert_jax.pipeline("embed", source, pooling="mean")(TEXTS)
-  assert_alike(here, albert_jax.pipeline("embed", tmp_path / "out", backend="onnx", pooling="mean")(TEXTS))
+  original = albert_jax.pipeline("embed", source, pooling="mean")(TEXTS)
+  assert_alike(original, albert_jax.pipeline("embed", tmp_path / "out", backend="onnx", pooling="mean")(TEXTS))
 
 
 @pytest.mark.parametrize("head", ["squad_v2", "sentence"])
@@ -182,9 +182,9 @@ def test_heads_that_only_we_have(tmp_path, vocabulary, head):
   convert.save(tmp_path / "run", cfg, params | {head: paths.unflatten(leaves)}, vocabulary=vocabulary,
                architecture="AlbertModel", extra=about(task))  # fmt: skip
   albert_jax.export(tmp_path / "run", tmp_path / "out", formats=("onnx",))
-  here, there = (albert_jax.pipeline(None, tmp_path / name, **options)(inputs)
-                 for name, options in (("run", {}), ("out", {"backend": "onnx"})))  # fmt: skip
-  assert_alike(here, there)
+  answers = [albert_jax.pipeline(None, tmp_path / name, **options)(inputs)
+                 for name, options in (("run", {}), ("out", {"backend": "onnx"}))]  # fmt: skip
+  assert_alike(*answers)
 
 
 def test_the_card_of_a_run_has_its_numbers(tmp_path, vocabulary):

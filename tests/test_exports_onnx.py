@@ -28,8 +28,8 @@ def run(graph, feeds):
   onnx.checker.check_model(graph, full_check=True)
   session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
   names = [output.name for output in session.get_outputs()]
-  wanted = {value.name for value in session.get_inputs()}
-  feeds = {name: np.asarray(value, np.int64) for name, value in feeds.items() if name in wanted}
+  input_names = {value.name for value in session.get_inputs()}
+  feeds = {name: np.asarray(value, np.int64) for name, value in feeds.items() if name in input_names}
   return dict(zip(names, session.run(names, feeds), strict=True))
 
 
@@ -48,12 +48,12 @@ def params_of(cfg, parts=model.OPTIONAL, classes=None, seed=0):
   return jax.tree.map(lambda x: (x * 0.3).astype(np.float32), params)
 
 
-def assert_close(here, there, batch=None):
-  here = np.asarray(here)
+def assert_close(expected, actual, batch=None):
+  expected = np.asarray(expected)
   if batch is not None:
     keep = batch["attention_mask"].astype(bool)
-    here, there = here[keep], there[keep]
-  np.testing.assert_allclose(here, there, atol=1e-4, rtol=1e-4)
+    expected, actual = expected[keep], actual[keep]
+  np.testing.assert_allclose(expected, actual, atol=1e-4, rtol=1e-4)
 
 
 SHARING = [
@@ -70,11 +70,11 @@ SHARING = [
 def test_a_graph_equals_the_model_whatever_is_shared(fields):
   cfg = dataclasses.replace(SMALL, **fields)
   params, batch = params_of(cfg), batch_of(cfg)
-  found, expected = run(export_onnx.build(cfg, params), batch), albert_jax.apply(cfg, params, batch)
-  assert_close(expected["sequence_output"], found["last_hidden_state"], batch)
-  assert_close(expected["mlm_logits"], found["logits"], batch)
-  assert_close(expected["pooled_output"], found["pooler_output"])
-  assert_close(expected["sop_logits"], found["sop_logits"])
+  actual, expected = run(export_onnx.build(cfg, params), batch), albert_jax.apply(cfg, params, batch)
+  assert_close(expected["sequence_output"], actual["last_hidden_state"], batch)
+  assert_close(expected["mlm_logits"], actual["logits"], batch)
+  assert_close(expected["pooled_output"], actual["pooler_output"])
+  assert_close(expected["sop_logits"], actual["sop_logits"])
 
 
 @pytest.mark.parametrize("fields", SHARING)
@@ -89,10 +89,10 @@ def test_every_parameter_is_stored_once(fields):
 def test_a_row_without_padding_is_the_same_alone_and_in_a_batch():
   params, batch = params_of(SMALL), batch_of(SMALL)
   graph = export_onnx.build(SMALL, params)
-  together = run(graph, batch)["last_hidden_state"]
+  batched = run(graph, batch)["last_hidden_state"]
   for row, length in enumerate(LENGTHS):
     alone = run(graph, {name: value[row : row + 1, :length] for name, value in batch.items()})
-    np.testing.assert_allclose(together[row, :length], alone["last_hidden_state"][0], atol=1e-4)
+    np.testing.assert_allclose(batched[row, :length], alone["last_hidden_state"][0], atol=1e-4)
 
 
 def test_a_row_of_padding_alone_is_finite():
@@ -108,23 +108,23 @@ def test_a_classifier_of_rows_tokens_and_choices():
 
   tokens = params_of(SMALL, (), {"classifier": 3})
   hidden = albert_jax.apply(SMALL, tokens, batch)["sequence_output"]
-  found = run(export_onnx.build(SMALL, tokens, task="tag"), batch)["logits"]
-  assert_close(heads.affine(tokens["classifier"], hidden), found, batch)
+  logits = run(export_onnx.build(SMALL, tokens, task="tag"), batch)["logits"]
+  assert_close(heads.affine(tokens["classifier"], hidden), logits, batch)
 
   choices = params_of(SMALL, ("pooler",), {"classifier": 1})
-  found = run(export_onnx.build(SMALL, choices, task="choose"), {k: v.reshape(2, 2, -1) for k, v in batch.items()})
+  logits = run(export_onnx.build(SMALL, choices, task="choose"), {k: v.reshape(2, 2, -1) for k, v in batch.items()})
   pooled = albert_jax.apply(SMALL, choices, batch)["pooled_output"]
-  assert_close(np.asarray(heads.affine(choices["classifier"], pooled)).reshape(2, 2), found["logits"])
+  assert_close(np.asarray(heads.affine(choices["classifier"], pooled)).reshape(2, 2), logits["logits"])
 
 
 def test_spans_and_sentences():
   params, batch = params_of(SMALL, (), {"span": 2}), batch_of(SMALL)
   params["sentence"] = {"kernel": params["span"]["kernel"][:, :1], "bias": params["span"]["bias"][:1]}
-  found = run(export_onnx.build(SMALL, params), batch)
+  actual = run(export_onnx.build(SMALL, params), batch)
   expected = heads.affine(params["span"], albert_jax.apply(SMALL, params, batch)["sequence_output"])
-  assert_close(expected[..., 0], found["start_logits"], batch)
-  assert_close(expected[..., 1], found["end_logits"], batch)
-  assert_close(summarize.logits_BL(SMALL, params, batch), found["sentence_logits"], batch)
+  assert_close(expected[..., 0], actual["start_logits"], batch)
+  assert_close(expected[..., 1], actual["end_logits"], batch)
+  assert_close(summarize.logits_BL(SMALL, params, batch), actual["sentence_logits"], batch)
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, (3, 2)])
@@ -133,22 +133,22 @@ def test_the_beam_head(lengths):
   batch["allowed"] = batch["attention_mask"] * (batch["token_type_ids"] | (np.arange(max(lengths)) == 0)[None])
   hidden = albert_jax.apply(SMALL, params, batch)["sequence_output"]
   expected = squad_heads.beam_spans(params["squad_v2"], hidden, batch, Search(start_n_top=5, end_n_top=5))
-  found = run(export_onnx.build(SMALL, params, task="answer"), batch)
-  assert_close(expected["null"], found["null"])
+  actual = run(export_onnx.build(SMALL, params, task="answer"), batch)
+  assert_close(expected["null"], actual["null"])
   keep = np.asarray(expected["start_score"]) > -1e9  # Positions that are not allowed have no order.
-  np.testing.assert_array_equal(np.asarray(expected["start_index"])[keep], found["start_index"][keep])
-  assert_close(np.asarray(expected["start_score"])[keep], found["start_score"][keep])
+  np.testing.assert_array_equal(np.asarray(expected["start_index"])[keep], actual["start_index"][keep])
+  assert_close(np.asarray(expected["start_score"])[keep], actual["start_score"][keep])
   keep = (np.asarray(expected["end_score"]) > -1e9) & keep[:, :, None]
-  assert_close(np.asarray(expected["end_score"])[keep], found["end_score"][keep])
-  np.testing.assert_array_equal(np.asarray(expected["end_index"])[keep], found["end_index"][keep])
+  assert_close(np.asarray(expected["end_score"])[keep], actual["end_score"][keep])
+  np.testing.assert_array_equal(np.asarray(expected["end_index"])[keep], actual["end_index"][keep])
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_sentence_embeddings(pooling):
   params, batch = params_of(SMALL, ()), batch_of(SMALL)
   batch["token_type_ids"] *= 0
-  found = run(export_onnx.build(SMALL, params, pooling=pooling), batch)["sentence_embedding"]
-  assert_close(retrieve.embeddings_BD(SMALL, pooling, params, batch), found)
+  actual = run(export_onnx.build(SMALL, params, pooling=pooling), batch)["sentence_embedding"]
+  assert_close(retrieve.embeddings_BD(SMALL, pooling, params, batch), actual)
 
 
 def test_packed_rows():
@@ -156,11 +156,11 @@ def test_packed_rows():
   batch["segment_ids"] = np.array([[1] * 5 + [2] * 6 + [0], [1] * 12], np.int32)
   batch["position_ids"] = np.array([[*range(5), *range(6), 0], [*range(12)]], np.int32)
   batch["cls_positions"] = np.array([[0, 5], [0, 0]], np.int32)
-  found, expected = run(export_onnx.build(SMALL, params, packed=True), batch), albert_jax.apply(SMALL, params, batch)
+  actual, expected = run(export_onnx.build(SMALL, params, packed=True), batch), albert_jax.apply(SMALL, params, batch)
   real = {"attention_mask": batch["segment_ids"] > 0}
-  assert_close(expected["sequence_output"], found["last_hidden_state"], real)
-  assert_close(expected["pooled_output"], found["pooler_output"])
-  assert_close(expected["sop_logits"], found["sop_logits"])
+  assert_close(expected["sequence_output"], actual["last_hidden_state"], real)
+  assert_close(expected["pooled_output"], actual["pooler_output"])
+  assert_close(expected["sop_logits"], actual["sop_logits"])
 
 
 def test_what_cannot_be_built_is_one_line():

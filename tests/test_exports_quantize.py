@@ -30,7 +30,7 @@ def vocabulary(tmp_path_factory):
 
 @pytest.fixture
 def texts(tmp_path):
-  """A labelled file of 150 sentences."""
+  """Returns a labelled file of 150 sentences."""
   lines = [sentence for document in made_up.documents(30, seed=3) for sentence in document][:150]
   path = tmp_path / "texts.jsonl"
   rows = [{"text": line, "label": ["bad", "good"][i % 2]} for i, line in enumerate(lines)]
@@ -50,8 +50,8 @@ def test_products_are_exact_where_pairs_of_bytes_saturate():
   graph.input("x", ("rows", 64), np.uint8)
   graph.constant("w", values)
   graph.output("y", graph.node("MatMulInteger", "product", "x", "w"), ("rows", 16), np.int32)
-  [found] = onnx_runtime.session(graph.model("", {})).run(None, {"x": inputs})
-  np.testing.assert_array_equal(found, inputs.astype(np.int64) @ values.astype(np.int64))
+  [products] = onnx_runtime.session(graph.model("", {})).run(None, {"x": inputs})
+  np.testing.assert_array_equal(products, inputs.astype(np.int64) @ values.astype(np.int64))
   pairs = values.astype(int).reshape(32, 2, 16)
   assert np.maximum(pairs, 0).sum(axis=1).max() <= 128 and np.minimum(pairs, 0).sum(axis=1).min() >= -128
 
@@ -83,7 +83,7 @@ def batches(cfg, count, seed):
 
 
 def error(cfg, params, recipe, uses):
-  """The relative error of the last hidden state."""
+  """Returns the relative error of the last hidden state."""
   exact = onnx_runtime.session(onnx.build(cfg, params))
   bytes_ = onnx_runtime.session(onnx.build(cfg, params, arithmetic=quantize.Int8(recipe, uses)))
   pairs = [
@@ -96,11 +96,11 @@ def error(cfg, params, recipe, uses):
 def test_smoothing_and_float32_places_reduce_the_error():
   cfg, params = with_outlier()
   uses = quantize.calibrate(cfg, params, batches(cfg, 16, seed=1))
-  others = ("attention", "attention/context", "ffn/down", "projection")
-  plain = error(cfg, params, quantize.Recipe(smoothing={}, float_places=others), uses)
-  smooth = error(cfg, params, quantize.Recipe(float_places=others), uses)
+  float_places = ("attention", "attention/context", "ffn/down", "projection")
+  plain = error(cfg, params, quantize.Recipe(smoothing={}, float_places=float_places), uses)
+  smooth = error(cfg, params, quantize.Recipe(float_places=float_places), uses)
   assert smooth < 0.75 * plain  # The rest is the rounding of matrices and embeddings.
-  in_float32 = quantize.Recipe(smoothing={}, float_places=(*others, "ffn/up"))
+  in_float32 = quantize.Recipe(smoothing={}, float_places=(*float_places, "ffn/up"))
   assert error(cfg, params, in_float32, uses) < 0.75 * plain
 
 
@@ -138,8 +138,8 @@ def test_the_command_quantizes_and_the_pipeline_takes_the_int8_file(tmp_path, vo
   arguments = [f"--checkpoint={source}", f"--out={out}", "--formats=onnx", "--quantize=int8", f"--calibration={texts}"]
   assert main(["export", *arguments, "--max_loss=5"]) == 0
   assert "int8: accuracy" in capsys.readouterr().out
-  here, there = (albert_jax.pipeline(None, out, **options)(TEXTS) for options in ({}, {"backend": "onnx"}))
-  scores = [[row["scores"]["good"] for row in rows] for rows in (here, there)]
+  float32, int8 = (albert_jax.pipeline(None, out, **options)(TEXTS) for options in ({}, {"backend": "onnx"}))
+  scores = [[row["scores"]["good"] for row in rows] for rows in (float32, int8)]
   np.testing.assert_allclose(*scores, atol=0.05)
   assert scores[0] != pytest.approx(scores[1], abs=1e-6)  # It was the int8 file, which rounds.
 

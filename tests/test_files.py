@@ -38,17 +38,17 @@ def contents(folder):
 
 def test_a_copy_is_fetched_once_and_again_when_there_is_another(bucket, tmp_path):
   bucket.objects["bucket"] = {"data/a": (1, b"one"), "data/b/c": (2, b"two"), "database": (3, b"")}
-  here = files.local("gs://bucket/data/")
-  assert contents(here) == {"a": b"one", "b/c": b"two"} and pathlib.Path(here).name == "data"
-  assert pathlib.Path(here).is_relative_to(tmp_path / "cache" / "albert_jax")
+  copy = files.local("gs://bucket/data/")
+  assert contents(copy) == {"a": b"one", "b/c": b"two"} and pathlib.Path(copy).name == "data"
+  assert pathlib.Path(copy).is_relative_to(tmp_path / "cache" / "albert_jax")
   assert pathlib.Path(files.local("gs://bucket/data/a")).read_bytes() == b"one"
   assert files.local("data") == "data" and files.local(tmp_path) == str(tmp_path)
 
   files.local.cache_clear()  # Another process.
   bucket.calls.clear()
-  assert files.local("gs://bucket/data/") == here
+  assert files.local("gs://bucket/data/") == copy
   assert not [call for call in bucket.calls if "alt=media" in call]
-  (pathlib.Path(here) / "b" / "c").unlink()  # As when the first process was killed before it came to this.
+  (pathlib.Path(copy) / "b" / "c").unlink()  # As when the first process was killed before it came to this.
   files.local.cache_clear()
   assert contents(files.local("gs://bucket/data/")) == {"a": b"one", "b/c": b"two"}
   assert len([call for call in bucket.calls if "alt=media" in call]) == 1
@@ -56,7 +56,7 @@ def test_a_copy_is_fetched_once_and_again_when_there_is_another(bucket, tmp_path
   bucket.objects["bucket"]["data/a"] = (4, b"three")
   files.local.cache_clear()
   assert contents(files.local("gs://bucket/data")) == {"a": b"three", "b/c": b"two"}
-  assert contents(here) == {"a": b"one", "b/c": b"two"}  # Somebody may still be reading it.
+  assert contents(copy) == {"a": b"one", "b/c": b"two"}  # Somebody may still be reading it.
 
 
 def test_what_is_not_there_not_allowed_or_not_reached_is_one_line(bucket, monkeypatch):
@@ -64,9 +64,9 @@ def test_what_is_not_there_not_allowed_or_not_reached_is_one_line(bucket, monkey
 
   def fails(path, error, words, do=files.local):
     files.local.cache_clear()
-    with pytest.raises(error, match=words) as found:
+    with pytest.raises(error, match=words) as caught:
       do(path)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(caught.value)
 
   fails("gs://bucket/b", UserError, "nothing at gs://bucket/b")
   fails("gs://bucket/b", UserError, "gs://bucket/b: not found", files.read)
@@ -77,7 +77,7 @@ def test_what_is_not_there_not_allowed_or_not_reached_is_one_line(bucket, monkey
     fails("gs://bucket/a", error, "gs://bucket/a(: not allowed| could not be reached)")
   bucket.refuse = None
   monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2}))
-  fails("gs://bucket/a", UserError, "has room for 0.0; make room")
+  fails("gs://bucket/a", UserError, "has 0.0 GiB free; free some space")
 
 
 def test_without_its_package_a_store_says_what_to_install(monkeypatch):

@@ -7,13 +7,13 @@ import pytest
 from albert_jax.data.finetuning import config
 from albert_jax.errors import UserError
 
-KINDS = [each for each in vars(config).values() if isinstance(each, type) and issubclass(each, config.FinetuningData)]
+KINDS = [kind for kind in vars(config).values() if isinstance(kind, type) and issubclass(kind, config.FinetuningData)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_defaults_are_valid_and_survive_a_config(kind):
   data = kind()
-  assert kind.of(dataclasses.asdict(data)) == data
+  assert kind.from_config(dataclasses.asdict(data)) == data
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_wrong_value_is_one_line(kind, fields, message):
 def test_fields_that_are_unknown_or_missing():
   fields = dataclasses.asdict(config.GlueData())
   with pytest.raises(UserError, match=r"data\.colour is unknown; expected dataset, split"):
-    config.GlueData.of(fields | {"colour": 1})
+    config.GlueData.from_config(fields | {"colour": 1})
   fields.pop("spm")
   with pytest.raises(UserError, match=r"data\.spm is missing"):
-    config.GlueData.of(fields)
+    config.GlueData.from_config(fields)

@@ -91,14 +91,14 @@ class TestFiles:
     row = glue.TASKS[name]
     for split in ("train", "validation", "test"):
       for _, part in glue.parts_of(row, split):
-        found = glue.read(row, folder, part, skip_ragged=split == "train")
-        assert (found.gold is None) == (split == "test"), (name, part)
-        assert all(found.first)
-        assert (found.second is None) == (len(row.texts) == 1)
+        split_data = glue.read(row, folder, part, skip_ragged=split == "train")
+        assert (split_data.gold is None) == (split == "test"), (name, part)
+        assert all(split_data.first)
+        assert (split_data.second is None) == (len(row.texts) == 1)
         # The dataset's own folder does as well.
-        assert glue.read(row, folder / row.folder, part, skip_ragged=split == "train").first == found.first
+        assert glue.read(row, folder / row.folder, part, skip_ragged=split == "train").first == split_data.first
 
-  def test_what_is_odd_about_them(self, folder, capsys):
+  def test_what_is_odd_about_them(self, folder, caplog):
     cola = glue.read(glue.TASKS["cola"], folder, "train")
     assert cola.first == ["Our friends won't buy this.", 'The more you would "want.']
     assert cola.gold.tolist() == [1, 0]
@@ -111,7 +111,7 @@ class TestFiles:
     assert glue.read(glue.TASKS["mnli"], folder, "validation_mismatched").gold.tolist() == [2]
     qqp = glue.read(glue.TASKS["qqp"], folder, "train", skip_ragged=True)
     assert len(qqp) == 2
-    assert "1 lines have another number of columns" in capsys.readouterr().err
+    assert "1 lines have another number of columns" in caplog.text
 
   def test_microsofts_own_names(self, folder, tmp_path):
     for name in ("train", "test"):
@@ -138,8 +138,8 @@ class TestFiles:
       "cola": (8551, 1043), "sst-2": (67349, 872), "mrpc": (3668, 408), "sts-b": (5749, 1500), "rte": (2490, 277),
       "wnli": (635, 71),
     }.items():  # fmt: skip
-      found = [glue.read(glue.TASKS[name], real_data / "glue", split) for split in ("train", "validation")]
-      assert tuple(map(len, found)) == sizes, name
+      splits = [glue.read(glue.TASKS[name], real_data / "glue", split) for split in ("train", "validation")]
+      assert tuple(map(len, splits)) == sizes, name
     for name in ("MNLI", "QQP"):
       assert len(
         glue.read(glue.TASKS[name.lower()], real_data / "glue_subsets" / name / "official_tsv_sample", "train")
@@ -179,10 +179,10 @@ class TestTFDS:
     }  # fmt: skip
     rows = [{"premise": f"é {i}", "hypothesis": "b", "label": i, "idx": 9 - i} for i in range(3)]
     folder = write_tfds(tmp_path, features, {"train": rows, "test_matched": [row | {"label": -1} for row in rows]})
-    found = glue.read(glue.TASKS["mnli"], folder, "train")
-    assert found.first == ["é 0", "é 1", "é 2"]
-    assert found.gold.tolist() == [0, 1, 2]
-    assert found.index == [9, 8, 7]
+    split_data = glue.read(glue.TASKS["mnli"], folder, "train")
+    assert split_data.first == ["é 0", "é 1", "é 2"]
+    assert split_data.gold.tolist() == [0, 1, 2]
+    assert split_data.index == [9, 8, 7]
     assert glue.read(glue.TASKS["mnli"], folder, "test_matched").gold is None
     with pytest.raises(UserError, match="split 'nowhere', cannot be read"):
       glue.read(glue.TASKS["mnli"], folder, "nowhere")
@@ -241,11 +241,11 @@ class TestScores:
   )  # fmt: skip
   def test_submissions(self, name, outputs, files, checkpoint, folder):
     task = make(checkpoint, folder, name, validation_split="test")
-    numbers, found = answered(task, outputs)
+    numbers, written = answered(task, outputs)
     assert (numbers, task.baselines) == ({}, {})
-    archive = zipfile.ZipFile(io.BytesIO(found.pop("submission.zip")))
-    assert found == {f"{file}.tsv": f"index\tprediction\n{lines}".encode() for file, lines in files.items()}
-    assert {file: archive.read(file) for file in archive.namelist()} == found
+    archive = zipfile.ZipFile(io.BytesIO(written.pop("submission.zip")))
+    assert written == {f"{file}.tsv": f"index\tprediction\n{lines}".encode() for file, lines in files.items()}
+    assert {file: archive.read(file) for file in archive.namelist()} == written
 
   def test_ax_is_not_trained_on(self, checkpoint, folder):
     with pytest.raises(UserError, match=r"AX has no training data; .*glue\.py:ax"):

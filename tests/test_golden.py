@@ -22,7 +22,7 @@ pytestmark = pytest.mark.realdata
 
 @pytest.fixture(scope="module")
 def golden(real_data):
-  """(config, parameters, what the original computed with them)."""
+  """Returns (config, parameters, what the original computed with them)."""
   return *albert_jax.load(real_data / "google_tf1"), np.load(real_data / "google_tf1" / "golden.npz")
 
 

@@ -63,7 +63,7 @@ def test_the_table_has_a_name_for_everything():
   table = google_tf1._table(SMALL, *mapping.shapes_of(params))
   assert len({entry.name for entry in table}) == len(table)
   assert not any(entry.name.startswith("albert_jax/") for entry in table)
-  assert sum(np.prod(entry.there) for entry in table) == albert_jax.param_count(params)
+  assert sum(np.prod(entry.file_shape) for entry in table) == albert_jax.param_count(params)
 
 
 def test_a_head_of_ours_that_the_original_does_not_have(tmp_path):
@@ -110,7 +110,7 @@ class TestSpellings:
     self.rename(folder, lambda name: name.replace("transform/layer_normalization", "transform/layer_normalization_25"))
     assert_same(google_tf1.load(folder)[1], params)
 
-  def test_layer_norms_that_are_not_shared(self, saved, capsys):
+  def test_layer_norms_that_are_not_shared(self, saved, caplog):
     """google-research/albert #241: group_0_2/layer_2/inner_group_0/layer_normalization_5."""
     folder, cfg, params = saved
     arrays = tf_checkpoint.read(folder)
@@ -121,16 +121,16 @@ class TestSpellings:
         inner, norm, leaf = name.removeprefix(start).split("/")
         number = 1 + 4 * layer + 2 * int(inner) + norm.endswith("_1")
         group = f"group_0_{layer}" if layer else "group_0"
-        there = (
+        variable = (
           f"bert/encoder/transformer/{group}/layer_{layer}/inner_group_{inner}/layer_normalization_{number}/{leaf}"
         )
-        arrays[there] = array + layer
+        arrays[variable] = array + layer
     for file in folder.glob("model.ckpt*"):
       file.unlink()
     tf_checkpoint.write(folder / "model.ckpt-best", arrays)
 
     read_cfg, read = google_tf1.load(folder)
-    assert "layer norms of its own" in capsys.readouterr().err
+    assert "separate layer norms" in caplog.text
     assert read_cfg == dataclasses.replace(cfg, num_hidden_groups=4)
     for path, value in paths.flatten(read).items():
       expected = paths.flatten(params)[path]
@@ -140,7 +140,7 @@ class TestSpellings:
 
   def test_optimizer(self, saved):
     folder, _, params = saved
-    with pytest.raises(UserError, match="stripped of its optimizer's state"):
+    with pytest.raises(UserError, match="the optimizer state was removed"):
       google_tf1.load_optimizer(folder)
     arrays = tf_checkpoint.read(folder)
     slots = {f"{name}/adam_{slot}": array * k for name, array in arrays.items() for slot, k in (("m", 2), ("v", 3))}
@@ -168,7 +168,7 @@ class TestRefusals:
       file.unlink()
     tf_checkpoint.write(folder / "model.ckpt-best", arrays)
 
-  def test_missing_and_unused_can_be_allowed(self, saved, capsys):
+  def test_missing_and_unused_can_be_allowed(self, saved, caplog):
     def change(arrays):
       del arrays["bert/embeddings/token_type_embeddings"]
       arrays["mystery"] = np.zeros(3, np.float32)
@@ -180,8 +180,8 @@ class TestRefusals:
     assert "not known: mystery [3]" in str(error.value)
     rules = mapping.Rules(allow_missing=["token_type"], allow_unused=["^mystery$"])
     _, params = google_tf1.load(saved, rules)
-    said = capsys.readouterr().err
-    assert "fresh: embeddings/token_type/embedding" in said and "not used: mystery" in said
+    output = caplog.text
+    assert "fresh: embeddings/token_type/embedding" in output and "not used: mystery" in output
     expected = random_params(SMALL)
     fresh = params["embeddings"].pop("token_type")["embedding"]
     assert 0 < np.abs(fresh).max() <= 2 * SMALL.initializer_range
@@ -202,7 +202,7 @@ class TestRefusals:
 
   def test_what_the_original_cannot_compute(self, tmp_path):
     cfg = dataclasses.replace(SMALL, hidden_act="gelu")
-    with pytest.raises(UserError, match="knows only the tanh form"):
+    with pytest.raises(UserError, match="has only the tanh form"):
       google_tf1.save(tmp_path / "model", cfg, random_params(cfg))
     cfg = dataclasses.replace(SMALL, num_hidden_layers=22, share="none")
     with pytest.raises(UserError, match="22 layers that share nothing"):
@@ -220,18 +220,18 @@ class TestRefusals:
 
 class TestKnownModels:
   def load(self, tmp_path, name, variant, rules=None, heads=None, **fields):
-    """A released model in miniature cannot be: only its config is read."""
+    """Corrects the config of a released model, without its weights."""
     folder = tmp_path / name
     cfg = dataclasses.replace(albert_jax.VARIANTS[variant], **fields)
-    found = {**dataclasses.asdict(cfg), "net_structure_type": 0}
-    return configs_lib.corrected(cfg, found, folder, rules or mapping.Rules())
+    written = {**dataclasses.asdict(cfg), "net_structure_type": 0}
+    return configs_lib.corrected(cfg, written, folder, rules or mapping.Rules())
 
-  def test_activation_and_dropout_by_name(self, tmp_path, capsys):
+  def test_activation_and_dropout_by_name(self, tmp_path, caplog):
     right = albert_jax.VARIANTS["base"]
     assert self.load(tmp_path, "albert-base-v2", "base_v1", hidden_act="gelu") == right
-    said = capsys.readouterr().err
-    assert "says hidden_act=gelu, these weights were trained with gelu_new" in said
-    assert "says hidden_dropout_prob=0.1, these weights were trained with 0.0" in said
+    output = caplog.text
+    assert "says hidden_act=gelu, these weights were trained with gelu_new" in output
+    assert "says hidden_dropout_prob=0.1, these weights were trained with 0.0" in output
     assert self.load(tmp_path, "albert_base_v1", "base") == albert_jax.VARIANTS["base_v1"]
     assert self.load(tmp_path, "albert_large_zh", "large_zh", hidden_act="gelu").hidden_act == "relu"
 
@@ -240,10 +240,10 @@ class TestKnownModels:
     assert self.load(tmp_path, "my_model", "xlarge", hidden_act="gelu", embedding_size=256).hidden_act == "gelu"
     assert self.load(tmp_path, "albert-base-v2", "xlarge", hidden_act="relu").hidden_act == "relu"
 
-  def test_the_files_can_be_kept(self, tmp_path, capsys):
+  def test_the_files_can_be_kept(self, tmp_path, caplog):
     rules = mapping.Rules(keep_config=True)
     assert self.load(tmp_path, "albert-base-v1", "base_v1", rules, hidden_act="gelu").hidden_act == "gelu"
-    assert "keeping the file's" in capsys.readouterr().err
+    assert "keeping the file's" in caplog.text
 
   def test_every_released_model_is_in_the_table(self):
     assert (

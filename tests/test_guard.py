@@ -14,26 +14,26 @@ class Saved:
   """Checkpoints by their steps alone."""
 
   def __init__(self, *steps):
-    self.there = list(steps)
+    self.saved = list(steps)
 
   def steps(self):
-    return self.there
+    return self.saved
 
   def forget_after(self, step):
-    self.there = [there for there in self.there if there <= step]
+    self.saved = [saved for saved in self.saved if saved <= step]
 
 
-def look(health, step, loss=1.0, grad_norm=1.0):
+def check_step(health, step, loss=1.0, grad_norm=1.0):
   health.check(step, {"loss": (np.float32(loss), 1.0)}, {"grad_norm": np.float32(grad_norm)})
 
 
 def test_what_is_no_finite_number_is_an_alarm(tmp_path):
   health = Guard(GuardConfig(), tmp_path, True)
-  look(health, 1)
+  check_step(health, 1)
   for name in ("loss", "grad_norm"):
     for value in (np.nan, np.inf):
       with pytest.raises(Alarm, match=f"{name} is not a finite number at step 2"):
-        look(health, 2, **{name: value})
+        check_step(health, 2, **{name: value})
 
 
 def test_a_larger_batch_of_the_same_mean_loss_is_no_spike(tmp_path):
@@ -46,31 +46,31 @@ def test_a_larger_batch_of_the_same_mean_loss_is_no_spike(tmp_path):
 
 def test_a_spike_is_an_alarm_once_there_is_a_median(tmp_path):
   health = Guard(GuardConfig(loss_spike=3.0, grad_spike=10.0, window=4), tmp_path, True)
-  look(health, 1, loss=100)  # Not before the window is full.
+  check_step(health, 1, loss=100)  # Not before the window is full.
   for step in range(2, 6):
-    look(health, step, loss=2 + step / 10)
-  look(health, 6, loss=7.0)
+    check_step(health, step, loss=2 + step / 10)
+  check_step(health, 6, loss=7.0)
   with pytest.raises(Alarm, match=r"loss=9 is 3\.\d times its median of 4 steps at step 7"):
-    look(health, 7, loss=9)
+    check_step(health, 7, loss=9)
   with pytest.raises(Alarm, match=r"grad_norm=11 is 11\.0 times"):
-    look(health, 7, grad_norm=11)
+    check_step(health, 7, grad_norm=11)
 
 
 def test_a_run_that_goes_on_remembers_the_median(tmp_path):
   cfg = GuardConfig(loss_spike=3.0, window=4)
-  one, other = Guard(cfg, tmp_path, True), Guard(cfg, tmp_path, True)
+  first, second = Guard(cfg, tmp_path, True), Guard(cfg, tmp_path, True)
   for step in range(1, 5):
-    look(one, step, loss=0.1 + 0.2 * step)
-  other.restore_history(one.history())
-  assert other.history() == one.history()
+    check_step(first, step, loss=0.1 + 0.2 * step)
+  second.restore_history(first.history())
+  assert second.history() == first.history()
   with pytest.raises(Alarm):
-    look(other, 5, loss=5)
+    check_step(second, 5, loss=5)
 
 
 def test_it_goes_back_to_the_newest_and_leaves_the_batch_out(tmp_path):
   health, saved = Guard(GuardConfig(), tmp_path, True), Saved(5, 10)
   health.roll_back(Alarm(13, "sick"), saved)
-  assert saved.there == [5, 10]
+  assert saved.saved == [5, 10]
   assert health.skipped == {12}  # Batches are counted from 0.
   assert Guard(GuardConfig(), tmp_path, False).alarms == health.alarms
   assert Guard(GuardConfig(), tmp_path, True).alarms == []  # Another run in the same folder.
@@ -82,19 +82,19 @@ def test_sick_again_it_goes_further_back_and_leaves_more_out(tmp_path, caplog):
   health.roll_back(Alarm(10, "sick"), saved)
   assert health.skipped == {9}
   health.roll_back(Alarm(10, "sick"), saved)  # Its batch is number 10 now; 8 is what came before.
-  assert saved.there == [4]
+  assert saved.saved == [4]
   assert health.skipped == {8, 9, 10}
-  saved.there = [4, 8]
+  saved.saved = [4, 8]
   health.roll_back(Alarm(9, "sick"), saved)  # Step 9 has batch 11 now; steps 5 to 8 have batches 4 to 7.
-  assert saved.there == [4]
+  assert saved.saved == [4]
   assert health.skipped == {5, 6, 7, 8, 9, 10, 11}
   assert [alarm["times"] for alarm in health.alarms] == [1, 2, 3]
-  saved.there = [4, 8]
+  saved.saved = [4, 8]
   with pytest.raises(
     FloatingPointError, match=r"sick at step 9 again, after going back 3 times; the checkpoint of step 4 is"
   ):
     health.roll_back(Alarm(9, "sick"), saved)
-  assert saved.there == [4, 8]  # Giving up takes nothing away.
+  assert saved.saved == [4, 8]  # Giving up takes nothing away.
   assert "going on from step 4 without batch 8, 10 (alarm 2 of 3 since the last new checkpoint)" in caplog.text
 
 
@@ -102,7 +102,7 @@ def test_sick_in_another_place_it_goes_back_as_at_first(tmp_path):
   health, saved = Guard(GuardConfig(), tmp_path, True), Saved(4, 8)
   for step in (10, 11, 12):
     health.roll_back(Alarm(step, "sick"), saved)
-  assert saved.there == [4, 8]
+  assert saved.saved == [4, 8]
   assert health.skipped == {9, 11, 13}  # Each time the batch of the sick step alone.
   with pytest.raises(FloatingPointError, match="after going back 3 times"):
     health.roll_back(Alarm(13, "sick"), saved)
@@ -111,9 +111,9 @@ def test_sick_in_another_place_it_goes_back_as_at_first(tmp_path):
 def test_past_the_place_it_counts_anew(tmp_path):
   health, saved = Guard(GuardConfig(give_up=1), tmp_path, True), Saved(5)
   health.roll_back(Alarm(7, "sick"), saved)
-  saved.there = [5, 10]
+  saved.saved = [5, 10]
   health.roll_back(Alarm(12, "sick"), saved)
-  assert saved.there == [5, 10]
+  assert saved.saved == [5, 10]
   assert [alarm["alarms"] for alarm in health.alarms] == [1, 1]
 
 
@@ -188,7 +188,7 @@ def test_a_run_that_learned_something_is_not(better):
 def test_what_is_written_is_json(tmp_path):
   health = Guard(GuardConfig(), tmp_path, True)
   with pytest.raises(Alarm) as raised:
-    look(health, 3, loss=np.nan)
+    check_step(health, 3, loss=np.nan)
   health.roll_back(raised.value, Saved())
   (alarm,) = json.loads((tmp_path / "guard.json").read_text())
   assert alarm == {
@@ -219,4 +219,4 @@ def test_a_damaged_note_falls_back_on_the_copy_in_the_checkpoint(tmp_path, caplo
 
 def check_steps(health, steps):
   for step in steps:
-    look(health, step)
+    check_step(health, step)

@@ -63,12 +63,12 @@ def test_the_table_has_a_name_for_everything():
     params = random_params(cfg, heads={"classifier": 2, "span": 2, "squad_v2": 0})
     table = hf._table(cfg, *mapping.shapes_of(params))
     assert len({entry.name for entry in table}) == len(table)
-    assert sum(np.prod(entry.there) for entry in table) == albert_jax.param_count(params)
+    assert sum(np.prod(entry.file_shape) for entry in table) == albert_jax.param_count(params)
 
 
 def test_layers_where_transformers_counts_groups_differently():
   cfg = dataclasses.replace(SMALL, num_hidden_layers=18, num_hidden_groups=14)
-  assert mapping.layers_there(cfg) != mapping.layers_there(cfg, hf.group) == list(range(18))
+  assert mapping.stored_layers(cfg) != mapping.stored_layers(cfg, hf.group) == list(range(18))
 
 
 class TestConfig:

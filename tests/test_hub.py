@@ -21,7 +21,7 @@ pytest.importorskip("huggingface_hub")
 
 @pytest.fixture
 def world(monkeypatch, tmp_path):
-  """A running Hub with one model, an empty cache, and a folder to work in."""
+  """Returns a running Hub with one model, an empty cache, and a folder to work in."""
   monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
   for name in ("HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"):
     monkeypatch.delenv(name, raising=False)

@@ -122,7 +122,7 @@ class World:
     return [line for line in lines if re.search(pattern, " ".join([line["name"], *line["argv"]]))]
 
   def starts(self):
-    """(host, from step, version of the checkout) of each start of the training."""
+    """Returns (host, from step, version of the checkout) of each start of the training."""
     lines = (self.run_folder / "starts").read_text().splitlines()
     return [(host, int(step), version) for host, step, version in map(str.split, lines)]
 
@@ -141,7 +141,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def still(tmp_path_factory):
-  """A world for tests that change nothing."""
+  """Returns a world for tests that change nothing."""
   world = World(tmp_path_factory.mktemp("still"))
   world.build()
   return world
@@ -149,7 +149,7 @@ def still(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def set_up(tmp_path_factory):
-  """The TPU is there, with two workers on which everything is installed."""
+  """Returns the TPU is there, with two workers on which everything is installed."""
   world = World(tmp_path_factory.mktemp("set_up") / "world")
   world.build()
   for i in range(2):
@@ -162,21 +162,21 @@ def set_up(tmp_path_factory):
 @pytest.fixture
 def world(tmp_path):
   """Nothing is there yet."""
-  it = World(tmp_path / "world")
-  it.build()
-  it.run_folder.mkdir()
-  yield it
-  it.end()
+  stand_in = World(tmp_path / "world")
+  stand_in.build()
+  stand_in.run_folder.mkdir()
+  yield stand_in
+  stand_in.end()
 
 
 @pytest.fixture
 def ready(set_up, tmp_path):
-  """A copy of `set_up`."""
+  """Returns a copy of `set_up`."""
   shutil.copytree(set_up.folder, tmp_path / "world")
-  it = World(tmp_path / "world")
-  it.run_folder.mkdir()
-  yield it
-  it.end()
+  stand_in = World(tmp_path / "world")
+  stand_in.run_folder.mkdir()
+  yield stand_in
+  stand_in.end()
 
 
 # --- Both ---
@@ -355,9 +355,9 @@ def test_setup_copies_the_checkout_as_it_is_and_again_does_nothing(ready):
   (ready.checkout / "version").unlink()
   (ready.checkout / "it's new").write_text("x")
   ready.tpu("setup")
-  for home in homes:
-    assert (home / "src" / "it's new").exists()
-    assert not (home / "src" / "version").exists()
+  for worker_folder in homes:
+    assert (worker_folder / "src" / "it's new").exists()
+    assert not (worker_folder / "src" / "version").exists()
   assert len(installed.read_text().splitlines()) == 4
 
 
@@ -384,8 +384,8 @@ def test_the_training_gets_its_arguments_letter_by_letter_and_starts_once(ready)
   ready.tpu("train", training=odd)
   ready.tpu("train", training=odd)
   ready.wait_until(lambda: (ready.run_folder / "argv").exists() and len(ready.starts()) == 2)
-  given = (ready.run_folder / "argv").read_text().split("\0")[:-1]
-  assert given == ["train", *TRAINING, f"--workdir={ready.run_folder}", *odd]
+  arguments = (ready.run_folder / "argv").read_text().split("\0")[:-1]
+  assert arguments == ["train", *TRAINING, f"--workdir={ready.run_folder}", *odd]
   assert (ready.run_folder / "processes").read_text() == "2\n"
   assert ready.tpu("status").splitlines() == [
     "request   ACTIVE", "TPU       READY, 2 workers", "training  2 running", "  t1v-n-abc-w-0 running",

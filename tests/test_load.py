@@ -241,7 +241,7 @@ class TestFit:
     for line in (
       "missing: classifier/bias [3]",
       "not part of this model: mlm/bias [40]",
-      "other shape: pooler/bias is [12] there, [13] here",
+      "other shape: pooler/bias is [12] in the checkpoint, [13] in the model",
     ):
       assert line in str(error.value)
 

@@ -65,7 +65,7 @@ def batch(number, rows, length, slots=3):
 
 @pytest.fixture
 def go(vocabulary, tmp_path, monkeypatch, caplog):
-  """A function that trains a tiny model in a folder: go("name", steps=…) -> its metrics, see `numbers`."""
+  """Returns a function that trains a tiny model in a folder: go("name", steps=…) -> its metrics, see `numbers`."""
   sick, absent, served = set(), [], []
 
   def make(config, _vocabulary=None, first_row=0):
@@ -93,8 +93,10 @@ def go(vocabulary, tmp_path, monkeypatch, caplog):
 
   monkeypatch.setattr(tasks, "make", make)
   monkeypatch.setattr(loop.curves, "plot", lambda *args: None)  # It is slow, and end_to_end has it.
-  one = functools.partial(run.sharding.make_mesh, devices=jax.devices()[:1])  # Quicker; meshes have their own tests.
-  monkeypatch.setattr(run.sharding, "make_mesh", one)
+  one_device = functools.partial(
+    run.sharding.make_mesh, devices=jax.devices()[:1]
+  )  # Quicker; meshes have their own tests.
+  monkeypatch.setattr(run.sharding, "make_mesh", one_device)
   caplog.set_level(logging.INFO, "albert_jax")
 
   def go(name, profile=None, **overrides):
@@ -118,7 +120,7 @@ def go(vocabulary, tmp_path, monkeypatch, caplog):
 
 
 def numbers(folder):
-  """{(step, split): metrics} of a run, without how long it took."""
+  """Returns {(step, split): metrics} of a run, without how long it took."""
   lines = read(folder)
   return {
     (line["step"], line["split"]): {k: v for k, v in line.items() if k not in ("step", "split", *TIMES)}
@@ -126,8 +128,8 @@ def numbers(folder):
   }
 
 
-def only(found, split):
-  return {key: value for key, value in found.items() if key[1] == split}
+def only(lines, split):
+  return {key: value for key, value in lines.items() if key[1] == split}
 
 
 def same_weights(a, b):
@@ -138,9 +140,9 @@ def same_weights(a, b):
 
 def forget_after(folder, step):
   """What a run killed before the checkpoint after `step` would have left."""
-  for there in (folder / "checkpoints").iterdir():
-    if int(there.name) > step:
-      shutil.rmtree(there)
+  for checkpoint in (folder / "checkpoints").iterdir():
+    if int(checkpoint.name) > step:
+      shutil.rmtree(checkpoint)
 
 
 def test_two_runs_of_one_config_are_the_same_bits(go):
@@ -150,17 +152,17 @@ def test_two_runs_of_one_config_are_the_same_bits(go):
 
 def test_a_sick_batch_is_left_out_and_the_rest_is_as_if_it_had_never_been(go, caplog):
   go.sick |= {4, 6}
-  found = go("guarded")
-  said = caplog.text
-  assert "is not a finite number at step 5: going on from step 4 without batch 4 (alarm 1 of 3 since" in said
-  assert "is not a finite number at step 6: going on from step 4 without batch 6 (alarm 2 of 3 since" in said
+  lines = go("guarded")
+  output = caplog.text
+  assert "is not a finite number at step 5: going on from step 4 without batch 4 (alarm 1 of 3 since" in output
+  assert "is not a finite number at step 6: going on from step 4 without batch 6 (alarm 2 of 3 since" in output
   alarms = json.loads((go.folder / "guarded" / "guard.json").read_text())
   assert {number for alarm in alarms for number in alarm["skipped"]} == {4, 6}
-  assert found[4, "guard"]["skipped_batches"] >= 1
+  assert lines[4, "guard"]["skipped_batches"] >= 1
   go.sick.clear()
   go.absent += [4, 5]  # Number 5 in a stream without 4 is 6.
   expected = go("without")
-  assert {key: value for key, value in found.items() if key[1] != "guard"} == expected
+  assert {key: value for key, value in lines.items() if key[1] != "guard"} == expected
   same_weights(go.folder / "guarded", go.folder / "without")
 
 
@@ -177,11 +179,11 @@ def test_a_run_that_was_killed_makes_the_same_choice(go):
 
 def test_sick_before_the_first_checkpoint_it_begins_again(go):
   go.sick.add(0)
-  found = go("guarded", steps=3, eval_every=3, checkpoint_every=3)
+  lines = go("guarded", steps=3, eval_every=3, checkpoint_every=3)
   go.sick.clear()
   go.absent.append(0)
   expected = go("without", steps=3, eval_every=3, checkpoint_every=3)
-  assert only(found, "train") == only(expected, "train")
+  assert only(lines, "train") == only(expected, "train")
 
 
 def test_always_sick_it_gives_up_and_says_so(go):
@@ -204,7 +206,7 @@ def test_the_learning_rate_is_cut_after_an_alarm(go):
   cut, healthy = (
     go(name, optimizer__schedule="constant", guard__cut_rate=factor) for name, factor in (("a", 0.5), ("b", 1.0))
   )  # fmt: skip
-  rates = [[only(found, "train")[step, "train"]["learning_rate"] for step in range(1, 9)] for found in (cut, healthy)]
+  rates = [[only(lines, "train")[step, "train"]["learning_rate"] for step in range(1, 9)] for lines in (cut, healthy)]
   np.testing.assert_allclose(np.divide(*rates), [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5])
 
 
@@ -234,10 +236,10 @@ def test_a_depth_curriculum_ends_with_the_configs_own_depth(go):
 
 @pytest.mark.parametrize(("limit", "steps"), [({"epochs": 1.0}, 5), ({"tokens": 300.0}, 5)])
 def test_epochs_and_tokens_are_steps_of_the_schedule_too(go, limit, steps):
-  found = go("run", **limit)
-  assert max(step for step, _ in found) == steps
+  lines = go("run", **limit)
+  assert max(step for step, _ in lines) == steps
   assert json.loads((go.folder / "run" / "config.json").read_text())["steps"] == steps
-  assert found[steps, "train"]["learning_rate"] == pytest.approx(1e-3 / steps)
+  assert lines[steps, "train"]["learning_rate"] == pytest.approx(1e-3 / steps)
 
 
 def test_hours_are_settled_once(go, monkeypatch, caplog):
@@ -251,10 +253,10 @@ def test_hours_are_settled_once(go, monkeypatch, caplog):
   monkeypatch.setattr(run, "_steps_in_hours", fake)
   # A step of this model takes some milliseconds: the steps are too many, so the evaluations are made to cost.
   monkeypatch.setattr(run.duration, "steps_in", lambda seconds, parts, costs, *rest: 4 if min(costs) > 0 else 0)
-  found = go("run", hours=1.0)
-  assert max(step for step, _ in found) == 4
+  lines = go("run", hours=1.0)
+  assert max(step for step, _ in lines) == 4
   assert "1 hours are 4 steps" in caplog.text
-  assert go("run", hours=1.0) == found
+  assert go("run", hours=1.0) == lines
   assert len(timed) == 1
 
 
@@ -273,22 +275,22 @@ def test_the_best_checkpoint_is_kept_and_exported(go, monkeypatch, caplog):
   short = go("short", steps=4, eval_every=2, checkpoint_every=2, optimizer__schedule="constant")
   left = scores(monkeypatch, 0.1, 0.9, 0.5, 0.4)
   more = {"eval_every": 2, "best": "score", "keep_checkpoints": 1, "optimizer__schedule": "constant"}
-  found = go("run", **more)
+  lines = go("run", **more)
   assert sorted(path.name for path in (go.folder / "run" / "checkpoints").iterdir()) == ["4", "8"]
   assert "The best score was at step 4; that one is exported." in caplog.text
-  assert only(found, "train")[4, "train"] == short[4, "train"]
+  assert only(lines, "train")[4, "train"] == short[4, "train"]
   same_weights(go.folder / "run", go.folder / "short")
   assert not left
-  assert go("run", **more) == found  # Run again it finds the same best, without an evaluation.
+  assert go("run", **more) == lines  # Run again it finds the same best, without an evaluation.
 
 
 def test_it_ends_early_and_stays_ended(go, monkeypatch):
   left = scores(monkeypatch, 0.1, 0.9, 0.5, 0.9, 0.4)
   more = {"steps": 20, "eval_every": 2, "best": "score", "early_stop": 2}
-  found = go("run", **more)
-  assert max(step for step, _ in found) == 8
+  lines = go("run", **more)
+  assert max(step for step, _ in lines) == 8
   assert left == [0.4]
-  assert go("run", **more) == found
+  assert go("run", **more) == lines
   assert not go.served
   assert left == [0.4]
   with pytest.raises(UserError, match="early_stop=2 needs a metric"):

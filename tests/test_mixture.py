@@ -15,36 +15,36 @@ from albert_jax.errors import UserError
 
 def test_shares_are_exact_and_epochs_complete():
   sizes = [700, 90, 1000]
-  places = mixture.places("0.5,0.2,0.3", sizes)
-  assert places.sum() == mixture.BLOCK
-  np.testing.assert_allclose(places / mixture.BLOCK, [0.5, 0.2, 0.3], atol=1 / mixture.BLOCK)
+  slots = mixture.block_slots("0.5,0.2,0.3", sizes)
+  assert slots.sum() == mixture.BLOCK
+  np.testing.assert_allclose(slots / mixture.BLOCK, [0.5, 0.2, 0.3], atol=1 / mixture.BLOCK)
   numbers = np.arange(4 * mixture.BLOCK)
-  which, index = mixture.locate(numbers, places, sizes, seed=3)
-  for block in np.split(which, 4):
-    np.testing.assert_array_equal(np.bincount(block), places)
+  dataset_of, index = mixture.locate(numbers, slots, sizes, seed=3)
+  for block in np.split(dataset_of, 4):
+    np.testing.assert_array_equal(np.bincount(block), slots)
   for k, size in enumerate(sizes):
     # In n examples of a dataset every record comes floor or ceil of n / size times.
-    count = np.bincount(index[which == k], minlength=size)
-    assert count.min() >= 4 * places[k] // size and count.max() <= -(-4 * places[k] // size)
+    count = np.bincount(index[dataset_of == k], minlength=size)
+    assert count.min() >= 4 * slots[k] // size and count.max() <= -(-4 * slots[k] // size)
   # any part of the stream is found without the rest
-  part = mixture.locate(numbers[5000:5100], places, sizes, seed=3)
-  np.testing.assert_array_equal(part, (which[5000:5100], index[5000:5100]))
-  assert abs(np.corrcoef(which[:-1], which[1:])[0, 1]) < 0.05
+  part = mixture.locate(numbers[5000:5100], slots, sizes, seed=3)
+  np.testing.assert_array_equal(part, (dataset_of[5000:5100], index[5000:5100]))
+  assert abs(np.corrcoef(dataset_of[:-1], dataset_of[1:])[0, 1]) < 0.05
 
 
 def test_by_size_is_one_epoch_for_all():
-  np.testing.assert_array_equal(mixture.places("", [300, 100]), [3072, 1024])
+  np.testing.assert_array_equal(mixture.block_slots("", [300, 100]), [3072, 1024])
 
 
 @pytest.mark.parametrize("weights", ["1", "1,2,3", "1,-1", "1,x", "1,nan"])
 def test_weights_must_fit(weights):
   with pytest.raises(UserError, match=r"must be 2 positive numbers.*weights=1,1"):
-    mixture.places(weights, [10, 20])
+    mixture.block_slots(weights, [10, 20])
 
 
 def test_a_share_too_small_to_keep_is_an_error():
   with pytest.raises(UserError, match="less than one example"):
-    mixture.places("1,1e-9", [10, 20])
+    mixture.block_slots("1,1e-9", [10, 20])
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +76,11 @@ def test_batches_come_from_all(folder):
 
 def test_the_description_is_that_of_all(folder):
   both = datasets.describe(f"{folder / 'a'},{folder / 'b'}")
-  each = [json.loads((folder / name / "prepare.json").read_text()) for name in "ab"]
-  assert both["splits"]["train"]["tokens"] == sum(one["splits"]["train"]["tokens"] for one in each)
-  losses = sorted(one["baselines"]["unigram_loss"] for one in each)
+  descriptions = [json.loads((folder / name / "prepare.json").read_text()) for name in "ab"]
+  assert both["splits"]["train"]["tokens"] == sum(
+    description["splits"]["train"]["tokens"] for description in descriptions
+  )
+  losses = sorted(description["baselines"]["unigram_loss"] for description in descriptions)
   assert losses[0] < both["baselines"]["unigram_loss"] < losses[1]
 
 

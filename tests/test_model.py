@@ -72,9 +72,9 @@ def test_depth_does_not_change_the_count():
   ("share", "attention", "ffn"), [("all", 1, 1), ("attention", 1, 6), ("ffn", 6, 1), ("none", 6, 6)]
 )
 def test_share_modes_have_the_right_counts(share, attention, ffn):
-  one, many = model.shapes(SMALL), model.shapes(small(share=share))
-  assert param_count(many["attention"]) == attention * param_count(one["attention"])
-  assert param_count(many["ffn"]) == ffn * param_count(one["ffn"])
+  shared, many = model.shapes(SMALL), model.shapes(small(share=share))
+  assert param_count(many["attention"]) == attention * param_count(shared["attention"])
+  assert param_count(many["ffn"]) == ffn * param_count(shared["ffn"])
 
 
 def test_layers_that_share_matrices_alone_have_their_own_biases_and_norms():
@@ -105,7 +105,7 @@ def of_layer(cfg, name, part, n):
 
 @functools.partial(jax.jit, static_argnums=0)
 def by_hand(cfg, params, batch, key=None):
-  """The sequence output by a plain loop over layers, one copy of the weights after the other."""
+  """Returns the sequence output by a plain loop over layers, one copy of the weights after the other."""
   module = Albert(cfg, layers.nnx.Rngs(0))
   graphdef, _ = layers.nnx.split(module)
   module = layers.nnx.merge(graphdef, params)
@@ -144,8 +144,8 @@ def test_scan_equals_a_loop(fields):
   key = jax.random.split(jax.random.key(1), 3)
   expected = by_hand(cfg, params, batch, key if cfg.hidden_dropout_prob else None)
   # Layers are laid out otherwise where a key says that there will be a gradient.
-  for given in (key,) if cfg.hidden_dropout_prob else (None, key):
-    np.testing.assert_allclose(apply(cfg, params, batch, given)["sequence_output"], expected, atol=2e-6)
+  for key_or_none in (key,) if cfg.hidden_dropout_prob else (None, key):
+    np.testing.assert_allclose(apply(cfg, params, batch, key_or_none)["sequence_output"], expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("share", SHARE)
@@ -201,15 +201,15 @@ def test_packed_rows_compute_what_their_examples_do_alone():
     "sop_label": batch["sop_label"][None],
     "sop_weight": batch["sop_weight"][None],
   }
-  alone, together = apply(SMALL, params, batch), apply(SMALL, params, packed)
-  np.testing.assert_allclose(together["sop_logits"][0], alone["sop_logits"], atol=1e-5)
-  np.testing.assert_allclose(together["sequence_output"][0], flat(alone["sequence_output"])[0], atol=1e-5)
+  alone, packed_outputs = apply(SMALL, params, batch), apply(SMALL, params, packed)
+  np.testing.assert_allclose(packed_outputs["sop_logits"][0], alone["sop_logits"], atol=1e-5)
+  np.testing.assert_allclose(packed_outputs["sequence_output"][0], flat(alone["sequence_output"])[0], atol=1e-5)
   np.testing.assert_allclose(loss_of(SMALL, params, packed), loss_of(SMALL, params, batch), atol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def kept_whole():
-  """A model that keeps all it computed forwards, what it takes to run it, and its gradients."""
+  """Returns a model that keeps all it computed forwards, what it takes to run it, and its gradients."""
   cfg = small(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, remat="none")
   at = init(cfg, jax.random.key(0)), make_batch(cfg), jax.random.key(1)
   return cfg, at, grads_of(cfg, *at)
@@ -318,9 +318,9 @@ def test_random_depth_is_one_of_the_depths_and_only_in_training():
   cfg = small(num_hidden_layers=3, least_layers=2)
   params, batch = init(cfg, jax.random.key(0)), make_batch(cfg, rows=12, tokens=(10, 7, 4) * 4)
   two, three = (np.asarray(apply(small(num_hidden_layers=n), params, batch)["sequence_output"]) for n in (2, 3))
-  found = np.asarray(apply(cfg, params, batch, jax.random.key(1))["sequence_output"])
+  actual = np.asarray(apply(cfg, params, batch, jax.random.key(1))["sequence_output"])
   depths = [2 if np.allclose(row, a, atol=1e-5) else 3 if np.allclose(row, b, atol=1e-5) else None
-            for row, a, b in zip(found, two, three, strict=True)]  # fmt: skip
+            for row, a, b in zip(actual, two, three, strict=True)]  # fmt: skip
   assert set(depths) == {2, 3}
   np.testing.assert_array_equal(apply(cfg, params, batch)["sequence_output"], three)
   assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(grads_of(cfg, params, batch, jax.random.key(1))))

@@ -25,8 +25,11 @@ def test_sketches_tell_the_similarity(changes):
 
 def test_short_documents_have_sketches_too():
   for size in (0, 1, 4, 5, 6):
-    one = near_duplicates.sketch(np.arange(size))
-    assert one.shape == (near_duplicates.SKETCH,) and near_duplicates.similarity(one[None], one[None])[0] in (0, 1)
+    sketch = near_duplicates.sketch(np.arange(size))
+    assert sketch.shape == (near_duplicates.SKETCH,) and near_duplicates.similarity(sketch[None], sketch[None])[0] in (
+      0,
+      1,
+    )
 
 
 def test_repetitions_are_found_and_nothing_else():
@@ -38,8 +41,8 @@ def test_repetitions_are_found_and_nothing_else():
     copy[len(copy) // 2] = 9999
     near.append(copy)
   sketches = np.stack([near_duplicates.sketch(x) for x in [*documents, *near]])
-  found = near_duplicates.find(sketches, np.ones(len(sketches), bool), 0.7)
-  assert not found[:500].any() and found[500:].mean() > 0.95
+  is_duplicate = near_duplicates.find(sketches, np.ones(len(sketches), bool), 0.7)
+  assert not is_duplicate[:500].any() and is_duplicate[500:].mean() > 0.95
 
 
 def test_prepare_drops_them_on_request(tmp_path):

@@ -1,6 +1,7 @@
 """The tagging task: what counts in the loss, what its files and exports say, and that transformers agrees."""
 
 import json
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -47,20 +48,22 @@ def config(folder, **overrides):
   return config
 
 
-def test_what_make_finds(folder, capsys):
+def test_what_make_finds(folder, caplog):
+  caplog.set_level(logging.INFO, "albert_jax")
   task = tasks.make(config(folder))
   assert task.train_rows == 2
   assert task.about["albert_jax_task"] == {"name": "tag", "labels": LABELS, "seq_length": 64}
   assert task.baselines["token_accuracy"] == (pytest.approx(3 / 5), "always O")
-  said = capsys.readouterr().err
-  assert "train: 2 sentences, 5 words" in said
-  assert "validation: 2 sentences, 5 words; 1 words with the tag B-NEW, which is not in training" in said
+  output = caplog.text
+  assert "train: 2 sentences, 5 words" in output
+  assert "validation: 2 sentences, 5 words; 1 words with the tag B-NEW, which is not in training" in output
 
 
-def test_labels_may_be_given_and_must_be_all(folder, capsys):
-  given = tasks.make(config(folder, **{"task.labels": "O,I-X,B-X,B-NEW"}))
-  assert given.about["albert_jax_task"]["labels"] == ["O", "I-X", "B-X", "B-NEW"]
-  assert "not in training" not in capsys.readouterr().err
+def test_labels_may_be_given_and_must_be_all(folder, caplog):
+  caplog.set_level(logging.INFO, "albert_jax")
+  task = tasks.make(config(folder, **{"task.labels": "O,I-X,B-X,B-NEW"}))
+  assert task.about["albert_jax_task"]["labels"] == ["O", "I-X", "B-X", "B-NEW"]
+  assert "not in training" not in caplog.text
   with pytest.raises(UserError, match=r"task.labels lacks B-X, which the training data has"):
     tasks.make(config(folder, **{"task.labels": "O,I-X"}))
   # To evaluate, no training data is needed.
@@ -72,18 +75,18 @@ def test_only_first_pieces_of_rows_that_count_are_in_the_loss(folder, params):
   task = tasks.make(config(folder))
   (batch,) = task.eval_batches(0, 1)
   assert batch["weight"].tolist() == [1, 1, 0, 0]
-  found = task.sums(params, batch, None)
-  assert float(found["loss"][1]) == 4  # five words, one of which has a tag without a number
+  sums = task.sums(params, batch, None)
+  assert float(sums["loss"][1]) == 4  # five words, one of which has a tag without a number
   assert float(task.terms(batch)["loss"]) == pytest.approx(1 / 4)
 
   logits = heads.at_positions(task.model, "classifier", params, batch)
   losses = -np.asarray(jax.nn.log_softmax(logits))
   expected = sum(losses[b, p, c] for b, p, c in np.argwhere(np.arange(3) == batch["labels"][..., None]) if b < 2)
-  assert float(found["loss"][0]) == pytest.approx(expected, rel=1e-6)
+  assert float(sums["loss"][0]) == pytest.approx(expected, rel=1e-6)
   smooth = ner.sums(task.model, 0.3, params, batch, None)
-  assert float(smooth["loss"][0]) == float(found["loss"][0])  # Smoothing is for training.
+  assert float(smooth["loss"][0]) == float(sums["loss"][0])  # Smoothing is for training.
   smooth = ner.sums(task.model, 0.3, params, batch, jax.random.split(jax.random.key(0), 4))
-  assert float(smooth["loss"][0]) != float(found["loss"][0])
+  assert float(smooth["loss"][0]) != float(sums["loss"][0])
 
 
 def test_words_without_tags_get_answers_and_no_numbers(folder, params, tmp_path):
@@ -125,10 +128,10 @@ def test_the_file_of_predictions_is_scored_as_the_run_was(folder, tmp_path):
 def test_tags_of_texts_are_where_they_say(folder, params):
   tokenizer, cfg = Tokenizer(folder), tasks.make(config(folder)).model
   texts = ["Badefi gu, lo!  Muni badefi.", "", "  ", ["badefi", "lo lo"], "gu " * 100, "ba、中国 @ba's"]
-  found = ner.tag(cfg, params, tokenizer, texts, labels=LABELS, seq_length=32, batch_size=2)
-  assert [result["text"] for result in found] == [*texts[:3], "badefi lo lo", *texts[4:]]
-  assert found[1]["entities"] == found[2]["entities"] == []
-  for result in found:
+  results = ner.tag(cfg, params, tokenizer, texts, labels=LABELS, seq_length=32, batch_size=2)
+  assert [result["text"] for result in results] == [*texts[:3], "badefi lo lo", *texts[4:]]
+  assert results[1]["entities"] == results[2]["entities"] == []
+  for result in results:
     for entity in result["entities"]:
       assert result["text"][entity["start"] : entity["end"]] == entity["text"]
       assert entity["type"] == "X"
@@ -136,8 +139,8 @@ def test_tags_of_texts_are_where_they_say(folder, params):
   assert ner.tag(cfg, params, tokenizer, [], labels=LABELS) == []
 
   everything = {**params, "classifier": {**params["classifier"], "bias": jnp.array([0.0, 9.0, 0.0])}}  # always I-X
-  found = ner.tag(cfg, everything, tokenizer, texts, labels=LABELS, seq_length=32, batch_size=2)
-  assert [[(e["start"], e["end"]) for e in result["entities"]] for result in found] == [
+  results = ner.tag(cfg, everything, tokenizer, texts, labels=LABELS, seq_length=32, batch_size=2)
+  assert [[(e["start"], e["end"]) for e in result["entities"]] for result in results] == [
     [(0, 28)], [], [], [(0, 12)], [(0, 299)], [(0, 11)],
   ]  # fmt: skip
 

@@ -61,18 +61,18 @@ def run(tx, params, grads, learning_rate=0.1):
   return updates, opt, after
 
 
-def assert_close(found, expected, rtol=2e-5, atol=1e-6):
-  found, expected = paths.flatten(found), paths.flatten(expected)
-  assert found.keys() == expected.keys()
-  for path in found:
-    np.testing.assert_allclose(found[path], expected[path], rtol=rtol, atol=atol, err_msg=path)
+def assert_close(actual, expected, rtol=2e-5, atol=1e-6):
+  actual, expected = paths.flatten(actual), paths.flatten(expected)
+  assert actual.keys() == expected.keys()
+  for path in actual:
+    np.testing.assert_allclose(actual[path], expected[path], rtol=rtol, atol=atol, err_msg=path)
 
 
 def by_hand(params, grads, *, lamb, textbook):
-  """The update after `grads` at fixed `params`, by the formulas of lamb_optimizer.py and optimization.py."""
+  """Returns the update after `grads` at fixed `params`, by the formulas of lamb_optimizer.py and optimization.py."""
   norms = [np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(tree))) for tree in grads]
 
-  def one(path, p):
+  def updated(path, p):
     m = v = 0
     for tree, norm in zip(grads, norms, strict=True):
       g = np.asarray(paths.flatten(tree)[path], np.float64) / max(1.0, norm)
@@ -89,7 +89,7 @@ def by_hand(params, grads, *, lamb, textbook):
         update = update * np.linalg.norm(p) / np.linalg.norm(update)
     return update
 
-  return jax.tree.map(one, paths.names(params), params)
+  return jax.tree.map(updated, paths.names(params), params)
 
 
 @pytest.mark.parametrize("name", ["lamb", "adamw"])
@@ -162,22 +162,22 @@ def test_layers_in_one_array_move_as_the_plain_matrices_they_are(name):
   lead = {path: 1 if path.startswith("attention") else 2 if path.startswith("ffn") else 0 for path in STACKED}
 
   def plain(tree):
-    """Every layer's weight under a name of its own, kernels with one axis in and one out."""
+    """Returns every layer's weight under a name of its own, kernels with one axis in and one out."""
     flat = {}
     for path, x in paths.flatten(tree).items():
       for index in np.ndindex(x.shape[: lead[path]]):
-        one = x[index]
+        matrix = x[index]
         if path == "attention/query/kernel":
-          one = one.reshape(128, 128)
+          matrix = matrix.reshape(128, 128)
         elif path == "attention/output/kernel":
-          one = one.reshape(1, 128, 130)
+          matrix = matrix.reshape(1, 128, 130)
         *parents, last = path.split("/")
         copy = "".join(map(str, index))
         # Only attention/output/kernel itself has its axes in that order, so one layer stays there.
         name = "/".join(parents) if index == (0,) or not index else "/".join([parents[0], "more" + copy, *parents[1:]])
         if path == "attention/output/kernel" and index == (1,):
-          one = one.reshape(128, 130)
-        flat[f"{name}/{last}"] = one
+          matrix = matrix.reshape(128, 130)
+        flat[f"{name}/{last}"] = matrix
     return paths.unflatten(flat)
 
   # Sizes differ from layer to layer, or one norm over all of them would do.
@@ -279,9 +279,9 @@ def test_freezing_everything_is_an_error():
 def test_diagnostics(params):
   grads = gradients(params, 1)
   updates, opt, after = run(optimizer.make(OptimizerConfig(name="lamb"), LEAD), params, grads)
-  found = optimizer.diagnostics(opt, params, updates, 0.1)
+  numbers = optimizer.diagnostics(opt, params, updates, 0.1)
   moved = optax.tree.norm(jax.tree.map(jnp.subtract, after[0], params))
-  np.testing.assert_allclose(found["update_ratio"], moved / optax.tree.norm(params), rtol=1e-4)
+  np.testing.assert_allclose(numbers["update_ratio"], moved / optax.tree.norm(params), rtol=1e-4)
   unscaled, *_ = run(optimizer.make(OptimizerConfig(name="adamw"), LEAD), params, grads)
   ratios = []
   for path, lead in paths.flatten(LEAD).items():
@@ -291,7 +291,7 @@ def test_diagnostics(params):
       ratios += [np.linalg.norm(p) / np.linalg.norm(u) for u, p in layers]
   assert len(ratios) == 6
   for name, expected in {"min": min(ratios), "mean": np.mean(ratios), "max": max(ratios)}.items():
-    np.testing.assert_allclose(found[f"trust_ratio_{name}"], expected, rtol=1e-5)
+    np.testing.assert_allclose(numbers[f"trust_ratio_{name}"], expected, rtol=1e-5)
   _, opt, _ = run(optimizer.make(OptimizerConfig(name="lion"), LEAD), params, grads)
   assert set(optimizer.diagnostics(opt, params, updates, 0.1)) == {"update_ratio"}
 
@@ -397,32 +397,33 @@ def on_a_mesh(params, mesh_config, **fields):
   tx = optimizer.make(cfg, model.layer_axes(CFG, params))
   mesh = sharding.make_mesh(mesh_config, 16)
   abstract = state.abstract(lambda key: params, tx, jax.random.key(0))
-  places = sharding.shardings(mesh, abstract, mesh_config.zero1)
+  shardings = sharding.shardings(mesh, abstract, mesh_config.zero1)
 
-  @functools.partial(jax.jit, donate_argnums=0, out_shardings=places)
-  def update(now, grads):
-    updates, opt = tx.update(grads, now["opt"], now["params"], learning_rate=cfg.learning_rate)
-    params = jax.tree.map(lambda p, u: p - cfg.learning_rate * u, now["params"], updates)
-    return {"step": now["step"] + 1, "params": params, "opt": opt}
+  @functools.partial(jax.jit, donate_argnums=0, out_shardings=shardings)
+  def update(train_state, grads):
+    updates, opt = tx.update(grads, train_state["opt"], train_state["params"], learning_rate=cfg.learning_rate)
+    params = jax.tree.map(lambda p, u: p - cfg.learning_rate * u, train_state["params"], updates)
+    return {"step": train_state["step"] + 1, "params": params, "opt": opt}
 
   with jax.set_mesh(mesh):
-    yield update, state.from_params(params, tx, places), abstract, places
+    yield update, state.from_params(params, tx, shardings), abstract, shardings
 
 
 @pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
 def test_it_learns_on_eight_devices_with_split_slots(name, small_model, loss_and_gradients):
   with on_a_mesh(small_model, MeshConfig(zero1=True), name=name, learning_rate=RATES[name], ema=0.5) as made:
-    update, now, abstract, places = made
+    update, train_state, abstract, shardings = made
     losses = []
     for _ in range(30):
-      loss, grads = loss_and_gradients(now["params"])
-      now = update(now, grads)
+      loss, grads = loss_and_gradients(train_state["params"])
+      train_state = update(train_state, grads)
       losses.append(float(loss))
     assert losses[-1] < losses[0] - 0.5, losses
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), now) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
-    assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), now, places))
+    shapes, expected = (jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (train_state, abstract))
+    assert shapes == expected
+    assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), train_state, shardings))
     assert update._cache_size() == 1
-  split = [path for path, place in paths.flatten(places["opt"]).items() if not place.is_fully_replicated]
+  split = [path for path, place in paths.flatten(shardings["opt"]).items() if not place.is_fully_replicated]
   assert any(path.endswith("/ffn/up/kernel") for path in split)
 
 
@@ -431,22 +432,22 @@ def test_slots_are_split_as_their_parameters_are():
   for name, kinds in {"muon": ("mu", "ema")}.items():
     tx = optimizer.make(OptimizerConfig(name=name, ema=0.5), model.layer_axes(CFG, model.shapes(CFG)))
     abstract = state.abstract(functools.partial(model.init, CFG), tx, jax.random.key(0))
-    places = sharding.shardings(sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), 8), abstract)
-    slots = {path: place.spec for path, place in paths.flatten(places["opt"]).items()}
+    shardings = sharding.shardings(sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), 8), abstract)
+    slots = {path: place.spec for path, place in paths.flatten(shardings["opt"]).items()}
     for kind in kinds:
       (spec,) = (spec for path, spec in slots.items() if path.endswith(f"/{kind}/{kernel}"))
-      assert spec == places["params"]["attention"]["query"]["kernel"].spec == P("fsdp", "tensor", None)
+      assert spec == shardings["params"]["attention"]["query"]["kernel"].spec == P("fsdp", "tensor", None)
 
 
 @pytest.mark.parametrize("name", ["lion", "muon"])
 def test_a_state_is_saved_and_restored_whole(name, small_model, tmp_path):
   made = on_a_mesh(small_model, MeshConfig(zero1=True), name=name, ema=0.5, freeze="^embeddings/")
-  with made as (_, now, abstract, places):
-    now = jax.tree.map(lambda x: x + 1, now)
-    before = paths.flatten(jax.device_get(now))
+  with made as (_, train_state, abstract, shardings):
+    train_state = jax.tree.map(lambda x: x + 1, train_state)
+    before = paths.flatten(jax.device_get(train_state))
     with contextlib.closing(Checkpoints(tmp_path / "checkpoints", keep=1)) as saved:
-      saved.save(1, now)
-      after = paths.flatten(jax.device_get(saved.restore(abstract, places)))
+      saved.save(1, train_state)
+      after = paths.flatten(jax.device_get(saved.restore(abstract, shardings)))
   assert before.keys() == after.keys()
   for path, value in before.items():
     np.testing.assert_array_equal(value, after[path], err_msg=path)
@@ -457,8 +458,8 @@ def test_moments_from_elsewhere(params):
   tx = optimizer.make(OptimizerConfig(freeze="^embeddings/"), LEAD)
   opt = optimizer.with_moments(tx.init(params), *moments)
   assert jax.tree.structure(opt) == jax.tree.structure(tx.init(params))
-  found = {path: float(x.ravel()[0]) for path, x in paths.flatten(opt).items() if path.endswith("ffn/up/bias")}
-  assert sorted(found.values()) == [0.25, 0.5]
+  first_values = {path: float(x.ravel()[0]) for path, x in paths.flatten(opt).items() if path.endswith("ffn/up/bias")}
+  assert sorted(first_values.values()) == [0.25, 0.5]
   for name in ("lion", "muon"):
     with pytest.raises(UserError, match=r"only optimizer\.name=lamb and adamw keep"):
       optimizer.with_moments(optimizer.make(OptimizerConfig(name=name), LEAD).init(params), *moments)

@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-  """The wheel, built from the sdist as a release is."""
+  """Returns the wheel, built from the sdist as a release is."""
   pytest.importorskip("build")
   out = tmp_path_factory.mktemp("dist")
   command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]

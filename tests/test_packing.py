@@ -42,12 +42,12 @@ def test_room_takes_a_part_of_any_record(sizes, most, seed):
   filled, is_used_too, max_tokens = packing.fill(plan, numbers, seed, members, is_used, 64)
   np.testing.assert_array_equal(filled[is_used], members[is_used])  # what was planned stays
   assert (is_used_too >= is_used).all() and (filled < len(sizes)).all() and (filled >= 0).all()
-  own = np.where(is_used, np.array(sizes)[members], 0).sum(axis=1)
+  used = np.where(is_used, np.array(sizes)[members], 0).sum(axis=1)
   limits = np.full(is_used.shape, 61)
   limits[is_used_too] = max_tokens
   is_new = is_used_too & ~is_used
   assert (is_new.sum(axis=1) <= 1).all() and (limits[is_used] == 61).all()
-  room = 64 - own - np.where(is_new, limits + 3, 0).sum(axis=1)
+  room = 64 - used - np.where(is_new, limits + 3, 0).sum(axis=1)
   assert (room >= 0).all()
   assert ((room < 12) | (is_used.sum(axis=1) == most)).all()
   # any rows are the same without the others
@@ -104,19 +104,21 @@ def test_rows_hold_the_examples(cfg):
     count = batch["segment_ids"][row].max()
     masked = iter(np.flatnonzero(batch["mlm_weights"][row]))
     for s in range(count):
-      here = batch["segment_ids"][row] == s + 1
+      is_segment = batch["segment_ids"][row] == s + 1
       size = examples["attention_mask"][example].sum()
-      np.testing.assert_array_equal(batch["input_ids"][row, here], examples["input_ids"][example, :size])
-      np.testing.assert_array_equal(batch["token_type_ids"][row, here], examples["token_type_ids"][example, :size])
-      assert batch["position_ids"][row, here].tolist() == list(range(size))
-      assert batch["cls_positions"][row, s] == np.flatnonzero(here)[0]
+      np.testing.assert_array_equal(batch["input_ids"][row, is_segment], examples["input_ids"][example, :size])
+      np.testing.assert_array_equal(
+        batch["token_type_ids"][row, is_segment], examples["token_type_ids"][example, :size]
+      )
+      assert batch["position_ids"][row, is_segment].tolist() == list(range(size))
+      assert batch["cls_positions"][row, s] == np.flatnonzero(is_segment)[0]
       assert batch["sop_label"][row, s] == examples["sop_label"][example]
       assert batch["sop_weight"][row, s] == examples["sop_weight"][example]
       for slot in np.flatnonzero(examples["mlm_weights"][example]):
-        own = next(masked)
+        next_masked = next(masked)
         expected = batch["cls_positions"][row, s] + examples["mlm_positions"][example, slot]
-        assert batch["mlm_positions"][row, own] == expected
-        assert batch["mlm_labels"][row, own] == examples["mlm_labels"][example, slot]
+        assert batch["mlm_positions"][row, next_masked] == expected
+        assert batch["mlm_labels"][row, next_masked] == examples["mlm_labels"][example, slot]
       example += 1
     assert next(masked, None) is None
     assert not batch["sop_weight"][row, count:].any()

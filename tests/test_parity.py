@@ -67,7 +67,7 @@ def to_torch(batch):
 
 
 def our_outputs(cfg, params, batch):
-  """Everything our model and its heads say about a batch."""
+  """Returns everything our model and its heads say about a batch."""
   out = dict(albert_jax.apply(cfg, params, batch))
   for head, source in (("classifier", "pooled_output"), ("classifier", "sequence_output"), ("span", "sequence_output")):
     if head in params and source in out:

@@ -37,7 +37,7 @@ def make(tmp_path, name="dataset", source=None, run=None, **options):
 
 
 def read(folder, split):
-  """The words and phonemes of a split's records, each record a list of (word, phonemes)."""
+  """Returns the words and phonemes of a split's records, each record a list of (word, phonemes)."""
   source, words = datasets.open_split(str(folder), split), lexicon.load(str(folder))
   batch = records.unpack(datasets.fetch(source, list(range(len(source)))))
   return [
@@ -127,17 +127,17 @@ class TestDataset:
       {"words": ["a", "long"], "phonemes": ["xȸ", "y" * 200]},
     ]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    found = make(tmp_path, source=tmp_path / "x.jsonl", validation_fraction=0.0)["words"]
-    assert found["without_phonemes"]["examples"] == {"b": 1}
-    assert found["language_switches"]["examples"] == {"c": "(ko)y(en-us)"}
-    assert found["numbers_as_digits"]["examples"] == {"12": "z"}
-    assert found["too_long"]["distinct"] == 1
-    assert found["outside_the_table"]["examples"] == {"ȸ": {"occurrences": 1, "in": "a"}}
+    numbers = make(tmp_path, source=tmp_path / "x.jsonl", validation_fraction=0.0)["words"]
+    assert numbers["without_phonemes"]["examples"] == {"b": 1}
+    assert numbers["language_switches"]["examples"] == {"c": "(ko)y(en-us)"}
+    assert numbers["numbers_as_digits"]["examples"] == {"12": "z"}
+    assert numbers["too_long"]["distinct"] == 1
+    assert numbers["outside_the_table"]["examples"] == {"ȸ": {"occurrences": 1, "in": "a"}}
     assert [pair for record in read(tmp_path / "dataset", "train") for pair in record] == [
       ("a", "x"), ("c", "y"), ("12", "z"), ("a", "xȸ")
     ]  # fmt: skip
-    found = make(tmp_path, "more", tmp_path / "x.jsonl", validation_fraction=0.0, add_symbols=1)
-    assert found["vocabulary"]["size"] == 179 and found["words"]["outside_the_table"]["occurrences"] == 0
+    numbers = make(tmp_path, "more", tmp_path / "x.jsonl", validation_fraction=0.0, add_symbols=1)
+    assert numbers["vocabulary"]["size"] == 179 and numbers["words"]["outside_the_table"]["occurrences"] == 0
     assert symbols.load(tmp_path / "more").pieces[178] == "ȸ"
 
 

@@ -34,18 +34,18 @@ def vocabulary(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory, vocabulary):
-  """A function that writes a checkpoint: export(parts, {head: classes}, architecture, about)."""
+  """Returns a function that writes a checkpoint: export(parts, {head: classes}, architecture, about)."""
   folder = tmp_path_factory.mktemp("exports")
   fresh = jax.jit(albert_jax.init, static_argnums=0)(CFG, jax.random.key(1))
 
-  def write(parts, heads, architecture=None, said=None):
+  def write(parts, heads, architecture=None, facts=None):
     path = folder / str(len(list(folder.iterdir())))
     unwanted = {"pooler", "mlm", "sop"} - set(parts)
     params = {name: part for name, part in fresh.items() if name not in unwanted}
     for head, classes in heads.items():
       kernel = np.random.default_rng(0).normal(size=(CFG.hidden_size, classes)).astype(np.float32)
       params[head] = {"kernel": kernel, "bias": np.zeros(classes, np.float32)}
-    hf.save(path, CFG, params, vocabulary=vocabulary, architecture=architecture, extra=said)
+    hf.save(path, CFG, params, vocabulary=vocabulary, architecture=architecture, extra=facts)
     return path
 
   return write
@@ -53,8 +53,8 @@ def export(tmp_path_factory, vocabulary):
 
 @pytest.fixture(scope="module")
 def classifier(export):
-  said = about("classify", ("bad", "good", "odd"), kind="classification", pair=False, seq_length=64)
-  return export(("pooler",), {"classifier": 3}, None, said)
+  facts = about("classify", ("bad", "good", "odd"), kind="classification", pair=False, seq_length=64)
+  return export(("pooler",), {"classifier": 3}, None, facts)
 
 
 @pytest.fixture(scope="module")
@@ -64,23 +64,23 @@ def masked(export):
 
 def test_three_lines(classifier):
   assert albert_jax.pipeline is pipelines.pipeline
-  found = albert_jax.pipeline("classify", classifier)(TEXTS)
-  assert [x["text"] for x in found] == TEXTS
-  for x in found:
+  results = albert_jax.pipeline("classify", classifier)(TEXTS)
+  assert [x["text"] for x in results] == TEXTS
+  for x in results:
     assert set(x["scores"]) == {"bad", "good", "odd"}
     assert list(x["scores"].values()) == sorted(x["scores"].values(), reverse=True)
     assert sum(x["scores"].values()) == pytest.approx(1)
     assert (x["label"], x["score"]) == next(iter(x["scores"].items()))
-  assert len({x["label"] for x in found}) > 1
-  assert json.loads(json.dumps(found)) == found
+  assert len({x["label"] for x in results}) > 1
+  assert json.loads(json.dumps(results)) == results
 
 
 def test_neither_order_nor_company_matters(classifier):
   pipe = albert_jax.pipeline(None, classifier)
   assert pipe.task == "classify"
-  together = pipe(TEXTS)
+  batched = pipe(TEXTS)
   for alone in ([pipe(text) for text in TEXTS], pipe(TEXTS[::-1])[::-1], pipe((text for text in TEXTS), batch_size=4)):
-    for x, y in zip(together, alone, strict=True):
+    for x, y in zip(batched, alone, strict=True):
       assert x["text"] == y["text"]
       assert x["scores"] == pytest.approx(y["scores"], abs=1e-6)
   assert pipe([]) == []
@@ -107,20 +107,20 @@ def test_what_a_text_is_worth_is_what_the_model_says(classifier, vocabulary):
   pooled = albert_jax.apply(cfg, params, {"input_ids": ids})["pooled_output"]
   logits = np.asarray(pooled[0] @ params["classifier"]["kernel"] + params["classifier"]["bias"])
   expected = np.exp(logits) / np.exp(logits).sum()
-  found = albert_jax.pipeline("classify", classifier)(text)["scores"]
-  np.testing.assert_allclose([found["bad"], found["good"], found["odd"]], expected, rtol=1e-5)
+  scores = albert_jax.pipeline("classify", classifier)(text)["scores"]
+  np.testing.assert_allclose([scores["bad"], scores["good"], scores["odd"]], expected, rtol=1e-5)
 
 
 def test_long_texts_are_cut_and_that_is_said(classifier, capfd):
   long = " ".join(TEXTS)
-  found = albert_jax.pipeline("classify", classifier)([long, TEXTS[0]])
+  results = albert_jax.pipeline("classify", classifier)([long, TEXTS[0]])
   assert "1 of 2 rows exceed data.seq_length=64 tokens and were cut" in capfd.readouterr().err
-  assert sum(found[0]["scores"].values()) == pytest.approx(1)
+  assert sum(results[0]["scores"].values()) == pytest.approx(1)
 
 
 def test_pairs(export, classifier):
-  said = about("classify", ("no", "yes"), kind="classification", pair=True, seq_length=64)
-  pipe = albert_jax.pipeline("classify", export(("pooler",), {"classifier": 2}, None, said))
+  facts = about("classify", ("no", "yes"), kind="classification", pair=True, seq_length=64)
+  pipe = albert_jax.pipeline("classify", export(("pooler",), {"classifier": 2}, None, facts))
   as_tuple, as_dict = pipe((TEXTS[1], TEXTS[4])), pipe({"text": TEXTS[1], "pair": TEXTS[4]})
   assert as_tuple == as_dict
   assert (as_tuple["text"], as_tuple["pair"]) == (TEXTS[1], TEXTS[4])
@@ -133,24 +133,24 @@ def test_pairs(export, classifier):
 
 def test_numbers_and_several_labels(export):
   number = export(("pooler",), {"classifier": 1}, None, about("classify", (), kind="regression", seq_length=64))
-  found = albert_jax.pipeline(None, number)(TEXTS[:3])
-  assert all(set(x) == {"text", "score"} for x in found)
+  results = albert_jax.pipeline(None, number)(TEXTS[:3])
+  assert all(set(x) == {"text", "score"} for x in results)
   several = about("classify", ("a", "b", "c"), kind="multilabel", seq_length=64)
-  found = albert_jax.pipeline(None, export(("pooler",), {"classifier": 3}, None, several))(TEXTS)
-  assert len({len(x["labels"]) for x in found}) > 1
-  for x in found:
+  results = albert_jax.pipeline(None, export(("pooler",), {"classifier": 3}, None, several))(TEXTS)
+  assert len({len(x["labels"]) for x in results}) > 1
+  for x in results:
     assert x["labels"] == [name for name, score in x["scores"].items() if score > 0.5]
 
 
 def test_masks(masked):
   texts = [f"{TEXTS[0]} [MASK]", f"[MASK] {TEXTS[3]} of [MASK]", "[MASK]"]
   pipe = albert_jax.pipeline("fill-mask", masked, top_k=3)
-  together = pipe(texts)
-  assert [len(found["masks"]) for found in together] == [1, 2, 1]
-  for text, found in zip(texts, together, strict=True):
+  batched = pipe(texts)
+  assert [len(result["masks"]) for result in batched] == [1, 2, 1]
+  for text, result in zip(texts, batched, strict=True):
     alone = pipe(text)
-    assert (found["text"], found["filled"]) == (text, alone["filled"])
-    for a, b in zip(alone["masks"], found["masks"], strict=True):
+    assert (result["text"], result["filled"]) == (text, alone["filled"])
+    for a, b in zip(alone["masks"], result["masks"], strict=True):
       assert [x["token"] for x in a] == [x["token"] for x in b]
       assert [x["score"] for x in a] == pytest.approx([x["score"] for x in b], rel=1e-4)
       assert [x["score"] for x in a] == sorted((x["score"] for x in a), reverse=True)
@@ -203,13 +203,13 @@ def test_wrong_inputs_and_options(classifier):
 
 
 def test_each_output_has_its_own_label(export):
-  def said(id2label):
+  def label_fields(id2label):
     return {"id2label": id2label, "label2id": {}}
 
   for id2label in ({"0": "zero", "5": "five"}, {"1": "one", "2": "two"}, {"0": "zero", "x": "five"}):
     with pytest.raises(UserError, match="id2label"):
-      albert_jax.pipeline(None, export(("pooler",), {"classifier": 2}, None, said(id2label)))
-  three = export(("pooler",), {"classifier": 2}, None, said({"0": "a", "1": "b", "2": "c"}))
+      albert_jax.pipeline(None, export(("pooler",), {"classifier": 2}, None, label_fields(id2label)))
+  three = export(("pooler",), {"classifier": 2}, None, label_fields({"0": "a", "1": "b", "2": "c"}))
   with pytest.raises(UserError, match=r"has 3 labels \(a, b, c\) for a head of 2 outputs"):
     albert_jax.pipeline(None, three)
   assert albert_jax.pipeline(None, three, labels=["a", "b"]).labels == ["a", "b"]
@@ -237,17 +237,17 @@ def test_every_task_answers(export):
     "embed": ({}, (), {"pooling": "cls", "seq_length": 48}, text),
     "summarize": ({"sentence": 1}, (), {"sentences": 1, "seq_length": 48}, text),
   }  # fmt: skip
-  wanted = {"answer": {"answer", "answers", "no_answer"}, "tag": {"text", "entities"}, "embed": {"text", "embedding"},
+  expected = {"answer": {"answer", "answers", "no_answer"}, "tag": {"text", "entities"}, "embed": {"text", "embedding"},
             "choose": {"choice", "text", "score", "scores"}, "summarize": {"summary", "sentences"}}  # fmt: skip
-  for task, (heads, labels, said, value) in inputs.items():
+  for task, (heads, labels, options, value) in inputs.items():
     parts = ("pooler",) if task == "choose" else ()
     architecture = "AlbertForTokenClassification" if task == "tag" else None
-    pipe = albert_jax.pipeline(None, export(parts, heads, architecture, about(task, labels, **said)))
+    pipe = albert_jax.pipeline(None, export(parts, heads, architecture, about(task, labels, **options)))
     assert (pipe.task, pipe.options["seq_length"]) == (task, 48)
-    found = pipe(value)
-    assert set(found) == wanted[task]
-    assert json.loads(json.dumps(found)) == found
-    assert pipe([value, value])[1].keys() == found.keys()
+    result = pipe(value)
+    assert set(result) == expected[task]
+    assert json.loads(json.dumps(result)) == result
+    assert pipe([value, value])[1].keys() == result.keys()
 
 
 class TestFilesOfTransformers:
@@ -255,8 +255,8 @@ class TestFilesOfTransformers:
 
   def test_labels_and_kinds(self, export):
     names = {"id2label": {"0": "NEG", "1": "POS"}, "label2id": {"NEG": 0, "POS": 1}}
-    found = albert_jax.pipeline(None, export(("pooler",), {"classifier": 2}, None, names))(TEXTS[0])
-    assert set(found["scores"]) == {"NEG", "POS"}
+    result = albert_jax.pipeline(None, export(("pooler",), {"classifier": 2}, None, names))(TEXTS[0])
+    assert set(result["scores"]) == {"NEG", "POS"}
     pipe = albert_jax.pipeline(None, export(("pooler",), {"classifier": 3}))
     assert set(pipe(TEXTS[0])["scores"]) == {"LABEL_0", "LABEL_1", "LABEL_2"}
     assert set(pipe((TEXTS[0], TEXTS[1]))["scores"]) == {"LABEL_0", "LABEL_1", "LABEL_2"}
@@ -268,9 +268,9 @@ class TestFilesOfTransformers:
 @pytest.fixture(scope="module")
 def transformers():
   pytest.importorskip("torch", reason="parity with transformers: pip install albert-jax[parity]")
-  found = pytest.importorskip("transformers", reason="parity with transformers: pip install albert-jax[parity]")
-  found.utils.logging.disable_progress_bar()
-  return found
+  module = pytest.importorskip("transformers", reason="parity with transformers: pip install albert-jax[parity]")
+  module.utils.logging.disable_progress_bar()
+  return module
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -280,12 +280,12 @@ class TestParity:
   def test_classify(self, transformers, classifier):
     theirs = transformers.pipeline("text-classification", model=str(classifier), top_k=None, device="cpu")
     texts = [text for text in TEXTS if len(text) < 100]
-    for ours, found in zip(albert_jax.pipeline(None, classifier)(texts), theirs(texts), strict=True):
-      assert ours["scores"] == pytest.approx({x["label"]: x["score"] for x in found}, abs=1e-5)
+    for ours, reference in zip(albert_jax.pipeline(None, classifier)(texts), theirs(texts), strict=True):
+      assert ours["scores"] == pytest.approx({x["label"]: x["score"] for x in reference}, abs=1e-5)
 
   def test_several_labels_and_numbers(self, transformers, export):
-    said = about("classify", ("a", "b", "c"), kind="multilabel") | {"problem_type": "multi_label_classification"}
-    path = export(("pooler",), {"classifier": 3}, None, said)
+    facts = about("classify", ("a", "b", "c"), kind="multilabel") | {"problem_type": "multi_label_classification"}
+    path = export(("pooler",), {"classifier": 3}, None, facts)
     theirs = transformers.pipeline("text-classification", model=str(path), top_k=None, device="cpu")([TEXTS[0]])[0]
     assert albert_jax.pipeline(None, path)(TEXTS[0])["scores"] == pytest.approx(
       {x["label"]: x["score"] for x in theirs}, abs=1e-5
@@ -301,11 +301,11 @@ class TestParity:
     tokenizer = Tokenizer(masked)
     ordinary = {int(i) for i in tokenizer.ordinary_ids}
     text = f"{TEXTS[0]} [MASK] badu"
-    found = [x for x in theirs(text) if x["token"] in ordinary]
-    total = sum(x["score"] for x in found)
+    reference = [x for x in theirs(text) if x["token"] in ordinary]
+    total = sum(x["score"] for x in reference)
     [ours] = albert_jax.pipeline("fill-mask", masked, top_k=5)(text)["masks"]
-    assert [x["token"] for x in ours] == [tokenizer.decode([x["token"]]) for x in found[:5]]
-    assert [x["score"] for x in ours] == pytest.approx([x["score"] / total for x in found[:5]], rel=1e-4)
+    assert [x["token"] for x in ours] == [tokenizer.decode([x["token"]]) for x in reference[:5]]
+    assert [x["score"] for x in ours] == pytest.approx([x["score"] / total for x in reference[:5]], rel=1e-4)
 
   def test_tag(self, transformers, export):
     path = export(
@@ -321,12 +321,12 @@ class TestParity:
       logits = model(input_ids=importlib.import_module("torch").tensor([ids])).logits[0]
     scores = logits.softmax(-1).numpy()[firsts]
     labels = [model.config.id2label[i] for i in scores.argmax(-1)]
-    found = albert_jax.pipeline(None, path)(text)["entities"]
+    tagged = albert_jax.pipeline(None, path)(text)["entities"]
     expected = entities.entities(labels)
-    assert [x["type"] for x in found] == [kind for kind, _, _ in expected]
-    assert [x["text"] for x in found] == [" ".join(text.split()[begin:end]) for _, begin, end in expected]
-    assert [text[x["start"] : x["end"]] for x in found] == [x["text"] for x in found]
-    assert [x["score"] for x in found] == pytest.approx(
+    assert [x["type"] for x in tagged] == [kind for kind, _, _ in expected]
+    assert [x["text"] for x in tagged] == [" ".join(text.split()[begin:end]) for _, begin, end in expected]
+    assert [text[x["start"] : x["end"]] for x in entities] == [x["text"] for x in entities]
+    assert [x["score"] for x in entities] == pytest.approx(
       [scores.max(-1)[begin:end].mean() for _, begin, end in expected], abs=1e-5
     )
 
@@ -364,6 +364,6 @@ class TestParity:
     ids, types = (torch.tensor([[row + [0] * (length - len(row)) for row in x]]) for x in (rows, types))
     with torch.inference_mode():
       scores = model(input_ids=ids, token_type_ids=types, attention_mask=mask).logits.softmax(-1)[0].numpy()
-    found = albert_jax.pipeline(None, path)({"context": context, "options": options})
-    assert found["scores"] == pytest.approx(scores.tolist(), abs=1e-5)
-    assert found["text"] == options[int(scores.argmax())]
+    result = albert_jax.pipeline(None, path)({"context": context, "options": options})
+    assert result["scores"] == pytest.approx(scores.tolist(), abs=1e-5)
+    assert result["text"] == options[int(scores.argmax())]

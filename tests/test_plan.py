@@ -21,9 +21,9 @@ def test_operations_of_a_step_are_those_of_the_formula(size, tera):
 
 
 def config(size, **values):
-  found = common.load_config(f"{CONFIG}:{size}")
-  found.update_from_flattened_dict({"model.dtype": "bfloat16", "data.max_predictions": 20, **values})
-  return found
+  result = common.load_config(f"{CONFIG}:{size}")
+  result.update_from_flattened_dict({"model.dtype": "bfloat16", "data.max_predictions": 20, **values})
+  return result
 
 
 def test_an_unknown_machine_is_an_error():
@@ -55,18 +55,18 @@ def test_the_largest_batch_is_found_and_each_claim_was_compiled(monkeypatch, mem
   tried = []
 
   def compile_(config, topology, mfu=0.5):
-    found = config.batch_size // 8
-    tried.append(found)
-    needed = 1 + 0.2 * found
-    said = {"needed_gib": needed} if needed < 2 * memory else {}
-    return {"batch_size": 8 * found, "rows_per_device": found, "accumulate": 1, "memory_gib": memory,
-            "fits": needed <= memory, **said}  # fmt: skip
+    row_count = config.batch_size // 8
+    tried.append(row_count)
+    needed = 1 + 0.2 * row_count
+    memory_numbers = {"needed_gib": needed} if needed < 2 * memory else {}
+    return {"batch_size": 8 * row_count, "rows_per_device": row_count, "accumulate": 1, "memory_gib": memory,
+            "fits": needed <= memory, **memory_numbers}  # fmt: skip
 
   monkeypatch.setattr(planning, "plan", compile_)
-  wanted = config("base", batch_size=8 * rows)
-  first = compile_(wanted, "")
-  found = largest_batch(wanted, "v5e:2x4", first)
-  assert found == {"largest_micro_batch": most, "largest_batch_size": 8 * most}
+  start = config("base", batch_size=8 * rows)
+  first = compile_(start, "")
+  largest = largest_batch(start, "v5e:2x4", first)
+  assert largest == {"largest_micro_batch": most, "largest_batch_size": 8 * most}
   assert most in (0, *tried)
   assert len(tried) <= 9
 

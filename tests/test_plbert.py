@@ -28,7 +28,7 @@ CFG = model.AlbertConfig(
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-  """A dataset of made-up words, of which many have no target."""
+  """Returns a dataset of made-up words, of which many have no target."""
   folder = tmp_path_factory.mktemp("plbert")
   make(folder, words=40, validation_fraction=0.2)
   return str(folder / "dataset")
@@ -161,7 +161,7 @@ class TestRows:
     ones = [batching.batch_maker(cfg, batch_size=1, seed=1, word_slots=8)(24 + i) for i in range(8)]
     for name, array in whole.items():
       np.testing.assert_array_equal(array, np.concatenate([half[name] for half in halves]))
-      np.testing.assert_array_equal(array, np.concatenate([one[name] for one in ones]))
+      np.testing.assert_array_equal(array, np.concatenate([part[name] for part in ones]))
 
   @pytest.mark.slow
   def test_worker_processes_make_the_same_batches(self, dataset):

@@ -60,8 +60,10 @@ def ask(model, capsys, tmp_path):
 
 
 def test_a_line_each(ask, model):
-  code, found, err = ask(b'\xef\xbb\xbfone\r\n\r\n{"text"\n'.replace(b'{"text"\n', b"three\n") + "vier\u2028ä".encode())
-  assert (code, found) == (0, [{"size": 3}, {"size": 5}, {"size": 6}])
+  code, answers, err = ask(
+    b'\xef\xbb\xbfone\r\n\r\n{"text"\n'.replace(b'{"text"\n', b"three\n") + "vier\u2028ä".encode()
+  )
+  assert (code, answers) == (0, [{"size": 3}, {"size": 5}, {"size": 6}])
   assert err == "1 blank lines were passed over\n"
   assert model.asked == [((None, "X"), {"dtype": ""})]
 
@@ -94,21 +96,21 @@ def test_pairs(ask, model):
 ])  # fmt: skip
 def test_a_bad_line_stops_it_or_is_left_out(ask, bad, why):
   content = b"one\n" * 3 + bad + b"\n" + b"three\n" * 2
-  code, found, err = ask(content)
-  assert (code, found) == (2, [{"size": 3}] * 3), "what came before it is answered"
+  code, answers, err = ask(content)
+  assert (code, answers) == (2, [{"size": 3}] * 3), "what came before it is answered"
   assert "/in line 4: " in err
   assert why in err
   assert "--skip_bad" in err
-  code, found, err = ask(content, "--skip_bad")
-  assert (code, found) == (0, [{"size": 3}] * 3 + [{"size": 5}] * 2)
+  code, answers, err = ask(content, "--skip_bad")
+  assert (code, answers) == (0, [{"size": 3}] * 3 + [{"size": 5}] * 2)
   assert "/in line 4 skipped: " in err
   assert "1 lines could not be read and were skipped" in err
 
 
 def test_a_long_file_is_read_in_pieces(ask, model):
   count = 2 * predict.CHUNK + 5
-  _, found, _ = ask(b"".join(b"x" * (i % 7 + 1) + b"\n" for i in range(count)))
-  assert [x["size"] for x in found] == [i % 7 + 1 for i in range(count)]
+  _, answers, _ = ask(b"".join(b"x" * (i % 7 + 1) + b"\n" for i in range(count)))
+  assert [x["size"] for x in answers] == [i % 7 + 1 for i in range(count)]
   assert model.calls == [predict.CHUNK, predict.CHUNK, 5]
 
 
@@ -152,12 +154,12 @@ def test_arguments(model, capsys, tmp_path):
   assert main(["predict", "--checkpoint=X", "--task=embed", "--top_k=2", "--batch_size=3", "aa", "b"]) == 0
   assert capsys.readouterr().out == '{"size": 2}\n{"size": 1}\n'
   assert model.asked == [(("embed", "X"), {"dtype": "", "top_k": 2, "batch_size": 3})]
-  for flags, said in (
+  for flags, message in (
     (["--input=nowhere"], "no file 'nowhere'"), (["--top_k=0", "a"], "--top_k=0 must be 1 or more"),
     (["--input=x", "a"], "not both"),
   ):  # fmt: skip
     assert main(["predict", "--checkpoint=X", *flags]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 SCRIPT = """

@@ -25,12 +25,12 @@ def spm(tmp_path_factory):
 
 
 def contents(folder):
-  """{file name: digest} of a dataset, but for the description, which holds the paths of the run."""
+  """Returns {file name: digest} of a dataset, but for the description, which holds the paths of the run."""
   return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
 
 
 def read(folder, split):
-  """The documents of a split: {document id: list of segments}, a segment being (ids, sentence starts)."""
+  """Returns the documents of a split: {document id: list of segments}, a segment being (ids, sentence starts)."""
   data = datasets.open_split(str(folder), split)
   many = records.unpack(datasets.fetch(data, list(range(len(data)))))
   documents = collections.defaultdict(list)
@@ -48,12 +48,14 @@ def test_a_dataset_holds_its_corpus(tmp_path, spm):
   expected = {records.document_id(lines): tokenizer.encode_batch(lines) for lines in docs}
   train, validation = read(folder, "train"), read(folder, "validation")
   assert train and validation and not train.keys() & validation.keys()
-  found = train | validation
-  assert found.keys() == expected.keys()
+  all_records = train | validation
+  assert all_records.keys() == expected.keys()
   for document, sentences in expected.items():
-    assert [i for ids, _ in found[document] for i in ids] == [i for ids in sentences for i in ids]
+    assert [i for ids, _ in all_records[document] for i in ids] == [i for ids in sentences for i in ids]
     if max(map(len, sentences)) <= 45:
-      split = [ids[a:b] for ids, starts in found[document] for a, b in zip(starts, [*starts[1:], None], strict=True)]
+      split = [
+        ids[a:b] for ids, starts in all_records[document] for a, b in zip(starts, [*starts[1:], None], strict=True)
+      ]
       assert split == sentences
   description = json.loads((folder / "prepare.json").read_text())
   assert description["splits"]["train"]["tokens"] == sum(len(ids) for s in train.values() for ids, _ in s)
@@ -188,8 +190,8 @@ def test_a_store_that_is_not_this_machine(tmp_path, spm):
   make(corpus, spm, "memory://bucket/made")
   make(corpus, spm, tmp_path / "local")
   store = fsspec.filesystem("memory")
-  found = {name.rsplit("/", 1)[-1]: hashlib.sha256(store.cat(name)).hexdigest() for name in store.find("/bucket/made")}
-  assert found == contents(tmp_path / "local")
+  hashes = {name.rsplit("/", 1)[-1]: hashlib.sha256(store.cat(name)).hexdigest() for name in store.find("/bucket/made")}
+  assert hashes == contents(tmp_path / "local")
   assert not store.exists("/bucket/.made.partial")
 
 
@@ -267,7 +269,7 @@ def damage(dataset, folder, name, change):
 
 
 def edit(*keys, value):
-  """A change of JSON: the value at `keys`."""
+  """Returns a change of JSON: the value at `keys`."""
 
   def change(data):
     whole = node = json.loads(data)

@@ -29,7 +29,7 @@ def segments(count, *, tokens=(1, 200), seed=0, dtype=np.uint16):
 
 
 def unmask(batch):
-  """The batch's ids before masking."""
+  """Returns the batch's ids before masking."""
   ids = batch["input_ids"].copy()
   rows, slots = np.nonzero(batch["mlm_weights"])
   ids[rows, batch["mlm_positions"][rows, slots]] = batch["mlm_labels"][rows, slots]

@@ -21,7 +21,7 @@ from albert_jax.errors import UserError
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """A folder with a small prepared dataset, `dataset`."""
+  """Returns a folder with a small prepared dataset, `dataset`."""
   folder = tmp_path_factory.mktemp("data")
   made_up.dataset(folder, made_up.documents(80), segment_tokens=64, validation_fraction=0.2)
   return folder
@@ -37,9 +37,9 @@ def take(batches, count):
   return result
 
 
-def assert_equal(one, other):
-  assert len(one) == len(other)
-  for a, b in zip(one, other, strict=True):
+def assert_equal(first, second):
+  assert len(first) == len(second)
+  for a, b in zip(first, second, strict=True):
     assert a.keys() == b.keys()
     for key in a:
       np.testing.assert_array_equal(a[key], b[key], err_msg=key)
@@ -74,7 +74,7 @@ def test_workers_do_not_matter(cfg, workers):
 
 
 def is_running(pid):
-  """Whether there is a process, and it is not one that has ended and that nobody has asked for."""
+  """Returns whether there is a process, and it is not one that has ended and that nobody has asked for."""
   try:
     return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
   except OSError:

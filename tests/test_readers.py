@@ -21,7 +21,7 @@ TEXT = "\n\n".join("\n".join(lines) for lines in DOCUMENTS) + "\n"
 
 
 def read(spec, unit_bytes=readers.UNIT_BYTES, **reading):
-  """All documents of a corpus, and the tally."""
+  """Returns all documents of a corpus, and the tally."""
   reading, tally = Reading(**reading), collections.Counter()
   units = plan(str(spec), reading, unit_bytes)
   return [lines for unit in units for lines in documents(unit, reading, tally)], tally
@@ -149,16 +149,16 @@ def test_the_layout_of_real_corpora(real_data):
   expected = {"books_de": ("book", 12), "books_en": ("book", 90), "wiki_en": ("blank", 13), "wiki_zh_raw": ("doc", 5)}
   for folder, (kind, count) in expected.items():
     units = plan(str(real_data / "pretrain" / folder), Reading())
-    found = [span.kind for unit in units for span in unit.spans if span.start == 0]
-    assert found == [kind] * count, folder
+    kinds = [span.kind for unit in units for span in unit.spans if span.start == 0]
+    assert kinds == [kind] * count, folder
 
 
 def test_bad_input_is_counted(tmp_path):
   (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfgood \xff line\n\nnul\0here\n\n\n")
   (tmp_path / "b.txt").write_bytes(b"")
   (tmp_path / "c.jsonl").write_text('{"text": "fine"}\nnot json\n{"other": 1}\n[1]\n')
-  found, tally = read(tmp_path)
-  assert found == [["good \ufffd line"], ["nul here"], ["fine"]]
+  documents_read, tally = read(tmp_path)
+  assert documents_read == [["good \ufffd line"], ["nul here"], ["fine"]]
   assert tally["lines with invalid UTF-8"] == 1 and tally["lines with NUL"] == 1
   assert tally["lines that are not JSON"] == 1 and tally["records without text"] == 2 and tally["empty files"] == 1
 
@@ -167,8 +167,8 @@ def test_bad_input_is_counted(tmp_path):
 def test_an_endless_line_is_cut_between_characters(tmp_path, monkeypatch, piece):
   monkeypatch.setattr(readers, "MAX_LINE_BYTES", 64)
   (tmp_path / "a.txt").write_text(piece * 100, "utf-8")
-  found, tally = read(tmp_path / "a.txt")
-  assert "".join(found[0]).replace(" ", "") == (piece * 100).replace(" ", "")
+  documents_read, tally = read(tmp_path / "a.txt")
+  assert "".join(documents_read[0]).replace(" ", "") == (piece * 100).replace(" ", "")
   assert tally["overlong lines cut"] and not tally["lines with invalid UTF-8"]
 
 
@@ -236,9 +236,9 @@ def test_an_endless_document_is_cut_between_lines(tmp_path, monkeypatch):
   (tmp_path / "a.txt").write_text("\n".join(lines))
   (tmp_path / "b.jsonl").write_text(json.dumps({"text": "\n".join(lines)}))
   for name in ("a.txt", "b.jsonl"):
-    found, tally = read(tmp_path / name)
-    assert [line for document in found for line in document] == lines
-    assert len(found) > 5 and tally["overlong documents cut"] >= 5
+    documents_read, tally = read(tmp_path / name)
+    assert [line for document in documents_read for line in document] == lines
+    assert len(documents_read) > 5 and tally["overlong documents cut"] >= 5
 
 
 def test_a_long_json_line_is_one_document(tmp_path):
@@ -248,7 +248,7 @@ def test_a_long_json_line_is_one_document(tmp_path):
 
 
 def compressed(text, suffix):
-  """The bytes of a file of that kind."""
+  """Returns the bytes of a file of that kind."""
   if suffix == ".zst":
     return zstandard.ZstdCompressor(write_checksum=True).compress(text)
   if suffix == ".parquet":

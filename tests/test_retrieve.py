@@ -60,16 +60,16 @@ def params(task):
 
 def embedded(task, params, pooling="mean"):
   texts = [text for pair in PAIRS for text in pair]
-  found = retrieve.embed(task.model, params, task.vocabulary, texts, pooling=pooling)
-  vectors = np.array([result["embedding"] for result in found])
+  results = retrieve.embed(task.model, params, task.vocabulary, texts, pooling=pooling)
+  vectors = np.array([result["embedding"] for result in results])
   return vectors[::2], vectors[1::2]
 
 
 def test_embeddings_are_of_length_one_and_ignore_padding(task, params):
   texts = ["badefi gu", "gu " * 60, ""]
   for pooling in retrieve.POOLING:
-    found = retrieve.embed(task.model, params, task.vocabulary, texts, pooling=pooling, seq_length=64)
-    vectors = np.array([result["embedding"] for result in found])
+    results = retrieve.embed(task.model, params, task.vocabulary, texts, pooling=pooling, seq_length=64)
+    vectors = np.array([result["embedding"] for result in results])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     alone = retrieve.embed(task.model, params, task.vocabulary, texts[:1], pooling=pooling, batch_size=1)
     np.testing.assert_allclose(alone[0]["embedding"], vectors[0], atol=1e-5)
@@ -86,16 +86,16 @@ def test_the_loss_is_that_of_finding_ones_own_among_the_others(task, params):
     """Of each row, with equal texts in other rows left out."""
     losses, hits = [], []
     for i in range(len(PAIRS)):
-      others = [j for j in range(len(PAIRS)) if j == i or texts[j] != texts[i]]
-      losses.append(np.log(np.sum(np.exp(logits[i, others]))) - logits[i, i])
-      hits.append(logits[i, i] >= logits[i, others].max())
+      negatives = [j for j in range(len(PAIRS)) if j == i or texts[j] != texts[i]]
+      losses.append(np.log(np.sum(np.exp(logits[i, negatives]))) - logits[i, i])
+      hits.append(logits[i, i] >= logits[i, negatives].max())
     return np.sum(losses), np.sum(hits)
 
   (to_answers, hits), (to_queries, _) = loss(logits, [a for _, a in PAIRS]), loss(logits.T, [q for q, _ in PAIRS])
-  found = task.sums(params, batch, None)
-  assert float(found["loss"][0]) == pytest.approx((to_answers + to_queries) / 2, rel=1e-4)
-  assert float(found["in_batch_accuracy"][0]) == hits
-  assert float(found["loss"][1]) == 8
+  sums = task.sums(params, batch, None)
+  assert float(sums["loss"][0]) == pytest.approx((to_answers + to_queries) / 2, rel=1e-4)
+  assert float(sums["in_batch_accuracy"][0]) == hits
+  assert float(sums["loss"][1]) == 8
 
 
 def test_rows_that_fill_up_are_no_negatives(folder, task, params):
@@ -104,9 +104,9 @@ def test_rows_that_fill_up_are_no_negatives(folder, task, params):
   assert batch["weight"].sum() == 8
   # The rows that fill up are given a text of their own, which would be a negative if it counted.
   batch["input_ids"][8:], batch["answer"][8:], batch["query"][8:] = 7, 1000, 1001
-  found, expected = task.sums(params, batch, None), task.sums(params, alone, None)
+  sums, expected = task.sums(params, batch, None), task.sums(params, alone, None)
   for name in expected:
-    assert float(found[name][0]) == pytest.approx(float(expected[name][0]), rel=1e-5), name
+    assert float(sums[name][0]) == pytest.approx(float(expected[name][0]), rel=1e-5), name
 
 
 def test_a_step_is_the_same_on_any_mesh(folder, params):
@@ -117,16 +117,16 @@ def test_a_step_is_the_same_on_any_mesh(folder, params):
   results = {}
   for data, fsdp in ((1, 1), (4, 2)):
     mesh = sharding.make_mesh(sharding.MeshConfig(data, fsdp), 16, jax.devices()[: data * fsdp])
-    places = sharding.shardings(mesh, state.abstract(task.init, tx, jax.random.key(0)))
+    shardings = sharding.shardings(mesh, state.abstract(task.init, tx, jax.random.key(0)))
     with jax.set_mesh(mesh):
-      now = state.from_params(jax.device_get(params), tx, places)
-      step = make_train_step(task.sums, task.terms, tx, jax.random.key(1), mesh, places)
-      new, (sums, _) = step(now, sharding.global_batch(mesh, batch), sharding.everywhere(mesh, 1.0))
+      old = state.from_params(jax.device_get(params), tx, shardings)
+      step = make_train_step(task.sums, task.terms, tx, jax.random.key(1), mesh, shardings)
+      new, (sums, _) = step(old, sharding.global_batch(mesh, batch), sharding.everywhere(mesh, 1.0))
       results[data, fsdp] = jax.device_get((new["params"], sums))
-  (expected, sums), (found, found_sums) = results.values()
+  (expected, sums), (actual, actual_sums) = results.values()
   assert float(sums["loss"][0]) > 0.01
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), sums, found_sums)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), expected, found)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), sums, actual_sums)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), expected, actual)
 
 
 # Scores.
@@ -208,6 +208,6 @@ def test_scored_pairs_are_learnt_by_the_squared_error(folder, params):
   (batch,) = task.eval_batches(0, 1)
   queries, answers = embedded(task, params)
   gold = np.array([i % 6 for i in range(8)]) / 5
-  found = task.sums(params, batch, None)
-  assert set(found) == {"loss"}
-  assert float(found["loss"][0]) == pytest.approx(np.sum((np.sum(queries * answers, axis=1) - gold) ** 2), rel=1e-4)
+  sums = task.sums(params, batch, None)
+  assert set(sums) == {"loss"}
+  assert float(sums["loss"][0]) == pytest.approx(np.sum((np.sum(queries * answers, axis=1) - gold) ** 2), rel=1e-4)

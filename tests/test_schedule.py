@@ -10,9 +10,9 @@ from albert_jax.training.schedule import SHAPES, peak, schedule
 
 def rates(steps, at, batch_size=None, **fields):
   rate = schedule(OptimizerConfig(**{"learning_rate": 2.0, "warmup_steps": 10, **fields}), steps, batch_size)
-  found = [rate(n) for n in at]
-  assert {type(x) for x in found} == {float}
-  return found
+  values = [rate(n) for n in at]
+  assert {type(x) for x in values} == {float}
+  return values
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,10 @@ def test_the_rate_at_the_corners(fields, steps, expected):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_it_never_rises_after_the_warm_up_nor_leaves_zero_to_the_peak(name):
-  found = np.array(rates(100, range(130), schedule=name))
-  assert (np.diff(found[10:]) <= 1e-12).all()
-  assert found.min() >= 0
-  assert found.max() <= 2
+  values = np.array(rates(100, range(130), schedule=name))
+  assert (np.diff(values[10:]) <= 1e-12).all()
+  assert values.min() >= 0
+  assert values.max() <= 2
 
 
 def test_the_peak_follows_the_batch():
@@ -60,8 +60,8 @@ def test_the_peak_follows_the_batch():
   assert peak(OptimizerConfig(scale_with_batch="linear", **cfg), 1024) == 0.5
   assert peak(OptimizerConfig(scale_with_batch="linear", **cfg), 8192) == 4.0
   assert peak(OptimizerConfig(scale_with_batch="sqrt", reference_batch=256, learning_rate=2.0), 256) == 2.0
-  found = rates(100, (5, 50), batch_size=1024, scale_with_batch="sqrt")
-  np.testing.assert_allclose(found, [0.5, 0.5])
+  values = rates(100, (5, 50), batch_size=1024, scale_with_batch="sqrt")
+  np.testing.assert_allclose(values, [0.5, 0.5])
 
 
 def test_a_scale_without_a_batch_size_is_an_error():

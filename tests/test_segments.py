@@ -40,4 +40,4 @@ def test_encoding_many_sentences_equals_the_tokenizer(real_data):
   ids, lengths = encoder.encode(sentences)
   expected = tokenizer.encode_batch(sentences)
   assert lengths == list(map(len, expected))
-  assert ids.tolist() == [i for one in expected for i in one]
+  assert ids.tolist() == [i for sentence in expected for i in sentence]

@@ -67,11 +67,11 @@ EXPORTS = {  # name: (parts, heads, what the export says of itself, class of tra
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory):
-  """{name: path} of an export for each task, with random weights."""
+  """Returns {name: path} of an export for each task, with random weights."""
   folder = tmp_path_factory.mktemp("exports")
   vocabulary = Tokenizer(made_up.vocabulary(folder))
   fresh = jax.jit(albert_jax.init, static_argnums=0)(CFG, jax.random.key(1))
-  for name, (parts, heads, said, architecture) in EXPORTS.items():
+  for name, (parts, heads, facts, architecture) in EXPORTS.items():
     unwanted = {"pooler", "mlm", "sop"} - set(parts)
     params = {part: value for part, value in fresh.items() if part not in unwanted}
     for head, classes in heads.items():
@@ -82,7 +82,7 @@ def exports(tmp_path_factory):
       norms = {part: params[part]["norm"] for part in ("attention", "ffn")}
       params |= jax.tree.map(lambda x: 0.1 * x, {part: params[part] for part in norms})
       params |= {part: params[part] | {"norm": norm} for part, norm in norms.items()} | {"embeddings": embeddings}
-    hf.save(folder / name, CFG, params, vocabulary=vocabulary, architecture=architecture, extra=said)
+    hf.save(folder / name, CFG, params, vocabulary=vocabulary, architecture=architecture, extra=facts)
   return {name: folder / name for name in EXPORTS}
 
 
@@ -90,7 +90,7 @@ SETTINGS = app.Settings(host="testserver", warm_up=False, batch_size=4, max_item
 
 
 def served(exports, *names, **settings):
-  """(application, list that gets its log records) for some of the exports."""
+  """Returns (application, list that gets its log records) for some of the exports."""
   loaded = {name: models.Served(name, exports[name], batch_size=4) for name in names}
   records = []
   return app.create(loaded, dataclasses.replace(SETTINGS, **settings), records.append), records

@@ -37,9 +37,9 @@ def test_a_batch_that_does_not_divide_is_an_error():
 @pytest.mark.parametrize(
   ("hosts", "tensor", "own"), [([0, 0, 1, 1], 2, True), ([0, 1, 0, 1], 2, False), ([0, 0, 1, 1], 4, False)]
 )
-def test_rows_are_of_one_host(hosts, tensor, own):
+def test_rows_are_of_one_host(hosts, tensor, expected):
   devices = np.array([types.SimpleNamespace(process_index=host) for host in hosts])
-  assert sharding._hosts_have_own_rows(devices.reshape(-1, 1, tensor)) is own
+  assert sharding._hosts_have_own_rows(devices.reshape(-1, 1, tensor)) is expected
 
 
 def test_where_the_wiring_would_share_rows_devices_are_taken_host_by_host(monkeypatch):

@@ -29,7 +29,7 @@ def random_words(count, seed=0):
   return ["".join(rng.choice(made_up.SYLLABLES, rng.integers(1, 4))) for _ in range(count)]
 
 
-def asked(tokenizer, *contexts, search):
+def windows_of(tokenizer, *contexts, search):
   questions = [squad.Question(f"q{i}", "what is it", context, (), True) for i, context in enumerate(contexts)]
   return squad_answers.encode(questions, tokenizer, search)
 
@@ -37,31 +37,31 @@ def asked(tokenizer, *contexts, search):
 def random_scores(windows, count, seed, depth=6):
   """Whole logits [L] of each row, and what a head makes of them."""
   rng = np.random.default_rng(seed)
-  rows, found = [], {name: [] for name in ("start_index", "start_score", "end_index", "end_score", "null")}
+  rows, scores = [], {name: [] for name in ("start_index", "start_score", "end_index", "end_score", "null")}
   for row in windows.rows.tokens["input_ids"][:count]:
     start, end = rng.normal(size=(2, len(row)))
     s, e = np.argsort(-start)[:depth], np.argsort(-end)[:depth]
     rows.append((start, end))
-    for name, value in zip(found, (s, start[s], e[None], end[e][None], start[0] + end[0]), strict=True):
-      found[name].append(value)
-  return rows, found
+    for name, value in zip(scores, (s, start[s], e[None], end[e][None], start[0] + end[0]), strict=True):
+      scores[name].append(value)
+  return rows, scores
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_best_spans_against_trying_all(tokenizer, seed):
   """The rules of the official scripts, one span at a time."""
   search = Search(**SIZES, max_answer_length=7, n_best=5)
-  windows = asked(tokenizer, " ".join(random_words(40, seed)), search=search)
+  windows = windows_of(tokenizer, " ".join(random_words(40, seed)), search=search)
   head, count = squad_heads.get("span"), len(windows.rows)
   assert count > 4
-  logits, found = random_scores(windows, count, seed)
-  answers, odds = squad_answers.best(head, windows, found, 0, np.arange(count), search)
+  logits, scores = random_scores(windows, count, seed)
+  answers, odds = squad_answers.best(head, windows, scores, 0, np.arange(count), search)
 
   context, spans, tried = windows.questions[0].context, windows.spans[0], []
   for w, (start, end) in enumerate(logits):
     first, offset, size = windows.first[w], windows.offset[w], windows.size[w]
-    for s in found["start_index"][w]:
-      for e in found["end_index"][w][0]:
+    for s in scores["start_index"][w]:
+      for e in scores["end_index"][w][0]:
         if not (offset <= s <= e < offset + size and e - s + 1 <= 7):
           continue
         token = s - offset + first
@@ -72,7 +72,7 @@ def test_best_spans_against_trying_all(tokenizer, seed):
         if contexts.index(max(contexts)) == w:
           place = squad.characters(context, spans, token, e - offset + first)
           tried.append((start[s] + end[e], context[slice(*place)], place))
-  tried.sort(key=lambda one: -one[0])
+  tried.sort(key=lambda candidate: -candidate[0])
   texts = list(dict.fromkeys(text for _, text, _ in tried))[:5]
   null = min(start[0] + end[0] for start, end in logits)
   assert [a["text"] for a in answers if a["text"]] == texts and len(answers) == 6
@@ -90,17 +90,17 @@ def test_best_spans_against_trying_all(tokenizer, seed):
 def test_the_end_belongs_to_its_start(tokenizer):
   """The beam head: each start has ends of its own."""
   search = Search(**SIZES)
-  windows = asked(tokenizer, " ".join(random_words(6)), search=search)
+  windows = windows_of(tokenizer, " ".join(random_words(6)), search=search)
   offset = windows.offset[0]
-  found = {
+  scores = {
     "start_index": [offset + np.array([0, 3])], "start_score": [np.array([-1.0, -2.0])],
     "end_index": [offset + np.array([[1, -1], [3, 5]])], "end_score": [np.array([[-5.0, -0.1], [-0.5, -1.0]])],
     "null": [np.float32(0.25)],
   }  # fmt: skip
-  answers, odds = squad_answers.best(squad_heads.get("beam"), windows, found, 0, [0], search)
+  answers, odds = squad_answers.best(squad_heads.get("beam"), windows, scores, 0, [0], search)
   context, spans = windows.questions[0].context, windows.spans[0]
-  wanted = [(3, 3), (3, 5), (0, 1)]
-  assert [(a["start"], a["end"]) for a in answers] == [squad.characters(context, spans, *span) for span in wanted]
+  expected = [(3, 3), (3, 5), (0, 1)]
+  assert [(a["start"], a["end"]) for a in answers] == [squad.characters(context, spans, *span) for span in expected]
   assert [a["score"] for a in answers] == [-2.5, -3.0, -6.0]
   assert odds == 0.25  # Of its own part, whatever the spans are.
 
@@ -118,13 +118,13 @@ class TestSilence:
   @pytest.mark.parametrize("head", squad_heads.HEADS)
   def test_a_passage_without_text(self, tokenizer, head):
     search = Search(**SIZES)
-    windows = asked(tokenizer, "", " ", search=search)
+    windows = windows_of(tokenizer, "", " ", search=search)
     rows = windows.rows.tokens["input_ids"]
-    found = {
+    scores = {
       "start_index": [np.array([0, 1])] * 2, "start_score": [np.zeros(2)] * 2, "end_index": [np.array([[0, 1]])] * 2,
       "end_score": [np.zeros((1, 2))] * 2, "null": [np.float32(1)] * 2,
     }  # fmt: skip
-    texts, odds, lists = squad_answers.predict(squad_heads.get(head), windows, found, search)
+    texts, odds, lists = squad_answers.predict(squad_heads.get(head), windows, scores, search)
     assert texts == {"q0": "", "q1": ""} and len(rows) == 2
     assert all(math.isfinite(value) for value in odds.values())
     assert [x["text"] for x in lists["q0"]] == ([""] if head == "span" else [])
@@ -152,16 +152,18 @@ class TestAnswer:
 
   def test_many_at_once_are_as_each_alone(self, model):
     items = [{"question": "what ?", "context": " ".join(random_words(count, count))} for count in (3, 60, 1, 0)]
-    together = squad_answers.answer(*model, items, top_k=3, **self.size)
-    for item, found in zip(items, together, strict=True):
+    batched = squad_answers.answer(*model, items, top_k=3, **self.size)
+    for item, result in zip(items, batched, strict=True):
       [alone] = squad_answers.answer(*model, [item], top_k=3, **self.size)
-      assert [a["text"] for a in alone["answers"]] == [a["text"] for a in found["answers"]]
-      assert alone["no_answer"] == pytest.approx(found["no_answer"], rel=1e-4)
-      assert len(found["answers"]) <= 3 and 0 <= found["no_answer"] <= 1
-      for a in found["answers"]:
+      assert [a["text"] for a in alone["answers"]] == [a["text"] for a in result["answers"]]
+      assert alone["no_answer"] == pytest.approx(result["no_answer"], rel=1e-4)
+      assert len(result["answers"]) <= 3 and 0 <= result["no_answer"] <= 1
+      for a in result["answers"]:
         assert item["context"][a["start"] : a["end"]] == a["text"] and 0 < a["score"] <= 1
-      assert found["answer"] == ("" if found["no_answer"] > 0.5 or not item["context"] else found["answers"][0]["text"])
-    assert together[1]["answers"][0]["end"] <= len(items[1]["context"])
+      assert result["answer"] == (
+        "" if result["no_answer"] > 0.5 or not item["context"] else result["answers"][0]["text"]
+      )
+    assert batched[1]["answers"][0]["end"] <= len(items[1]["context"])
 
   def test_few_programs_are_compiled(self, model):
     squad_answers._run.clear_cache()
@@ -174,18 +176,18 @@ class TestAnswer:
     assert 0 < squad_answers._run._cache_size() - before <= len(sizes) * len(lengths)
 
   def test_a_model_that_always_answers(self, model):
-    [found] = squad_answers.answer(*model, [{"question": "a", "context": "bade fo"}], no_answer=False, **self.size)
-    assert found["no_answer"] is None and found["answer"] == found["answers"][0]["text"] != ""
-    assert sum(a["score"] for a in found["answers"]) <= 1 + 1e-6
+    [result] = squad_answers.answer(*model, [{"question": "a", "context": "bade fo"}], no_answer=False, **self.size)
+    assert result["no_answer"] is None and result["answer"] == result["answers"][0]["text"] != ""
+    assert sum(a["score"] for a in result["answers"]) <= 1 + 1e-6
 
   def test_a_long_passage_is_read_to_its_end(self, model):
     """An answer may come from any window."""
     cfg, params, tokenizer = model
     words = random_words(300, 3)
-    [found] = squad_answers.answer(
+    [result] = squad_answers.answer(
       cfg, params, tokenizer, [{"question": "a", "context": " ".join(words)}], top_k=30, **self.size
     )
-    starts = [a["start"] for a in found["answers"]]
+    starts = [a["start"] for a in result["answers"]]
     assert len(starts) == 30 and max(starts) > 600
 
   def test_what_it_cannot_answer(self, model):

@@ -39,8 +39,8 @@ class TestReading:
       ("a passage", [qa(), qa("b", answers=(("passage", 2), ("a", 0)))]),
       ("more", [qa("c", answers=(), is_impossible=True), qa(4, answers=())]),
     ))  # fmt: skip
-    found = squad.read_file(file)
-    assert [(x.id, x.context, x.answers, x.impossible) for x in found] == [
+    questions = squad.read_file(file)
+    assert [(x.id, x.context, x.answers, x.impossible) for x in questions] == [
       ("a", "a passage", (("a", 0),), False),
       ("b", "a passage", (("passage", 2), ("a", 0)), False),
       ("c", "more", (), True),
@@ -58,10 +58,10 @@ class TestReading:
   def test_a_file_that_hides_its_answers(self, answers, name, tmp_path):
     rows = [{"id": i, "question": "q", "context": "c"} | answers for i in "ab"]
     content = {"data": rows} if name == "x.json" else "\n".join(map(json.dumps, rows))
-    found = squad.read_file(write(tmp_path / name, content))
-    assert squad.is_hidden(found)
-    assert [(x.answers, x.impossible) for x in found] == [((), False)] * 2
-    assert not squad.is_hidden([*found, squad.Question("c", "q", "c", (), True)])
+    questions = squad.read_file(write(tmp_path / name, content))
+    assert squad.is_hidden(questions)
+    assert [(x.answers, x.impossible) for x in questions] == [((), False)] * 2
+    assert not squad.is_hidden([*questions, squad.Question("c", "q", "c", (), True)])
 
   def test_a_byte_order_mark_and_windows_line_ends(self, tmp_path):
     text = json.dumps(official(("a\r\nb", [qa()])), indent=1).replace("\n", "\r\n")
@@ -102,19 +102,19 @@ class TestReading:
 
       def _generate_examples(self):
         rows = [("a", "größe ?", [("ß", 3)]), ("b", "none ?", []), ("c", "two ?", [("Maß", 0), ("ß", 2)])]
-        for id, question, found in rows:
-          answers = {"text": [t for t, _ in found], "answer_start": [s for _, s in found]}
+        for id, question, gold in rows:
+          answers = {"text": [t for t, _ in gold], "answer_start": [s for _, s in gold]}
           yield id, {
             "id": id, "title": "t", "context": "Maß", "question": question, "answers": answers,
-            "plausible_answers": {"text": ["x"], "answer_start": [0]}, "is_impossible": not found,
+            "plausible_answers": {"text": ["x"], "answer_start": [0]}, "is_impossible": not gold,
           }  # fmt: skip
 
     TinySquad(data_dir=tmp_path, file_format="array_record").download_and_prepare()
-    found = {x.id: x for x in squad.read("tiny_squad", "validation", str(tmp_path))}
-    assert found.keys() == {"a", "b", "c"}
-    assert found["a"] == squad.Question("a", "größe ?", "Maß", (("ß", 3),), False)
-    assert found["b"].impossible and found["b"].answers == ()
-    assert found["c"].answers == (("Maß", 0), ("ß", 2))
+    questions_of = {x.id: x for x in squad.read("tiny_squad", "validation", str(tmp_path))}
+    assert questions_of.keys() == {"a", "b", "c"}
+    assert questions_of["a"] == squad.Question("a", "größe ?", "Maß", (("ß", 3),), False)
+    assert questions_of["b"].impossible and questions_of["b"].answers == ()
+    assert questions_of["c"].answers == (("Maß", 0), ("ß", 2))
     with pytest.raises(UserError, match=r"data\.dataset=no_such_data, split 'train'"):
       squad.read("no_such_data", "train", str(tmp_path))
 
@@ -232,18 +232,18 @@ class TestWindows:
     ids, spans = tokenizer.encode_with_offsets(words)
     start, end = spans[30][0], spans[32][1]
     question = squad.Question("a", "what is it", words, ((words[start:end], start),), False)
-    found = self.encode(tokenizer, [question])
+    windows = self.encode(tokenizer, [question])
     query = tokenizer.encode("what is it")[:10]
-    rows, fixed = found.rows.tokens, found.rows.fixed
+    rows, fixed = windows.rows.tokens, windows.rows.fixed
     offset = len(query) + 2
-    assert len(found.rows) == len(squad.cut(len(ids), 40 - len(query) - 3, 8)) > 3
+    assert len(windows.rows) == len(squad.cut(len(ids), 40 - len(query) - 3, 8)) > 3
     holding = 0
-    for w in range(len(found.rows)):
-      first, size = found.first[w], found.size[w]
+    for w in range(len(windows.rows)):
+      first, size = windows.first[w], windows.size[w]
       row = rows["input_ids"][w].tolist()
       passage = ids[first : first + size]
       assert row == [tokenizer.cls_id, *query, tokenizer.sep_id, *passage, tokenizer.sep_id]
-      assert len(row) <= 40 and found.offset[w] == offset
+      assert len(row) <= 40 and windows.offset[w] == offset
       assert rows["token_type_ids"][w].tolist() == [0] * offset + [1] * (size + 1)
       assert rows["allowed"][w].tolist() == [1] + [0] * (offset - 1) + [1] * size + [0]
       if first <= 30 and first + size > 32:
@@ -251,7 +251,7 @@ class TestWindows:
         assert row[fixed["start"][w] : fixed["end"][w] + 1] == ids[30:33] and not fixed["impossible"][w]
       else:
         assert (fixed["start"][w], fixed["end"][w], fixed["impossible"][w]) == (0, 0, 1)
-    assert holding > 1 and not found.notes
+    assert holding > 1 and not windows.notes
 
   def test_what_is_odd_is_counted_and_nothing_dropped(self, tokenizer):
     words = " ".join(random_words(40))
@@ -263,9 +263,9 @@ class TestWindows:
       squad.Question("query", "ba " * 30, words, (), True),
       squad.Question("cut", "q", words, ((words[1:], 1), (words.split()[0], 0)), False),
     ]
-    found = self.encode(tokenizer, q)
-    assert found.questions == q and sorted(set(found.question)) == list(range(6))
-    assert found.notes == {
+    windows = self.encode(tokenizer, q)
+    assert windows.questions == q and sorted(set(windows.question)) == list(range(6))
+    assert windows.notes == {
       "answers that are not in the passage": 1,
       "answers that are elsewhere in the passage than answer_start says": 1,
       "answers longer than any window": 1,
@@ -273,8 +273,8 @@ class TestWindows:
       "passages without text": 1,
       "questions cut to their first task.max_query_length tokens": 1,
     }
-    [empty] = np.flatnonzero(found.question == 3)
-    assert found.rows.tokens["input_ids"][empty].tolist() == [tokenizer.cls_id, tokenizer.sep_id, tokenizer.sep_id]
+    [empty] = np.flatnonzero(windows.question == 3)
+    assert windows.rows.tokens["input_ids"][empty].tolist() == [tokenizer.cls_id, tokenizer.sep_id, tokenizer.sep_id]
     training = self.encode(tokenizer, q, training=True)
     assert [x.id for x in training.questions] == ["moved", "long", "empty", "query", "cut"]
     cut = training.question == 4  # Of its answers it has the one that can be learnt.
@@ -288,23 +288,23 @@ class TestWindows:
     s, e = spans[k]
     part, whole = (words[s : e - 1], s), (words[s:e], s)
     for answers, inside in (((part, whole), 0), ((part,), 1)):
-      found = self.encode(tokenizer, [squad.Question("a", "q", words, answers, False)], seq_length=300)
-      assert found.notes == ({"answers that begin or end inside a token": 1} if inside else {})
-      assert found.rows.fixed["start"][0] - found.offset[0] == found.rows.fixed["end"][0] - found.offset[0] == k
+      windows = self.encode(tokenizer, [squad.Question("a", "q", words, answers, False)], seq_length=300)
+      assert windows.notes == ({"answers that begin or end inside a token": 1} if inside else {})
+      assert windows.rows.fixed["start"][0] - windows.offset[0] == windows.rows.fixed["end"][0] - windows.offset[0] == k
 
   def test_a_passage_of_50000_words(self, tokenizer):
     words = random_words(50_000)
     context = " ".join(words)
     start = len(" ".join(words[:43_210])) + 1
-    found = squad.encode(
+    windows = squad.encode(
       [squad.Question("a", "where ?", context, ((words[43_210], start),), False)], tokenizer,
       seq_length=384, doc_stride=128, max_query_length=64,
     )  # fmt: skip
-    [*rows] = np.flatnonzero(found.rows.fixed["start"])
-    assert rows and not found.notes
+    [*rows] = np.flatnonzero(windows.rows.fixed["start"])
+    assert rows and not windows.notes
     for w in rows:
-      first, last = (found.rows.fixed[name][w] - found.offset[w] + found.first[w] for name in ("start", "end"))
-      begin, end = squad.characters(context, found.spans[0], first, last)
+      first, last = (windows.rows.fixed[name][w] - windows.offset[w] + windows.first[w] for name in ("start", "end"))
+      begin, end = squad.characters(context, windows.spans[0], first, last)
       assert (begin, context[begin:end]) == (start, words[43_210])
 
 
@@ -318,14 +318,14 @@ class TestRealFiles:
   """Gold answers to tokens and back: every question of every file, and what cannot come back, with its reason."""
 
   def answered(self, questions, tokenizer):
-    found = squad.encode(questions, tokenizer, seq_length=2**17, doc_stride=128, max_query_length=64)
-    assert found.questions == questions and len(found.rows) == len(questions)
+    windows = squad.encode(questions, tokenizer, seq_length=2**17, doc_stride=128, max_query_length=64)
+    assert windows.questions == questions and len(windows.rows) == len(questions)
     texts = {}
     for w, question in enumerate(questions):
-      start, end = (int(found.rows.fixed[name][w]) - found.offset[w] for name in ("start", "end"))
-      begin, stop = squad.characters(question.context, found.spans[w], start, end) if start >= 0 else (0, 0)
+      start, end = (int(windows.rows.fixed[name][w]) - windows.offset[w] for name in ("start", "end"))
+      begin, stop = squad.characters(question.context, windows.spans[w], start, end) if start >= 0 else (0, 0)
       texts[question.id] = question.context[begin:stop]
-    return texts, found.notes
+    return texts, windows.notes
 
   @pytest.mark.parametrize(("file", "count", "cut"), [
     ("squad_v2/train.json", 3569, 0), ("squad_v2/dev.json", 889, 0), ("squad_v1/newwiki_train.json", 5924, 0),

@@ -22,7 +22,7 @@ from albert_jax.tasks.squad.answers import Search
 
 @pytest.fixture(scope="module")
 def golden(real_data):
-  """(config, parameters, batch, what the original computed of it)."""
+  """Returns (config, parameters, batch, what the original computed of it)."""
   folder = real_data / "google_tf1_squad_v2"
   cfg, params = albert_jax.load(folder)
   expected = np.load(folder / "golden.npz")
@@ -55,14 +55,14 @@ class TestOriginal:
     assert search.start_n_top == expected["start_n_top"] and search.end_n_top == expected["end_n_top"]
     total, weight = squad.sums(cfg, head, params, batch, None)["loss"]
     np.testing.assert_allclose(total / weight, expected["train_loss"], atol=1e-5, rtol=0)
-    found = squad_answers.spans(cfg, head, search, params, batch)
-    np.testing.assert_array_equal(found["start_index"], expected["infer_start_top_index"])
-    np.testing.assert_array_equal(found["end_index"].reshape(3, -1), expected["infer_end_top_index"])
+    scores = squad_answers.spans(cfg, head, search, params, batch)
+    np.testing.assert_array_equal(scores["start_index"], expected["infer_start_top_index"])
+    np.testing.assert_array_equal(scores["end_index"].reshape(3, -1), expected["infer_end_top_index"])
     for ours, theirs in (
       ("start_score", "start_top_log_probs"), ("end_score", "end_top_log_probs"), ("null", "cls_logits")
     ):  # fmt: skip
       theirs = expected[f"infer_{theirs}"]
-      np.testing.assert_allclose(found[ours].reshape(theirs.shape), theirs, atol=1e-5, rtol=0)
+      np.testing.assert_allclose(scores[ours].reshape(theirs.shape), theirs, atol=1e-5, rtol=0)
 
 
 HEADS = sorted(squad_heads.HEADS)
@@ -74,7 +74,7 @@ SEARCH = Search(n_best=15, start_n_top=3, end_n_top=3)
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def run(cfg, name, params, batch, keys=None):
-  """(the sums, the best spans) of a batch."""
+  """Returns (the sums, the best spans) of a batch."""
   head = squad_heads.get(name)
   return squad.sums(cfg, head, params, batch, keys), squad_answers.spans(cfg, head, SEARCH, params, batch)
 
@@ -88,7 +88,7 @@ init = jax.jit(squad.init, static_argnums=(0, 1))
 
 
 def rows(lengths, length, seed=0):
-  """A batch whose rows are [CLS] a question of 3 [SEP] passage [SEP]."""
+  """Returns a batch whose rows are [CLS] a question of 3 [SEP] passage [SEP]."""
   rng = np.random.default_rng(seed)
   positions, ends = np.arange(length)[None, :], np.array(lengths)[:, None]
   mask = positions < ends
@@ -116,11 +116,11 @@ class TestEveryHead:
 
   def test_padding_changes_nothing(self, name):
     params, lengths = params_of(name), [20, 32, 25]
-    (short, found), (long, found_long) = (run(CFG, name, params, rows(lengths, length)) for length in (32, 64))
+    (short, scores), (long, scores_long) = (run(CFG, name, params, rows(lengths, length)) for length in (32, 64))
     for key in short:
       np.testing.assert_allclose(short[key], long[key], rtol=1e-5)
-    for key in found:
-      np.testing.assert_allclose(found[key], found_long[key], rtol=1e-4, atol=1e-5)
+    for key in scores:
+      np.testing.assert_allclose(scores[key], scores_long[key], rtol=1e-4, atol=1e-5)
 
   def test_rows_that_fill_up_weigh_nothing(self, name):
     params, batch = params_of(name), rows([20, 30, 32], 32)
@@ -134,9 +134,9 @@ class TestEveryHead:
 
   def test_only_the_passage_is_searched(self, name):
     batch = rows([20, 30, 32], 32)
-    _, found = jax.device_get(run(CFG, name, params_of(name), batch))
+    _, scores = jax.device_get(run(CFG, name, params_of(name), batch))
     for part in ("start", "end"):
-      index, score = found[f"{part}_index"].reshape(3, -1), found[f"{part}_score"].reshape(3, -1)
+      index, score = scores[f"{part}_index"].reshape(3, -1), scores[f"{part}_score"].reshape(3, -1)
       real = score > -1e29
       allowed = np.take_along_axis(batch["allowed"], index, axis=1)
       np.testing.assert_array_equal(allowed[real], 1)
@@ -161,11 +161,11 @@ class TestEveryHead:
       (part, _), losses = jax.lax.scan(step, (part, tx.init(part)), length=200)
       return losses, head.spans(part, x_BLD, batch, SEARCH)
 
-    losses, found = jax.device_get(train(part))
+    losses, scores = jax.device_get(train(part))
     assert losses[-1] < 0.1 * losses[0]
-    np.testing.assert_array_equal(found["start_index"][[0, 2], 0], batch["start"][[0, 2]])
-    np.testing.assert_array_equal(found["end_index"][[0, 2], 0, 0], batch["end"][[0, 2]])
-    score = found["null"] - (found["start_score"][:, 0] + found["end_score"][:, 0, 0] if head.null_is_score else 0)
+    np.testing.assert_array_equal(scores["start_index"][[0, 2], 0], batch["start"][[0, 2]])
+    np.testing.assert_array_equal(scores["end_index"][[0, 2], 0, 0], batch["end"][[0, 2]])
+    score = scores["null"] - (scores["start_score"][:, 0] + scores["end_score"][:, 0, 0] if head.null_is_score else 0)
     np.testing.assert_array_equal(score > 0, batch["impossible"] > 0)
 
 
@@ -178,11 +178,11 @@ def test_plain_spans_by_hand():
     for i, label in enumerate(("start", "end")):
       z = logits[row, :length, i].astype(np.float64)
       total += 0.5 * (np.log(np.exp(z - z.max()).sum()) + z.max() - z[batch[label][row]])
-  sums, found = run(CFG, "span", params, batch)
+  sums, scores = run(CFG, "span", params, batch)
   np.testing.assert_allclose(sums["loss"][0], total, rtol=1e-5)
-  np.testing.assert_allclose(found["null"], logits[:, 0].sum(axis=1), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(scores["null"], logits[:, 0].sum(axis=1), rtol=1e-4, atol=1e-5)
   expected = [5 + np.argsort(-logits[row, 5 : length - 1, 0])[:14] for row, length in enumerate([20, 32, 25])]
-  np.testing.assert_array_equal(found["start_index"][:, :14], expected)
+  np.testing.assert_array_equal(scores["start_index"][:, :14], expected)
 
 
 def test_dropout_of_the_answerability():

@@ -113,25 +113,25 @@ def questions(count, unanswerable):
 
 class TestScore:
   def test_by_hand(self):
-    asked = questions(4, {2, 3})
-    given = {"q0": "the WORD0 more!", "q1": "word1", "q2": "", "q3": "something"}
-    assert squad_score.score(asked, given, "squad2") == {
+    question_list = questions(4, {2, 3})
+    answers = {"q0": "the WORD0 more!", "q1": "word1", "q2": "", "q3": "something"}
+    assert squad_score.score(question_list, answers, "squad2") == {
       "exact": 50.0, "f1": 100 * (1 + 2 / 3 + 1) / 4, "total": 4,
       "HasAns_exact": 50.0, "HasAns_f1": 100 * (1 + 2 / 3) / 2, "HasAns_total": 2,
       "NoAns_exact": 50.0, "NoAns_f1": 50.0, "NoAns_total": 2,
     }  # fmt: skip
     # Silence above 2.5 makes q3 right; silence above 0.5 would cost q0, one above 2.5 leaves q2 as it is.
     odds = {"q0": 0.5, "q1": 2.0, "q2": 1.0, "q3": 3.0}
-    numbers = squad_score.score(asked, given, "squad2", odds, 2.5)
+    numbers = squad_score.score(question_list, answers, "squad2", odds, 2.5)
     assert numbers["exact"] == 75.0 and numbers["NoAns_exact"] == 100.0 and numbers["HasAns_exact"] == 50.0
     assert (numbers["best_exact"], numbers["best_exact_thresh"]) == (75.0, 0.5)
     assert (numbers["best_f1"], numbers["best_f1_thresh"]) == (pytest.approx(100 * (3 + 2 / 3) / 4), 2.0)
 
   def test_the_official_threshold_is_one(self):
     """evaluate-v2.0.py takes null odds for probabilities unless it is told otherwise."""
-    asked = questions(1, set())
-    assert squad_score.score(asked, {"q0": "other0"}, "squad2", {"q0": 1.0})["exact"] == 100
-    assert squad_score.score(asked, {"q0": "other0"}, "squad2", {"q0": 1.1})["exact"] == 0
+    question_list = questions(1, set())
+    assert squad_score.score(question_list, {"q0": "other0"}, "squad2", {"q0": 1.0})["exact"] == 100
+    assert squad_score.score(question_list, {"q0": "other0"}, "squad2", {"q0": 1.1})["exact"] == 0
 
   def test_without_silent_questions_there_is_no_such_part(self):
     assert squad_score.score(questions(2, set()), {"q0": "", "q1": "other1"}, "squad2").keys() == {
@@ -151,21 +151,21 @@ class TestScore:
     """Against trying each of them."""
     count = data.draw(st.integers(1, 12))
     unanswerable = data.draw(st.sets(st.integers(0, count - 1)))
-    asked = questions(count, unanswerable)
+    question_list = questions(count, unanswerable)
     text = st.sampled_from(["", "other0", "word1 more", "more", "word2"])
-    given = {x.id: data.draw(text) for x in asked}
-    odds = {x.id: data.draw(st.integers(-20, 20)) / 4 + i * 1e-3 for i, x in enumerate(asked)}
-    numbers = squad_score.score(asked, given, "squad2", odds)
+    answers = {x.id: data.draw(text) for x in question_list}
+    odds = {x.id: data.draw(st.integers(-20, 20)) / 4 + i * 1e-3 for i, x in enumerate(question_list)}
+    numbers = squad_score.score(question_list, answers, "squad2", odds)
     for name in ("exact", "f1"):
       tried = []
       for threshold in (*odds.values(), min(odds.values()) - 1):
-        silent = {id: "" if odds[id] > threshold else answer for id, answer in given.items()}
+        silent = {id: "" if odds[id] > threshold else answer for id, answer in answers.items()}
         # In the official search silence about a question scores as having said '', whoever was silent.
-        tried.append(squad_score.score(asked, silent, "squad2")[name])
+        tried.append(squad_score.score(question_list, silent, "squad2")[name])
       assert numbers[f"best_{name}"] == pytest.approx(max(tried))
-      silent = {id: "" if odds[id] > numbers[f"best_{name}_thresh"] else answer for id, answer in given.items()}
+      silent = {id: "" if odds[id] > numbers[f"best_{name}_thresh"] else answer for id, answer in answers.items()}
       if numbers[f"best_{name}"] > 100 * len(unanswerable) / count:  # Else it is 0, for which nothing was tried.
-        assert squad_score.score(asked, silent, "squad2")[name] == pytest.approx(numbers[f"best_{name}"])
+        assert squad_score.score(question_list, silent, "squad2")[name] == pytest.approx(numbers[f"best_{name}"])
 
   def test_rules(self):
     assert squad_score.rules_of(questions(2, set()), "en") == "squad1"
@@ -198,17 +198,17 @@ class TestFiles:
     path.write_text(value if isinstance(value, str) else json.dumps(value), "utf-8-sig")
     return str(path)
 
-  def test_scores(self, tmp_path, gold, capsys):
+  def test_scores(self, tmp_path, gold, caplog):
     predictions = self.file(tmp_path, {"a": "Cat", "b": "cat", "c": "x"})
     numbers = squad_score.score_files(predictions, gold)
     assert (numbers["exact"], numbers["HasAns_f1"], numbers["NoAns_f1"]) == (50.0, 100.0, 0.0)
     assert "best_f1" not in numbers
-    assert "Note: 1 questions are answered that the gold file does not have, such as 'c'." in capsys.readouterr().err
+    assert "Note: 1 questions are answered that the gold file does not have, such as 'c'." in caplog.text
     odds = self.file(tmp_path, {"a": -1, "b": 0.5, "c": 3}, "odds.json")
     numbers = squad_score.score_files(predictions, gold, odds)
     assert (numbers["exact"], numbers["best_exact"], numbers["best_exact_thresh"]) == (50.0, 100.0, -1)
     assert squad_score.score_files(self.file(tmp_path, {"b": ""}), gold)["missing"] == 1
-    assert "Note: 1 questions have no prediction, and score 0, such as 'a'." in capsys.readouterr().err
+    assert "Note: 1 questions have no prediction, and score 0, such as 'a'." in caplog.text
 
   @pytest.mark.parametrize(("content", "message"), [
     ({"x": "cat"}, r"answers none of the questions of .*gold\.json: its ids are such as 'x', there .* 'a'"),
@@ -232,16 +232,16 @@ class TestFiles:
       squad_score.score_files(predictions, gold, str(tmp_path / "nothing.json"))
 
 
-def made_up_predictions(asked):
+def made_up_predictions(question_list):
   """Some right, some nearly, some wrong; and odds. From Python's own generator, so the same everywhere."""
   rng, texts, odds = random.Random(6), {}, {}
-  for question in asked:
+  for question in question_list:
     words, gold = question.context.split(), [text for text, _ in question.answers]
     place, length, kind = rng.randrange(len(words)), rng.randrange(1, 6), rng.randrange(5)
-    found = " ".join(words[place : place + length])
+    answer = " ".join(words[place : place + length])
     if gold:
-      found = [found, f"The {gold[-1].upper()}!", gold[0][: len(gold[0]) * 2 // 3 + 1], gold[0], ""][kind]
-    texts[question.id] = found if gold or kind else ""
+      answer = [answer, f"The {gold[-1].upper()}!", gold[0][: len(gold[0]) * 2 // 3 + 1], gold[0], ""][kind]
+    texts[question.id] = answer if gold or kind else ""
     odds[question.id] = rng.randrange(-400, 400) / 100 - (2 if gold else 0)
   return texts, odds
 

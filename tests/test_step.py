@@ -54,23 +54,23 @@ def make(cfg, mesh_config, devices=None, accumulate=1):
   tx = optimizer.make(opt, model.layer_axes(cfg, jax.eval_shape(init, key)))
   sums, terms = functools.partial(pretrain.sums, cfg), functools.partial(pretrain.terms, 1.0, 1.0)
   abstract = state.abstract(init, tx, key)
-  places = sharding.shardings(mesh, abstract, mesh_config.zero1)
-  step = make_train_step(sums, terms, tx, jax.random.key(1), mesh, places, accumulate)
-  return mesh, step, abstract, places, lambda: state.create(init, tx, key, places)
+  shardings = sharding.shardings(mesh, abstract, mesh_config.zero1)
+  step = make_train_step(sums, terms, tx, jax.random.key(1), mesh, shardings, accumulate)
+  return mesh, step, abstract, shardings, lambda: state.create(init, tx, key, shardings)
 
 
 def losses(cfg, mesh_config, devices=None, accumulate=1, count=20):
-  mesh, step, _, places, create = make(cfg, mesh_config, devices, accumulate)
+  mesh, step, _, shardings, create = make(cfg, mesh_config, devices, accumulate)
   with jax.set_mesh(mesh):
-    now, found = create(), []
+    train_state, numbers = create(), []
     rate = schedule(OptimizerConfig(learning_rate=0.01, warmup_steps=2), 30)
     for number, batch in enumerate(batches(count)):
       learning_rate = sharding.everywhere(mesh, float(rate(number)))
-      now, (sums, scalars) = step(now, sharding.global_batch(mesh, batch), learning_rate)
-      found.append([float(sums["loss"][0]), float(scalars["grad_norm"])])
-    assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), now, places))
+      train_state, (sums, scalars) = step(train_state, sharding.global_batch(mesh, batch), learning_rate)
+      numbers.append([float(sums["loss"][0]), float(scalars["grad_norm"])])
+    assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), train_state, shardings))
   assert step._cache_size() == 1, "the step was compiled more than once"
-  return np.array(found)
+  return np.array(numbers)
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +98,8 @@ def test_dropout_does_not_depend_on_the_mesh():
 
 
 def compiled(cfg, mesh_config, accumulate=1):
-  mesh, step, abstract, places, _ = make(cfg, mesh_config, accumulate=accumulate)
-  abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places)
+  mesh, step, abstract, shardings, _ = make(cfg, mesh_config, accumulate=accumulate)
+  abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
   rows = jax.sharding.NamedSharding(mesh, sharding.BATCH)
   batch = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for k, x in next(batches(1)).items()}
   with jax.set_mesh(mesh):
@@ -110,32 +110,32 @@ def compiled(cfg, mesh_config, accumulate=1):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_one_all_reduce_of_float32_gradients_a_step(dtype, accumulate):
   cfg = dataclasses.replace(CFG, dtype=dtype)
-  found = collectives(compiled(cfg, MeshConfig(), accumulate))
+  transfers = collectives(compiled(cfg, MeshConfig(), accumulate))
   parameters = 4 * model.param_count(model.shapes(cfg))
-  large = [(where, kind, size) for where, kind, size in found if size > 100]
-  assert [kind for _, kind, _ in large] == ["all-reduce"], found
+  large = [(where, kind, size) for where, kind, size in transfers if size > 100]
+  assert [kind for _, kind, _ in large] == ["all-reduce"], transfers
   assert large[0][0].startswith("ENTRY"), "the gradient is summed over devices inside a loop"
   assert parameters <= large[0][2] <= parameters + 100
 
 
 def test_weights_are_gathered_once_a_step_under_fsdp():
-  found = collectives(compiled(CFG, MeshConfig(data=1, fsdp=8)))
-  gathered = [size for where, kind, size in found if kind == "all-gather" and where.startswith("ENTRY")]
+  transfers = collectives(compiled(CFG, MeshConfig(data=1, fsdp=8)))
+  gathered = [size for where, kind, size in transfers if kind == "all-gather" and where.startswith("ENTRY")]
   assert sum(gathered) <= 4 * model.param_count(model.shapes(CFG)) * 2  # Weights in, and norms' helpers; not per layer.
-  assert not [where for where, _, size in found if size > 100 and not where.startswith("ENTRY")]
+  assert not [where for where, _, size in transfers if size > 100 and not where.startswith("ENTRY")]
 
 
 def test_state_is_split_where_it_should_be():
-  *_, places, _ = make(CFG, MeshConfig(data=2, fsdp=2, tensor=2))
-  attention, ffn = places["params"]["attention"], places["params"]["ffn"]
+  *_, shardings, _ = make(CFG, MeshConfig(data=2, fsdp=2, tensor=2))
+  attention, ffn = shardings["params"]["attention"], shardings["params"]["ffn"]
   assert tuple(attention["query"]["kernel"].spec) == ("fsdp", "tensor", None)
   assert tuple(ffn["down"]["kernel"].spec) == ("tensor", "fsdp")
-  assert places["params"]["sop"]["dense"]["bias"].is_fully_replicated
+  assert shardings["params"]["sop"]["dense"]["bias"].is_fully_replicated
 
-  *_, places, _ = make(CFG, MeshConfig(zero1=True))
-  slots = paths.flatten(places["opt"])
+  *_, shardings, _ = make(CFG, MeshConfig(zero1=True))
+  slots = paths.flatten(shardings["opt"])
   assert tuple(slots["1/m/ffn/up/kernel"].spec) == (None, "data")
-  assert places["params"]["ffn"]["up"]["kernel"].is_fully_replicated
+  assert shardings["params"]["ffn"]["up"]["kernel"].is_fully_replicated
 
 
 def test_a_state_goes_on_with_the_moments_of_another_run():
@@ -143,10 +143,10 @@ def test_a_state_goes_on_with_the_moments_of_another_run():
   tx = optimizer.make(OptimizerConfig(), model.layer_axes(CFG, params))
   m, v = (jax.tree.map(lambda p, k=k: np.full(p.shape, k, np.float32), params) for k in (0.5, 0.25))
   mesh = sharding.make_mesh(MeshConfig(), 16)
-  places = sharding.shardings(mesh, jax.eval_shape(lambda: state.from_params(params, tx, None)))
-  now = state.from_params(params, tx, places, {"step": 7, "m": m, "v": v})
-  slots = paths.flatten(now["opt"])
-  assert int(now["step"]) == 7
+  shardings = sharding.shardings(mesh, jax.eval_shape(lambda: state.from_params(params, tx, None)))
+  train_state = state.from_params(params, tx, shardings, {"step": 7, "m": m, "v": v})
+  slots = paths.flatten(train_state["opt"])
+  assert int(train_state["step"]) == 7
   assert float(slots["1/m/pooler/bias"][0]) == 0.5
   assert float(slots["1/v/pooler/bias"][0]) == 0.25
 

@@ -23,7 +23,7 @@ WORDS, D = 9, SMALL.hidden_size
 
 
 def with_heads(seed=0):
-  """A small encoder with the two heads of PL-BERT's pre-training."""
+  """Returns a small encoder with the two heads of PL-BERT's pre-training."""
   rng = np.random.default_rng(seed)
   params = random_params(SMALL, parts=("pooler",), seed=seed)
   for name, size in {"phoneme": SMALL.vocab_size, "word": WORDS}.items():
@@ -91,9 +91,9 @@ class TestFolder:
     torch.save({"net": collections.OrderedDict(net), "step": 1, "optimizer": optimizer.state_dict()}, file)
     assert_same(albert_jax.load(tmp_path / "x")[1], params)
 
-  def test_heads_of_text_are_left_out_and_named(self, tmp_path, capsys):
+  def test_heads_of_text_are_left_out_and_named(self, tmp_path, caplog):
     styletts2.save(tmp_path / "x", SMALL, random_params(SMALL))
-    assert "no place for mlm, sop" in capsys.readouterr().err
+    assert "no place for mlm, sop" in caplog.text
     assert albert_jax.load(tmp_path / "x")[1].keys() == random_params(SMALL, parts=("pooler",)).keys()
 
   def test_convert_makes_a_directory_of_it(self, tmp_path):
@@ -265,13 +265,13 @@ class TestHostileFiles:
     torch_file.write(file, {"a": np.arange(6, dtype=np.float32)})
     with zipfile.ZipFile(file) as archive:
       entries = {name: archive.read(name) for name in archive.namelist()}
-    for there, forged in {
+    for original, forged in {
       b"J\x06\x00\x00\x00t(": b"J\x07\x00\x00\x00t(",  # a longer shape
       b"(J\x01\x00\x00\x00t\x89": b"(J\x02\x00\x00\x00t\x89",  # a longer stride
       b"tQJ\x00\x00\x00\x00": b"tQJ\x01\x00\x00\x00",  # an offset
       b"(J\x01\x00\x00\x00t\x89c": b"(J\xff\xff\xff\xfft\x89c",  # a stride backwards
     }.items():
-      changed = entries["archive/data.pkl"].replace(there, forged)
+      changed = entries["archive/data.pkl"].replace(original, forged)
       assert changed != entries["archive/data.pkl"]
       with zipfile.ZipFile(tmp_path / "y.pt", "w") as archive:
         for name, data in (entries | {"archive/data.pkl": changed}).items():

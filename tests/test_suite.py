@@ -49,12 +49,12 @@ def runs(monkeypatch):
 
 
 def test_mnli_comes_first_and_others_begin_with_its_best_run(runs, checkpoint, tmp_path):
-  found = suites.suite(["rte", "sst-2", "mnli"], checkpoint, tmp_path / "out", seeds=3)
+  summary = suites.suite(["rte", "sst-2", "mnli"], checkpoint, tmp_path / "out", seeds=3)
   assert [name for name, _, _ in runs.begun] == ["mnli"] * 3 + ["rte"] * 3 + ["sst-2"] * 3
   starts = {name: flags["init_from"] for name, _, flags in runs.begun}
   assert starts == {"mnli": str(checkpoint), "rte": str(tmp_path / "out/mnli/seed-1"), "sst-2": str(checkpoint)}
   assert [flags["seed"] for _, _, flags in runs.begun] == ["0", "1", "2"] * 3
-  assert [(row["task"], row["median"], row["best"]) for row in found["rows"]][-2:] == [
+  assert [(row["task"], row["median"], row["best"]) for row in summary["rows"]][-2:] == [
     ("rte", pytest.approx(70), pytest.approx(90)), ("sst-2", pytest.approx(70), pytest.approx(90)),
   ]  # fmt: skip
   assert json.loads((tmp_path / "out/suite.json").read_text())["rows"][0]["values"] == {"0": 50.0, "1": 90.0, "2": 70.0}
@@ -75,7 +75,7 @@ def test_a_failed_run_is_said_and_costs_no_other(runs, checkpoint, tmp_path, cap
   assert main(["suite", "--tasks=mnli,rte,sst-2", *args]) == 1
   out = capsys.readouterr().out
   assert "| sst-2 | accuracy | 50.00 | 50.00 | 1 |" in out
-  assert "Failed: rte, seed 1: no run of MNLI to begin with" in out
+  assert "Failed: rte, seed 1: no run of MNLI to start from" in out
   assert "Failed: sst-2, seed 1: ended with 1: no longer a number" in out
 
 
@@ -129,7 +129,7 @@ def test_data(tmp_path, checkpoint, runs):
   assert [flags["data.dataset"] for _, _, flags in runs.begun] == [
     str(tmp_path / "data/glue/RTE"), str(tmp_path / "data/squad_v2"), "/x",
   ]  # fmt: skip
-  with pytest.raises(UserError, match=r"race is in TFDS only in part; name the folder"):
+  with pytest.raises(UserError, match=r"race is in TFDS only in part; give the folder"):
     suites.suite(["race"], checkpoint, tmp_path / "c")
   suites.suite(["squad2.0", "cola"], checkpoint, tmp_path / "d", seeds=1)
   assert [flags.get("data.dataset") for _, _, flags in runs.begun[-2:]] == ["squad/v2.0", None]
@@ -139,13 +139,13 @@ def test_data(tmp_path, checkpoint, runs):
 
 def test_mistakes(checkpoint, tmp_path, capsys):
   good = {"tasks": "rte", "checkpoint": str(checkpoint), "out": str(tmp_path / "out")}
-  for change, said in (
+  for change, message in (
     ({"tasks": "rte,sst"}, "no task sst; use glue, squad, race, mnli"), ({"seeds": "0"}, "--seeds=0 must be 1 or more"),
     ({"out": "gs://b/out"}, "--out=gs://b/out must be a folder of this machine"),
     ({"config.seed": "3"}, "is what the suite sets itself"), ({"checkpoint": str(tmp_path)}, "holds no checkpoint"),
   ):  # fmt: skip
     assert main(["suite", *(f"--{name}={value}" for name, value in (good | change).items())]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
   assert not (tmp_path / "out").exists()
 
 

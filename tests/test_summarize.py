@@ -1,6 +1,7 @@
 """Extractive summaries: labels, what counts in the loss, which sentences are chosen, and what is written."""
 
 import json
+import logging
 
 import jax
 import made_up
@@ -51,10 +52,10 @@ def params(task):
 
 
 def test_sentences_and_labels_are_found_or_given(folder):
-  found = summarize.read(config(folder).data, "train", 3)
-  assert found.documents == [DOCUMENT, ["Lo lo ba.", "Kadefi ba.", "Ba gu lo"], ["Ba.", "Gu."]]
-  assert found.references == ["badefi gulo muni, and ba gu", "kadefi ba\nba gu lo", "Gu."]
-  assert found.labels == [[1, 0, 0, 1], [0, 1, 1], [0, 1]]
+  split_data = summarize.read(config(folder).data, "train", 3)
+  assert split_data.documents == [DOCUMENT, ["Lo lo ba.", "Kadefi ba.", "Ba gu lo"], ["Ba.", "Gu."]]
+  assert split_data.references == ["badefi gulo muni, and ba gu", "kadefi ba\nba gu lo", "Gu."]
+  assert split_data.labels == [[1, 0, 0, 1], [0, 1, 1], [0, 1]]
   assert summarize.read(config(folder).data, "train", 1).labels[0] == [1, 0, 0, 0]
 
 
@@ -97,14 +98,15 @@ def test_a_json_list_in_a_cell_is_a_list(folder, tmp_path):
   assert (split.documents, split.labels, split.references) == ([["Ba.", "Gu."]], [[0, 1]], ["Gu."])
 
 
-def test_what_is_odd_is_counted(folder, tmp_path, capsys):
+def test_what_is_odd_is_counted(folder, tmp_path, caplog):
+  caplog.set_level(logging.INFO, "albert_jax")
   rows = [{"document": "", "summary": "a"}, {"document": "中国。", "summary": "中国。"}]
   (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   summarize.read(config(folder, **{"data.dataset": str(tmp_path)}).data, "train", 3)
-  said = capsys.readouterr().err
-  assert "train: 1 of 2 documents are empty" in said
-  assert "train: 2 of 2 documents have no sentence that belongs into the summary" in said
-  assert "train: 1 of 2 summaries have no word of a-z" in said
+  output = caplog.text
+  assert "train: 1 of 2 documents are empty" in output
+  assert "train: 2 of 2 documents have no sentence that belongs into the summary" in output
+  assert "train: 1 of 2 summaries have no word of a-z" in output
 
 
 def test_the_loss_is_that_of_each_sentence_at_its_own_cls(task, params):
@@ -161,14 +163,14 @@ def test_long_documents_lose_no_sentence(folder, params, task):
   assert encoded.by_item(encoded.rows.tokens["labels"]) == [[1] * 40, [0, 1]]
   assert max(map(len, encoded.rows.tokens["input_ids"])) <= 32
   texts = [" ".join(["Ba gu lo."] * 40), ["One.", "Two.", "Three.", "Four."], ""]
-  found = summarize.summarize(
+  results = summarize.summarize(
     task.model, params, task.vocabulary, texts, sentences=2, seq_length=32, trigram_blocking=False
   )
-  assert [len(result["sentences"]) for result in found] == [2, 2, 0]
-  for result in found:
+  assert [len(result["sentences"]) for result in results] == [2, 2, 0]
+  for result in results:
     assert result["summary"] == " ".join(part["text"] for part in result["sentences"])
     assert all(0 < part["score"] < 1 for part in result["sentences"])
-  indices = [part["index"] for part in found[1]["sentences"]]
+  indices = [part["index"] for part in results[1]["sentences"]]
   assert indices == sorted(indices)
   blocked = summarize.summarize(task.model, params, task.vocabulary, texts[:1], sentences=2, seq_length=32)
   assert len(blocked[0]["sentences"]) == 1  # All others repeat it.

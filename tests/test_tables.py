@@ -40,11 +40,11 @@ class TestFormats:
     for name, text in paths.items():
       write(tmp_path / name, text)
     for name in [*paths, "rows.parquet"]:
-      found = read(tmp_path / name, ["a", "b"], optional=["y", "z"])
-      assert found.columns == {
+      table = read(tmp_path / name, ["a", "b"], optional=["y", "z"])
+      assert table.columns == {
         "a": [ROWS[0]["a"], ROWS[1]["a"]], "b": ["Umlaute: äöü", ""], "y": ["1", "0"], "z": [None, None],
       }, name  # fmt: skip
-      assert len(found) == 2
+      assert len(table) == 2
 
   def test_quotes_that_are_plain_characters(self, tmp_path):
     """As in GLUE: what does not make sense as CSV quotes in every line is none."""
@@ -58,14 +58,14 @@ class TestFormats:
       read(tmp_path / "x.tsv", quotes="csv")
 
   def test_a_line_break_in_a_quoted_cell_and_where_rows_are(self, tmp_path):
-    found = read(write(tmp_path / "x.csv", 'a,y\n"two\nlines",1\n\nlast,0\n'))
-    assert found.columns["a"] == ["two\nlines", "last"]
-    assert found.lines == [2, 5]
-    assert found.where(1) == f"{tmp_path / 'x.csv'} line 5"
+    table = read(write(tmp_path / "x.csv", 'a,y\n"two\nlines",1\n\nlast,0\n'))
+    assert table.columns["a"] == ["two\nlines", "last"]
+    assert table.lines == [2, 5]
+    assert table.where(1) == f"{tmp_path / 'x.csv'} line 5"
 
   def test_columns_by_number_have_no_header(self, tmp_path):
-    found = read(write(tmp_path / "x.tsv", "gj04\t1\t\tA sentence.\ncj99\t0\t*\tAnother.\n"), ["3", "1"])
-    assert found.columns == {"3": ["A sentence.", "Another."], "1": ["1", "0"]}
+    table = read(write(tmp_path / "x.tsv", "gj04\t1\t\tA sentence.\ncj99\t0\t*\tAnother.\n"), ["3", "1"])
+    assert table.columns == {"3": ["A sentence.", "Another."], "1": ["1", "0"]}
 
   def test_a_text_longer_than_the_csv_module_likes(self, tmp_path):
     long = "word " * 50_000
@@ -73,9 +73,9 @@ class TestFormats:
 
 
 class TestWhatIsWrong:
-  def test_byte_order_mark_and_nul(self, tmp_path, capsys):
+  def test_byte_order_mark_and_nul(self, tmp_path, caplog):
     assert read(write(tmp_path / "x.tsv", "\ufeffa\ty\nte\0xt\t1\n")).columns == {"a": ["text"], "y": ["1"]}
-    assert "x.tsv: 1 NUL characters" in capsys.readouterr().err
+    assert "x.tsv: 1 NUL characters" in caplog.text
 
   @pytest.mark.parametrize(
     ("name", "text", "words"),
@@ -85,7 +85,7 @@ class TestWhatIsWrong:
       ("x.csv", "", "is empty"),
       ("x.jsonl", "\n", "is empty"),
       ("x.jsonl", '{"a": 1, "y": 2}\n{"a": 1', "line 2 is not JSON"),
-      ("x.jsonl", '{"a": 1, "y": 2}\n{"a": 1}', "line 2: expected an object with the fields a, y, and there is a;"),
+      ("x.jsonl", '{"a": 1, "y": 2}\n{"a": 1}', "line 2: expected an object with the fields a, y, but it is a;"),
       ("x.jsonl", "[1]", "line 1: expected an object"),
       ("x.tsv", "a\ty\nx\t1\ny\t2\t3\n", r"1 of 2 lines have another number of columns than the 2 .*line 3"),
       ("x.tsv", "a\ta\ty\nx\t1\t1\n", "several columns 'a'"),
@@ -103,29 +103,27 @@ class TestWhatIsWrong:
         read(path)
       assert "\n" not in str(error.value)
 
-  def test_ragged_lines_can_be_skipped_but_not_all(self, tmp_path, capsys):
+  def test_ragged_lines_can_be_skipped_but_not_all(self, tmp_path, caplog):
     path = write(tmp_path / "x.tsv", "a\ty\nx\t1\ny\t2\t3\n")
     assert read(path, skip_ragged=True).columns["a"] == ["x"]
-    assert "1 lines have another number of columns than the 2 of the first line (the first is line 3)" in (
-      capsys.readouterr().err
-    )
+    assert "1 lines have another number of columns than the 2 of the first line (the first is line 3)" in (caplog.text)
     with pytest.raises(UserError, match="1 of 1 lines"):
       read(write(tmp_path / "y.tsv", "a\ty\ny\t2\t3\n"), skip_ragged=True)
 
-  def test_empty_texts_are_counted(self, tmp_path, capsys):
-    found = read(write(tmp_path / "x.jsonl", '{"a": "", "y": 1}\n{"a": null, "y": 1}\n{"a": 7, "y": 1}'))
-    assert tables.texts(found, "a") == ["", "", "7"]
-    assert "2 of 3 rows have an empty 'a'" in capsys.readouterr().err
+  def test_empty_texts_are_counted(self, tmp_path, caplog):
+    table = read(write(tmp_path / "x.jsonl", '{"a": "", "y": 1}\n{"a": null, "y": 1}\n{"a": 7, "y": 1}'))
+    assert tables.texts(table, "a") == ["", "", "7"]
+    assert "2 of 3 rows have an empty 'a'" in caplog.text
     with pytest.raises(UserError, match=r"line 1: 'a' holds \[1\], expected a text"):
       tables.texts(read(write(tmp_path / "y.jsonl", '{"a": [1], "y": 1}')), "a")
 
 
 class TestCells:
   @pytest.mark.parametrize("text", ["NaN", "null", '""', '"nan"'])
-  def test_a_text_that_is_missing_is_empty_and_counted(self, text, tmp_path, capsys):
-    found = read(write(tmp_path / "x.jsonl", f'{{"a": {text}, "y": 1}}'))
-    assert tables.texts(found, "a") == [""]
-    assert "1 of 1 rows have an empty 'a'" in capsys.readouterr().err
+  def test_a_text_that_is_missing_is_empty_and_counted(self, text, tmp_path, caplog):
+    table = read(write(tmp_path / "x.jsonl", f'{{"a": {text}, "y": 1}}'))
+    assert tables.texts(table, "a") == [""]
+    assert "1 of 1 rows have an empty 'a'" in caplog.text
 
   @pytest.mark.parametrize("value", ["[" * 5000 + "]" * 5000, "9" * 5000, '"\\ud800"', "Infinity", "1e400"])
   @pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
@@ -209,15 +207,15 @@ class TestIds:
         y -= 1
     assert tables.shares(a, b, total) == (x, y)
 
-  def test_pairs_and_single_texts(self, tmp_path, vocabulary, capsys):
+  def test_pairs_and_single_texts(self, tmp_path, vocabulary, caplog):
     first, second = ["badu kelo", "gi"], ["mo", "nora " * 50]
-    found = tables.encode(vocabulary, first, second, 16, "here")
+    encoded = tables.encode(vocabulary, first, second, 16, "here")
     a, b = vocabulary.encode(first[0]), vocabulary.encode(second[0])
-    assert found["input_ids"][0].tolist() == [vocabulary.cls_id, *a, vocabulary.sep_id, *b, vocabulary.sep_id]
-    assert found["token_type_ids"][0].tolist() == [0] * (len(a) + 2) + [1] * (len(b) + 1)
-    assert len(found["input_ids"][1]) == len(found["token_type_ids"][1]) == 16
-    assert found["input_ids"][1][-1] == vocabulary.sep_id
-    assert "here: 1 of 2 rows exceed data.seq_length=16 tokens and were cut" in capsys.readouterr().err
+    assert encoded["input_ids"][0].tolist() == [vocabulary.cls_id, *a, vocabulary.sep_id, *b, vocabulary.sep_id]
+    assert encoded["token_type_ids"][0].tolist() == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+    assert len(encoded["input_ids"][1]) == len(encoded["token_type_ids"][1]) == 16
+    assert encoded["input_ids"][1][-1] == vocabulary.sep_id
+    assert "here: 1 of 2 rows exceed data.seq_length=16 tokens and were cut" in caplog.text
     alone = tables.encode(vocabulary, [first[0], ""], None, 16, "here")
     assert alone["input_ids"][0].tolist() == [vocabulary.cls_id, *a, vocabulary.sep_id]
     assert alone["input_ids"][1].tolist() == [vocabulary.cls_id, vocabulary.sep_id]

@@ -49,18 +49,20 @@ FORMATS = {
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_is_the_same_sentences(tmp_path, name):
-  found = read(tmp_path, FORMATS[name])
-  assert (found.words, found.tags) == (WORDS, TAGS)
+  sentences = read(tmp_path, FORMATS[name])
+  assert (sentences.words, sentences.tags) == (WORDS, TAGS)
   skipped = {"CoNLL-2003": {"-DOCSTART- lines skipped": 1}, "comments": {"comment lines skipped": 3}}
-  assert found.notes == skipped.get(name if name in ("comments", "JSON lines") or "tabs" in name else "CoNLL-2003", {})
+  assert sentences.notes == skipped.get(
+    name if name in ("comments", "JSON lines") or "tabs" in name else "CoNLL-2003", {}
+  )
 
 
 def test_columns_and_fields_are_chosen(tmp_path):
   nested = "the\tB-FAC\tO\t\nstreets\tI-FAC\tB-GPE\t\n"
   assert read(tmp_path, nested, tag_column=1).tags == [["B-FAC", "I-FAC"]]
   assert read(tmp_path, nested, tag_column=2).tags == [["O", "B-GPE"]]
-  own = '{"words": ["a b", "c"], "ner": ["O", "B-X"]}\n'
-  assert read(tmp_path, own, token_field="words", tag_field="ner").words == [["a b", "c"]]
+  content = '{"words": ["a b", "c"], "ner": ["O", "B-X"]}\n'
+  assert read(tmp_path, content, token_field="words", tag_field="ner").words == [["a b", "c"]]
 
 
 CONLLU = """# text = vámonos al mar
@@ -81,10 +83,10 @@ CONLLU = """# text = vámonos al mar
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_ranges_and_empty_nodes_of_conllu_are_no_words(tmp_path, end):
-  found = read(tmp_path, CONLLU.replace("\n", end), token_column=1, tag_column=3)
-  assert found.words == [["vamos", "nos", "a", "el", "#"], ["de", "el"]]
-  assert found.tags == [["VERB", "PRON", "ADP", "DET", "SYM"], ["ADP", "DET"]]
-  assert found.notes == {"comment lines skipped": 1, "ranges of words and empty nodes of CoNLL-U skipped": 4}
+  sentences = read(tmp_path, CONLLU.replace("\n", end), token_column=1, tag_column=3)
+  assert sentences.words == [["vamos", "nos", "a", "el", "#"], ["de", "el"]]
+  assert sentences.tags == [["VERB", "PRON", "ADP", "DET", "SYM"], ["ADP", "DET"]]
+  assert sentences.notes == {"comment lines skipped": 1, "ranges of words and empty nodes of CoNLL-U skipped": 4}
 
 
 @pytest.mark.parametrize("word", ["\u00a0", "\u3000", "\u2028", "\u200b", "\x85"])
@@ -104,8 +106,8 @@ def test_white_space_that_separates_nothing_is_a_word(tmp_path, word):
   '{"tokens": ["a", "b"], "tags": [-1, -1]}\n{"tokens": ["nan"], "tags": -1}\n',
 ])  # fmt: skip
 def test_words_alone_are_a_split_that_hides_its_tags(tmp_path, content):
-  found = read(tmp_path, content, may_hide=True)
-  assert (found.words, found.tags, found.labels()) == ([["a", "b"], ["nan"]], None, [])
+  sentences = read(tmp_path, content, may_hide=True)
+  assert (sentences.words, sentences.tags, sentences.labels()) == ([["a", "b"], ["nan"]], None, [])
   with pytest.raises(UserError):
     read(tmp_path, content)
   with pytest.raises(UserError, match="some sentences have tags, others have none"):

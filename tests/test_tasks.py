@@ -40,10 +40,10 @@ def test_each_module_with_a_spec_is_a_name():
 def test_every_head_of_a_task_is_known_to_all_others():
   heads = {head for name in tasks.NAMES for head in tasks.spec(name).heads}
   assert heads == set(task_heads.HEADS)
-  for own in (None, *heads):
-    patterns = base.unused(*([own] if own else []), keep=True)
+  for head in (None, *heads):
+    patterns = base.unused(*([head] if head else []), keep=True)
     left_out = {head for head in heads if any(re.search(pattern, f"{head}/kernel") for pattern in patterns)}
-    assert left_out == heads - {own}
+    assert left_out == heads - {head}
   assert any(re.search(pattern, "pooler/kernel") for pattern in base.unused())
   assert not any(re.search(pattern, "pooler/kernel") for pattern in base.unused(pooler=True))
 

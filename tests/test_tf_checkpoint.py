@@ -186,7 +186,7 @@ class TestDamage:
         assert str(error).startswith("file ")
 
   def entry(self, tmp_path, *fields):
-    """A checkpoint whose index claims what it is told to."""
+    """Returns a checkpoint whose index claims what it is told to."""
     entries = [(b"", field(1, 1)), (b"weight", b"".join(fields))]
     (tmp_path / "y.index").write_bytes(tf_checkpoint._index(entries))
     (tmp_path / "y.data-00000-of-00001").write_bytes(bytes(8))

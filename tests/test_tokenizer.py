@@ -30,7 +30,7 @@ SPECIAL_SETTINGS = {
 
 
 def train(path, **settings):
-  """A small vocabulary in which some pieces end in a digit and a comma, inside words too."""
+  """Returns a small vocabulary in which some pieces end in a digit and a comma, inside words too."""
   years = [f"in {year}, there were x{n}, then" for year in (1999, 2010, 2011) for n in (3, 7, 12)] * 10
   words = ["the quick brown fox jumps over the lazy dog", "a fine affluent office (so they say)", "σας naïve İstanbul"]
   model = io.BytesIO()
@@ -332,14 +332,14 @@ def original_wordpiece(vocabulary, text):
     words += "".join(f" {c} " if is_punctuation(c) else c for c in word).split()
   ids = []
   for word in words:
-    start, found = 0, []
+    start, pieces = 0, []
     while start < len(word) <= 200:
       ends = [end for end in range(len(word), start, -1) if "##" * (start > 0) + word[start:end] in vocabulary]
       if not ends:
         break
-      found.append(vocabulary["##" * (start > 0) + word[start : ends[0]]])
+      pieces.append(vocabulary["##" * (start > 0) + word[start : ends[0]]])
       start = ends[0]
-    ids += found if start == len(word) else [vocabulary["[UNK]"]]
+    ids += pieces if start == len(word) else [vocabulary["[UNK]"]]
   return ids
 
 

@@ -35,7 +35,7 @@ CARD = {"id": "abc", "config": {"seed": 1}}
 
 @pytest.fixture
 def wandb(tmp_path, monkeypatch):
-  """A stand-in for wandb that writes down how it is called; returns a function that reads that."""
+  """Returns a stand-in for wandb that writes down how it is called; returns a function that reads that."""
   (tmp_path / "wandb.py").write_text(STAND_IN)
   monkeypatch.syspath_prepend(str(tmp_path))
   monkeypatch.setenv("NOTES", str(tmp_path / "notes"))

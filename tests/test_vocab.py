@@ -18,7 +18,7 @@ from albert_jax.errors import UserError
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-  """A text of made-up words, some with accents, large enough for a few hundred pieces."""
+  """Returns a text of made-up words, some with accents, large enough for a few hundred pieces."""
   chosen = random.Random(0)
   syllables = [a + b for a in "bdfgklmnprst" for b in "aeiouéü"]
   words = ["".join(chosen.choices(syllables, k=chosen.randint(1, 4))) for _ in range(800)]
@@ -56,9 +56,9 @@ def test_into_a_store(corpus, tmp_path, monkeypatch):
   args = [f"--input={corpus}", "--vocab_size=200", "--no-keep_accents"]
   vocab_command.main([*args, f"--out={tmp_path / 'here'}"])
   vocab_command.main([*args, "--out=memory://vocabulary"])
-  there = files.read("memory://vocabulary/spiece.model")
+  content = files.read("memory://vocabulary/spiece.model")
   files.remove("memory://vocabulary")
-  assert there == (tmp_path / "here" / "spiece.model").read_bytes()
+  assert content == (tmp_path / "here" / "spiece.model").read_bytes()
 
 
 @pytest.mark.parametrize("size", [20, 100_000])

@@ -13,13 +13,13 @@ from albert_jax.data.finetuning import windows
 def test_windows_decide_on_every_word_once_and_with_context(sizes, room):
   overlap = room // 2
   ends = np.cumsum([0, *(min(size, overlap) for size in sizes)])
-  found = list(windows.windows(ends, room, overlap))
-  own = [word for _, _, own_begin, own_end in found for word in range(own_begin, own_end)]
-  assert own == list(range(len(sizes)))
-  for begin, end, own_begin, own_end in found:
+  spans = list(windows.windows(ends, room, overlap))
+  decided = [word for _, _, own_begin, own_end in spans for word in range(own_begin, own_end)]
+  assert decided == list(range(len(sizes)))
+  for begin, end, own_begin, own_end in spans:
     assert begin <= own_begin < own_end <= end
     assert ends[end] - ends[begin] <= room
-  for (_, end, _, own_end), (following, _, _, _) in itertools.pairwise(found):
+  for (_, end, _, own_end), (following, _, _, _) in itertools.pairwise(spans):
     assert ends[end] - ends[following] <= overlap
     assert following <= own_end
 

@@ -45,9 +45,9 @@ def test_the_same_run_may_be_longer_but_not_another_one(tmp_path):
 
 
 def test_hours_are_looked_up(tmp_path):
-  found = config(hours=2.0, steps=77)
-  assert workdir.settled_steps(found, tmp_path) == 0
-  check(found, tmp_path)
+  hours_config = config(hours=2.0, steps=77)
+  assert workdir.settled_steps(hours_config, tmp_path) == 0
+  check(hours_config, tmp_path)
   (tmp_path / "checkpoints" / "2").mkdir(parents=True)
   assert workdir.settled_steps(config(hours=2.0), tmp_path) == 77
   assert workdir.settled_steps(config(hours=3.0), tmp_path) == 0
@@ -57,18 +57,18 @@ def test_the_card_says_where_the_numbers_come_from(tmp_path):
   (tmp_path / "corpus").mkdir()
   (tmp_path / "corpus" / "text").write_text("a")
   (tmp_path / "spiece.model").write_text("b")
-  given = config(data={"dataset": f"{tmp_path / 'corpus'},not/a/folder"})
-  prints = workdir.data_fingerprints(given.data.dataset, tmp_path / "spiece.model")
-  first = workdir.write_card(given, prints, tmp_path, 0)
+  data_config = config(data={"dataset": f"{tmp_path / 'corpus'},not/a/folder"})
+  prints = workdir.data_fingerprints(data_config.data.dataset, tmp_path / "spiece.model")
+  first = workdir.write_card(data_config, prints, tmp_path, 0)
   assert first == json.loads((tmp_path / "run.json").read_text())
   assert first["dataset"] == {str(tmp_path / "corpus"): workdir.fingerprint(tmp_path / "corpus")}
   assert {"jax", "flax", "optax", "orbax-checkpoint"} <= set(first["packages"])
   assert first["config"]["model"]["hidden_size"] == 8
   assert first["resumed"] == []
-  again = workdir.write_card(given, prints, tmp_path, 7)
+  again = workdir.write_card(data_config, prints, tmp_path, 7)
   assert [was["step"] for was in again["resumed"]] == [7]
   assert (again["id"], again["started"]) == (first["id"], first["started"])
-  assert workdir.write_card(given, prints, tmp_path, 0)["id"] != first["id"]  # Another run.
+  assert workdir.write_card(data_config, prints, tmp_path, 0)["id"] != first["id"]  # Another run.
 
 
 def test_other_contents_under_the_same_name_are_refused(tmp_path):
@@ -125,7 +125,7 @@ def test_where_a_run_can_be(tmp_path, monkeypatch):
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-  """{name: text} of what is in memory://run, where a run can be as well, but for its checkpoints."""
+  """Returns {name: text} of what is in memory://run, where a run can be as well, but for its checkpoints."""
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   memory = fsspec.filesystem("memory")
   yield lambda: {name.removeprefix("/run/"): memory.cat(name).decode() for name in memory.find("/run")}
@@ -163,18 +163,18 @@ def test_a_bucket_gets_what_a_run_writes_and_gives_it_back_elsewhere(store, tmp_
 def test_of_two_machines_in_one_bucket_the_first_ends(store, tmp_path, monkeypatch):
   with (
     pytest.raises(OSError, match=r"memory://run was taken over at .* process \d+ on "),
-    workdir.open_run("memory://run") as one,
+    workdir.open_run("memory://run") as first,
   ):
-    one.claim()
+    first.claim()
     with pytest.raises(UserError, match="memory://run is in use by another run"), workdir.open_run("memory://run"):
       pass
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
     with workdir.open_run("memory://run") as other:
-      one.push()  # It has not said yet that it means it.
+      first.push()  # It has not said yet that it means it.
       other.claim()
       (other.path / "metrics.jsonl").write_text("other\n")
-    (one.path / "metrics.jsonl").write_text("one\n")
-    one.push()
+    (first.path / "metrics.jsonl").write_text("one\n")
+    first.push()
   assert store()["metrics.jsonl"] == "other\n"
 
 
@@ -187,12 +187,12 @@ def test_a_checkout_has_a_revision():
 def test_fingerprints_see_names_and_contents(tmp_path):
   (tmp_path / "a").mkdir()
   (tmp_path / "a" / "x").write_text("1")
-  found = {workdir.fingerprint(tmp_path / "a")}
+  fingerprints = {workdir.fingerprint(tmp_path / "a")}
   (tmp_path / "a" / "x").write_text("2")
-  found.add(workdir.fingerprint(tmp_path / "a"))
+  fingerprints.add(workdir.fingerprint(tmp_path / "a"))
   (tmp_path / "a" / "x").rename(tmp_path / "a" / "y")
-  found.add(workdir.fingerprint(tmp_path / "a"))
-  assert len(found) == 3
+  fingerprints.add(workdir.fingerprint(tmp_path / "a"))
+  assert len(fingerprints) == 3
   large = bytearray(2 * workdir.PART + 10)
   (tmp_path / "large").write_bytes(large)
   before = workdir.fingerprint(tmp_path / "large")

@@ -1,4 +1,5 @@
 import json
+import logging
 import time
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from albert_jax.training.writer import Writer, last_evaluation, ratios, read
 
 
-def test_lines_are_means_over_their_window(tmp_path, capsys):
+def test_lines_are_means_over_their_window(tmp_path, caplog):
+  caplog.set_level(logging.INFO, "albert_jax")
   writer = Writer(tmp_path, 0, 4, 2)
   for step in range(1, 5):
     writer.train(step, (10, 0.0, 0.0), {"loss": (np.float32(step), np.float32(2))}, {"learning_rate": np.float32(step)})
@@ -19,7 +21,7 @@ def test_lines_are_means_over_their_window(tmp_path, capsys):
   ]  # fmt: skip
   assert lines[1]["learning_rate"] == 4
   assert lines[1]["tokens_per_s"] > 0
-  assert "step 4/4 loss=1.7500" in capsys.readouterr().err
+  assert "step 4/4 loss=1.7500" in caplog.text
 
 
 def test_going_on_drops_what_came_after_and_a_line_cut_short(tmp_path):
@@ -84,19 +86,19 @@ def test_the_newest_evaluation_up_to_a_step(tmp_path):
 
 
 def test_every_tracker_gets_every_line(tmp_path):
-  found = []
+  lines = []
 
   class Tracker:
     def write(self, *line):
-      found.append(line)
+      lines.append(line)
 
     def close(self):
-      found.append("closed")
+      lines.append("closed")
 
   writer = Writer(tmp_path, 0, 1, 1, trackers=[Tracker()])
   writer.write(1, "eval", {"loss": 2.0})
   writer.close()
-  assert found == [(1, "eval", {"loss": 2.0}), "closed"]
+  assert lines == [(1, "eval", {"loss": 2.0}), "closed"]
 
 
 def test_events_can_be_read_and_a_full_disk_only_ends_them(tmp_path, caplog, monkeypatch):

@@ -95,7 +95,7 @@ def _run_stages(folder, begin, seconds, toy, only, report):
 
 
 def _why_not(name, only, platform, until):
-  """The reason why a stage is skipped, '' for none."""
+  """Returns the reason why a stage is skipped, '' for none."""
   if only and name not in only:
     return "left out by --only"
   if not platform:
@@ -135,5 +135,5 @@ def _flags(folder, minutes, toy, only):
 
 
 def failures(rows: list[dict]) -> list[str]:
-  """The rows that failed: checks that did not pass, and errors."""
+  """Returns the rows that failed: checks that did not pass, and errors."""
   return [f"{row['stage']}, {row['row']}" for row in rows if "error" in row or row.get("passed") is False]

@@ -47,8 +47,8 @@ def golden(sizes: plan.Plan, dtype: str, limit: float) -> dict[str, Any]:
   with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
     outputs = _outputs(plan.model_of(size, dtype=dtype), params, batch)
   mask = batch["attention_mask"][:, :, None]
-  for each in (outputs, reference):
-    each["sequence_output"] = each["sequence_output"] * mask  # Outputs at padding mean nothing.
+  for result in (outputs, reference):
+    result["sequence_output"] = result["sequence_output"] * mask  # Outputs at padding mean nothing.
   errors = {name: relative_error(outputs[name], value) for name, value in reference.items()}
   worst = max(errors, key=errors.get)
   return checked(errors[worst], limit) | {"worst": worst}
@@ -109,8 +109,11 @@ def lamb(sizes: plan.Plan) -> dict[str, Any]:
       step = contestants.Ours(cfg, params, batch, opt, [device])
     return np.array([step() for _ in range(LAMB_STEPS)])
 
-  here, host = losses(jax.devices()[0]), losses(_host())
-  return checked(np.abs(here / host - 1).max(), EXACT) | {"first_loss": host[0], "last_loss": host[-1]}
+  device_losses, host_losses = losses(jax.devices()[0]), losses(_host())
+  return checked(np.abs(device_losses / host_losses - 1).max(), EXACT) | {
+    "first_loss": host_losses[0],
+    "last_loss": host_losses[-1],
+  }
 
 
 def repeated(sizes: plan.Plan) -> dict[str, Any]:
@@ -131,7 +134,7 @@ def repeated(sizes: plan.Plan) -> dict[str, Any]:
 
 
 def relative_error(value: Any, reference: Any) -> float:
-  """The norm of the difference, as a share of the reference's norm."""
+  """Returns the norm of the difference, as a share of the reference's norm."""
   value, reference = (np.asarray(x, np.float32) for x in (value, reference))
   return float(np.linalg.norm(value - reference) / np.linalg.norm(reference))
 
@@ -144,7 +147,7 @@ def _host():
 
 
 def _padded_batch(cfg, rows, length, packing=1):
-  """A batch whose first row is full and whose others end in padding."""
+  """Returns a batch whose first row is full and whose others end in padding."""
   batch = contestants.make_batch(cfg, rows, length, plan.masked_slots(length), packing)
   tokens = np.full((rows, 1), length)
   tokens[1:, 0] = length - 1 - np.arange(rows - 1) * length // (2 * rows) - length // 8
@@ -169,7 +172,7 @@ def _outputs(cfg, params, batch):
 
 
 def _attend(form, cfg, batch):
-  """[context, gradients of q, k and v] as float32 numpy; padding is left out."""
+  """Returns [context, gradients of q, k and v] as float32 numpy; padding is left out."""
   shape = (*batch["input_ids"].shape, cfg.hidden_size)
   mask = jnp.asarray(batch["attention_mask"])[:, :, None]
   q, k, v, weight = (

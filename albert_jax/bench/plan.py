@@ -102,7 +102,7 @@ TOY = Plan(
 
 
 def model_of(size: str, **fields: object) -> AlbertConfig:
-  """The model of a size, in bfloat16 and without dropout; `fields` replace others."""
+  """Returns the model of a size, in bfloat16 and without dropout; `fields` replace others."""
   cfg = TOY_MODEL if size == "toy" else VARIANTS[size]
   fields = {"dtype": "bfloat16", "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
             "classifier_dropout_prob": 0.0} | fields  # fmt: skip
@@ -110,11 +110,11 @@ def model_of(size: str, **fields: object) -> AlbertConfig:
 
 
 def masked_slots(length: int) -> int:
-  """The masked positions of a row: 15 % of its tokens."""
+  """Returns the masked positions of a row: 15 % of its tokens."""
   return round(0.15 * length)
 
 
 def platform() -> str:
-  """The platform of the first device: cpu, gpu or tpu."""
+  """Returns the platform of the first device: cpu, gpu or tpu."""
   name = jax.devices()[0].platform
   return "gpu" if name in NVIDIA else name

@@ -63,12 +63,12 @@ class Rows:
 
 
 def checked(value: float, limit: float) -> dict[str, Any]:
-  """The fields of a check: it passes if the value does not exceed the limit."""
+  """Returns the fields of a check: it passes if the value does not exceed the limit."""
   return {"value": float(value), "limit": limit, "passed": bool(value <= limit)}
 
 
 def read(folder: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows so far; a line that was cut off is left out."""
+  """Returns the rows so far; a line that was cut off is left out."""
   path = folder / RESULTS
   lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
   return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -236,7 +236,7 @@ def seconds_of(run: Callable[[], Any], times: int) -> list[float]:
 
 
 def median_s(run: Callable[[], Any], times: int) -> float:
-  """The median of `seconds_of`."""
+  """Returns the median of `seconds_of`."""
   return float(np.median(seconds_of(run, times)))
 
 
@@ -249,14 +249,14 @@ def _exported(cfg):
 
 
 def _rate(operations, seconds):
-  """The fields of a program that does so many operations."""
+  """Returns the fields of a program that does so many operations."""
   peak = flops.peak(jax.devices()[0].device_kind, 1)
   numbers = {"ms": 1e3 * seconds, "tflops": operations / seconds / 1e12}
   return numbers | ({"of_datasheet": operations / seconds / peak} if peak else {})
 
 
 def _step_numbers(rows, size, count, length, seconds):
-  """The fields of a training step: its rate, and its share of the measured product of its size."""
+  """Returns the fields of a training step: its rate, and its share of the measured product of its size."""
   operations = flops.flops_per_step(plan.model_of(size), count, length, plan.masked_slots(length))
   numbers = {"tokens_per_s": count * length / seconds} | _rate(operations, seconds)
   products = [row["tflops"] for row in read(rows.folder) if row.get("size") == size and "tflops" in row]
@@ -264,7 +264,7 @@ def _step_numbers(rows, size, count, length, seconds):
 
 
 def _latency(run, sizes, count, length):
-  """The fields of a forward pass; of a single text with the 99th percentile of ten times as many calls."""
+  """Returns the fields of a forward pass; of a single text with the 99th percentile of ten times as many calls."""
   seconds = seconds_of(run, sizes.times * (10 if count == 1 else 1))
   median = float(np.median(seconds))
   numbers = {"tokens_per_s": count * length / median, "ms": 1e3 * median, "texts_per_s": count / median}

@@ -13,8 +13,8 @@ from albert_jax.data.speech.batching import KIND, SpeechConfig
 from albert_jax.errors import UserError
 
 
-def main(argv):
-  """The command; see `albert-jax audit --help`. Returns 1 when a number is out of range."""
+def main(argv: list[str]):
+  """Returns the command; see `albert-jax audit --help`. Returns 1 when a number is out of range."""
   parser = common.parser(
     "audit",
     "Makes examples as training would, counts what is in them, and says what is out of range.",
@@ -34,7 +34,7 @@ def main(argv):
     fields, seed = {}, 0
   if args.examples < 1:
     raise UserError(f"--examples={args.examples}: expected at least 1")
-  fields["dataset"] = datasets.here(args.dataset)
+  fields["dataset"] = datasets.local_copies(args.dataset)
   if datasets.describe(datasets.folders(fields["dataset"])[0]).get("kind") == KIND:
     if unknown := fields.keys() - SpeechConfig.__dataclass_fields__.keys():
       raise UserError(
@@ -46,14 +46,14 @@ def main(argv):
   numbers, (batch, details) = audit.measure(cfg, args.examples, seed)
   numbers |= audit.look_for_duplicates(cfg)
   rows = len(batch["input_ids"])
-  found = audit.checks(numbers, cfg)
-  numbers["problems"] = [check.name for check in found if not check.is_fine]
+  checks = audit.checks(numbers, cfg)
+  numbers["problems"] = [check.name for check in checks if not check.is_fine]
 
   tokenizer = datasets.tokenizer(cfg.dataset, cfg.spm)
   for row in range(min(args.show, rows)):
     print(audit.show_example(batch, details, row, tokenizer), end="\n\n")
   print(f"{numbers['examples']} examples of {cfg.seq_length} tokens, {numbers['tokens_mean']:.1f} of them used")
-  for check in found:
+  for check in checks:
     _print_check(check.name, check.value, check.low, check.high, check.advice)
   picture = (
     pathlib.Path(args.json).with_suffix(".png")
@@ -78,7 +78,7 @@ def _print_check(name, value, low, high, advice) -> bool:
 
 
 def _phonemes(cfg, args, seed):
-  """The audit of a dataset that `albert-jax phonemes` made."""
+  """Returns the audit of a dataset that `albert-jax phonemes` made."""
   numbers, rows = speech.measure(cfg, args.examples, seed)
   for row in range(min(args.show, len(rows.ids))):
     print(speech.show_row(rows, row, cfg.dataset), end="\n\n")

@@ -16,7 +16,8 @@ import pathlib
 import platform
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -41,11 +42,11 @@ class Parser(argparse.ArgumentParser):
   An argument whose metavar is DIR, FILE or PATH is a path: `~` is replaced, and an empty one is refused.
   """
 
-  def __init__(self, *args, **kwargs):
+  def __init__(self, *args: Any, **kwargs: Any):
     super().__init__(*args, **kwargs)
     self._partners: dict[str, tuple[str, ...]] = {}
 
-  def parse_args(self, args=None, namespace=None):
+  def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> Any:
     if _captured is not None:
       _captured.append(self)
       raise _Captured
@@ -63,17 +64,17 @@ class Parser(argparse.ArgumentParser):
     for name, value in vars(known).items():
       if value is _NOTHING:
         setattr(known, name, "")
-    there = {arg.split("=")[0] for arg in args[: args.index("--") if "--" in args else len(args)]}
+    passed = {arg.split("=")[0] for arg in args[: args.index("--") if "--" in args else len(args)]}
     for flag, partners in self._partners.items():
-      if flag in there and not there & set(partners):
+      if flag in passed and not passed & set(partners):
         self.error(f"{flag} has no effect without {' or '.join(partners)}")
     return known
 
-  def needs(self, flag: str, *partners: str):
-    """States that a flag has no effect without one of the others; to give it alone is an error."""
+  def needs(self, flag: str, *partners: str) -> None:
+    """Makes a flag an error if none of its partners is given, because it would have no effect."""
     self._partners[flag] = partners
 
-  def error(self, message):
+  def error(self, message: str) -> NoReturn:
     self.exit(2, f"{self.prog}: {masked(message)}; see {self.prog} --help\n")
 
 
@@ -88,7 +89,7 @@ _captured: list[Parser] | None = None
 
 
 def parser_of(command: str) -> Parser:
-  """The parser of a command, which is not run."""
+  """Returns the parser of a command, which is not run."""
   global _captured
   _captured = []
   try:
@@ -114,7 +115,7 @@ def _path(text: str) -> str:
 
 
 def parser(command: str, description: str, example: str) -> Parser:
-  """The parser of one command. A wrong flag prints one line and exits with 2."""
+  """Returns the parser of one command. A wrong flag prints one line and exits with 2."""
   return Parser(
     prog=f"albert-jax {command}",
     description=description,
@@ -124,7 +125,7 @@ def parser(command: str, description: str, example: str) -> Parser:
   )
 
 
-def keep_compiled():
+def keep_compiled() -> None:
   """Lets JAX keep compiled programs between runs, so that only the first one waits for the compiler.
 
   They lie under ~/.cache (or XDG_CACHE_HOME), in a folder for this kind of processor: what was compiled for one may not
@@ -157,7 +158,7 @@ def quiet_libtpu() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-def keep_memory():
+def keep_memory() -> None:
   """On machines without an accelerator, lets the process keep memory that it has freed, for the next step to use.
 
   Every step's temporaries, half a gigabyte for base, would else be given back to the system and be asked for anew, page
@@ -177,12 +178,12 @@ def keep_memory():
 
 
 class _Messages(logging.Handler):
-  """Prints the library's messages plainly to stderr, above a progress bar if there is one."""
+  """Prints the library's messages to stderr, results to stdout, above a progress bar if there is one."""
 
-  def emit(self, record):
+  def emit(self, record) -> None:
     from tqdm import tqdm
 
-    tqdm.write(self.format(record), file=sys.stderr)
+    tqdm.write(self.format(record), file=sys.stdout if record.name == "albert_jax.results" else sys.stderr)
 
 
 @contextlib.contextmanager
@@ -228,25 +229,25 @@ def parse_with_config(
     "--config.FIELD", metavar="VALUE", dest="override", help="override one value, as --config.batch_size=64"
   )
   parser.add_argument("--show_config", action="store_true", help="print every field, its value and meaning, and stop")
-  own = [arg for arg in argv if not arg.startswith("--config.")]
+  arguments = [arg for arg in argv if not arg.startswith("--config.")]
   overrides = [arg for arg in argv if arg.startswith("--config.")]
   for arg in overrides:
     if "=" not in arg:
       raise UserError(f"{arg} has no value; write {arg}=VALUE")
-  if "--show_config" in own and _captured is None:
-    name = next((arg.partition("=")[2] for arg in own if arg.startswith("--config=")), "")
+  if "--show_config" in arguments and _captured is None:
+    name = next((arg.partition("=")[2] for arg in arguments if arg.startswith("--config=")), "")
     if not name:
       raise UserError("--show_config needs a config; give one, as --config=pretrain:tiny")
     config = with_overrides(load_config(name), overrides)
     print(config_fields.table(config, _config_path(name.partition(":")[0]).read_text("utf-8")))
     raise SystemExit(0)
-  args = parser.parse_args(own)
+  args = parser.parse_args(arguments)
   config = default(args) if default and not args.config else load_config(args.config)
   return args, with_overrides(config, overrides).lock()
 
 
 def with_overrides(config: ConfigDict, overrides: list[str]) -> ConfigDict:
-  """A config with values replaced, and `~` in its paths.
+  """Returns a config with values replaced, and `~` in its paths.
 
   Args:
     config: what a config file returned.
@@ -301,7 +302,11 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def _check_override(config, fields, arg):
-  """Raises: UserError if an override names no field, or has a value of another type."""
+  """
+
+  Raises:
+    UserError: an override names no field, or has a value of another type.
+  """
   name, _, value = arg.removeprefix("--config.").partition("=")
   arg = masked(arg)
   if name not in fields:
@@ -311,7 +316,7 @@ def _check_override(config, fields, arg):
     last = [field for field in fields if field.split(".")[-1] == name.split(".")[-1]]
     near = last or difflib.get_close_matches(name, fields, 2, 0.7)
     short = {field.split(".")[-1]: field for field in reversed(fields)}
-    near = near or [short[each] for each in difflib.get_close_matches(name.split(".")[-1], short, 2, 0.7)]
+    near = near or [short[option] for option in difflib.get_close_matches(name.split(".")[-1], short, 2, 0.7)]
     hint = f"did you mean {' or '.join(near[:2])}?" if near else "see --show_config for all fields"
     raise UserError(f"{arg}: the config has no field {name}; {hint}")
   try:
@@ -351,7 +356,7 @@ def load_config(name: str) -> ConfigDict:
 
 
 def _config_path(file: str) -> pathlib.Path:
-  """The path of a config file: as given, else among the installed configs."""
+  """Returns the path of a config file: as given, else among the installed configs."""
   path = pathlib.Path(files.user_path(file, "--config"))
   if path.is_file():
     return path.resolve()

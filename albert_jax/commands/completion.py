@@ -23,11 +23,11 @@ def main(argv: list[str]) -> None:
 
 
 def words() -> dict[str, dict[str, list[str]]]:
-  """{command: {flag: its choices}} of all commands, from their own parsers; config fields are flags too."""
+  """Returns {command: {flag: its choices}} of all commands, from their own parsers; config fields are flags too."""
   fields = sorted({name for config in common.DOCUMENTED for name in config_fields.flat(common.load_config(config))})
   folder = pathlib.Path(importlib.import_module("albert_jax.configs").__path__[0])
   configs = sorted({path.stem for path in folder.glob("*.py")} - {"common", "__init__"} | {*common.DOCUMENTED})
-  found = {}
+  flags_of = {}
   for command in COMMANDS:
     flags = {}
     for action in common.parser_of(command)._actions:
@@ -39,12 +39,12 @@ def words() -> dict[str, dict[str, list[str]]]:
     if "--config" in flags:
       flags["--config"] = configs
       flags |= {f"--config.{name}": [] for name in fields}
-    found[command] = flags
-  return found
+    flags_of[command] = flags
+  return flags_of
 
 
 def bash(commands: dict[str, dict[str, list[str]]]) -> str:
-  """The script for bash; values without choices complete as files do."""
+  """Returns the script for bash; values without choices complete as files do."""
   lines = [
     # bash takes a colon for the end of a word, so what stands before it is not repeated.
     "_albert_jax_values() {",
@@ -80,12 +80,12 @@ def bash(commands: dict[str, dict[str, list[str]]]) -> str:
 
 
 def zsh(commands: dict[str, dict[str, list[str]]]) -> str:
-  """The script for zsh, which runs that for bash."""
+  """Returns the script for zsh, which runs that for bash."""
   return "autoload -U +X compinit && compinit -u\nautoload -U +X bashcompinit && bashcompinit\n" + bash(commands)
 
 
 def fish(commands: dict[str, dict[str, list[str]]]) -> str:
-  """The script for fish."""
+  """Returns the script for fish."""
   lines = ["complete -c albert-jax -e"]
   for command, flags in commands.items():
     lines.append(f"complete -c albert-jax -n __fish_use_subcommand -f -a {command} -d {shlex.quote(COMMANDS[command])}")

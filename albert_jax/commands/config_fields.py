@@ -116,28 +116,28 @@ def fields_of(config: ConfigDict, source: str = "") -> list[Field]:
 
 
 def flat(config: ConfigDict, prefix: str = "") -> dict:
-  """{name with dots: value} of a config."""
-  found = {}
+  """Returns {name with dots: value} of a config."""
+  fields = {}
   for name, value in config.items():
-    found |= flat(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else {f"{prefix}{name}": value}
-  return found
+    fields |= flat(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else {f"{prefix}{name}": value}
+  return fields
 
 
 def meanings(source: str = "", task: str = "") -> dict[str, str]:
   """{field: what it means}, from the comments in `source`, the installed configs and the dataclasses of a task."""
-  found = dict(_MEANINGS)
+  comments = dict(_MEANINGS)
   folder = pathlib.Path(importlib.import_module("albert_jax.configs").__path__[0])
   for path in sorted(folder.glob("*.py"), key=lambda path: path.name != "common.py", reverse=True):
-    found |= _of_config_file(path.read_text("utf-8"))
+    comments |= _of_config_file(path.read_text("utf-8"))
   for section, name in (_SECTIONS | ({"data": _DATA[task]} if task in _DATA else {})).items():
     module, name = name.split(":")
     for cls in reversed(getattr(importlib.import_module(module), name).__mro__[:-1]):
-      found |= {f"{section}.{field}": text for field, text in _of_dataclass(cls).items()}
-  return found | _of_config_file(source)
+      comments |= {f"{section}.{field}": text for field, text in _of_dataclass(cls).items()}
+  return comments | _of_config_file(source)
 
 
 def table(config: ConfigDict, source: str = "") -> str:
-  """The fields as aligned lines for a terminal."""
+  """Returns the fields as aligned lines for a terminal."""
   rows = [(field.name, repr(field.value), field.type, field.meaning) for field in fields_of(config, source)]
   widths = [min(max(len(row[i]) for row in rows), (40, 34, 8)[i]) for i in range(3)]
   lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows]
@@ -150,7 +150,7 @@ def markdown(configs: dict[str, ConfigDict]) -> str:
   Args:
     configs: {name, such as "pretrain:base": config}; the first is pre-training's.
   """
-  first, *others = configs
+  first, *remaining = configs
   lines = [
     "# Config fields",
     "",
@@ -159,7 +159,7 @@ def markdown(configs: dict[str, ConfigDict]) -> str:
     "prints the same for one config.",
   ]
   known = {(field.name, field.meaning) for field in fields_of(configs[first])}
-  for name in (first, *others):
+  for name in (first, *remaining):
     skip = known if name != first else set()
     title = f"`--config={first}`" if name == first else f"`--config={name}`, besides the fields above"
     rows = [field for field in fields_of(configs[name]) if (field.name, field.meaning) not in skip]
@@ -171,8 +171,8 @@ def markdown(configs: dict[str, ConfigDict]) -> str:
 
 
 def _of_config_file(text: str) -> dict[str, str]:
-  """{field: comment} of the assignments to `config.…` in a config file."""
-  found, section, above = {}, "", ""
+  """Returns {field: comment} of the assignments to `config.…` in a config file."""
+  comments, section, above = {}, "", ""
   for line in text.splitlines():
     stripped = line.strip()
     if stripped.startswith("# "):
@@ -184,36 +184,36 @@ def _of_config_file(text: str) -> dict[str, str]:
     if opened:
       section = f"{opened[1]}."
     elif assigned and (assigned[2] or above):
-      found.setdefault(assigned[1], assigned[2] or above)
+      comments.setdefault(assigned[1], assigned[2] or above)
     elif entry and section and entry[2]:
-      found.setdefault(section + entry[1], entry[2])
+      comments.setdefault(section + entry[1], entry[2])
     if stripped.startswith("})"):
       section = ""
     above = ""
-    if assigned and "ConfigDict({" in line and line.rstrip().endswith("})") and found.get(assigned[1]):
+    if assigned and "ConfigDict({" in line and line.rstrip().endswith("})") and comments.get(assigned[1]):
       # A section on one line: its comment is about each field.
-      found |= {f"{assigned[1]}.{key}": found[assigned[1]] for key in re.findall(r'"(\w+)":', line)}
-  return found
+      comments |= {f"{assigned[1]}.{key}": comments[assigned[1]] for key in re.findall(r'"(\w+)":', line)}
+  return comments
 
 
 def _of_dataclass(cls: type) -> dict[str, str]:
-  """{field: its comment, or its line in the docstring's Attributes}."""
-  source, found = inspect.getsource(cls), {}
+  """Returns {field: its comment, or its line in the docstring's Attributes}."""
+  source, comments = inspect.getsource(cls), {}
   documented = re.search(r"Attributes:\n(.*?)(?:\n\n|\"\"\")", source, re.DOTALL)
   for names, text in re.findall(r"(?m)^    (\w[\w, ]*): ((?:.|\n      )*)", documented[1] if documented else ""):
     for name in names.split(", "):
-      found[name] = " ".join(text.split()).rstrip(".")
+      comments[name] = " ".join(text.split()).rstrip(".")
   above = ""
   for line in source.splitlines():
     if comment := re.match(r"  # (.*)", line):
       above = f"{above} {comment[1]}".strip()
     elif field := re.match(r"  (\w+): \w[^#]*?(?:  # (.*))?$", line):
       if text := field[2] or above:
-        found.setdefault(field[1], text.removeprefix("Ours. "))
+        comments.setdefault(field[1], text.removeprefix("Ours. "))
       above = ""
     else:
       above = ""
-  return found
+  return comments
 
 
 if __name__ == "__main__":

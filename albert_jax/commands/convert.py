@@ -12,6 +12,8 @@ from albert_jax.convert.load import find, load, load_symbols, load_tokenizer
 from albert_jax.data.speech import symbols
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
+from albert_jax.model import AlbertConfig
+from albert_jax.types import Params
 
 ARCHITECTURES = (
   "AlbertModel", "AlbertForPreTraining", "AlbertForMaskedLM", "AlbertForSequenceClassification",
@@ -19,7 +21,7 @@ ARCHITECTURES = (
 )  # fmt: skip
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
   parser = common.parser(
     "convert",
     "Converts weights: a checkpoint of google-research/albert, a Hugging Face directory, the folder of a run, or a\n"
@@ -88,25 +90,25 @@ def main(argv):
   if args.spm and args.symbols:
     raise UserError("give --spm for a model of text or --symbols for a PL-BERT, not both")
   rules = {"lower": False if args.cased else None, "keep_accents": args.keep_accents or None}
-  given = Tokenizer(args.spm, **rules) if args.spm else None
+  new_tokenizer = Tokenizer(args.spm, **rules) if args.spm else None
   old = load_symbols(args.checkpoint) or load_tokenizer(args.checkpoint, optional=True)
   if args.symbols:
-    given = symbols.load(args.symbols)
+    new_tokenizer = symbols.load(args.symbols)
     if params.pop("word", None) is not None:
       _say("left out the head that predicts words: its words are those of the data it was trained on")
-  if given is None and any(value is not None for value in rules.values()):
+  if new_tokenizer is None and any(value is not None for value in rules.values()):
     if not isinstance(old, Tokenizer):
       raise UserError("--cased and --keep_accents are for a vocabulary of text; give one with --spm=FILE")
     lower, keep_accents = not args.cased and old.lower, args.keep_accents or old.keep_accents
     old = Tokenizer(old.path, lower, keep_accents, old.hf_quotes, old.digit_comma)
-  tokenizer = given or old
+  tokenizer = new_tokenizer or old
   if args.keep_pieces:
-    if given is None:
+    if new_tokenizer is None:
       raise UserError("--keep_pieces needs the new vocabulary: --spm=FILE, or --symbols=FILE")
     if old is None:
       raise UserError(f"--keep_pieces needs the vocabulary of the weights: copy it into {args.checkpoint}")
-    cfg, params, kept = surgery.new_vocabulary(cfg, params, old, given)
-    _say(f"kept the rows of {kept:,} of {given.vocab_size:,} pieces; the others are fresh")
+    cfg, params, kept = surgery.new_vocabulary(cfg, params, old, new_tokenizer)
+    _say(f"kept the rows of {kept:,} of {new_tokenizer.vocab_size:,} pieces; the others are fresh")
   if args.max_position_embeddings is not None:
     cfg, params = surgery.longer(cfg, params, args.max_position_embeddings, args.positions)
   fields = {name: getattr(args, name) for name in ("num_hidden_layers", "num_hidden_groups", "share")}
@@ -117,15 +119,15 @@ def main(argv):
   if args.to == "google":
     google_tf1.save(args.out, cfg, params, vocabulary=tokenizer, overwrite=args.overwrite)
   else:
-    found = hf.read_fields(place) if format is hf else {}
-    named = next(iter(found.get("architectures") or []), None)
+    fields = hf.read_fields(place) if format is hf else {}
+    named = next(iter(fields.get("architectures") or []), None)
     hf.save(
       args.out,
       cfg,
       params,
       vocabulary=tokenizer,
       architecture=args.architecture or (named if named in ARCHITECTURES else None),
-      extra=hf.extra_fields(found),
+      extra=hf.extra_fields(fields),
       overwrite=args.overwrite,
     )
   _say(
@@ -133,7 +135,7 @@ def main(argv):
   )
 
 
-def describe(cfg, params):
+def describe(cfg: AlbertConfig, params: Params) -> str:
   """One line about a model."""
   extra = sorted(params.keys() - {"embeddings", "projection", "attention", "ffn"})
   return (
@@ -143,8 +145,8 @@ def describe(cfg, params):
   )
 
 
-def inspect(path):
-  """A table of every variable at `path`, what is missing, and what is not used, as text."""
+def inspect(path: str) -> str:
+  """Returns a table of every variable at `path`, what is missing, and what is not used, as text."""
   format, place = find(path)
   cfg, tensors, names, table, notes = format.survey(place)
   entries = {entry.name: entry for entry in table}
@@ -153,22 +155,22 @@ def inspect(path):
   for name, tensor in tensors.items():
     entry = entries.get(names[name])
     if entry is None or name in notes:
-      here = f"({notes.get(name, 'NOT USED')})"
+      target = f"({notes.get(name, 'NOT USED')})"
       unused += [] if name in notes else [name]
     else:
-      here = entry.path + (f"[{', '.join(map(str, entry.index))}]" if entry.index else "")
-      if tensor.shape != entry.there:
-        here += f" EXPECTED {list(entry.there)}"
+      target = entry.path + (f"[{', '.join(map(str, entry.index))}]" if entry.index else "")
+      if tensor.shape != entry.file_shape:
+        target += f" EXPECTED {list(entry.file_shape)}"
     value = np.asarray(tensor, np.float64)
     numbers = (f"{value.mean():.4g}", f"{value.std():.4g}") if value.size else ("", "")
-    rows.append((name, here, "x".join(map(str, tensor.shape)) or "scalar", str(tensor.dtype), *numbers))
+    rows.append((name, target, "x".join(map(str, tensor.shape)) or "scalar", str(tensor.dtype), *numbers))
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
   missing = [entry.name for entry in table if entry.name not in names.values()]
   lines += ["", f"{place}: {format.__name__.rpartition('.')[2]}, {cfg}"]
   lines += [f"missing: {', '.join(missing) or 'nothing'}", f"not used: {', '.join(unused) or 'nothing'}"]
-  there = {entry.path.split("/")[0] for entry in table}
-  absent = [part for part in model.OPTIONAL if part not in there]
+  parts = {entry.path.split("/")[0] for entry in table}
+  absent = [part for part in model.OPTIONAL if part not in parts]
   lines += [f"parts that are not there: {', '.join(absent)}"] if absent else []
   return "\n".join(lines)
 

@@ -1,11 +1,14 @@
 """What the commands that read a corpus share: --input and how to read it."""
 
+import argparse
 import dataclasses
+from typing import Any
 
 from albert_jax.data.corpus import readers
+from albert_jax.data.corpus.readers import Reading
 
 
-def add_arguments(parser, default=None):
+def add_arguments(parser: argparse.ArgumentParser, default: Any = None) -> None:
   """Adds the options that every command with `--input` shares; without a default the input is required."""
   parser.add_argument(
     "--input",
@@ -33,6 +36,6 @@ _READING_HELP = {
 }
 
 
-def reading(args):
-  """The readers.Reading of what `add_arguments` parsed."""
+def reading(args: argparse.Namespace) -> Reading:
+  """Returns the readers.Reading of what `add_arguments` parsed."""
   return readers.Reading(**{field.name: getattr(args, field.name) for field in dataclasses.fields(readers.Reading)})

@@ -53,39 +53,39 @@ def main(argv: list[str]) -> int:
 
 
 def versions() -> dict[str, str]:
-  """{package: version} of what training needs."""
-  found = {"albert-jax": albert_jax.__version__, "python": platform.python_version()}
+  """Returns {package: version} of what training needs."""
+  versions_of = {"albert-jax": albert_jax.__version__, "python": platform.python_version()}
   for name in PACKAGES:
     try:
-      found[name] = importlib.metadata.version(name)
+      versions_of[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-      found[name] = "not installed; type: pip install albert-jax"
-  return found
+      versions_of[name] = "not installed; type: pip install albert-jax"
+  return versions_of
 
 
 def machine() -> dict[str, str]:
   """Devices, processors, memory, and room on disk."""
   import jax
 
-  found = {}
+  facts = {}
   try:
     kinds = [device.device_kind for device in jax.devices()]
     devices = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in sorted(set(kinds)))
-    found["devices"] = f"{devices} ({jax.default_backend()})"
+    facts["devices"] = f"{devices} ({jax.default_backend()})"
     if stats := jax.local_devices()[0].memory_stats():
-      found["device memory"] = f"{stats.get('bytes_limit', 0) / 2**30:.1f} GiB each"
+      facts["device memory"] = f"{stats.get('bytes_limit', 0) / 2**30:.1f} GiB each"
   except RuntimeError as error:  # A platform that does not start, as with a driver that is too old.
-    found["devices"] = f"none: {one_line(error)}; type: unset JAX_PLATFORMS"
-  found["processors"] = f"{len(os.sched_getaffinity(0))} of {os.cpu_count()}"
-  found["memory"] = _memory()
+    facts["devices"] = f"none: {one_line(error)}; type: unset JAX_PLATFORMS"
+  facts["processors"] = f"{len(os.sched_getaffinity(0))} of {os.cpu_count()}"
+  facts["memory"] = _memory()
   for name, folder in {"disk here": pathlib.Path.cwd(), "disk of the cache": files.cache()}.items():
     while not folder.exists():
       folder = folder.parent
     free = shutil.disk_usage(folder).free
-    found[name] = f"{free / 2**30:.1f} GiB free in {folder}" + (" (little)" if free < NEEDED_BYTES else "")
+    facts[name] = f"{free / 2**30:.1f} GiB free in {folder}" + (" (little)" if free < NEEDED_BYTES else "")
   if not os.access(pathlib.Path.cwd(), os.W_OK):
-    found["disk here"] += "; this folder cannot be written to"
-  return found
+    facts["disk here"] += "; this folder cannot be written to"
+  return facts
 
 
 def _memory():
@@ -97,7 +97,7 @@ def _memory():
   return f"{kib.get('MemAvailable', 0) / 2**20:.1f} of {kib.get('MemTotal', 0) / 2**20:.1f} GiB available"
 
 
-def self_test():
+def self_test() -> dict[str, str]:
   """Trains a tiny model: yields (what was tried, seconds, '' or the error), and ends at the first error."""
   with tempfile.TemporaryDirectory(prefix="albert_jax.doctor.") as folder:
     state = {}
@@ -190,7 +190,7 @@ def _restore(state, folder):
 
 
 def missing() -> dict[str, str]:
-  """{what: what to type to get it, '' if it is there}."""
+  """Returns {what: what to type to get it, '' if it is there}."""
   return {
     "TPU": _tpu(),
     "GPU": _gpu(),

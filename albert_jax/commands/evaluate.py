@@ -7,7 +7,7 @@ from albert_jax.commands import common
 from albert_jax.errors import UserError
 
 
-def score_predictions(argv):
+def score_predictions(argv: list[str]) -> None:
   """`evaluate --task=… --predictions=FILE --gold=FILE`: no model, no config."""
   parser = common.parser(
     "evaluate",
@@ -33,7 +33,7 @@ def _print(numbers, file):
     files.write_json(file, numbers, indent=None)
 
 
-def main(argv):
+def main(argv: list[str]):
   if any(arg.startswith("--predictions") for arg in argv):
     return score_predictions(argv)
   parser = common.parser(

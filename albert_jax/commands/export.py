@@ -9,7 +9,7 @@ from albert_jax.errors import UserError
 from albert_jax.exports import folder, onnx, styletts2
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
   parser = common.parser(
     "export",
     "Writes one folder that transformers, sentence-transformers, ONNX Runtime and JAX (StableHLO) open, with a model\n"
@@ -68,8 +68,8 @@ def main(argv):
   out = pathlib.Path(args.out).expanduser()
   if args.to:
     shared = ("checkpoint", "out", "overwrite", "json", "to")
-    others = {name: value for name, value in vars(args).items() if name not in shared}
-    extra = [name for name, value in others.items() if value not in ("", parser.get_default(name))]
+    unshared = {name: value for name, value in vars(args).items() if name not in shared}
+    extra = [name for name, value in unshared.items() if value not in ("", parser.get_default(name))]
     if extra:
       raise UserError(f"--to={args.to} writes one format, without a card; leave --{', --'.join(extra)} out")
     report = styletts2.export(checkpoint, out, overwrite=args.overwrite)

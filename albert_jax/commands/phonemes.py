@@ -11,8 +11,8 @@ from albert_jax.data.speech.units import Settings
 from albert_jax.errors import UserError
 
 
-def main(argv):
-  """The command; see `albert-jax phonemes --help`."""
+def main(argv: list[str]):
+  """Returns the command; see `albert-jax phonemes --help`."""
   parser = common.parser(
     "phonemes",
     "Turns a corpus into a dataset of words with phonemes, on which configs/plbert.py trains a PL-BERT. Words are\n"
@@ -75,7 +75,7 @@ def main(argv):
 
 
 def describe(description: dict) -> str:
-  """The counts of a dataset as text, with examples."""
+  """Returns the counts of a dataset as text, with examples."""
   words, vocabulary = description["words"], description["vocabulary"]
   lines = []
   for split, counts in description["splits"].items():

@@ -6,7 +6,7 @@ from albert_jax import files, planning
 from albert_jax.commands import common
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
   parser = common.parser(
     "plan",
     "Compiles the train step of a config for TPUs or GPUs that are not there, and says whether it fits, how much it\n"

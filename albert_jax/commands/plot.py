@@ -63,7 +63,7 @@ def _check(args, runs):
 
 
 def _split(run):
-  """(name or '', path) of `NAME=PATH` or `PATH`; a folder that exists may have = in its name."""
+  """Returns (name or '', path) of `NAME=PATH` or `PATH`; a folder that exists may have = in its name."""
   name, _, path = run.rpartition("=") if not files.is_url(run) or re.match(r"[\w .-]+=", run) else ("", "", run)
   if name and not files.is_url(run) and files.exists(files.user_path(run)):
     name, path = "", run

@@ -22,7 +22,7 @@ MAX_LINE_BYTES = strict_json.MAX_VALUE_BYTES
 FORMATS = ("auto", "text", "pairs", "json")
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
   parser = common.parser(
     "predict",
     "Reads texts, a line each, and writes a JSON line for each. A line that begins with { is a JSON object with the\n"
@@ -128,10 +128,10 @@ def _chunks(lines):
 
   def read():
     try:
-      for each in numbered:
-        while len(each[1]) > CHUNK_BYTES // CHUNK and not waiting.empty():
+      for entry in numbered:
+        while len(entry[1]) > CHUNK_BYTES // CHUNK and not waiting.empty():
           time.sleep(0.01)  # So that few long lines are in memory at a time.
-        waiting.put(each)
+        waiting.put(entry)
       waiting.put(None)
     except OSError as error:
       waiting.put(error)
@@ -178,7 +178,7 @@ def _lines(file):
 
 
 def _read(model, line, format, fields):
-  """A line as (what to hand on: {} or {"id": …}, the task's item or a UserError)."""
+  """Returns a line as (what to hand on: {} or {"id": …}, the task's item or a UserError)."""
   id = {}
   if len(line) > MAX_LINE_BYTES:
     return id, UserError(f"it is over the limit of {MAX_LINE_BYTES:,} bytes; split the text")
@@ -207,7 +207,7 @@ def _read(model, line, format, fields):
 
 
 def _answers(model, items):
-  """(where, id, result or UserError) of each (where, (id, item or UserError)), in order."""
+  """Yields (where, id, result or UserError) of each (where, (id, item or UserError)), in order."""
   good = [item for _, (_, item) in items if not isinstance(item, UserError)]
   results = iter(pipelines.by_halves(model.run, good))
   for where, (id, item) in items:

@@ -19,7 +19,7 @@ LIMITS = {  # flag: (unit, help)
 }
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
   missing = next((name for name in EXTRA if not importlib.util.find_spec(name)), None)
   if missing:
     raise UserError(f"{missing} is not installed; the server needs: pip install 'albert-jax[serve]'")

@@ -7,7 +7,7 @@ from albert_jax.commands import common
 from albert_jax.errors import UserError
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
   parser = common.parser(
     "suite",
     "Fine-tunes a checkpoint on a set of tasks with several seeds, MNLI first, and writes suite.md and suite.json in\n"
@@ -30,9 +30,9 @@ def main(argv):
     if any(arg.startswith(f"--config.{fixed}=") for arg in overrides):
       raise UserError(f"--config.{fixed} is what the suite sets itself; see --seeds, --checkpoint and --data")
   signal.signal(signal.SIGTERM, suites.interrupted)
-  found = suites.suite([name for name in args.tasks.split(",") if name], args.checkpoint, args.out, seeds=args.seeds,
+  results = suites.suite([name for name in args.tasks.split(",") if name], args.checkpoint, args.out, seeds=args.seeds,
                 data=args.data, overrides=overrides, version=args.published, mnli=args.mnli)  # fmt: skip
-  print(suites.table(found), end="")
+  print(suites.table(results), end="")
   if args.json:
-    files.write_json(args.json, found)
-  return 1 if found["failed"] else 0
+    files.write_json(args.json, results)
+  return 1 if results["failed"] else 0

@@ -7,7 +7,7 @@ from albert_jax.commands import common
 from albert_jax.training import watch
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
   parser = common.parser(
     "train",
     "Trains a model in a folder: checkpoints, metrics.jsonl, TensorBoard events, and at the end curves.png and\n"

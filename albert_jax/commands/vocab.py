@@ -8,7 +8,7 @@ from albert_jax.data.corpus import vocab
 
 
 def main(argv: list[str]) -> int:
-  """The command; see `albert-jax vocab --help`."""
+  """Returns the command; see `albert-jax vocab --help`."""
   parser = common.parser(
     "vocab",
     "Trains a SentencePiece unigram vocabulary by the ALBERT rules and writes DIR/spiece.model.",

@@ -1,4 +1,4 @@
-"""Weights in and out. A Hugging Face directory is the one format that is written for others."""
+"""Reads and writes weights. A Hugging Face directory is the exchange format."""
 
 from albert_jax.convert.google_tf1 import load_optimizer
 from albert_jax.convert.hf import save

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import shutil
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +14,9 @@ from albert_jax import files, strict_json
 from albert_jax.convert import configs, mapping, tf_checkpoint
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
+from albert_jax.model import AlbertConfig
 from albert_jax.model.task_heads import HEADS
+from albert_jax.types import Params
 
 _LAYER = "bert/encoder/transformer/group_{G}/inner_group_{I}"
 # modeling.py, run_pretraining.py, classifier_utils.py, race_utils.py, squad_utils.py of the original.
@@ -47,7 +51,7 @@ NAMES = {
   "squad_v2/answer/dense_0": "answer_class/dense_0",
   "squad_v2/answer/dense_1": "answer_class/dense_1",
 }
-# These are [classes, hidden] there; all other matrices are [in, out] as here.
+# These matrices are [classes, hidden] in the checkpoint; all others are [in, out], as ours.
 _TRANSPOSED = ("sop/dense/kernel", "classifier/kernel", "span/kernel")
 # The original computes `gelu` by its tanh form.
 _ACTIVATIONS = {"gelu": "gelu_new"}
@@ -67,7 +71,7 @@ def _table(cfg, parts, heads):
     NAMES,
     _suffix,
     lambda path: f"albert_jax/{path}",
-    layers=mapping.layers_there(cfg),
+    layers=mapping.stored_layers(cfg),
     transposed=lambda path: path in _TRANSPOSED,
   )
 
@@ -75,16 +79,16 @@ def _table(cfg, parts, heads):
 # Reading.
 
 
-def load(path, rules=None):
+def load(path: str | os.PathLike, rules: mapping.Rules | None = None) -> tuple[AlbertConfig, Params]:
   """Reads a checkpoint of the original.
 
   Args:
-    path: its folder (as unpacked from albert_*.tar.gz, or a TF-Hub module), or the checkpoint in it if there are more;
-      albert_config.json lies beside it.
+    path: its folder (as unpacked from albert_*.tar.gz, or a TF-Hub module), or the prefix of one checkpoint in it;
+      albert_config.json must be in the same folder.
     rules: `mapping.Rules`; None: strict.
 
   Returns:
-    (AlbertConfig, params): float32 numpy arrays in our tree, with the parts and heads that are there: of pooler, mlm,
+    (AlbertConfig, params): float32 numpy arrays in our tree, with the parts and heads of the checkpoint: pooler, mlm,
     sop, classifier (also RACE's), span (SQuAD 1.1), squad_v2. Optimizer slots are left out (see `load_optimizer`).
 
   Raises:
@@ -96,79 +100,84 @@ def load(path, rules=None):
   return cfg, params_of(cfg, tensors, prefix, rules)
 
 
-def load_optimizer(path, rules=None):
-  """The optimizer's state of a checkpoint, to go on with its training.
+def load_optimizer(path: str | os.PathLike, rules: mapping.Rules | None = None) -> dict[str, Any]:
+  """Returns the optimizer state of a checkpoint, to continue its training.
 
-  Returns: {"step": int, "m": tree, "v": tree}; m and v are the moments of the parameters, in the parameters' tree.
-  Raises: UserError as `load`, and where there are no moments.
+  Returns:
+    {"step": int, "m": tree, "v": tree}; m and v are the moments of the parameters, in the parameters' tree.
+
+  Raises:
+    UserError: as for `load`, or the checkpoint has no moments.
   """
   rules = rules or mapping.Rules()
   prefix = find(path)
   cfg, tensors = _read(prefix, rules, _is_optimizer)
   if "global_step" not in tensors:
-    raise UserError(f"{prefix} holds no global_step: it was stripped of its optimizer's state")
+    raise UserError(f"{prefix} holds no global_step: the optimizer state was removed")
   state = {"step": int(tensors["global_step"])}
   for slot, end in _SLOTS.items():
-    found = {name.removesuffix(end): tensor for name, tensor in tensors.items() if name.endswith(end)}
-    if not found:
-      raise UserError(f"{prefix} holds no …{end}: it was stripped of its optimizer's state")
-    state[slot] = params_of(cfg, found, f"{prefix} (…{end})", rules)
+    slots = {name.removesuffix(end): tensor for name, tensor in tensors.items() if name.endswith(end)}
+    if not slots:
+      raise UserError(f"{prefix} holds no …{end}: the optimizer state was removed")
+    state[slot] = params_of(cfg, slots, f"{prefix} (…{end})", rules)
   return state
 
 
-def find(path):
-  """The prefix of the checkpoint at `path`; a TF-Hub module has it in a folder `variables`."""
+def find(path: str | os.PathLike) -> str:
+  """Returns the prefix of the checkpoint at `path`; a TF-Hub module has it in a folder `variables`."""
   path = pathlib.Path(files.local(path))
   hub = path / "variables"
   return tf_checkpoint.find(hub if not list(path.glob("*.index")) and (hub / "variables.index").is_file() else path)
 
 
-def read_fields(prefix):
-  """The object in the albert_config.json that belongs to a checkpoint."""
+def read_fields(prefix: str) -> dict[str, Any]:
+  """Returns the object in the albert_config.json that belongs to a checkpoint."""
   folder = pathlib.Path(prefix).parent
   for place in (folder, folder.parent / "assets"):
-    found = sorted(place.glob("albert_config*.json"))  # albert_config_base.json and the like, too
-    if len(found) == 1:
-      return strict_json.read_object(found[0])
-    if found:
-      raise UserError(f"several configs beside {prefix}: {', '.join(x.name for x in found)}; leave the right one there")
+    candidates = sorted(place.glob("albert_config*.json"))  # Also albert_config_base.json and similar names.
+    if len(candidates) == 1:
+      return strict_json.read_object(candidates[0])
+    if candidates:
+      raise UserError(
+        f"several configs beside {prefix}: {', '.join(x.name for x in candidates)}; keep only the right one"
+      )
   raise UserError(f"no albert_config.json beside {prefix}: copy the one that came with the checkpoint to {folder}")
 
 
-def _read(prefix, rules, wanted):
-  """(AlbertConfig, {name: array}) of the variables whose name is `wanted`, names as in NAMES."""
-  found = read_fields(prefix)
+def _read(prefix, rules, is_needed):
+  """Returns (AlbertConfig, {name: array}) of the variables that `is_needed` selects, with names as in NAMES."""
+  fields = read_fields(prefix)
   checkpoint = tf_checkpoint.Checkpoint(prefix)
-  cfg = configs.from_fields(found, _ACTIVATIONS)
+  cfg = configs.from_fields(fields, _ACTIVATIONS)
   names = {name.removeprefix("module/"): name for name in checkpoint.variables}
   if not any(name.startswith(("output_", "cls/squad", "start_logits", "albert_jax/")) for name in names):
-    cfg = configs.corrected(cfg, found, prefix, rules)
-  tensors = {short: checkpoint.read(name) for short, name in names.items() if wanted(short)}
+    cfg = configs.corrected(cfg, fields, prefix, rules)
+  tensors = {short: checkpoint.read(name) for short, name in names.items() if is_needed(short)}
   if any(_OWN_NORM.match(name) for name in names):
     cfg, tensors = _own_norms(cfg, tensors)
-    rules.say(f"{prefix}: every layer there has layer norms of its own; read as {cfg.num_hidden_groups} groups")
+    rules.report(f"{prefix}: every layer has separate layer norms; read as {cfg.num_hidden_groups} groups")
   return cfg, {canonical(name): tensor for name, tensor in tensors.items()}
 
 
-def canonical(name):
-  """A variable's name with the spelling of NAMES: layer norms of the Keras kind are called otherwise, and numbered."""
+def canonical(name: str) -> str:
+  """Returns a variable's name in the spelling of NAMES; Keras numbers its layer norms and names them differently."""
   inside = re.fullmatch(r"(.*/inner_group_\d+)/layer_normalization(_1)?/(.*)", name)
   if inside:
     return f"{inside[1]}/LayerNorm{inside[2] or ''}/{inside[3]}"
   return re.sub(r"^((?:(?!/inner_group_).)*)/layer_normalization(_\d+)?/", r"\1/LayerNorm/", name)
 
 
-# Checkpoints of google-research/albert #241, where TensorFlow 2 took layer norms out of what the layers share.
+# Checkpoints of google-research/albert #241: TensorFlow 2 does not share the layer norms between layers.
 _GROUP = "bert/encoder/transformer/group_"
 _OWN_NORM = re.compile(rf"{_GROUP}\d+(?:_\d+)?/layer_(\d+)/inner_group_(\d+)/layer_normalization(?:_(\d+))?/(.+)")
 
 
 def _own_norms(cfg, tensors):
-  """The same model with every layer a group of its own: what layers share is repeated, their norms are not."""
+  """Returns the same model with one group per layer: shared weights are repeated, layer norms stay separate."""
   norms, shared, result = {}, {}, {}
   for name, tensor in tensors.items():
-    if found := _OWN_NORM.fullmatch(name):
-      layer, inner, number, leaf = found.groups()
+    if match := _OWN_NORM.fullmatch(name):
+      layer, inner, number, leaf = match.groups()
       norms.setdefault((int(layer), inner, leaf), []).append((int(number or 0), name))
     elif name.startswith(_GROUP):
       group, _, rest = name.removeprefix(_GROUP).partition("/")
@@ -188,13 +197,13 @@ def _is_optimizer(name):
   return name == "global_step" or name.endswith(tuple(_SLOTS.values()))
 
 
-def params_of(cfg, tensors, where, rules):
-  """Our parameters out of a checkpoint's tensors. `where` begins the error that lists what does not fit."""
-  return mapping.to_here(where, cfg, table_of(cfg, tensors), tensors, rules)
+def params_of(cfg: AlbertConfig, tensors: dict[str, np.ndarray], where: str, rules: mapping.Rules | None) -> Params:
+  """Converts a checkpoint's tensors to our parameters; `where` names the checkpoint in errors."""
+  return mapping.to_params(where, cfg, table_of(cfg, tensors), tensors, rules)
 
 
-def table_of(cfg, tensors):
-  """The entries of the parts and heads that {name as in NAMES: array} has something of."""
+def table_of(cfg: AlbertConfig, tensors: dict[str, np.ndarray]) -> list[mapping.Entry]:
+  """Returns the entries of all parts and heads of which {name as in NAMES: array} has a tensor."""
   starts = {"pooler": "bert/pooler/", "mlm": "cls/predictions/", "sop": "cls/seq_relationship/"}
   parts = tuple(part for part, start in starts.items() if any(name.startswith(start) for name in tensors))
   starts = {"classifier": "output_", "span": "cls/squad/", "squad_v2": "start_logits/"}
@@ -210,8 +219,10 @@ def table_of(cfg, tensors):
   return _table(cfg, parts, heads)
 
 
-def survey(path):
-  """What `albert-jax convert --inspect` shows; see `hf.survey`."""
+def survey(
+  path: str | os.PathLike,
+) -> tuple[AlbertConfig, dict[str, np.ndarray], dict[str, str], list[mapping.Entry], dict[str, str]]:
+  """Returns what `albert-jax convert --inspect` shows; see `hf.survey`."""
   prefix = find(path)
   cfg = configs.from_fields(read_fields(prefix), _ACTIVATIONS)
   tensors = tf_checkpoint.read(prefix)
@@ -229,23 +240,31 @@ def survey(path):
 # Writing.
 
 
-def save(path, cfg, params, *, vocabulary=None, step=0, overwrite=False):
-  """Writes a folder that the original's programs and TensorFlow open.
+def save(
+  path: str | os.PathLike,
+  cfg: AlbertConfig,
+  params: Params,
+  *,
+  vocabulary: Any = None,
+  step: int = 0,
+  overwrite: bool = False,
+) -> None:
+  """Writes a folder that the original's programs and TensorFlow can read.
 
   Args:
-    path: the new folder; it appears whole or not at all.
-    params: our tree, any array type; the parts and heads in it are written.
+    path: the new folder; it is written atomically.
+    params: our parameters, of any array type; all their parts and heads are written.
     vocabulary: a `Tokenizer` or the path of its file.
     step: written as global_step.
-    overwrite: replace what is at `path`.
+    overwrite: replace an existing folder.
 
   Raises:
-    UserError: `path` is taken, or the model is one that the original cannot compute.
+    UserError: `path` exists, or the original cannot compute the model.
   """
   activation = {"gelu_new": "gelu", "relu": "relu"}.get(cfg.hidden_act)
   if activation is None:
     raise UserError(
-      f"hidden_act={cfg.hidden_act}: the original knows only the tanh form, gelu_new here; convert to Hugging Face "
+      f"hidden_act={cfg.hidden_act}: the original has only the tanh form, gelu_new; convert to Hugging Face "
       "instead (--to=hf)"
     )
   if cfg.square_projection:
@@ -253,14 +272,14 @@ def save(path, cfg, params, *, vocabulary=None, step=0, overwrite=False):
       "square_projection: the original has no projection where embeddings are as wide as the layers; convert to "
       "Hugging Face instead (--to=hf)"
     )
-  groups = len(mapping.layers_there(cfg))
+  groups = len(mapping.stored_layers(cfg))
   N = cfg.num_hidden_layers
   if groups == N and any(mapping.original_group(n, N, N) != n for n in range(N)):
     raise UserError(
-      f"{N} layers that share nothing: the original rounds their numbers so that it would run some layer twice; "
+      f"{N} layers that share nothing: the original's rounding would run some layers twice; "
       "convert to Hugging Face instead (--to=hf)"
     )
-  tensors = mapping.to_there(_table(cfg, *mapping.shapes_of(params)), params)
+  tensors = mapping.to_tensors(_table(cfg, *mapping.shapes_of(params)), params)
   fields, ours = configs.to_fields(cfg, groups)
   # The original takes its own layer norm's epsilon, and its scripts the classifier's dropout.
   fields = {**fields, "hidden_act": activation, "down_scale_factor": 1, "net_structure_type": 0, **ours}

@@ -1,4 +1,4 @@
-"""Hugging Face directories: `config.json`, `model.safetensors` and the vocabulary, as transformers' ALBERT has them."""
+"""Hugging Face directories: `config.json`, `model.safetensors` and the vocabulary, as for transformers' ALBERT."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ import pathlib
 import pickle
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ NAMES = {
   "span": "qa_outputs",
 }
 
-# transformers' names for what is the same function.
+# transformers' names of the same functions.
 _ACTIVATIONS = {
   "gelu_python": "gelu",
   "gelu_fast": "gelu_new",
@@ -59,7 +59,7 @@ _ACTIVATIONS = {
 _ABOUT_THE_FILE = ("architectures", "dtype", "model_type", "torch_dtype", "transformers_version", configs.OURS)
 # A config.json's names for special ids, and a tokenizer's.
 _TOKENS = {"pad": "pad", "bos": "cls", "eos": "sep"}
-# Task heads that transformers does not have keep our own names behind this.
+# The prefix of task heads that transformers does not have; our names follow it.
 FREE = "albert_jax."
 
 
@@ -67,8 +67,8 @@ def _suffix(path):
   return ".bias" if path.endswith("bias") else ".weight"
 
 
-def group(layer, layers, groups):
-  """The group transformers runs at a layer (AlbertTransformer.forward); not always the original's: 14 groups of 18."""
+def group(layer: int, layers: int, groups: int) -> int:
+  """Returns the group that transformers runs at a layer; the original's differs for some sizes, as 14 groups of 18."""
   return int(layer / (layers / groups))
 
 
@@ -79,7 +79,7 @@ def _table(cfg, parts, heads):
     NAMES,
     _suffix,
     lambda path: FREE + path.replace("/", "."),
-    layers=mapping.layers_there(cfg, group),
+    layers=mapping.stored_layers(cfg, group),
     transposed=lambda path: path.endswith("kernel"),
   )
 
@@ -95,38 +95,38 @@ def load(path: str | os.PathLike, rules: mapping.Rules | None = None) -> tuple[A
     rules: `mapping.Rules`; None: strict.
 
   Returns:
-    (AlbertConfig, params): float32 numpy arrays in our tree, with the parts and heads that are there: of pooler, mlm,
+    (AlbertConfig, params): float32 numpy arrays in our tree, with the parts and heads of the directory: pooler, mlm,
     sop, classifier (of sequences, tokens or choices), span (question answering), and any that we wrote.
 
   Raises:
     UserError: a file is missing or damaged, or tensors do not fit the config (all are listed).
   """
   rules = rules or mapping.Rules()
-  found = read_fields(path)
-  cfg = from_fields(found, path)
+  fields = read_fields(path)
+  cfg = from_fields(fields, path)
   tensors = canonical(read_tensors(path), path)
   cfg, tensors = _without_identity(cfg, tensors)
   if not any(name.startswith((NAMES["classifier"], NAMES["span"], FREE)) for name in tensors):
-    cfg = configs.corrected(cfg, found, path, rules)
+    cfg = configs.corrected(cfg, fields, path, rules)
   return cfg, params_of(cfg, tensors, path, rules)
 
 
-def read_fields(path):
-  """The object in the config.json of a directory."""
+def read_fields(path: str | os.PathLike) -> dict[str, Any]:
+  """Returns the object in the config.json of a directory."""
   path = pathlib.Path(path) / "config.json"
   if not path.is_file():
     raise UserError(f"no {path}: expected a Hugging Face directory, with config.json and model.safetensors")
-  found = strict_json.read_object(path)
-  if found.get("model_type", "albert") != "albert":
-    raise UserError(f"{path} does not describe an ALBERT: its model_type is {found['model_type']!r}")
-  return found
+  fields = strict_json.read_object(path)
+  if fields.get("model_type", "albert") != "albert":
+    raise UserError(f"{path} does not describe an ALBERT: its model_type is {fields['model_type']!r}")
+  return fields
 
 
-def from_fields(found, path):
-  """The AlbertConfig of a config.json."""
-  cfg = configs.from_fields(found, _ACTIVATIONS)
+def from_fields(fields: dict[str, Any], path: str | os.PathLike) -> AlbertConfig:
+  """Returns the AlbertConfig of a config.json."""
+  cfg = configs.from_fields(fields, _ACTIVATIONS)
   N, G = cfg.num_hidden_layers, cfg.num_hidden_groups
-  if configs.OURS not in found and any(group(n, N, G) != mapping.copy_of(cfg, "ffn", n) for n in range(N)) and G > 1:
+  if configs.OURS not in fields and any(group(n, N, G) != mapping.copy_of(cfg, "ffn", n) for n in range(N)) and G > 1:
     raise UserError(
       f"{path}: with {N} layers in {G} groups, transformers and the original disagree on which group a layer uses; "
       "such a model cannot be read"
@@ -134,16 +134,16 @@ def from_fields(found, path):
   return cfg
 
 
-def extra_fields(found):
-  """The keys of a config.json that are not ours, to be kept when the model is written again (`save(extra=…)`)."""
-  return {name: value for name, value in found.items() if name not in configs.FIELDS and name not in _ABOUT_THE_FILE}
+def extra_fields(fields: dict[str, Any]) -> dict[str, Any]:
+  """Returns the keys of a config.json that are not ours; pass them to `save(extra=…)` to keep them."""
+  return {name: value for name, value in fields.items() if name not in configs.FIELDS and name not in _ABOUT_THE_FILE}
 
 
-def read_tensors(path):
-  """The tensors of a directory, {name: array}, as they are.
+def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """Returns the tensors of a directory, {name: array}, as they are.
 
-  Read is model.safetensors, whole or in the shards of model.safetensors.index.json; else pytorch_model.bin or the one
-  .pth file. Those of a PyTorch before 1.6 need torch.
+  The file is model.safetensors or the shards in model.safetensors.index.json; else pytorch_model.bin or the only .pth
+  file. Files of a PyTorch before 1.6 need torch.
   """
   path = pathlib.Path(path)
   index = path / "model.safetensors.index.json"
@@ -152,8 +152,8 @@ def read_tensors(path):
     weights = [pathlib.Path(files.inside(path, name)) for name in _shards(index)]
   elif not weights[0].is_file():
     weights = [path / "pytorch_model.bin"]
-    if not weights[0].is_file() and len(others := sorted(path.glob("*.pth"))) == 1:
-      weights = others
+    if not weights[0].is_file() and len(checkpoints := sorted(path.glob("*.pth"))) == 1:
+      weights = checkpoints
   missing = [file for file in weights if not file.is_file()]
   if missing or not weights:
     raise UserError(
@@ -167,7 +167,7 @@ def read_tensors(path):
 
 
 def _shards(index: pathlib.Path) -> list[str]:
-  """The files that a model.safetensors.index.json names. They must lie beside it: the index may be anyone's."""
+  """Returns the files in a model.safetensors.index.json. The index is untrusted: they must be in its folder."""
   weight_map = strict_json.expect(strict_json.read_object(index).get("weight_map"), f"{index}: weight_map", dict)
   names = sorted({strict_json.expect(name, f"{index}: a file of weight_map", str) for name in weight_map.values()})
   for name in names:
@@ -177,7 +177,7 @@ def _shards(index: pathlib.Path) -> list[str]:
 
 
 def read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
-  """The tensors of one .safetensors file."""
+  """Returns the tensors of one .safetensors file."""
   try:
     views = safetensors.deserialize(file.read_bytes())
   except safetensors.SafetensorError as error:
@@ -186,7 +186,7 @@ def read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_torch(file):
-  """A file of torch.save; nothing but tensors is unpickled, so that no code in it runs."""
+  """Reads a file of torch.save. Only tensors are unpickled, so no code in the file runs."""
   if zipfile.is_zipfile(file):
     return torch_file.read_tensors(file)
   try:
@@ -196,15 +196,15 @@ def _read_torch(file):
       f"{file} is a file of a PyTorch before 1.6; pip install torch to read it, or save the model as model.safetensors"
     ) from None
   try:
-    found = torch.load(file, map_location="cpu", weights_only=True)
-    return {name: tensor.to(torch.float32).numpy() for name, tensor in found.items()}
+    tensors = torch.load(file, map_location="cpu", weights_only=True)
+    return {name: tensor.to(torch.float32).numpy() for name, tensor in tensors.items()}
   except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError) as error:
     reason = next(iter(str(error).splitlines()), type(error).__name__)
     raise UserError(f"{file} is damaged, or holds more than tensors: {reason}") from None
 
 
 def _array(file, name, view):
-  """A tensor of a safetensors file; bfloat16, which numpy lacks, is widened."""
+  """Returns a tensor of a safetensors file; bfloat16, which numpy lacks, is widened."""
   kinds = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64}
   if view["dtype"] not in kinds:
     raise UserError(f"{file}: {name} holds numbers of type {view['dtype']}; expected one of {', '.join(kinds)}")
@@ -219,50 +219,50 @@ _TIED = {
 }
 
 
-def canonical(tensors, where):
-  """Names as in NAMES: the model's own begin with `albert.`, buffers and tied copies are gone."""
+def canonical(tensors: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+  """Renames tensors as in NAMES: those of the model start with `albert.`; buffers and tied copies are removed."""
   names = canonical_names(tensors)
   result = {short: tensors[name] for name, short in names.items() if not short.endswith(BUFFERS)}
   for copy, original in _TIED.items():
     value = result.pop(copy, None)
     if value is not None and not np.array_equal(value, result.setdefault(original, value)):
       raise UserError(
-        f"{where}: {copy} differs from {original}; ALBERT ties the two, and a model that does not cannot be read"
+        f"{where}: {copy} differs from {original}; ALBERT ties the two, and an untied model cannot be read"
       )
   return result
 
 
-def canonical_names(names):
-  """{name in a file: name as in NAMES}; a bare AlbertModel's names lack `albert.`."""
+def canonical_names(names: Iterable[str]) -> dict[str, str]:
+  """Returns {name in a file: name as in NAMES}; a bare AlbertModel's names lack `albert.`."""
   bare = () if any(name.startswith("albert.") for name in names) else ("embeddings.", "encoder.", "pooler.")
   return {name: f"albert.{name}" if name.startswith(bare) else name for name in names}
 
 
-def params_of(cfg, tensors, where, rules):
-  """Our parameters out of a directory's tensors. `where` begins the error that lists what does not fit."""
-  return mapping.to_here(where, cfg, table_of(cfg, tensors), tensors, rules)
+def params_of(cfg: AlbertConfig, tensors: dict[str, np.ndarray], where: str, rules: mapping.Rules | None) -> Params:
+  """Converts a directory's tensors to our parameters; `where` names the directory in errors."""
+  return mapping.to_params(where, cfg, table_of(cfg, tensors), tensors, rules)
 
 
 def _without_identity(cfg, tensors):
-  """Leaves out a projection that changes nothing, as transformers has one also where the original has none.
+  """Removes an identity projection: transformers always has a projection, the original sometimes has none.
 
   Args:
     cfg: AlbertConfig.
     tensors: {name as in NAMES: array}.
   Returns:
-    (cfg, tensors); the config has `square_projection` where embeddings as wide as the layers have a trained projection.
+    (cfg, tensors); `square_projection` is set if embeddings as wide as the layers have a trained projection.
   """
   if cfg.embedding_size != cfg.hidden_size:
     return cfg, tensors
   names = [f"{NAMES['projection']}.{name}" for name in ("weight", "bias")]
   kernel, bias = (tensors.get(name) for name in names)
   if kernel is None or bias is None or not np.array_equal(kernel, np.eye(len(bias))) or bias.any():
-    return dataclasses.replace(cfg, square_projection=True), tensors  # Where one is missing, the table says so.
+    return dataclasses.replace(cfg, square_projection=True), tensors  # A missing tensor is an error of the table.
   return cfg, {name: tensor for name, tensor in tensors.items() if name not in names}
 
 
-def table_of(cfg, tensors):
-  """The entries of the parts and heads that {name as in NAMES: array} has something of."""
+def table_of(cfg: AlbertConfig, tensors: dict[str, np.ndarray]) -> list[mapping.Entry]:
+  """Returns the entries of all parts and heads of which {name as in NAMES: array} has a tensor."""
   starts = {"pooler": "albert.pooler.", "mlm": "predictions.", "sop": "sop_classifier."}
   parts = tuple(part for part, start in starts.items() if any(name.startswith(start) for name in tensors))
   heads = {}
@@ -276,10 +276,13 @@ def table_of(cfg, tensors):
   return _table(cfg, parts, heads)
 
 
-def survey(path):
-  """What `albert-jax convert --inspect` shows.
+def survey(
+  path: str | os.PathLike,
+) -> tuple[AlbertConfig, dict[str, np.ndarray], dict[str, str], list[mapping.Entry], dict[str, str]]:
+  """Returns what `albert-jax convert --inspect` shows.
 
-  Returns: AlbertConfig, {name: array}, {name: name as in NAMES}, entries, {name: why it is no parameter of ours}.
+  Returns:
+    AlbertConfig, {name: array}, {name: name as in NAMES}, entries, {name: why it is not one of our parameters}.
   """
   cfg = from_fields(read_fields(path), path)
   tensors = dict(sorted(read_tensors(path).items()))
@@ -309,19 +312,19 @@ def save(
   extra: Mapping[str, Any] | None = None,
   overwrite: bool = False,
 ) -> None:
-  """Writes a directory that transformers opens: config.json, model.safetensors, and the vocabulary if given.
+  """Writes a directory for transformers: config.json, model.safetensors, and the vocabulary if there is one.
 
   Args:
-    path: the new folder; it appears whole or not at all.
+    path: the new folder; it is written atomically.
     cfg: the model.
-    params: our tree, any array type; the parts and heads in it are written.
+    params: our parameters, of any array type; all their parts and heads are written.
     vocabulary: a `Tokenizer`, the path of its file, or a symbol table; written with the rules transformers needs.
-    architecture: the class that opens it, such as AlbertForMultipleChoice; None: by the parts and heads there are.
+    architecture: the class of transformers, such as AlbertForMultipleChoice; None to derive it from the heads.
     extra: more keys for config.json, such as id2label.
-    overwrite: replace what is at `path`.
+    overwrite: replace an existing folder.
 
   Raises:
-    UserError: `path` is taken, a parameter has no name there, or one is not finite.
+    UserError: `path` exists, a parameter has no name in the format, or one is not finite.
   """
   fields = to_fields(cfg, params, architecture=architecture, extra=extra)
   if vocabulary is not None:
@@ -341,9 +344,11 @@ def save(
       write_vocabulary(folder, cfg, vocabulary)
 
 
-def to_fields(cfg, params, *, architecture=None, extra=None):
-  """The object of a config.json (see `save`)."""
-  fields, ours = configs.to_fields(cfg, len(mapping.layers_there(cfg, group)))
+def to_fields(
+  cfg: AlbertConfig, params: Params, *, architecture: str | None = None, extra: dict[str, Any] | None = None
+) -> dict[str, Any]:
+  """Returns the object of a config.json (see `save`)."""
+  fields, ours = configs.to_fields(cfg, len(mapping.stored_layers(cfg, group)))
   fields = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, **(extra or {}), **fields}
   fields |= {"model_type": "albert", "dtype": "float32", "architectures": [architecture or _architecture(params)]}
   heads = [head for head in ("classifier", "span") if head in params]
@@ -354,7 +359,7 @@ def to_fields(cfg, params, *, architecture=None, extra=None):
 
 
 def _architecture(params):
-  """The class of transformers that has these parts and heads."""
+  """Returns the class of transformers that has these parts and heads."""
   if "span" in params:
     return "AlbertForQuestionAnswering"
   if "classifier" in params:
@@ -364,24 +369,24 @@ def _architecture(params):
   return "AlbertModel"
 
 
-def tensors_of(cfg, params, *, architecture):
-  """{name: array} of a model.safetensors."""
-  tensors = mapping.to_there(_table(cfg, *mapping.shapes_of(params)), params)
+def tensors_of(cfg: AlbertConfig, params: Params, *, architecture: str) -> dict[str, np.ndarray]:
+  """Returns {name: array} of a model.safetensors."""
+  tensors = mapping.to_tensors(_table(cfg, *mapping.shapes_of(params)), params)
   if cfg.embedding_size == cfg.hidden_size and not cfg.square_projection:
     tensors[f"{NAMES['projection']}.weight"] = np.eye(cfg.hidden_size, dtype=np.float32)
     tensors[f"{NAMES['projection']}.bias"] = np.zeros(cfg.hidden_size, np.float32)
-  if architecture == "AlbertModel":  # whose names, being the whole model, lack its name
+  if architecture == "AlbertModel":  # Its names have no prefix.
     tensors = {name.removeprefix("albert."): tensor for name, tensor in tensors.items()}
   return tensors
 
 
-def write_vocabulary(folder, cfg, tokenizer):
-  """Copies the vocabulary into `folder`, with files from which transformers knows by which rules texts are cut."""
+def write_vocabulary(folder: pathlib.Path, cfg: AlbertConfig, tokenizer: Tokenizer) -> None:
+  """Copies the vocabulary into `folder`, with the files that tell transformers its tokenization rules."""
   if tokenizer.vocab_size > cfg.vocab_size:
     raise UserError(
       f"the vocabulary {tokenizer.path} has {tokenizer.vocab_size} pieces, the model only {cfg.vocab_size} rows"
     )
-  # With a tokenizer.json the plain class, which takes it as it is; AlbertTokenizer would change quotes, for one.
+  # The plain class uses a tokenizer.json unchanged; AlbertTokenizer would change quotes, for example.
   name, tokenizer_class = {
     ".txt": ("vocab.txt", "BertTokenizer"), ".json": ("tokenizer.json", "PreTrainedTokenizerFast")
   }.get(pathlib.Path(tokenizer.path).suffix, ("spiece.model", "AlbertTokenizer"))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face Hub by name: downloaded once, then read from huggingface_hub's cache; and uploads."""
+"""Downloads models of the Hugging Face Hub to huggingface_hub's cache, and uploads folders."""
 
 import functools
 import os
@@ -9,13 +9,13 @@ from albert_jax.errors import UserError, one_line
 
 SCHEME = "hf://"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
-# What a model is read from. Weights of other frameworks in the same repository are not fetched.
+# The files of a model. Weights of other frameworks in the same repository are not downloaded.
 _FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "spiece.model", "vocab.txt", "tokenizer*.json",
           "added_tokens.json", "special_tokens_map.json", "symbols.json")  # fmt: skip
 
 
 def is_name(path: str | os.PathLike) -> bool:
-  """Whether a path names a model of the Hub: `hf://OWNER/NAME`, or `OWNER/NAME` where no folder OWNER exists here."""
+  """Returns whether a path names a model of the Hub: `hf://OWNER/NAME`, or `OWNER/NAME` if no folder OWNER exists."""
   text = os.fspath(path)
   if text.startswith(SCHEME):
     return True
@@ -24,7 +24,7 @@ def is_name(path: str | os.PathLike) -> bool:
 
 @functools.lru_cache(maxsize=16)
 def fetch(name: str) -> str:
-  """The folder of a model on this machine; it is downloaded if it is not in huggingface_hub's cache.
+  """Returns the local folder of a model, downloading it if it is not in huggingface_hub's cache.
 
   Without a network, or with HF_HUB_OFFLINE=1, the cached copy is used.
 
@@ -32,7 +32,7 @@ def fetch(name: str) -> str:
     name: `OWNER/NAME` or `OWNER/NAME@REVISION`, with or without `hf://`.
 
   Raises:
-    UserError: huggingface_hub is not installed, or there is no such model here or on the Hub.
+    UserError: huggingface_hub is not installed, or there is no such model in the cache or on the Hub.
   """
   repo, _, revision = name.removeprefix(SCHEME).rstrip("/").partition("@")
   if not _NAME.fullmatch(repo):
@@ -50,7 +50,7 @@ def fetch(name: str) -> str:
     ) from None
   except hub.errors.RevisionNotFoundError:
     raise UserError(f"{repo} has no revision {revision!r} on the Hub; leave @{revision} out, or check it") from None
-  except Exception as error:  # httpx has many; all mean that the Hub cannot be reached and nothing is cached.
+  except Exception as error:  # httpx raises many kinds; all mean that the Hub is unreachable and nothing is cached.
     raise UserError(
       f"nothing at {name!r} here, it is not in the cache of the Hugging Face Hub, and the Hub cannot be reached "
       f"({type(error).__name__}); check the name and the network, or give a folder"
@@ -59,7 +59,7 @@ def fetch(name: str) -> str:
 
 
 def upload(folder: str | os.PathLike, repo: str, *, private: bool = False, message: str = "") -> str:
-  """Uploads a folder to a model repository of the Hub, which is made if need be.
+  """Uploads a folder to a model repository of the Hub, creating the repository if it does not exist.
 
   Args:
     folder: what to upload; hidden files are left out.
@@ -71,7 +71,7 @@ def upload(folder: str | os.PathLike, repo: str, *, private: bool = False, messa
     the address of the repository.
 
   Raises:
-    UserError: there is no token, or it may not write there.
+    UserError: there is no token, or it has no write access.
     OSError: the Hub cannot be reached.
   """
   hub = _library("to upload")

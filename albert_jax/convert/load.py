@@ -1,11 +1,12 @@
-"""Any checkpoint to (AlbertConfig, params): says by itself what it is."""
+"""Loads a checkpoint of any supported format; the format is detected."""
 
 import logging
 import os
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -33,15 +34,15 @@ def load(
   """Reads the weights at `path`.
 
   Args:
-    path: a Hugging Face directory, a checkpoint of google-research/albert (its folder or, if that holds more, its
-      prefix), the workdir of a complete run (its `export` is read), or the folder of a PL-BERT of StyleTTS2 or Kokoro
-      (see styletts2.py). Folders in a store, as gs://BUCKET/FOLDER, are read from a copy, see files.local.
-    allow_missing: regular expressions of our parameter paths that may be absent; they are fresh then.
-    allow_unused: regular expressions of names in the file that may be left over.
-    keep_config: keep the config's values even where they are known to be wrong for the weights.
+    path: a Hugging Face directory, a checkpoint of google-research/albert (its folder, or the prefix of one checkpoint
+      in it), the workdir of a complete run (its `export` is read), or the folder of a PL-BERT of StyleTTS2 or Kokoro
+      (see styletts2.py). Folders in a store, as gs://BUCKET/FOLDER, are read from a local copy, see files.local.
+    allow_missing: regular expressions of our parameter paths that may be absent; such parameters are fresh.
+    allow_unused: regular expressions of tensor names in the file that may stay unused.
+    keep_config: keep the config's values even if they are known to be wrong for the weights.
 
   Returns:
-    (AlbertConfig, params), params a nested dict of float32 numpy arrays with the parts and heads that are there.
+    (AlbertConfig, params); params is a nested dict of float32 numpy arrays with the checkpoint's parts and heads.
 
   Raises:
     UserError: there is no checkpoint at `path`, or it does not fit its own config.
@@ -50,12 +51,12 @@ def load(
   return format.load(place, Rules(tuple(allow_missing), tuple(allow_unused), keep_config))
 
 
-def find(path: str | os.PathLike):
-  """Which format is at `path`, and where exactly: (module `hf`, `google_tf1` or `styletts2`, path for its `load`)."""
+def find(path: str | os.PathLike) -> tuple[ModuleType, pathlib.Path]:
+  """Returns the format of a checkpoint: (module `hf`, `google_tf1` or `styletts2`, the path for its `load`)."""
   if hub.is_name(path):
     path = hub.fetch(str(path))
   elif files.is_url(path):
-    is_run = files.exists(f"{path}/checkpoints")  # Of a run only what is read is fetched.
+    is_run = files.exists(f"{path}/checkpoints")  # Only the export of a run is downloaded.
     path = files.local(f"{path}/export" if is_run else path)
   path = pathlib.Path(files.user_path(path))
   if styletts2.is_here(path):
@@ -83,25 +84,27 @@ _KINDS = {"regression": "regression", "multi_label_classification": "multilabel"
 
 
 def about(path: str | os.PathLike) -> dict[str, Any]:
-  """What the export at `path` says of its task: "albert_jax_task" of its config.json (see tasks/base.py).
+  """Returns the facts about its task in an export: "albert_jax_task" of its config.json (see tasks/base.py).
 
-  Of one that transformers wrote, what its class and its labels say: "name"; "labels", where they have names; "kind" of
-  a classifier. {} where nothing is said.
+  For a directory of transformers, they come from its class and labels: "name"; "labels", if they have names; "kind" of
+  a classifier. {} if there are none.
   """
   format, folder = find(path)
-  found = hf.read_fields(folder) if format is hf else {}
-  if "albert_jax_task" in found:
-    return found["albert_jax_task"]
-  names = _label_names(found.get("id2label") or {}, folder)
-  said = {"labels": names} if names and not all(re.fullmatch(r"LABEL_\d+", name) for name in names) else {}
-  purpose = next((CLASSES[name] for name in found.get("architectures") or () if name in CLASSES), None)
+  fields = hf.read_fields(folder) if format is hf else {}
+  if "albert_jax_task" in fields:
+    return fields["albert_jax_task"]
+  names = _label_names(fields.get("id2label") or {}, folder)
+  facts = {"labels": names} if names and not all(re.fullmatch(r"LABEL_\d+", name) for name in names) else {}
+  purpose = next((CLASSES[name] for name in fields.get("architectures") or () if name in CLASSES), None)
   if purpose == "classify":
-    said["kind"] = _KINDS.get(found.get("problem_type") or ("regression" if len(names) == 1 else ""), "classification")
-  return {"name": purpose, **said} if purpose else said
+    facts["kind"] = _KINDS.get(
+      fields.get("problem_type") or ("regression" if len(names) == 1 else ""), "classification"
+    )
+  return {"name": purpose, **facts} if purpose else facts
 
 
 def _label_names(id2label, folder) -> list[str]:
-  """The names of the outputs 0 to n - 1, in this order, of a config.json's `id2label`."""
+  """Returns the names of the outputs 0 to n - 1, in this order, of a config.json's `id2label`."""
   try:
     by_id = {int(i): name for i, name in id2label.items()}
   except (AttributeError, TypeError, ValueError):
@@ -114,17 +117,25 @@ def _label_names(id2label, folder) -> list[str]:
   return [by_id[i] for i in range(len(by_id))]
 
 
+@overload
+def load_tokenizer(path: str | os.PathLike, *, optional: Literal[False] = False) -> Tokenizer: ...
+
+
+@overload
+def load_tokenizer(path: str | os.PathLike, *, optional: bool) -> Tokenizer | None: ...
+
+
 def load_tokenizer(path: str | os.PathLike, *, optional: bool = False) -> Tokenizer | None:
   """Reads the tokenizer of a checkpoint, with the rules that its tokenizer_config.json names.
 
   Args:
     path: see `load`.
-    optional: return None where there is no vocabulary.
+    optional: return None if there is no vocabulary.
   Returns:
-    the Tokenizer. Where tokens were added to the vocabulary, that of tokenizer.json, whose ids are transformers'.
+    The Tokenizer. If tokens were added to the vocabulary, it is that of tokenizer.json, with the ids of transformers.
   Raises:
-    UserError: there is no vocabulary, its rules are no yes or no, it has more pieces than the model has rows, or the
-      tokenizer.json beside it, which transformers reads, has other pieces or rules.
+    UserError: there is no vocabulary, its rules are not booleans, it has more pieces than the model has rows, or the
+      tokenizer.json in the folder, which transformers reads, has other pieces or rules.
   """
   _, folder = find(path)
   folder = pathlib.Path(folder)
@@ -150,7 +161,7 @@ def load_tokenizer(path: str | os.PathLike, *, optional: bool = False) -> Tokeni
   return tokenizer
 
 
-def load_symbols(path) -> Symbols | None:
+def load_symbols(path: str | os.PathLike) -> Symbols | None:
   """Reads the symbol table of a PL-BERT.
 
   Args:
@@ -170,11 +181,11 @@ def load_symbols(path) -> Symbols | None:
   if not (folder / "config.yml").is_file():
     return symbols.load(folder / "config.json")
   standard = symbols.load("styletts2")
-  return standard if format.load(folder, Rules(say=lambda line: None))[0].vocab_size == standard.vocab_size else None
+  return standard if format.load(folder, Rules(report=lambda line: None))[0].vocab_size == standard.vocab_size else None
 
 
 def _added_tokens(folder: pathlib.Path, tokenizer: Tokenizer) -> list[str]:
-  """The tokens that files beside a vocabulary add to it and that are none of its pieces."""
+  """Returns the tokens that other files in the folder add to a vocabulary and that are not among its pieces."""
   added = []
   if (folder / "added_tokens.json").is_file():
     added += strict_json.read_object(folder / "added_tokens.json")
@@ -186,7 +197,7 @@ def _added_tokens(folder: pathlib.Path, tokenizer: Tokenizer) -> list[str]:
 
 
 def _check_agreement(tokenizer: Tokenizer, other: Tokenizer):
-  """Compares a vocabulary with the tokenizer.json beside it: their pieces, and whether they keep case and accents."""
+  """Compares a vocabulary with the tokenizer.json in its folder: pieces, case and accents."""
   if other.pieces != tokenizer.pieces:
     raise UserError(f"{other.path} has other pieces than {tokenizer.path}; remove the one that is not the model's")
   for text, plain, rule in (("A", "a", "do_lower_case"), ("e\u0301", "e", "keep_accents")):
@@ -198,7 +209,7 @@ def _check_agreement(tokenizer: Tokenizer, other: Tokenizer):
 
 
 def _check_rows(folder: pathlib.Path, tokenizer: Tokenizer):
-  """Compares a vocabulary with the rows that the config.json beside it names."""
+  """Compares the size of a vocabulary with vocab_size of the config.json in its folder."""
   config = folder / "config.json"
   rows = strict_json.read_object(config).get("vocab_size") if config.is_file() else None
   if not isinstance(rows, int):
@@ -216,36 +227,36 @@ def fit(params: Params, loaded: Params, *, new: Sequence[str] = (), unused: Sequ
   Args:
     params: fresh parameters of the model to train.
     loaded: those of a checkpoint.
-    new: regular expressions of paths that the checkpoint need not have (a task's head).
-    unused: regular expressions of paths of the checkpoint that the model need not have (heads of pre-training). What
-      is new and unused too is fresh, whatever the checkpoint has of it (a head of another task, maybe).
+    new: regular expressions of parameters that the checkpoint may lack (a task's head).
+    unused: regular expressions of parameters of the checkpoint that the model may lack (heads of pre-training).
+      Parameters that match both `new` and `unused` are fresh even if the checkpoint has them (a head of another task).
 
   Returns:
-    (params, one line for the user that says how many numbers were loaded and what is new).
+    (params, a line for the user with the number of loaded values and the new parameters).
 
   Raises:
-    UserError: listing every parameter that is missing, left over or of another shape.
+    UserError: a parameter is missing, unused or of another shape (all are listed).
   """
-  here, there = paths.flatten(params), paths.flatten(loaded)
-  dropped = [path for path in there if path in here and _matches(new, path) and _matches(unused, path)]
-  left = [path for path in there if path not in here]
-  there = {path: value for path, value in there.items() if path not in dropped}
-  fresh = [path for path in here if path not in there]
-  problems = [f"missing: {path} {list(here[path].shape)}" for path in fresh if not _matches(new, path)]
+  expected, tensors = paths.flatten(params), paths.flatten(loaded)
+  dropped = [path for path in tensors if path in expected and _matches(new, path) and _matches(unused, path)]
+  left = [path for path in tensors if path not in expected]
+  tensors = {path: value for path, value in tensors.items() if path not in dropped}
+  fresh = [path for path in expected if path not in tensors]
+  problems = [f"missing: {path} {list(expected[path].shape)}" for path in fresh if not _matches(new, path)]
   problems += [
-    f"not part of this model: {path} {list(there[path].shape)}" for path in left if not _matches(unused, path)
+    f"not part of this model: {path} {list(tensors[path].shape)}" for path in left if not _matches(unused, path)
   ]
   problems += [
-    f"other shape: {path} is {list(there[path].shape)} there, {list(here[path].shape)} here"
-    for path in here.keys() & there.keys()
-    if here[path].shape != there[path].shape
+    f"other shape: {path} is {list(tensors[path].shape)} in the checkpoint, {list(expected[path].shape)} in the model"
+    for path in expected.keys() & tensors.keys()
+    if expected[path].shape != tensors[path].shape
   ]
   if problems:
     raise UserError("the checkpoint does not fit the model:\n  " + "\n  ".join(sorted(problems)))
-  count = sum(int(np.prod(here[path].shape)) for path in here if path in there)
+  count = sum(int(np.prod(expected[path].shape)) for path in expected if path in tensors)
   line = f"loaded {count:,} parameters; new: {', '.join(fresh) or 'none'}"
   line += f"; not used: {', '.join([*dropped, *left])}" if dropped or left else ""
-  return paths.unflatten({path: there.get(path, value) for path, value in here.items()}), line
+  return paths.unflatten({path: tensors.get(path, value) for path, value in expected.items()}), line
 
 
 def _matches(patterns, path):

@@ -1,11 +1,12 @@
-"""Our parameter tree against a flat table of named tensors, in both directions: what all foreign formats share.
+"""Converts between our parameter tree and the flat tensors of other formats.
 
-A format says in one table how it names our parameters; the rest is here: which layers it has to store, layouts, and the
-one error that lists everything that does not fit.
+Each format has a table with its names of our parameters. The common part is in this module: which layers to store,
+layouts, and an error that lists every tensor that does not fit.
 """
 
+import logging
 import re
-import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -13,21 +14,30 @@ import numpy as np
 
 from albert_jax import model, paths
 from albert_jax.errors import UserError
+from albert_jax.model import AlbertConfig
+from albert_jax.types import Params
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Entry:
-  """One tensor there, which is one slice of one parameter here.
+  """One tensor of a file, which is a slice of one of our parameters.
 
-  name: its name there. path: the parameter here. index: the slice, on the axes that count copies and inner groups.
-  shape: of the slice here. there: shape of the tensor there. transposed: [out, in] there, [in, out] here.
+  Attributes:
+    name: the tensor's name in the file.
+    path: the path of our parameter.
+    index: the slice, on the axes that count copies and inner groups.
+    shape: the shape of the slice.
+    file_shape: the shape of the tensor in the file.
+    transposed: whether the file has [out, in]; ours is [in, out].
   """
 
   name: str
   path: str
   index: tuple
   shape: tuple
-  there: tuple
+  file_shape: tuple
   transposed: bool
 
 
@@ -35,38 +45,42 @@ class Entry:
 class Rules:
   """How strictly a checkpoint is read.
 
-  allow_missing: regular expressions of our parameter paths that may be absent; they are fresh then.
-  allow_unused: regular expressions of names there that may be left over.
-  keep_config: believe the config even where it is known to be wrong for the weights.
-  say: called with a line for the user about each thing that was allowed or corrected.
+  Attributes:
+    allow_missing: regular expressions of our parameter paths that may be absent; such parameters are fresh.
+    allow_unused: regular expressions of tensor names in the file that may stay unused.
+    keep_config: keep the config's values even if they are known to be wrong for the weights.
+    report: called with a line for the user for each exception that was allowed or corrected.
   """
 
   allow_missing: tuple = ()
   allow_unused: tuple = ()
   keep_config: bool = False
-  say: object = lambda line: print(line, file=sys.stderr)
+  report: Callable[[str], None] = log.warning
 
 
-def original_group(layer, layers, groups):
-  """The group that the original runs at a layer (modeling.py, transformer_model)."""
+def original_group(layer: int, layers: int, groups: int) -> int:
+  """Returns the group that the original runs at a layer (modeling.py, transformer_model)."""
   return int(layer / layers * groups)
 
 
-def copy_of(cfg, part, layer, leaf="kernel"):
-  """Which copy of a parameter a layer of ours uses; part and leaf as in AlbertConfig.copies."""
+def copy_of(cfg: AlbertConfig, part: str, layer: int, leaf: str = "kernel") -> int:
+  """Returns which copy of a parameter a layer of ours uses; part and leaf as in AlbertConfig.copies."""
   copies = cfg.copies(part, leaf)
   return layer if copies == cfg.num_hidden_layers else cfg.group_of(layer) if copies > 1 else 0
 
 
-def layers_there(cfg, group_of=original_group):
-  """Which of our layers a format has to store when all it can share is whole groups.
+def stored_layers(cfg: AlbertConfig, group_of: Callable[[int, int, int], int] = original_group) -> list[int]:
+  """Returns the layers that a format has to store if it can only share whole groups.
 
-  Args: group_of: (layer, layers, groups) -> group, as the format's reader counts.
-  Returns: one layer for each of its groups: `num_hidden_groups` of them where ours and its grouping are the same, else
-    all layers, each a group of its own.
+  Args:
+    group_of: (layer, layers, groups) -> group, as the readers of the format compute it.
+
+  Returns:
+    One layer for each group of the file: `num_hidden_groups` layers if the format groups layers as we do, else all
+      layers, each as its own group.
   """
   N, G = cfg.num_hidden_layers, cfg.num_hidden_groups
-  first = {}  # group there: the first layer that runs it
+  first = {}  # {group in the file: the first layer that runs it}
   for n in range(N):
     first.setdefault(group_of(n, N, G), n)
   parameters = [(part, leaf) for part in ("attention", "ffn") for leaf in ("kernel", "bias")]
@@ -76,30 +90,43 @@ def layers_there(cfg, group_of=original_group):
   return list(range(N))
 
 
-def shapes(cfg, parts, heads):
-  """{path: shape} of a model: the optional `parts` it has, and {head: {path: shape}} of tasks."""
+def shapes(
+  cfg: AlbertConfig, parts: Sequence[str], heads: dict[str, dict[str, tuple[int, ...]]]
+) -> dict[str, tuple[int, ...]]:
+  """Returns {path: shape} of a model: the optional `parts` it has, and {head: {path: shape}} of tasks."""
   flat = {path: leaf.shape for path, leaf in paths.flatten(model.shapes(cfg, parts)).items()}
   return flat | {f"{head}/{path}": shape for head, leaves in heads.items() for path, shape in leaves.items()}
 
 
-def shapes_of(params):
-  """(parts, heads) of a parameter tree, as `shapes` wants them."""
+def shapes_of(params: Params) -> tuple[tuple[str, ...], dict[str, dict[str, tuple[int, ...]]]]:
+  """Returns (parts, heads) of a parameter tree, the arguments of `shapes`."""
   parts = tuple(part for part in model.OPTIONAL if part in params)
-  own = {"embeddings", "projection", "attention", "ffn", *model.OPTIONAL}
-  heads = {head: {p: np.shape(x) for p, x in paths.flatten(params[head]).items()} for head in params.keys() - own}
+  encoder_parts = {"embeddings", "projection", "attention", "ffn", *model.OPTIONAL}
+  heads = {
+    head: {p: np.shape(x) for p, x in paths.flatten(params[head]).items()} for head in params.keys() - encoder_parts
+  }
   return parts, dict(sorted(heads.items()))
 
 
-def entries(cfg, shapes, names, suffix, free, *, layers, transposed):
-  """Every tensor of a model in a format's names.
+def entries(
+  cfg: AlbertConfig,
+  shapes: dict[str, tuple[int, ...]],
+  names: dict[str, str],
+  suffix: Callable[[str], str],
+  free: Callable[[str], str],
+  *,
+  layers: list[int],
+  transposed: Callable[[str], bool],
+) -> list[Entry]:
+  """Returns the entries of all tensors of a model, in a format's names.
 
   Args:
     shapes: {our path: shape}.
-    names: {our parameter or module: its name there}; `{G}` and `{I}` in a name are the group and the inner group.
-    suffix: our path of a parameter whose module is in `names` -> what follows the module's name there.
-    free: our path of a task head that the format does not know -> a name for it.
-    layers: the layers that are stored, one a group (see `layers_there`).
-    transposed: our path of a matrix that is in `names` -> whether it is [out, in] there.
+    names: {our parameter or module: its name in the file}; `{G}` and `{I}` are the group and the inner group.
+    suffix: our path of a parameter whose module is in `names` -> the suffix after the module's name in the file.
+    free: our path of a task head that the format does not have -> a name for it.
+    layers: the layers that are stored, one a group (see `stored_layers`).
+    transposed: our path of a matrix that is in `names` -> whether the file has it as [out, in].
 
   Returns:
     list of Entry.
@@ -115,30 +142,31 @@ def entries(cfg, shapes, names, suffix, free, *, layers, transposed):
         if "{G}" in name:
           index += (copy_of(cfg, part, layer, leaf),) if cfg.copies(part, leaf) > 1 else ()
           index += (i,) if cfg.inner_group_num > 1 else ()
-        here = shape[len(index) :]
-        there = _heads_joined(path, here)
-        flip = known and len(there) == 2 and transposed(path)
+        own_shape = shape[len(index) :]
+        file_shape = _heads_joined(path, own_shape)
+        flip = known and len(file_shape) == 2 and transposed(path)
         full = name.replace("{G}", str(g)).replace("{I}", str(i))
-        result.append(Entry(full, path, index, here, there[::-1] if flip else there, flip))
+        result.append(Entry(full, path, index, own_shape, file_shape[::-1] if flip else file_shape, flip))
   return result
 
 
 def _heads_joined(path, shape):
-  """The shape without a separate axis for the attention heads, which no other format has."""
+  """Returns the shape without a separate axis for the attention heads, which no other format has."""
   if re.match(r"attention/(query|key|value)/", path):
     return (*shape[:-2], shape[-2] * shape[-1])
   return (shape[0] * shape[1], shape[2]) if path == "attention/output/kernel" else shape
 
 
-def to_there(table, params):
-  """A format's tensors, {name: float32 array}, out of our parameters.
+def to_tensors(table: list[Entry], params: Params) -> dict[str, np.ndarray]:
+  """Converts our parameters to a format's tensors, {name: float32 array}.
 
-  Raises: UserError: the parameters do not fit the config, or hold NaN or infinity (all are listed).
+  Raises:
+    UserError: the parameters do not fit the config, or hold NaN or infinity (all are listed).
   """
   flat = {path: np.asarray(value, np.float32) for path, value in paths.flatten(params).items()}
-  wanted = _full_shapes(table)
-  problems = [f"not part of this model: {path}" for path in flat if path not in wanted]
-  for path, shape in wanted.items():
+  expected = _full_shapes(table)
+  problems = [f"not part of this model: {path}" for path in flat if path not in expected]
+  for path, shape in expected.items():
     if path not in flat:
       problems.append(f"missing: {path} {list(shape)}")
     elif flat[path].shape != shape:
@@ -151,16 +179,22 @@ def to_there(table, params):
   tensors = {}
   for entry in table:
     value = flat[entry.path][entry.index]
-    tensor = value.reshape(entry.there[::-1]).T if entry.transposed else value.reshape(entry.there)
+    tensor = value.reshape(entry.file_shape[::-1]).T if entry.transposed else value.reshape(entry.file_shape)
     tensors[entry.name] = np.ascontiguousarray(tensor)
   return tensors
 
 
-def to_here(where, cfg, table, tensors, rules=None):
-  """Our parameters, a nested dict of float32 arrays, out of a format's tensors.
+def to_params(
+  where: str, cfg: AlbertConfig, table: list[Entry], tensors: dict[str, np.ndarray], rules: Rules | None = None
+) -> Params:
+  """Converts a format's tensors to our parameters, a nested dict of float32 arrays.
 
-  Args: where: begins the message of an error. rules: Rules.
-  Raises: UserError: listing each tensor that is missing, not known, of another shape or not finite.
+  Args:
+    where: the name of the checkpoint in errors.
+    rules: Rules.
+
+  Raises:
+    UserError: a tensor is missing, unknown, of another shape or not finite (all are listed).
   """
   rules = rules or Rules()
   absent = _check(where, table, tensors, rules)
@@ -175,7 +209,7 @@ def to_here(where, cfg, table, tensors, rules=None):
     if (entry.path, entry.index) in filled and not np.array_equal(flat[entry.path][entry.index], value):
       raise UserError(
         f"{where}: {entry.name} belongs to layers that share their weights, but the layers differ (trained further "
-        'elsewhere?); to load them as layers of their own, remove "albert_jax" from the config'
+        'by another program?); to load them as separate layers, remove "albert_jax" from the config'
       )
     flat[entry.path][entry.index] = value
     filled.add((entry.path, entry.index))
@@ -183,7 +217,7 @@ def to_here(where, cfg, table, tensors, rules=None):
 
 
 def _full_shapes(table):
-  """{path: shape of the whole parameter, all copies and inner groups together}."""
+  """Returns {path: shape of the whole parameter, with all copies and inner groups}."""
   lead, shape = {}, {}
   for entry in table:
     lead[entry.path] = tuple(max(a, i + 1) for a, i in zip(lead.get(entry.path, entry.index), entry.index, strict=True))
@@ -192,20 +226,20 @@ def _full_shapes(table):
 
 
 def _check(where, table, tensors, rules):
-  """Returns the paths that are allowed to be missing and are; see `to_here`."""
-  wanted = {entry.name: entry for entry in table}
+  """Returns the paths that are missing and may be; see `to_params`."""
+  entries_of = {entry.name: entry for entry in table}
   problems, absent = [], set()
-  for name, entry in wanted.items():
+  for name, entry in entries_of.items():
     if name not in tensors:
       if any(re.search(pattern, entry.path) for pattern in rules.allow_missing):
         absent.add(entry.path)
       else:
-        problems.append(f"missing: {name} {list(entry.there)} (here: {entry.path})")
-  unused = [name for name in tensors if name not in wanted]
+        problems.append(f"missing: {name} {list(entry.file_shape)} (here: {entry.path})")
+  unused = [name for name in tensors if name not in entries_of]
   left = [name for name in unused if not any(re.search(pattern, name) for pattern in rules.allow_unused)]
   problems += [f"not known: {name} {list(tensors[name].shape)}" for name in left]
   for name in tensors.keys() - set(unused):
-    tensor, shape = tensors[name], wanted[name].there
+    tensor, shape = tensors[name], entries_of[name].file_shape
     if tensor.shape != shape:
       problems.append(f"other shape: {name} is {list(tensor.shape)}, its config says {list(shape)}")
     elif not np.isfinite(tensor).all():
@@ -214,10 +248,10 @@ def _check(where, table, tensors, rules):
     listed = "\n  ".join(problems)
     raise UserError(
       f"{where} does not fit its config:\n  {listed}\n"
-      "allow_missing=PATTERN lets parameters be fresh, allow_unused=PATTERN lets tensors be left out"
+      "allow_missing=PATTERN permits fresh parameters, allow_unused=PATTERN permits unused tensors"
     )
   if absent:
-    rules.say(f"{where}: not there, so fresh: {', '.join(sorted(absent))}")
+    rules.report(f"{where}: not there, so fresh: {', '.join(sorted(absent))}")
   if unused:
-    rules.say(f"{where}: there, but not used: {', '.join(unused)}")
+    rules.report(f"{where}: there, but not used: {', '.join(unused)}")
   return absent

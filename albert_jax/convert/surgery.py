@@ -1,24 +1,33 @@
-"""A model turned into another that starts where the first one stopped: other vocabulary, length, depth, width.
+"""Changes the vocabulary, length, depth or sharing of a trained model, keeping its weights as a start.
 
 Every function takes and returns (AlbertConfig, params) with params a nested dict of float32 numpy arrays.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from albert_jax import paths
 from albert_jax.convert.mapping import copy_of
 from albert_jax.errors import UserError
+from albert_jax.model import AlbertConfig
+from albert_jax.types import Params
 
 
-def new_vocabulary(cfg, params, old, new):
-  """The rows of pieces that both vocabularies have stay; those of new pieces are fresh.
+def new_vocabulary(cfg: AlbertConfig, params: Params, old: Any, new: Any) -> tuple[AlbertConfig, Params, int]:
+  """Changes the vocabulary: rows of pieces in both vocabularies are kept, those of new pieces are fresh.
 
   Special pieces are matched by what they do, since WordPiece and SentencePiece spell them differently.
 
-  Args: old, new: `Tokenizer`s, or symbol tables. Returns: (cfg, params, how many rows were kept).
-  Raises: UserError: `old` is not the vocabulary of these weights.
+  Args:
+    old, new: `Tokenizer`s, or symbol tables.
+
+  Returns:
+    (cfg, params, how many rows were kept).
+
+  Raises:
+    UserError: `old` is not the vocabulary of these weights.
   """
   if old.vocab_size > cfg.vocab_size:
     raise UserError(
@@ -49,7 +58,7 @@ def new_vocabulary(cfg, params, old, new):
 
 
 def _truncated_normal(shape, deviation):
-  """The original's initialiser: normal, drawn again beyond two deviations."""
+  """Returns the original's initialiser: normal, drawn again beyond two deviations."""
   rng = np.random.default_rng(0)
   values = rng.standard_normal(shape)
   while (far := np.abs(values) > 2).any():
@@ -57,11 +66,12 @@ def _truncated_normal(shape, deviation):
   return (deviation * values).astype(np.float32)
 
 
-def longer(cfg, params, length, how="tile"):
-  """Another number of positions.
+def longer(cfg: AlbertConfig, params: Params, length: int, how: str = "tile") -> tuple[AlbertConfig, Params]:
+  """Changes the number of positions.
 
-  Args: how: "tile": position n is position n mod the old number, which keeps what near neighbours know of each other;
-    "interpolate": the old positions are stretched over the new length.
+  Args:
+    how: "tile" repeats the old positions (n mod the old number), which keeps the relation of near neighbours;
+      "interpolate" stretches the old positions over the new length.
   """
   old = params["embeddings"]["position"]["embedding"]
   if how == "tile":
@@ -78,15 +88,17 @@ def longer(cfg, params, length, how="tile"):
   return cfg, {**params, "embeddings": embeddings}
 
 
-def restructured(cfg, params, *, from_group0=False, **fields):
-  """Other numbers of layers or groups, or less sharing; each layer starts from the one at its relative depth.
+def restructured(
+  cfg: AlbertConfig, params: Params, *, from_group0: bool = False, **fields: Any
+) -> tuple[AlbertConfig, Params]:
+  """Changes the number of layers or groups, or reduces sharing; each layer starts from the one at its relative depth.
 
-  With everything shared, depth changes no weight: that is how the paper trains its deeper models, each from the depth
-  before (appendix, "effect of network depth and width"). From one group, all groups are equal.
+  If all layers share their weights, depth changes no weight; the paper trains its deeper models this way, each from
+  the one before (appendix, "effect of network depth and width"). From one group, all groups start equal.
 
   Args:
     fields: num_hidden_layers, num_hidden_groups, share: of the new config.
-    from_group0: every group starts from group 0 (init_from_group0 of the original) even if there were several.
+    from_group0: start every group from group 0 (init_from_group0 of the original), even if there were several.
   """
   new = dataclasses.replace(cfg, **fields)
   flat = dict(paths.flatten(params))
@@ -94,7 +106,7 @@ def restructured(cfg, params, *, from_group0=False, **fields):
     part, leaf = path.split("/")[0], path.rsplit("/", 1)[-1]
     copies, new_copies = cfg.copies(part, leaf), new.copies(part, leaf)
     if new_copies < copies and new.num_hidden_layers >= cfg.num_hidden_layers and not from_group0:
-      raise UserError(f"{copies} sets of {part} weights cannot become {new_copies}; sharing can only be loosened")
+      raise UserError(f"{copies} sets of {part} weights cannot become {new_copies}; sharing can only be reduced")
     users = {}
     for n in range(new.num_hidden_layers):
       users.setdefault(copy_of(new, part, n, leaf), n)

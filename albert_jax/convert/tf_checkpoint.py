@@ -9,6 +9,7 @@ import contextlib
 import os
 import pathlib
 import re
+from collections.abc import Iterable
 
 import google_crc32c
 import ml_dtypes
@@ -52,14 +53,14 @@ class Checkpoint:
     variables: {name: (dtype, shape)}, sorted by name. dtype is a numpy dtype, or a str that says why it cannot be read.
   """
 
-  def __init__(self, path):
+  def __init__(self, path: str | os.PathLike):
     """Reads the table of names.
 
     Args:
       path: the prefix (`…/model.ckpt-100`), one of the files, or a folder that holds exactly one checkpoint.
 
     Raises:
-      UserError: none or several are there, or the table is damaged.
+      UserError: there are none or several checkpoints, or the table is damaged.
     """
     self.prefix = find(path)
     self._index = f"{self.prefix}.index"
@@ -67,11 +68,17 @@ class Checkpoint:
       self._shards, self._entries = _read_index(pathlib.Path(self._index).read_bytes())
     self.variables = {name: (entry["dtype"], entry["shape"]) for name, entry in self._entries.items()}
 
-  def read(self, name):
-    """One tensor as a numpy array.
+  def read(self, name: str) -> np.ndarray:
+    """Reads one tensor.
+
+    Args:
+      name: a key of `variables`.
+
+    Returns:
+      The numpy array.
 
     Raises:
-      UserError: there is none of this name, its type or layout is not supported, or its bytes are missing or damaged
+      UserError: there is no such tensor, its type or layout is not supported, or its bytes are missing or damaged
         (their checksum is verified). The message names the tensor and the file.
     """
     if name not in self._entries:
@@ -86,10 +93,10 @@ class Checkpoint:
       raise UserError(f"{self._index} is damaged: {name} {dtype} {list(shape)} takes {expected} bytes, not {size}")
     try:
       with open(file, "rb") as data:
-        there = data.seek(0, os.SEEK_END)
-        if entry["offset"] + size > there:
+        file_size = data.seek(0, os.SEEK_END)
+        if entry["offset"] + size > file_size:
           raise UserError(
-            f"{file} is cut off or another file: {name} ends at byte {entry['offset'] + size}, the file has {there}"
+            f"{file} is cut off or another file: {name} ends at byte {entry['offset'] + size}, the file has {file_size}"
           )
         data.seek(entry["offset"])
         array = np.fromfile(data, np.uint8, size)
@@ -100,27 +107,34 @@ class Checkpoint:
     return array.view(dtype).reshape(shape)
 
 
-def read(path, *, names=None):
+def read(path: str | os.PathLike, *, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
   """Reads a checkpoint.
 
-  Args: path: see `Checkpoint`. names: which tensors; None: all.
-  Returns: {name: array}. Raises: UserError as `Checkpoint` does.
+  Args:
+    path: see `Checkpoint`.
+    names: which tensors; None: all.
+
+  Returns:
+    {name: array}.
+
+  Raises:
+    UserError: as for `Checkpoint`.
   """
   checkpoint = Checkpoint(path)
   return {name: checkpoint.read(name) for name in (checkpoint.variables if names is None else names)}
 
 
-def find(path):
-  """The prefix of the checkpoint at `path` (see `Checkpoint`)."""
+def find(path: str | os.PathLike) -> str:
+  """Returns the prefix of the checkpoint at `path` (see `Checkpoint`)."""
   path = os.fspath(path)
   if os.path.isdir(path):
-    found = sorted(str(x) for x in pathlib.Path(path).glob("*.index"))
-    if not found:
+    indexes = sorted(str(x) for x in pathlib.Path(path).glob("*.index"))
+    if not indexes:
       raise UserError(f"the folder {path} holds no TensorFlow checkpoint (no .index file)")
-    if len(found) > 1:
-      listed = "\n  ".join(x.removesuffix(".index") for x in found)
-      raise UserError(f"the folder {path} holds {len(found)} checkpoints; name one of them:\n  {listed}")
-    return found[0].removesuffix(".index")
+    if len(indexes) > 1:
+      listed = "\n  ".join(x.removesuffix(".index") for x in indexes)
+      raise UserError(f"the folder {path} holds {len(indexes)} checkpoints; name one of them:\n  {listed}")
+    return indexes[0].removesuffix(".index")
   prefix = re.sub(r"(\.index|\.meta|\.data-\d{5}-of-\d{5})$", "", path)
   if not os.path.isfile(f"{prefix}.index"):
     raise UserError(f"no TensorFlow checkpoint at {path}: there is no {prefix}.index")
@@ -132,7 +146,7 @@ def find(path):
 
 @contextlib.contextmanager
 def _damage(file):
-  """Turns what reading garbage raises into one clear error."""
+  """Converts the errors of reading damaged bytes into one error."""
   try:
     yield
   except UserError as error:
@@ -142,12 +156,16 @@ def _damage(file):
 
 
 def _read_index(data):
-  """Returns: (number of shards, {name: {dtype, shape, shard, offset, size, crc}})."""
+  """
+
+  Returns:
+    (number of shards, {name: {dtype, shape, shard, offset, size, crc}}).
+  """
   if data[-8:] != _MAGIC:
     raise UserError("is not the index of a TensorFlow V2 checkpoint: the magic number at its end is missing")
   footer = data[-_FOOTER:]
   (start, size), at = _handle(footer, 0)
-  _block(data, start, size)  # of statistics, and empty; a damaged file shall not pass because of that
+  _block(data, start, size)  # An empty block of statistics; reading it detects damage.
   (start, size), _ = _handle(footer, at)
   table = {}
   for _, value in _block(data, start, size):
@@ -190,14 +208,14 @@ def _entry(key, value, shards):
 
 
 def _handle(data, at):
-  """Where a block is: ((start, size), position after it)."""
+  """Returns the position of a block: ((start, size), position after the handle)."""
   start, at = varint(data, at)
   size, at = varint(data, at)
   return (start, size), at
 
 
 def _block(data, start, size):
-  """The (key, value) pairs of a block; each key is what it shares with the one before and a rest of its own."""
+  """Returns the (key, value) pairs of a block. A key is stored as a shared prefix of the one before, and a suffix."""
   if start + size + 5 > len(data):
     raise UserError("is cut off")
   kind = data[start + size]
@@ -227,10 +245,10 @@ def _block(data, start, size):
 # Writing.
 
 
-def write(prefix, arrays, *, shards=1):
-  """Writes a checkpoint that TensorFlow opens: the index, the data, and the text file `checkpoint` that names it.
+def write(prefix: str | os.PathLike, arrays: dict[str, np.ndarray], *, shards: int = 1) -> None:
+  """Writes a checkpoint for TensorFlow: the index, the data, and the text file `checkpoint` that names it.
 
-  Each file is written beside its place and renamed into it, the index last: without it there is no checkpoint.
+  Each file is written atomically, the index last: without an index there is no checkpoint.
 
   Args:
     prefix: path without `.index`; its folder must exist.
@@ -238,7 +256,7 @@ def write(prefix, arrays, *, shards=1):
     shards: into how many data files the tensors are divided.
 
   Raises:
-    UserError: `prefix` is taken, or an array's type has no number in TensorFlow.
+    UserError: `prefix` exists, or TensorFlow has no such type.
   """
   prefix = pathlib.Path(prefix)
   if pathlib.Path(f"{prefix}.index").exists():
@@ -277,7 +295,7 @@ def write(prefix, arrays, *, shards=1):
 
 
 def _index(entries):
-  """The bytes of a table of (key, value), sorted by key."""
+  """Returns the bytes of a table of (key, value), sorted by key."""
   data, blocks, pending, size = b"", [], [], 0
 
   def close(pairs):
@@ -306,7 +324,7 @@ def _index(entries):
       blocks.append((key, close(pending)))
       pending, size = [], 0
   if pending:
-    # Any key not before the block's last will do; TensorFlow takes the shortest.
+    # Any key not before the block's last is valid; TensorFlow takes the shortest.
     blocks.append((_successor(pending[-1][0]), close(pending)))
   meta = close([])
   footer = (meta + close(blocks)).ljust(_FOOTER - len(_MAGIC), b"\0") + _MAGIC
@@ -314,7 +332,7 @@ def _index(entries):
 
 
 def _successor(key):
-  """The shortest key after `key` (leveldb's FindShortSuccessor)."""
+  """Returns the shortest key after `key` (leveldb's FindShortSuccessor)."""
   for i, byte in enumerate(key):
     if byte != 0xFF:
       return key[:i] + bytes([byte + 1])
@@ -322,6 +340,6 @@ def _successor(key):
 
 
 def _masked_crc(data) -> int:
-  """The CRC-32C of a bytes-like object or array, in the form TensorFlow and leveldb store (crc32c.h, `Mask`)."""
+  """Returns the CRC-32C of bytes or an array, in the form that TensorFlow and leveldb store (crc32c.h, `Mask`)."""
   crc = google_crc32c.value(bytes(memoryview(data)))
   return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

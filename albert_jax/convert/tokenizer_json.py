@@ -1,22 +1,24 @@
-"""The `tokenizer.json` by which transformers cuts texts as we do.
+"""Makes a `tokenizer.json` with which transformers tokenizes as we do.
 
-From a bare spiece.model transformers 5 would make added tokens of the pieces `(`, `-`, `.` and so on, and start a new
-word after each: most sentences come out differently from the way the model learned them (docs/tokenizer.md).
+Given only a spiece.model, transformers 5 treats the pieces `(`, `-`, `.` and so on as added tokens and starts a new
+word after each: most sentences are tokenized differently from training (docs/tokenizer.md).
 """
 
 import base64
 import pathlib
 import sys
 import unicodedata
+from typing import Any
 
 from albert_jax.convert.protobuf import parse
+from albert_jax.data.tokenizer import Tokenizer
 
-# Pieces that the original takes apart afterwards are made too dear to be used: in real text, 1 line of 6300 differs.
+# The original splits these pieces again, so their scores are set too low to be used: 1 line of 6300 differs.
 _PENALTY = 100.0
 
 
-def tokenizer_json(tokenizer):
-  """The object of a tokenizer.json for a `Tokenizer` with a SentencePiece unigram model, or None for others."""
+def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any] | None:
+  """Returns the object of a tokenizer.json for a `Tokenizer` with a SentencePiece unigram model, or None for others."""
   sp = tokenizer._model
   proto = parse(pathlib.Path(tokenizer.path).read_bytes())
   trainer, normalizer = (parse(proto.get(number, [b""])[-1]) for number in (2, 3))
@@ -44,7 +46,7 @@ def tokenizer_json(tokenizer):
     for i, piece in enumerate(tokenizer.pieces)
   ]
   words = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
-  one = [_symbol(names["cls"], 0), _text("A", 0), _symbol(names["sep"], 0)]
+  single = [_symbol(names["cls"], 0), _text("A", 0), _symbol(names["sep"], 0)]
   return {
     "version": "1.0",
     "truncation": None,
@@ -65,8 +67,8 @@ def tokenizer_json(tokenizer):
     "pre_tokenizer": words,
     "post_processor": {
       "type": "TemplateProcessing",
-      "single": one,
-      "pair": [*one, _text("B", 1), _symbol(names["sep"], 1)],
+      "single": single,
+      "pair": [*single, _text("B", 1), _symbol(names["sep"], 1)],
       "special_tokens": {
         names[key]: {"id": names[key], "ids": [ids[key]], "tokens": [names[key]]} for key in ("cls", "sep")
       },
@@ -89,7 +91,7 @@ def _text(name, type_id):
 
 
 def _combining():
-  """A character class of what the original drops; the library's own StripAccents drops more (Hindi vowel signs)."""
+  """Returns a character class of the accents that the original drops; StripAccents drops more (Hindi vowel signs)."""
   marks = [i for i in range(sys.maxunicode + 1) if unicodedata.combining(chr(i))]
   ranges = []
   for i in marks:

@@ -4,6 +4,7 @@ Such a file is a zip archive: `data.pkl`, a pickle in which each tensor names a 
 pickle is interpreted here, operation by operation. The only calls it can make are those of `_CALLS`.
 """
 
+import os
 import pickletools
 import zipfile
 from typing import Any, NamedTuple
@@ -48,7 +49,7 @@ class _Refused(Exception):
   """The pickle asks for something other than tensors and plain values."""
 
 
-def read_tensors(file, *keys: str) -> dict[str, np.ndarray]:
+def read_tensors(file: str | os.PathLike, *keys: str) -> dict[str, np.ndarray]:
   """Reads the tensors of one dict of a file of `torch.save`.
 
   Args:
@@ -72,8 +73,8 @@ def read_tensors(file, *keys: str) -> dict[str, np.ndarray]:
       tree = _interpret(_stored(archive, root, _MAX_PICKLE_BYTES))
       for key in keys:
         if not isinstance(tree, dict) or key not in tree:
-          there = ", ".join(map(str, list(tree)[:8])) if isinstance(tree, dict) else "no dict"
-          raise UserError(f"{file} has no {key!r}, but {there}; expected a checkpoint with {'/'.join(keys)}")
+          listed = ", ".join(map(str, list(tree)[:8])) if isinstance(tree, dict) else "no dict"
+          raise UserError(f"{file} has no {key!r}, but {listed}; expected a checkpoint with {'/'.join(keys)}")
         tree = tree[key]
       if not isinstance(tree, dict):
         raise _Refused("it holds no dict of tensors")
@@ -93,7 +94,7 @@ def read_tensors(file, *keys: str) -> dict[str, np.ndarray]:
 
 
 def _stored(archive, name, limit=None) -> bytes:
-  """The bytes of an entry. PyTorch never compresses; a compressed entry could be larger than memory."""
+  """Returns the bytes of an entry. PyTorch never compresses; a compressed entry could be larger than memory."""
   info = archive.getinfo(name)
   if info.compress_type != zipfile.ZIP_STORED or info.file_size > info.compress_size:
     raise _Refused(f"its {name} is compressed")
@@ -137,14 +138,14 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def _key(key):
-  """A key of a dict. A tuple is refused, because one of nested tuples can take forever to hash."""
+  """Returns a key of a dict. A tuple is refused, because one of nested tuples can take forever to hash."""
   if not isinstance(key, str | int):
     raise _Refused(f"a dict has a {type(key).__name__} as key")
   return key
 
 
 def _interpret(data: bytes) -> Any:
-  """The value of a pickle of `torch.save`, tensors as `_Tensor`."""
+  """Returns the value of a pickle of `torch.save`, tensors as `_Tensor`."""
   stack, memo = [], {}
   marks = []  # the lengths of the stack at each MARK
 
@@ -210,7 +211,7 @@ def _interpret(data: bytes) -> Any:
 
 
 def _storage(identifier):
-  """A storage of its persistent id: ("storage", class, key, device, number of elements)."""
+  """Returns a storage of its persistent id: ("storage", class, key, device, number of elements)."""
   if isinstance(identifier, tuple) and len(identifier) == 5 and isinstance(identifier[1], _Name):
     _, name, key, _, size = identifier
     kind = name.name.removeprefix("torch.")
@@ -222,7 +223,7 @@ def _storage(identifier):
 # Writing.
 
 
-def write(file, tree) -> None:
+def write(file: str | os.PathLike, tree: Any) -> None:
   """Writes what `torch.load(file, weights_only=True)` opens. Equal trees give equal files.
 
   Args:

@@ -18,22 +18,22 @@ _RULES = ("lower", "keep_accents")  # settings that belong to the vocabulary
 
 
 def sha256(path: str | pathlib.Path) -> str:
-  """The SHA-256 of a file, as hexadecimal digits."""
+  """Returns the SHA-256 of a file, as hexadecimal digits."""
   return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
 
 
 def lengths_file(split: str) -> str:
-  """The name of the file with the tokens and sentences of each record of a split, a uint16 array [n, 2]."""
+  """Returns the name of the file with the tokens and sentences of each record of a split, a uint16 array [n, 2]."""
   return f"lengths-{split}.npy"
 
 
-def here(dataset: str) -> str:
+def local_copies(dataset: str) -> str:
   """What `data.dataset` names, with each folder in a store replaced by its copy on this machine, see files.local."""
   return ",".join(map(files.local, files.split_list(dataset))) if files.is_url(dataset) else dataset
 
 
 def folders(dataset: str) -> list[str]:
-  """The folders that `data.dataset` names, with commas between: list of str."""
+  """Returns the folders that `data.dataset` names, with commas between: list of str."""
   return files.split_list(dataset, "data.dataset") or [dataset]
 
 
@@ -51,11 +51,13 @@ def describe(dataset: str) -> dict[str, Any]:
     UserError: this is no such folder, its files are not those that were written, or the vocabularies differ.
   """
   every = {folder: _describe_folder(folder) for folder in folders(dataset)}
-  first, *others = every.values()
-  if not others:
+  first, *remaining = every.values()
+  if not remaining:
     return first
-  for folder, other in every.items():
-    if other["vocabulary"] != first["vocabulary"] or any(other["settings"][k] != first["settings"][k] for k in _RULES):
+  for folder, description in every.items():
+    if description["vocabulary"] != first["vocabulary"] or any(
+      description["settings"][k] != first["settings"][k] for k in _RULES
+    ):
       raise UserError(
         f"{folder} was prepared with another vocabulary than {next(iter(every))}, so they cannot be mixed; make them "
         "with the same --spm, --lower and --keep_accents of albert-jax prepare"
@@ -131,7 +133,7 @@ def _check_description(path, description):
 
 
 def tokenizer(dataset: str, spm: str = "") -> Tokenizer:
-  """The tokenizer a dataset was made with.
+  """Returns the tokenizer a dataset was made with.
 
   Args:
     dataset: str, its folder, or several.
@@ -167,7 +169,7 @@ def check_features(folder: pathlib.Path, prefix: str = "tensorflow_datasets.core
     UserError: a file names another class, or cannot be read.
   """
   for path in sorted(folder.glob("**/features.json")):
-    nodes = [strict_json.read_object(path, "the features of a TFDS dataset")]
+    nodes: list[Any] = [strict_json.read_object(path, "the features of a TFDS dataset")]
     while nodes:
       node = nodes.pop()
       for key, value in node.items() if isinstance(node, dict) else enumerate(node):
@@ -182,8 +184,8 @@ def check_features(folder: pathlib.Path, prefix: str = "tensorflow_datasets.core
 
 
 @functools.lru_cache(maxsize=64)
-def open_split(dataset: str, split: str):
-  """The records of a split, by index.
+def open_split(dataset: str, split: str) -> Any:
+  """Returns the records of a split, by index.
 
   Args:
     dataset: str, one folder.
@@ -233,7 +235,7 @@ def lengths(dataset: str, split: str) -> np.ndarray:
   return np.concatenate(arrays)
 
 
-def fetch(source, indices: list[int]) -> list[bytes]:
+def fetch(source: Any, indices: list[int]) -> list[bytes]:
   """Reads records of `open_split`: list of bytes, as they were packed.
 
   Raises:
@@ -252,20 +254,20 @@ def fetch(source, indices: list[int]) -> list[bytes]:
     ) from error
 
 
-def fetch_from(sources: list, which: np.ndarray, indices: np.ndarray) -> list[bytes]:
+def fetch_from(sources: list, source_of: np.ndarray, indices: np.ndarray) -> list[bytes]:
   """Reads records of several sources: record `indices[i]` of `sources[which[i]]`, as a list of bytes."""
   if len(sources) == 1:
     return fetch(sources[0], indices.tolist())
-  packed = [b""] * len(which)
+  packed = [b""] * len(source_of)
   for k, source in enumerate(sources):
-    rows = (which == k).nonzero()[0]
+    rows = (source_of == k).nonzero()[0]
     for row, record in zip(rows.tolist(), fetch(source, indices[rows].tolist()), strict=True):
       packed[row] = record
   return packed
 
 
 @functools.cache
-def tfds_builder(name: str, data_dir: str):
+def tfds_builder(name: str, data_dir: str) -> Any:
   """Finds a TFDS dataset by name, also one whose module TFDS does not import by itself.
 
   Raises:

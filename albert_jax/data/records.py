@@ -30,7 +30,7 @@ _PUNCTUATION = frozenset('!"#$%&"()*+,-./:;?@[\\]^_`{|}~€£')
 
 
 def word_starts(pieces: list[str]) -> np.ndarray:
-  """Which pieces start a word, for whole-word masking.
+  """Returns which pieces start a word, for whole-word masking.
 
   Args:
     pieces: list[str], the vocabulary by id: SentencePiece, or WordPiece where `##` marks what continues a word.
@@ -47,7 +47,7 @@ def word_starts(pieces: list[str]) -> np.ndarray:
 
 
 def document_id(lines: list[str]) -> int:
-  """A stable 64-bit name of a document's text: equal texts have equal names, on every machine."""
+  """Returns a stable 64-bit name of a document's text: equal texts have equal names, on every machine."""
   digest = hashlib.blake2b(digest_size=8)
   for i, line in enumerate(lines):
     digest.update(("\n" + line if i else line).encode("utf-8", "surrogatepass"))

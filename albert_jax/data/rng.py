@@ -22,8 +22,8 @@ def _mix(x):
   return x
 
 
-def keys(seed, name, numbers):
-  """A key for each example.
+def keys(seed: int, name: str, numbers: np.ndarray) -> np.ndarray:
+  """Returns a key for each example.
 
   Args:
     seed: int ≥ 0.
@@ -37,23 +37,23 @@ def keys(seed, name, numbers):
   return _mix(_mix(np.asarray(numbers).astype(np.uint64) * _STEP + np.uint64(salt)))
 
 
-def bits(keys_B, count, first=0):
+def bits(keys_B: np.ndarray, count: int, first: int = 0) -> np.ndarray:
   """Independent random uint64, numbers `first` to `first + count` of each key's: [B, count]."""
   return _mix(keys_B[:, None] + np.arange(first + 1, first + count + 1, dtype=np.uint64) * _STEP)
 
 
-def below(random, bound):
+def below(random: np.ndarray, bound: int | np.ndarray) -> np.ndarray:
   """Random uint64 to int64 in [0, bound), by their upper halves; `bound` ≥ 1 broadcasts and is below 2**32."""
   return (((random >> np.uint64(32)) * np.asarray(bound).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
 
 
-def chance(random, probability):
+def chance(random: np.ndarray, probability: float) -> np.ndarray:
   """Random uint64 to bool, True with the given probability (to 2**-32)."""
   return (random >> np.uint64(32)) < np.uint64(round(probability * 2**32))
 
 
-def permute(positions, size, keys_B):
-  """A random permutation of range(size) for each key, by random access and without memory.
+def permute(positions: np.ndarray, size: int | np.ndarray, keys_B: np.ndarray) -> np.ndarray:
+  """Returns a random permutation of range(size) for each key, by random access and without memory.
 
   Args:
     positions: int array [B] in [0, size).
@@ -82,8 +82,8 @@ def permute(positions, size, keys_B):
   return x.astype(np.int64)
 
 
-def shuffled(positions, size, seed, name="order"):
-  """The records at positions of an endless stream that passes over `size` records, each epoch in another order.
+def shuffled(positions: np.ndarray, size: int, seed: int, name: str = "order") -> np.ndarray:
+  """Returns the records at positions of an endless stream that passes over `size` records, each epoch in another order.
 
   Args:
     positions: int array [B], positions in the stream.

@@ -167,7 +167,7 @@ def recorded_rules(path: str | os.PathLike) -> dict[str, bool]:
 
 
 def rules_file(lower: bool, keep_accents: bool) -> bytes:
-  """The contents of the `tokenizer_config.json` that records the rules of a SentencePiece vocabulary."""
+  """Returns the contents of the `tokenizer_config.json` that records the rules of a SentencePiece vocabulary."""
   fields = {"tokenizer_class": "AlbertTokenizer", "do_lower_case": lower, "keep_accents": keep_accents}
   return (json.dumps(fields, indent=2) + "\n").encode()
 
@@ -209,7 +209,7 @@ class Tokenizer:
     rules = {} if lower is not None and keep_accents is not None else recorded_rules(path)
     lower = rules.get("lower", True) if lower is None else lower
     keep_accents = rules.get("keep_accents", False) if keep_accents is None else keep_accents
-    path = pathlib.Path(files.local(path)).expanduser()
+    path = pathlib.Path(files.local(os.fspath(path))).expanduser()
     if path.is_dir():
       candidates = [path / name for name in _VOCABULARIES if (path / name).is_file()]
       if not candidates:
@@ -246,7 +246,7 @@ class Tokenizer:
     return _load_wordpiece(self) if self._is_fast else _load_sentencepiece(self.path)
 
   @functools.cached_property
-  def pieces(self):
+  def pieces(self) -> list[str]:
     if self._is_fast:
       return [self._model.id_to_token(i) for i in range(self._model.get_vocab_size())]
     try:
@@ -255,7 +255,7 @@ class Tokenizer:
       raise UserError(f"{self.path} is damaged: a piece is not UTF-8; copy the file again") from None
 
   @property
-  def vocab_size(self):
+  def vocab_size(self) -> int:
     return len(self.pieces)
 
   @functools.cached_property
@@ -286,7 +286,7 @@ class Tokenizer:
   mask_id = property(lambda self: self._special_ids["mask"])
 
   @functools.cached_property
-  def ordinary_ids(self):
+  def ordinary_ids(self) -> np.ndarray:
     special = set(self._special_ids.values())
     if self._is_fast:
       special |= {i for i, piece in enumerate(self.pieces) if re.fullmatch(r"\[unused\d+\]", piece)}
@@ -315,8 +315,8 @@ class Tokenizer:
     return table
 
   @functools.cached_property
-  def resplit_ids(self):
-    """{id of a piece such as `▁2010,`: the ids that take its place}, the original's second look (see `encode`)."""
+  def resplit_ids(self) -> dict[int, list[int]]:
+    """{id of a piece such as `▁2010,`: the ids that replace it}, as the original splits such pieces (see `encode`)."""
     return {i: [self._id(part) for part in parts] for i, parts in self._resplit.items()}
 
   @functools.cached_property
@@ -335,7 +335,7 @@ class Tokenizer:
     return normalize(text, **self._rules)
 
   def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-    """The ids of many texts, quickly.
+    """Returns the ids of many texts, quickly.
 
     Args:
       texts: iterable of str.
@@ -355,7 +355,7 @@ class Tokenizer:
     return ids if table.keys().isdisjoint(ids) else [j for i in ids for j in table.get(i, (i,))]
 
   def encode(self, text: str, *, specials: bool = False) -> list[int]:
-    """The ids of one text.
+    """Returns the ids of one text.
 
     Args:
       text: str.
@@ -376,7 +376,7 @@ class Tokenizer:
     return self._split_commas(self._model.encode(normalize(text, **self._rules), out_type=int))
 
   def encode_with_offsets(self, text: str, *, specials: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
-    """The ids of one text, and the characters each stands for.
+    """Returns the ids of one text, and the characters each stands for.
 
     Args:
       text: str.
@@ -502,7 +502,7 @@ def _load_wordpiece(tokenizer):
 
 
 def _load_tokenizer_json(path):
-  """The tokenizer of a tokenizer.json. Special names in a text stay text, as with the other vocabularies."""
+  """Returns the tokenizer of a tokenizer.json. Special names in a text stay text, as with the other vocabularies."""
   import tokenizers
 
   try:

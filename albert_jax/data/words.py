@@ -33,18 +33,18 @@ def spans(text: str) -> list[tuple[int, int]]:
     for each word where it begins and where it ends in `text`, in characters.
   """
   bounds = [match.start() for match in _BOUNDARY.finditer(text)]
-  found: list[tuple[int, int]] = []
+  word_spans: list[tuple[int, int]] = []
   for start, end in itertools.pairwise(bounds):
     start = _IS_INVISIBLE.match(text, start, end).end()
     if start == end:
       continue
-    if _continues(text, found, start):
-      found[-1] = (found[-1][0], end)
-    elif len(found) > 1 and _joins(text, found, start):
-      found[-2:] = [(found[-2][0], end)]
+    if _continues(text, word_spans, start):
+      word_spans[-1] = (word_spans[-1][0], end)
+    elif len(word_spans) > 1 and _joins(text, word_spans, start):
+      word_spans[-2:] = [(word_spans[-2][0], end)]
     else:
-      found.append((start, end))
-  return [part for start, end in found for part in _without_possessive(text, start, end)]
+      word_spans.append((start, end))
+  return [part for start, end in word_spans for part in _without_possessive(text, start, end)]
 
 
 def split(text: str) -> list[str]:
@@ -52,19 +52,19 @@ def split(text: str) -> list[str]:
   return [text[start:end] for start, end in spans(text)]
 
 
-def _continues(text, found, start):
-  """Whether what begins at `start` belongs to the last word: `#` and `@`, and scripts without spaces."""
-  if not found or found[-1][1] != start:
+def _continues(text, word_spans, start):
+  """Returns whether what begins at `start` belongs to the last word: `#` and `@`, and scripts without spaces."""
+  if not word_spans or word_spans[-1][1] != start:
     return False
-  begin, end = found[-1]
+  begin, end = word_spans[-1]
   if text[begin:end] in _MARKS:
     return bool(_IS_WORD.match(text, start))
   return bool(_IS_UNSPACED.match(text, begin) and _IS_UNSPACED.match(text, start))
 
 
-def _joins(text, found, start):
-  """Whether the last word is a sign that joins the one before it with what begins at `start`."""
-  (begin, middle), (sign, end) = found[-2:]
+def _joins(text, word_spans, start):
+  """Returns whether the last word is a sign that joins the one before it with what begins at `start`."""
+  (begin, middle), (sign, end) = word_spans[-2:]
   return (
     text[sign:end] in _JOINS
     and middle == sign

@@ -87,7 +87,7 @@ def _mark(text):
 
 
 def measured(run, config) -> tuple[int, dict]:
-  """(step, {metric: number}) of a run's held-out data: the best by config.best, else the last."""
+  """Returns (step, {metric: number}) of a run's held-out data: the best by config.best, else the last."""
   file = pathlib.Path(run) / "metrics.jsonl"
   lines = []
   for line in file.read_text("utf-8").splitlines() if file.is_file() else ():
@@ -139,7 +139,7 @@ def _about(cfg, parameters, task, labels):
 
 
 def _loading(folder, task):
-  """(title, code) for each runtime that the folder has files for."""
+  """Yields (title, code) for each runtime that the folder has files for."""
   example = EXAMPLES.get(task, '"A sentence."')
   if task:
     yield "albert_jax:", f'import albert_jax\n\nmodel = albert_jax.pipeline("{task}", "DIR")\nmodel({example})'

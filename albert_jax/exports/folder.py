@@ -244,7 +244,7 @@ def sample(cfg, params, vocabulary, task) -> list[dict]:
 
 
 def compare(folder, cfg, params, batches, *, task, pooling) -> float:
-  """The largest difference between what the files in `folder` and the model compute.
+  """Returns the largest difference between what the files in `folder` and the model compute.
 
   Raises:
     Differs: a file differs by more than TOLERANCE, or has other outputs.
@@ -264,9 +264,9 @@ def compare(folder, cfg, params, batches, *, task, pooling) -> float:
   largest = 0.0
   for batch in batches:
     expected = jax.device_get(reference(params, batch))
-    found = {"model.safetensors": jax.device_get(reference(stored, batch))}
-    found |= {name: jax.device_get(run(batch)) for name, run in functions.items()}
-    for name, values in found.items():
+    results = {"model.safetensors": jax.device_get(reference(stored, batch))}
+    results |= {name: jax.device_get(run(batch)) for name, run in functions.items()}
+    for name, values in results.items():
       if values.keys() != expected.keys():
         raise Differs(f"{name} has the outputs {sorted(values)}, the model {sorted(expected)}")
       for output, value in values.items():

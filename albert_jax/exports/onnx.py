@@ -60,11 +60,11 @@ class Graph:
     return name
 
   def ints(self, *values: int) -> str:
-    """An int64 vector as an initializer."""
+    """Returns an int64 vector as an initializer."""
     return self.constant("ints_" + "_".join(map(str, values)).replace("-", "m"), np.array(values, np.int64))
 
   def node(self, op: str, name: str, *inputs: str, outputs=None, **attributes):
-    """Adds a node. Returns the name of its output, or the list of `outputs`."""
+    """Adds a node; returns the name of its output, or the list of `outputs`."""
     names = [name] if outputs is None else list(outputs)
     self.nodes.append(self.onnx.helper.make_node(op, list(inputs), names, name=name, **attributes))
     return name if outputs is None else names
@@ -83,7 +83,7 @@ class Graph:
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(kind)), axes)
 
   def model(self, doc: str, metadata: dict):
-    """The ModelProto."""
+    """Returns the ModelProto."""
     helper, size = self.onnx.helper, sum(array.nbytes for array in self.initializers.values())
     if size > LARGEST:
       raise UserError(f"the weights take {size / 2**30:.1f} GiB, and one ONNX file holds less than 2 GiB")
@@ -115,7 +115,7 @@ class Float:
     return graph.node("Gather", output, graph.constant(name, table), ids, axis=0)
 
   def table(self, graph: Graph, name: str, table: np.ndarray) -> str:
-    """A whole table [n, E] in float32."""
+    """Returns a whole table [n, E] in float32."""
     return graph.constant(name, table)
 
   def vector(self, graph: Graph, name: str, values: np.ndarray) -> str:
@@ -124,7 +124,7 @@ class Float:
 
 
 def product_name(use: str, weight: Weight) -> str:
-  """The name of a product's result."""
+  """Returns the name of a product's result."""
   return f"{use}/{weight.name.rsplit('.', 1)[-1]}"
 
 
@@ -426,7 +426,7 @@ class _Builder:
   # Parts.
 
   def _index(self, path, n, i):
-    """The index of the copy that inner layer i of layer n uses, on the leading axes of the parameter at `path`."""
+    """Returns the index of the copy that inner layer i of layer n uses, on the leading axes of a parameter."""
     cfg, part, leaf = self.cfg, path.split("/")[0], path.rsplit("/", 1)[-1]
     if part not in ("attention", "ffn"):
       return ()
@@ -434,7 +434,7 @@ class _Builder:
     return (*index, i) if cfg.inner_group_num > 1 else index
 
   def _weight(self, path, n=0, i=0):
-    """The matrix at `path`; of a layer's, the copy that inner layer i of layer n uses."""
+    """Returns the matrix at `path`; of a layer's, the copy that inner layer i of layer n uses."""
     kernel, bias = (self.params[leaf][self._index(leaf, n, i)] for leaf in (f"{path}/kernel", f"{path}/bias"))
     kernel = kernel.reshape(-1, kernel.shape[-1]) if path == "attention/output" else kernel.reshape(len(kernel), -1)
     scale = np.float32(self.cfg.head_size**-0.5 if path == "attention/query" else 1)
@@ -445,7 +445,7 @@ class _Builder:
     return self.arithmetic.product(self.graph, use, self.arithmetic.inputs(self.graph, use, x), weight)
 
   def _small(self, path, x):
-    """A product that is always in float32: too small to gain from anything else."""
+    """Returns a product that is always in float32: too small to gain from anything else."""
     weight = self._weight(path)
     g = self.graph
     y = g.node("MatMul", f"{weight.name}/product", x, g.constant(f"{weight.name}.kernel", weight.kernel))

@@ -14,7 +14,7 @@ from albert_jax.tasks.squad.answers import Search
 
 
 def outputs(cfg: AlbertConfig, params: dict, batch: dict, *, task: str = "", pooling: str = "") -> dict:
-  """The outputs of `onnx.build`, by the same names and with the same meaning.
+  """Returns the outputs of `onnx.build`, by the same names and with the same meaning.
 
   Args:
     cfg: the model; computes in float32 whatever `dtype` says.
@@ -31,31 +31,31 @@ def outputs(cfg: AlbertConfig, params: dict, batch: dict, *, task: str = "", poo
   inputs = {name: value.reshape(-1, value.shape[-1]) for name, value in batch.items()}
   out = model.apply(cfg, params, model.inputs(inputs))
   x_BLD = out["sequence_output"]
-  found = {"last_hidden_state": x_BLD}
+  result = {"last_hidden_state": x_BLD}
   if "pooler" in params:
-    found["pooler_output"] = out["pooled_output"]
+    result["pooler_output"] = out["pooled_output"]
   if "classifier" in params:
     source = out["pooled_output"] if "pooler" in params and task != "tag" else x_BLD
     logits = heads.affine(params["classifier"], source)
-    found["logits"] = logits.reshape(lead) if task == "choose" else logits
+    result["logits"] = logits.reshape(lead) if task == "choose" else logits
   if "mlm" in params:
-    found["prediction_logits" if "classifier" in params else "logits"] = out["mlm_logits"]
+    result["prediction_logits" if "classifier" in params else "logits"] = out["mlm_logits"]
   if "sop" in params:
-    found["sop_logits"] = out["sop_logits"]
+    result["sop_logits"] = out["sop_logits"]
   if "span" in params:
     logits = heads.affine(params["span"], x_BLD)
-    found |= {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
+    result |= {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
   if "sentence" in params:
-    found["sentence_logits"] = heads.affine(params["sentence"], x_BLD)[..., 0]
+    result["sentence_logits"] = heads.affine(params["sentence"], x_BLD)[..., 0]
   if "squad_v2" in params:
-    found |= squad_heads.beam_spans(params["squad_v2"], x_BLD, inputs, Search())
+    result |= squad_heads.beam_spans(params["squad_v2"], x_BLD, inputs, Search())
   if pooling:
-    found["sentence_embedding"] = retrieve.pooled_BD(pooling, x_BLD, inputs["attention_mask"])
-  return found
+    result["sentence_embedding"] = retrieve.pooled_BD(pooling, x_BLD, inputs["attention_mask"])
+  return result
 
 
 def exported(cfg: AlbertConfig, params: dict, *, task: str = "", pooling: str = ""):
-  """The same function as StableHLO, with the weights inside and for any batch and length.
+  """Returns the same function as StableHLO, with the weights inside and for any batch and length.
 
   Returns:
     jax.export.Exported, a function of int32 arrays {"input_ids", "attention_mask", "token_type_ids", …}; it runs on

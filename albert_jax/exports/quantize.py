@@ -76,7 +76,7 @@ class Use:
 
 
 def place_of(use: str) -> str:
-  """The place of a use in its layer: layer.3/ffn/up -> ffn/up; projection -> projection."""
+  """Returns the place of a use in its layer: layer.3/ffn/up -> ffn/up; projection -> projection."""
   return use.split("/", 1)[1] if use.startswith("layer.") else use
 
 
@@ -130,7 +130,7 @@ def calibrate(cfg, params, batches, **build) -> dict[str, Use]:
 
 
 def quantized(kernel: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-  """A matrix [in, out] as (int8 [in, out], float32 scale [out], or [] for one)."""
+  """Returns a matrix [in, out] as (int8 [in, out], float32 scale [out], or [] for one)."""
   high = np.abs(kernel).max(axis=0)
   if recipe.bits == "pairs":
     rows = np.pad(kernel, ((0, len(kernel) % 2), (0, 0))).reshape(-1, 2, kernel.shape[1])
@@ -363,51 +363,51 @@ def batch_of(rows: list) -> dict[str, np.ndarray]:
 
 
 def _outputs(session, rows) -> list[dict]:
-  """The outputs of each row, without padding where they are by position."""
+  """Returns the outputs of each row, without padding where they are by position."""
   order = np.argsort([len(ids) for ids, _ in rows], kind="stable")
-  found = [None] * len(rows)
+  results = [None] * len(rows)
   for start in range(0, len(order), BATCH):
     index = order[start : start + BATCH]
     batch = batch_of([rows[i] for i in index])
     out = onnx_runtime.run(session, batch)
     width = batch["input_ids"].shape[1]
     for k, i in enumerate(index):
-      found[i] = {
+      results[i] = {
         name: value[k, : len(rows[i][0])] if value.ndim > 1 and value.shape[1] == width else value[k]
         for name, value in out.items()
       }
-  return found
+  return results
 
 
-def score(task, kind, rows, gold, found, reference) -> tuple[str, float, float]:
-  """How good answers are: (metric, in percent for float32, in percent for `found`).
+def score(task, kind, rows, gold, results, reference) -> tuple[str, float, float]:
+  """Scores answers: (metric, percent for float32, percent for int8).
 
   Args:
     task: a pipeline's task, or ''.
     kind: of a classifier, see tasks.classify.KINDS.
-    gold: numbers, or None: then the answers of float32 are what is right.
-    found, reference: outputs of int8 and of float32, a dict a row.
+    gold: the labels; None to take the answers of float32 as the labels.
+    results, reference: outputs of int8 and of float32, a dict a row.
   """
   if task == "classify" and gold is not None:
     name = "pearson" if kind == "regression" else "accuracy"
-    here, there = (
-      classify.measure(kind, np.stack([x["logits"] for x in out]), gold)[name] for out in (reference, found)
+    float_score, int8_score = (
+      classify.measure(kind, np.stack([x["logits"] for x in out]), gold)[name] for out in (reference, results)
     )
-    return name, 100 * here, 100 * there
+    return name, 100 * float_score, 100 * int8_score
   if task in ("classify", "tag", "fill-mask") and kind == "classification":
     same = [
-      np.atleast_1d(a["logits"].argmax(-1) == b["logits"].argmax(-1)) for a, b in zip(found, reference, strict=True)
+      np.atleast_1d(a["logits"].argmax(-1) == b["logits"].argmax(-1)) for a, b in zip(results, reference, strict=True)
     ]
     return "answers equal to float32's", 100.0, 100 * float(np.mean(np.concatenate(same)))
   if task == "answer":
     names = ("start_index", "end_index") if "start_index" in reference[0] else ("start_logits", "end_logits")
     best = (lambda x: x.ravel()[0]) if names[0] == "start_index" else np.argmax
-    same = [all(best(a[name]) == best(b[name]) for name in names) for a, b in zip(found, reference, strict=True)]
+    same = [all(best(a[name]) == best(b[name]) for name in names) for a, b in zip(results, reference, strict=True)]
     return "answers equal to float32's", 100.0, 100 * float(np.mean(same))
   name = next(name for name in ("sentence_embedding", "sentence_logits", "logits", "last_hidden_state")
               if name in reference[0])  # fmt: skip
   cosines = []
-  for a, b in zip(found, reference, strict=True):
+  for a, b in zip(results, reference, strict=True):
     a, b = (np.atleast_2d(x[name]).astype(np.float64) for x in (a, b))
     cosines.append(np.sum(a * b, axis=-1) / np.maximum(np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1), 1e-12))
   return f"cosine of {name} with float32's", 100.0, 100 * float(np.mean(np.concatenate(cosines)))
@@ -449,15 +449,18 @@ def write(
   tried = {}
   for name, recipe in RECIPES.items():
     graph = onnx.build(cfg, params, arithmetic=Int8(recipe, uses), **build)
-    metric, here, there = score(task, kind, rows, gold, _outputs(onnx_runtime.session(graph), rows), reference)
-    tried[name] = here - there
-    say(f"{name}: {metric} {here:.2f} -> {there:.2f} on {len(rows):,} held-out rows")
+    metric, float_score, int8_score = score(
+      task, kind, rows, gold, _outputs(onnx_runtime.session(graph), rows), reference
+    )
+    tried[name] = float_score - int8_score
+    say(f"{name}: {metric} {float_score:.2f} -> {int8_score:.2f} on {len(rows):,} held-out rows")
     if tried[name] <= max_loss:
       path = folder / onnx_runtime.FILES["int8"]
       path.parent.mkdir(exist_ok=True)
       compact(graph)
       path.write_bytes(graph.SerializeToString())
-      return {"recipe": name, "metric": metric, "float32": here, "int8": there, "loss": here - there, "rows": len(rows),
+      return {"recipe": name, "metric": metric, "float32": float_score, "int8": int8_score,
+              "loss": float_score - int8_score, "rows": len(rows),
               "tried": tried}  # fmt: skip
   listed = "; ".join(f"{name} {loss:.2f}" for name, loss in tried.items())
   raise UserError(

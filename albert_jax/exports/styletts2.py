@@ -39,7 +39,7 @@ def export(checkpoint, out, *, overwrite: bool = False) -> dict:
 
 
 def _step(checkpoint) -> int:
-  """The last step of a run; 1 for what is no run."""
+  """Returns the last step of a run; 1 for what is no run."""
   file = pathlib.Path(checkpoint) / "metrics.jsonl"
   lines = file.read_text().splitlines() if file.is_file() else []
   return json.loads(lines[-1])["step"] if lines else 1

@@ -50,7 +50,7 @@ def init(cfg: AlbertConfig, key: jax.Array) -> Params:
 
 
 def shapes(cfg: AlbertConfig, parts: tuple[str, ...] = OPTIONAL) -> Params:
-  """The tree of `init` with shapes and dtypes instead of arrays.
+  """Returns the tree of `init` with shapes and dtypes instead of arrays.
 
   Args:
     cfg: the model.
@@ -103,12 +103,12 @@ def _row_keys(cfg: AlbertConfig, batch: Batch, key: jax.Array | None) -> jax.Arr
 
 
 def inputs(batch: Batch) -> dict[str, Any]:
-  """The arrays of a batch that the model reads; a task's batch also has labels and weights."""
+  """Returns the arrays of a batch that the model reads; a task's batch also has labels and weights."""
   return {name: batch[name] for name in INPUTS if name in batch}
 
 
 def param_count(params: Params) -> int:
-  """The number of parameters in the tree."""
+  """Returns the number of parameters in the tree."""
   return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(params))
 
 

@@ -5,6 +5,8 @@ the original is modeling.py and run_pretraining.py of google-research/albert.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,7 @@ from albert_jax.model.layers import (
   stacked,
   with_transposed_kernel,
 )
+from albert_jax.types import Batch
 
 # What the backward pass keeps of a layer, besides its input: results by their names in layers.py and attention.py.
 # Scores and probabilities of attention are never kept; they are the largest and cheap to compute again.
@@ -48,7 +51,7 @@ def _policy(remat):
 class Embeddings(nnx.Module):
   """Word + position + segment embeddings of size E, normalised (section 3.1: E is much smaller than D)."""
 
-  def __init__(self, cfg, rngs):
+  def __init__(self, cfg: AlbertConfig, rngs: Any):
     def table(rows):
       return nnx.Embed(rows, cfg.embedding_size, embedding_init=initializer(cfg), rngs=rngs)
 
@@ -58,7 +61,7 @@ class Embeddings(nnx.Module):
     self.token_type = table(cfg.type_vocab_size)
     self.norm = layer_norm(cfg, cfg.embedding_size, rngs)
 
-  def __call__(self, ids_BL, types_BL, positions_BL, keys_B):
+  def __call__(self, ids_BL: jax.Array, types_BL: jax.Array, positions_BL: jax.Array | None, keys_B: Any) -> jax.Array:
     x_BLE = self.word(ids_BL) + self.token_type(types_BL)
     if positions_BL is None:
       x_BLE = x_BLE + self.position.embedding[None, : ids_BL.shape[1], :]
@@ -81,7 +84,7 @@ class Albert(nnx.Module):
     self.mlm = MlmHead(cfg, rngs) if "mlm" in parts else None
     self.sop = SopHead(cfg, rngs) if "sop" in parts else None
 
-  def __call__(self, batch, keys_B=None, is_training=False):
+  def __call__(self, batch: Batch, keys_B: Any = None, is_training: bool = False) -> dict[str, jax.Array]:
     """Runs the model; see `albert_jax.apply`.
 
     Args:
@@ -111,12 +114,12 @@ class Albert(nnx.Module):
       out["sop_logits"] = self.sop(out["pooled_output"])
     return out
 
-  def embed(self, batch, keys_B):
-    """The input of the first layer: [B, L, D]."""
+  def embed(self, batch: Batch, keys_B: Any) -> jax.Array:
+    """Returns the input of the first layer: [B, L, D]."""
     x_BLD = self.embeddings(batch["input_ids"], batch["token_type_ids"], batch.get("position_ids"), keys_B)
     return x_BLD if self.projection is None else self.projection(x_BLD)
 
-  def layers(self, x_BLD, attend, keys_B, is_training):
+  def layers(self, x_BLD: jax.Array, attend: Callable, keys_B: Any, is_training: bool) -> jax.Array:
     """All N layers. Groups follow each other; within one, what is shared is closed over and the rest is scanned."""
     cfg = self.cfg
     N = cfg.num_hidden_layers
@@ -125,7 +128,7 @@ class Albert(nnx.Module):
     parts = {"attention": self.attention, "ffn": with_transposed_kernel(self.ffn) if is_training else self.ffn}
     # {part: (structure, parameters with a copy for every layer, those with a copy for every group)}. The former are
     # scanned, the latter closed over.
-    split = {
+    split: dict[str, Any] = {
       name: nnx.split(m, lambda path, _, name=name: cfg.copies(name, path[-1]) == N > 1, ...)
       for name, m in parts.items()
     }
@@ -133,7 +136,7 @@ class Albert(nnx.Module):
     for group in range(groups):
       layers = [n for n in range(N) if groups == 1 or cfg.group_of(n) == group]
       span = slice(layers[0], layers[-1] + 1)
-      states = {name: indexed(each, span) for name, (_, each, _) in split.items()}
+      states = {name: indexed(scanned, span) for name, (_, scanned, _) in split.items()}
       closed = {name: shared if groups == 1 else indexed(shared, group) for name, (_, _, shared) in split.items()}
 
       def layer(x_BLD, scanned, closed=closed):
@@ -150,14 +153,14 @@ class Albert(nnx.Module):
       x_BLD, _ = jax.lax.scan(layer, x_BLD, xs, length=len(layers), unroll=min(cfg.scan_unroll, len(layers)))
     return x_BLD
 
-  def depth(self, keys_B):
-    """The number of layers each row goes through in training, int [B], drawn by row; None is all."""
+  def depth(self, keys_B: Any) -> jax.Array | None:
+    """Returns the number of layers each row goes through in training, int [B], drawn by row; None is all."""
     least, N = self.cfg.least_layers, self.cfg.num_hidden_layers
     if keys_B is None or not 0 < least < N:
       return None
     return jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, N), (), least, N + 1))(keys_B)
 
-  def layer(self, parts, x_BLD, attend, keys_B):
+  def layer(self, parts: Any, x_BLD: jax.Array, attend: Callable, keys_B: Any) -> jax.Array:
     """One layer: `inner_group_num` blocks of attention and feed-forward, one after the other."""
     inner = self.cfg.inner_group_num
     for i, key_i in enumerate(split_keys(keys_B, inner)):
@@ -168,6 +171,6 @@ class Albert(nnx.Module):
 
 
 @functools.lru_cache(maxsize=64)
-def structure(cfg: AlbertConfig, parts: tuple[str, ...]):
-  """(graphdef, abstract state) of the model: its code and its shapes, without any array."""
+def structure(cfg: AlbertConfig, parts: tuple[str, ...]) -> Any:
+  """Returns (graphdef, abstract state) of the model: its code and its shapes, without any array."""
   return nnx.split(nnx.eval_shape(lambda: Albert(cfg, Keys(), parts)))

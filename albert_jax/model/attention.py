@@ -60,7 +60,7 @@ def make(cfg: AlbertConfig, batch: Batch, drops: bool) -> tuple[Callable, jax.Ar
   return ATTENTION[name](cfg, batch)
 
 
-def xla(cfg, batch):
+def xla(cfg: AlbertConfig, batch: Batch) -> tuple[Callable, jax.Array | None]:
   return functools.partial(_xla, cfg, _mask(batch)), None
 
 
@@ -81,7 +81,7 @@ def _xla(cfg, mask_B1Ll, q_BLD, k_BLD, v_BLD, keys_B):
 
 @jax.custom_vjp
 def _on_cpu(q_BHLK, k_BHlK, v_BHlK, mask_B1Ll):
-  """The same in the form that is quickest on a CPU: softmax(q k' / sqrt(K)) v as [B, L, D], without dropout.
+  """Returns the same in the form that is quickest on a CPU: softmax(q k' / sqrt(K)) v as [B, L, D], without dropout.
 
   Heads stand before positions, and the gradient is written out: what is L x L is computed again, not kept, and is never
   divided by the softmax's sums. On a TPU this form needs more of everything (docs/performance.md).
@@ -116,7 +116,7 @@ _on_cpu.defvjp(_on_cpu_forward, _on_cpu_backward)
 
 
 def _weights(q_BHLK, k_BHlK, mask_B1Ll):
-  """The softmax's numerators, float32 [B, H, L, l], and their sums [B, H, L, 1]."""
+  """Returns the softmax's numerators, float32 [B, H, L, l], and their sums [B, H, L, 1]."""
   scores_BHLl = jnp.einsum("BHLK,BHlK->BHLl", q_BHLK, k_BHlK, preferred_element_type=jnp.float32)
   scores_BHLl = scores_BHLl * q_BHLK.shape[-1] ** -0.5 + jnp.where(mask_B1Ll, 0.0, LOWEST)
   weights_BHLl = jnp.exp(scores_BHLl - jnp.max(scores_BHLl, axis=-1, keepdims=True))
@@ -124,7 +124,7 @@ def _weights(q_BHLK, k_BHlK, mask_B1Ll):
 
 
 def _columns(x_BHLK):
-  """All heads side by side: [B, L, D]."""
+  """Returns all heads side by side: [B, L, D]."""
   return x_BHLK.swapaxes(1, 2).reshape(x_BHLK.shape[0], x_BHLK.shape[2], -1)
 
 
@@ -137,7 +137,7 @@ def _mask(batch):
   return batch["attention_mask"][:, None, None, :] > 0
 
 
-def pallas(cfg, batch):
+def pallas(cfg: AlbertConfig, batch: Batch) -> tuple[Callable, jax.Array | None]:
   if "segment_ids" in batch:
     q_ids_BL = k_ids_BL = batch["segment_ids"]
   else:
@@ -205,7 +205,7 @@ def _dot(a, b, contract):
 
 
 def _heads(head_size, width):
-  """The mask [1, width] of the columns of each head in a block.
+  """Returns the mask [1, width] of the columns of each head in a block.
 
   The other columns are zeroed, not cut off: a product is 128 wide whether its columns are used or not.
   """
@@ -213,8 +213,8 @@ def _heads(head_size, width):
   return [(column >= start) & (column < start + head_size) for start in range(0, width, head_size)]
 
 
-def _probs(q_LW, k_LW, own, mask_Ll, head_size):
-  q_LW = jnp.where(own, q_LW, jnp.zeros_like(q_LW))
+def _probs(q_LW, k_LW, is_head, mask_Ll, head_size):
+  q_LW = jnp.where(is_head, q_LW, jnp.zeros_like(q_LW))
   scores_Ll = jnp.where(mask_Ll, _dot(q_LW, k_LW, ((1,), (1,))) * head_size**-0.5, LOWEST)
   weights_Ll = jnp.exp(scores_Ll - jnp.max(scores_Ll, axis=1, keepdims=True))
   return weights_Ll / jnp.sum(weights_Ll, axis=1, keepdims=True)
@@ -224,9 +224,9 @@ def _forward_kernel(head_size, q_ids, k_ids, q, k, v, context):
   mask_Ll = q_ids[0] == k_ids[0]
   q_LW, k_LW, v_LW = q[0], k[0], v[0]
   out_LW = jnp.zeros(v_LW.shape, jnp.float32)
-  for own in _heads(head_size, v_LW.shape[1]):
-    probs_Ll = _probs(q_LW, k_LW, own, mask_Ll, head_size).astype(v_LW.dtype)
-    out_LW = jnp.where(own, _dot(probs_Ll, v_LW, ((1,), (0,))), out_LW)
+  for is_head in _heads(head_size, v_LW.shape[1]):
+    probs_Ll = _probs(q_LW, k_LW, is_head, mask_Ll, head_size).astype(v_LW.dtype)
+    out_LW = jnp.where(is_head, _dot(probs_Ll, v_LW, ((1,), (0,))), out_LW)
   context[0] = out_LW.astype(context.dtype)
 
 
@@ -234,19 +234,19 @@ def _backward_kernel(head_size, q_ids, k_ids, q, k, v, d_context, dq, dk, dv):
   mask_Ll = q_ids[0] == k_ids[0]
   q_LW, k_LW, v_LW, d_LW = q[0], k[0], v[0], d_context[0]
   dq_LW, dk_LW, dv_LW = (jnp.zeros(q_LW.shape, jnp.float32) for _ in range(3))
-  for own in _heads(head_size, q_LW.shape[1]):
-    probs_Ll = _probs(q_LW, k_LW, own, mask_Ll, head_size)
-    d_probs_Ll = _dot(jnp.where(own, d_LW, jnp.zeros_like(d_LW)), v_LW, ((1,), (1,)))
+  for is_head in _heads(head_size, q_LW.shape[1]):
+    probs_Ll = _probs(q_LW, k_LW, is_head, mask_Ll, head_size)
+    d_probs_Ll = _dot(jnp.where(is_head, d_LW, jnp.zeros_like(d_LW)), v_LW, ((1,), (1,)))
     mean_L1 = jnp.sum(probs_Ll * d_probs_Ll, axis=1, keepdims=True)
     d_scores_Ll = jnp.where(mask_Ll, probs_Ll * (d_probs_Ll - mean_L1) * head_size**-0.5, 0.0).astype(q_LW.dtype)
-    dq_LW = jnp.where(own, _dot(d_scores_Ll, k_LW, ((1,), (0,))), dq_LW)
-    dk_LW = jnp.where(own, _dot(d_scores_Ll, q_LW, ((0,), (0,))), dk_LW)
-    dv_LW = jnp.where(own, _dot(probs_Ll.astype(d_LW.dtype), d_LW, ((0,), (0,))), dv_LW)
+    dq_LW = jnp.where(is_head, _dot(d_scores_Ll, k_LW, ((1,), (0,))), dq_LW)
+    dk_LW = jnp.where(is_head, _dot(d_scores_Ll, q_LW, ((0,), (0,))), dk_LW)
+    dv_LW = jnp.where(is_head, _dot(probs_Ll.astype(d_LW.dtype), d_LW, ((0,), (0,))), dv_LW)
   for ref, value in ((dq, dq_LW), (dk, dk_LW), (dv, dv_LW)):
     ref[0] = value.astype(ref.dtype)
 
 
-def cudnn(cfg, batch):
+def cudnn(cfg: AlbertConfig, batch: Batch) -> tuple[Callable, jax.Array | None]:
   # The kernel takes lengths; a mask would become a bias of size L x L. So that any mask is one, padding goes to the
   # end: attention does not know positions. Where it is there already, as in all of our data, nothing moves.
   mask_BL = batch["attention_mask"] > 0

@@ -116,25 +116,25 @@ class AlbertConfig:
     return self.hidden_size // self.num_attention_heads
 
   def copies(self, part: str, leaf: str = "kernel") -> int:
-    """How many independent copies of a parameter the layers use: one a layer where it is not shared, else one a group.
+    """Returns the number of copies of a parameter: one for each layer if it is not shared, else one for each group.
 
     Args:
       part: "attention" or "ffn", each with its layer norm.
       leaf: the last name of the parameter's path: "kernel" for a weight matrix, else "bias" or "scale".
 
     Returns:
-      the number. With as many groups as layers nothing is shared.
+      The number. With as many groups as layers, nothing is shared.
     """
     is_shared = self.share in ("all", part) or (self.share == "matrices" and leaf == "kernel")
     return self.num_hidden_groups if is_shared else self.num_hidden_layers
 
   def group_of(self, layer: int) -> int:
-    """The group whose shared weights `layer` uses (modeling.py of the original, transformer_model)."""
+    """Returns the group whose shared weights `layer` uses (modeling.py of the original, transformer_model)."""
     return int(layer / self.num_hidden_layers * self.num_hidden_groups)
 
 
 def _short(value) -> str:
-  """A value of a user's file for a message: short, whatever it is."""
+  """Returns a value of a user's file for a message: short, whatever it is."""
   if type(value) is int and abs(value) > 1 << 64:
     return f"(a number of {value.bit_length()} bits)"
   return f"{value!r:.60}"

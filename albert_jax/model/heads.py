@@ -1,9 +1,12 @@
 """The two pre-training heads. Heads of fine-tuning tasks live with their task."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from albert_jax.model.config import AlbertConfig
 from albert_jax.model.layers import ACTIVATIONS, dense, layer_norm
 
 
@@ -14,13 +17,13 @@ class MlmHead(nnx.Module):
   transposed embedding matrix and a bias.
   """
 
-  def __init__(self, cfg, rngs):
+  def __init__(self, cfg: AlbertConfig, rngs: Any):
     self.cfg = cfg
     self.dense = dense(cfg, cfg.hidden_size, cfg.embedding_size, rngs)
     self.norm = layer_norm(cfg, cfg.embedding_size, rngs)
     self.bias = nnx.Param(jnp.zeros(cfg.vocab_size))
 
-  def __call__(self, x_BMD, embedding_VE):
+  def __call__(self, x_BMD: jax.Array, embedding_VE: jax.Array) -> jax.Array:
     """Returns float32 logits [B, M, V]."""
     h_BME = self.norm(ACTIVATIONS[self.cfg.hidden_act](self.dense(x_BMD)))
     table_VE = embedding_VE.astype(h_BME.dtype)
@@ -31,19 +34,19 @@ class MlmHead(nnx.Module):
 class SopHead(nnx.Module):
   """Sentence-order prediction: pooled vector -> two logits (index 1: the segments are swapped). No dropout."""
 
-  def __init__(self, cfg, rngs):
+  def __init__(self, cfg: AlbertConfig, rngs: Any):
     self.dense = dense(cfg, cfg.hidden_size, 2, rngs, dtype=jnp.float32)
 
-  def __call__(self, pooled_BD):
+  def __call__(self, pooled_BD: jax.Array) -> jax.Array:
     """Returns float32 logits [B, 2]."""
     return self.dense(pooled_BD)
 
 
 def at_positions(x_BLD: jax.Array, positions_BM: jax.Array) -> jax.Array:
-  """The vectors at `positions_BM` (int, [B, M]) of each row: [B, M, D]."""
+  """Returns the vectors at `positions_BM` (int, [B, M]) of each row: [B, M, D]."""
   return jnp.take_along_axis(x_BLD, positions_BM[:, :, None], axis=1)
 
 
-def pool(dense_layer, x_BLD: jax.Array, cls_positions_BS: jax.Array | None = None) -> jax.Array:
+def pool(dense_layer: nnx.Module, x_BLD: jax.Array, cls_positions_BS: jax.Array | None = None) -> jax.Array:
   """tanh of a dense layer on the first position ([CLS]): [B, D]; in packed rows on each of theirs: [B, S, D]."""
   return jax.nn.tanh(dense_layer(x_BLD[:, 0] if cls_positions_BS is None else at_positions(x_BLD, cls_positions_BS)))

@@ -29,15 +29,15 @@ ACTIVATIONS = {
 }
 
 
-def dense(cfg: AlbertConfig, shape_in: Shape, shape_out: Shape, rngs: Any, dtype: str | None = None):
-  """An affine map of the trailing axes, `shape_in` to `shape_out` (ints or tuples), computed in `dtype`."""
+def dense(cfg: AlbertConfig, shape_in: Shape, shape_out: Shape, rngs: Any, dtype: str | None = None) -> Any:
+  """Returns an affine map of the trailing axes, `shape_in` to `shape_out` (ints or tuples), computed in `dtype`."""
   axis = tuple(range(-len(shape_in), 0)) if isinstance(shape_in, tuple) else -1
   dtype = dtype or cfg.dtype
   return nnx.LinearGeneral(shape_in, shape_out, axis=axis, kernel_init=initializer(cfg), dtype=dtype, rngs=rngs)
 
 
 def layer_norm(cfg: AlbertConfig, size: int, rngs: Any) -> nnx.LayerNorm:
-  """A layer norm over the last axis, computed in float32."""
+  """Returns a layer norm over the last axis, computed in float32."""
   # The fast variance E[x²]-E[x]² cancels badly in float32; the original subtracts the mean first.
   return nnx.LayerNorm(size, epsilon=cfg.layer_norm_eps, use_fast_variance=False, dtype=cfg.dtype, rngs=rngs)
 
@@ -69,7 +69,7 @@ def initializer(cfg: AlbertConfig) -> Callable:
   return truncated_normal
 
 
-def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Array:
+def dropout(x: jax.Array, rate: float, keys_B: Any) -> jax.Array:
   """Zeroes a share `rate` of `x` and scales up the rest. Without keys, or at rate 0, draws nothing.
 
   Each row has a key of its own, so that what it loses does not depend on which rows share its device.
@@ -80,12 +80,12 @@ def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Array:
   return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
-def split_keys(keys_B: jax.Array | None, count: int) -> list[jax.Array | None]:
+def split_keys(keys_B: Any, count: int) -> list[Any]:
   """`count` times [B] keys, or `count` times None without keys."""
   return [None] * count if keys_B is None else list(jax.vmap(lambda k: jax.random.split(k, count), out_axes=1)(keys_B))
 
 
-def affine(module, x: jax.Array, name: str, is_transposed: bool = False) -> jax.Array:
+def affine(module: Any, x: jax.Array, name: str, is_transposed: bool = False) -> jax.Array:
   """`module` on the last axis of `x`, whatever axes its kernel splits it into: [B, L, in] -> [B, L, out].
 
   `name` is the result's in REMAT, which says what the backward pass keeps. is_transposed: the kernel is [out, in].
@@ -102,7 +102,7 @@ def affine(module, x: jax.Array, name: str, is_transposed: bool = False) -> jax.
 class Attention(nnx.Module):
   """Multi-head self-attention with its residual and layer norm (post-norm, as BERT)."""
 
-  def __init__(self, cfg, rngs):
+  def __init__(self, cfg: AlbertConfig, rngs: Any):
     D, H, K = cfg.hidden_size, cfg.num_attention_heads, cfg.head_size
     self.cfg = cfg
     self.query = dense(cfg, D, (H, K), rngs)
@@ -111,8 +111,14 @@ class Attention(nnx.Module):
     self.output = dense(cfg, (H, K), D, rngs)
     self.norm = layer_norm(cfg, D, rngs)
 
-  def __call__(self, x_BLD, attend, keys_B):
-    """Args: x_BLD; attend: (q_BLD, k_BLD, v_BLD, keys) -> context_BLD, see attention.py; keys_B, or None."""
+  def __call__(self, x_BLD: jax.Array, attend: Any, keys_B: Any) -> jax.Array:
+    """
+
+    Args:
+      x_BLD: the layer's input.
+      attend: (q_BLD, k_BLD, v_BLD, keys) -> context_BLD, see attention.py.
+      keys_B: keys for dropout, one a row, or None.
+    """
     key_probs, key_output = split_keys(keys_B, 2)
     q_BLD, k_BLD, v_BLD = (affine(getattr(self, name), x_BLD, name) for name in ("query", "key", "value"))
     y_BLD = affine(self.output, attend(q_BLD, k_BLD, v_BLD, key_probs), "output")
@@ -122,20 +128,20 @@ class Attention(nnx.Module):
 class FeedForward(nnx.Module):
   """Two dense layers with their residual and layer norm. is_transposed: see `with_transposed_kernel`."""
 
-  def __init__(self, cfg, rngs):
+  def __init__(self, cfg: AlbertConfig, rngs: Any):
     self.cfg, self.is_transposed = cfg, False
     self.up = dense(cfg, cfg.hidden_size, cfg.intermediate_size, rngs)
     self.down = dense(cfg, cfg.intermediate_size, cfg.hidden_size, rngs)
     self.norm = layer_norm(cfg, cfg.hidden_size, rngs)
 
-  def __call__(self, x_BLD, keys_B):
+  def __call__(self, x_BLD: jax.Array, keys_B: Any) -> jax.Array:
     h_BLF = ACTIVATIONS[self.cfg.hidden_act](affine(self.up, x_BLD, "up"))
     y_BLD = affine(self.down, h_BLF, "down", self.is_transposed)
     return self.norm(x_BLD + dropout(y_BLD, self.cfg.hidden_dropout_prob, keys_B))
 
 
-def with_transposed_kernel(ffn: FeedForward) -> FeedForward:
-  """The FeedForward with the kernel of `down` as [..., D, F], the form in which all layers use it in training.
+def with_transposed_kernel(ffn: Any) -> FeedForward:
+  """Returns the FeedForward with the kernel of `down` as [..., D, F], the form in which all layers use it in training.
 
   Its gradient is then summed over layers as [D, F], which is a product of tokens x D by tokens x F. XLA's CPU compiler
   takes an eighth longer for the other order, and would use it if each layer transposed the kernel.
@@ -169,8 +175,9 @@ def stacked(make: Callable, cfg: AlbertConfig, part: str, rngs: Keys) -> nnx.Mod
   key = rngs.params()
   module = _stacked(make, lead, key)
   if lead_of_rest != lead:  # Biases and layer norms are constants at first, so the same key serves.
-    graphdef, kernels, _ = nnx.split(module, is_kernel, ...)
-    module = nnx.merge(graphdef, kernels, nnx.split(_stacked(make, lead_of_rest, key), is_kernel, ...)[2])
+    graphdef, kernels, _ = nnx.split(module, is_kernel, ...)  # type: ignore[misc]
+    _, _, others = nnx.split(_stacked(make, lead_of_rest, key), is_kernel, ...)  # type: ignore[misc]
+    module = nnx.merge(graphdef, kernels, others)
   return module
 
 
@@ -188,16 +195,16 @@ def _stacked(make, lead, key):
 
 
 def is_kernel(path: tuple, _: Any) -> bool:
-  """Whether a parameter of a module is a weight matrix: a filter for nnx.split."""
+  """Returns whether a parameter of a module is a weight matrix: a filter for nnx.split."""
   return path[-1] == "kernel"
 
 
 def indexed(state: nnx.State, index: int | slice) -> nnx.State:
-  """The state with every parameter indexed by `index` (an int or a slice) on its first axis."""
+  """Returns the state with every parameter indexed by `index` (an int or a slice) on its first axis."""
   return jax.tree.map(lambda p: p[index], state)
 
 
 def at(module: nnx.Module, index: int) -> nnx.Module:
-  """The module with every parameter indexed by `index` on its first axis."""
+  """Returns the module with every parameter indexed by `index` on its first axis."""
   graphdef, state = nnx.split(module)
   return nnx.merge(graphdef, indexed(state, index))

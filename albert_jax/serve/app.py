@@ -74,7 +74,9 @@ class Problem(Exception):
 class State:
   """What the routes share.
 
-  Attributes: models: {name: Served}, in the order of the command line. ready: whether all is compiled.
+  Attributes:
+    models: {name: Served}, in the order of the command line.
+    ready: whether all programs are compiled.
     draining: whether the process was told to stop.
   """
 
@@ -142,7 +144,7 @@ class Metrics:
 
 
 async def _body(request: Request, schema, limit: int):
-  """The body of a request, checked against a schema. Raises: Problem."""
+  """Returns the body of a request, checked against a schema. Raises: Problem."""
   if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
     raise Problem(415, "invalid", "send the body as JSON, with the header Content-Type: application/json")
   too_large = Problem(413, "too_large", f"the body is larger than {limit:,} bytes; send fewer or shorter inputs")
@@ -179,9 +181,9 @@ def _problem(schema, error: pydantic.ValidationError) -> Problem:
   field = str(first["loc"][0]) if first["loc"] else ""
   if first["type"] == "json_invalid":
     return Problem(400, "invalid", f"the body is not JSON ({first['msg'].removeprefix('Invalid JSON: ')})")
-  for one in errors:
-    if one["type"] == "too_long" and one["ctx"]["max_length"] == schema.most:
-      count, most = one["ctx"]["actual_length"], one["ctx"]["max_length"]
+  for problem in errors:
+    if problem["type"] == "too_long" and problem["ctx"]["max_length"] == schema.most:
+      count, most = problem["ctx"]["actual_length"], problem["ctx"]["max_length"]
       return Problem(
         413, "too_large", f"{field!r} has {count} items, more than the {most} this server takes; send fewer"
       )
@@ -238,7 +240,7 @@ def _plain(item):
 
 
 def task_route(state: State, task: str) -> Callable[[Request, pydantic.BaseModel], Awaitable[object]]:
-  """The function of POST /v1/TASK."""
+  """Returns the function of POST /v1/TASK."""
 
   async def respond(request, body):
     items = [_plain(item) for item in (body.inputs if isinstance(body.inputs, list) else [body.inputs])]
@@ -247,8 +249,8 @@ def task_route(state: State, task: str) -> Callable[[Request, pydantic.BaseModel
     )
     if isinstance(body, schemas.TopK):
       name = "masks" if task == "fill-mask" else "answers"
-      cut = (lambda found: [mask[: body.top_k] for mask in found]) if task == "fill-mask" else (
-        lambda found: found[: body.top_k]
+      cut = (lambda masks: [mask[: body.top_k] for mask in masks]) if task == "fill-mask" else (
+        lambda results: results[: body.top_k]
       )  # fmt: skip
       results = [result | {name: cut(result[name])} for result in results]
     return {"model": model.name, "results": results}
@@ -302,7 +304,7 @@ def tei_predict_route(state: State):
 
 
 def _endpoint(state: State, schema, respond):
-  """A route's function: body, limits and errors around `respond`."""
+  """Returns a route's function: body, limits and errors around `respond`."""
 
   async def endpoint(request: Request) -> Response:
     try:
@@ -323,7 +325,7 @@ def _endpoint(state: State, schema, respond):
 
 
 async def _unless_left(request: Request, work: Awaitable[object]) -> object:
-  """The result of `work`, which is cancelled if the client leaves. Raises: ClientDisconnect."""
+  """Returns the result of `work`, which is cancelled if the client leaves. Raises: ClientDisconnect."""
 
   async def left():
     while (await request.receive())["type"] != "http.disconnect":
@@ -415,7 +417,7 @@ class Outer:
               "ms": round(1000 * seconds, 1), **notes})  # fmt: skip
 
   def _foreign(self, scope) -> bool:
-    """Whether a page elsewhere reached a loopback server by a name that resolves here (DNS rebinding)."""
+    """Returns whether a page elsewhere reached a loopback server by a name that resolves here (DNS rebinding)."""
     if self.state.settings.host not in LOOPBACK:
       return False
     host = next((value.decode("latin1") for name, value in scope["headers"] if name == b"host"), "localhost")
@@ -428,14 +430,15 @@ def create(
   log: Callable[[dict], None] = lambda record: None,
   on_start: Callable[[], None] = lambda: None,
 ) -> Starlette:
-  """The ASGI application.
+  """Returns the ASGI application.
 
   Args:
     models: {name: Served}. settings: limits and switches.
     log: gets a dict for each request and event; none holds a text.
     on_start: called when the application is about to take requests.
 
-  Returns: the application; `application.state.server` is its State.
+  Returns:
+    the application; `application.state.server` is its State.
   """
   state = State(models, settings)
   page = (pathlib.Path(__file__).parent / "page.html").read_text("utf-8")
@@ -495,7 +498,7 @@ def create(
 
 
 def _operations(state: State) -> list[openapi.Operation]:
-  """The POST routes: those for which there is a model."""
+  """Returns the POST routes: those for which there is a model."""
   most, operations = state.settings.max_items, []
   tasks = [task for task in schemas.ITEMS if any(task in model.tasks for model in state.models.values())]
   kinds = {model.tasks["classify"].options.get("pair") for model in state.models.values() if "classify" in model.tasks}
@@ -539,7 +542,7 @@ async def _warm_up(state: State, log):
 
 
 def policy(page: str) -> str:
-  """A Content-Security-Policy: only the page's own script and style run, and nothing is fetched elsewhere."""
+  """Returns a Content-Security-Policy: only the page's own script and style run, and nothing is fetched elsewhere."""
   hashes = {
     tag: " ".join(
       f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
@@ -585,7 +588,11 @@ class _Server(uvicorn.Server):
 
 
 def listen(settings: Settings) -> socket.socket:
-  """Opens the port. Raises: UserError where that is not possible."""
+  """Opens the port.
+
+  Raises:
+    UserError: the port cannot be opened.
+  """
   try:
     family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
     if not settings.reuse_port:
@@ -623,9 +630,13 @@ class _Handler(logging.Handler):
 def run(checkpoints: dict[str, str], settings: Settings, backend: str = "jax", dtype: str = "") -> None:
   """Serves until SIGTERM or Ctrl-C; what was accepted before is answered.
 
-  Args: checkpoints: {name: path}. settings: limits and switches. backend, dtype: as for
-    albert_jax.pipeline.
-  Raises: UserError for a checkpoint or a port that cannot be used.
+  Args:
+    checkpoints: {name: path}.
+    settings: limits and switches.
+    backend, dtype: as for albert_jax.pipeline.
+
+  Raises:
+    UserError: a checkpoint or the port cannot be used.
   """
   with listen(settings) as sock:
     settings = dataclasses.replace(settings, port=sock.getsockname()[1])

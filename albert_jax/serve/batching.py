@@ -27,7 +27,8 @@ class Batcher:
   There is a queue for each key. Among queues, the one whose first item arrived earliest runs next, so that no model
   waits behind another for more than a batch.
 
-  Attributes: waiting: how many items are queued.
+  Attributes:
+    waiting: how many items are queued.
   """
 
   def __init__(self, size: int, window: float, limit: int, observe: Callable = lambda key, count, seconds: None):
@@ -125,7 +126,7 @@ class Batcher:
 
 
 def _run(function, items):
-  """The result of each item, or the exception that it raised alone."""
+  """Returns the result of each item, or the exception that it raised alone."""
   try:
     return pipelines.by_halves(function, items)
   except Exception as error:  # A fault of ours: each request of the batch gets a 500, and the server goes on.

@@ -21,13 +21,22 @@ MAX_TOP_K = {"fill-mask": schemas.TOP_K, "answer": schemas.TOP_K}
 class Served:
   """One checkpoint, with a pipeline for each of its tasks.
 
-  Attributes: name: what requests call it. tasks: {task: Pipeline}. parameters: how many numbers it has.
+  Attributes:
+    name: the model's name in requests.
+    tasks: {task: Pipeline}.
+    parameters: the number of parameters.
   """
 
   def __init__(self, name: str, path, *, batch_size: int, backend: str = "jax", dtype: str = ""):
     """
-    Args: name: a NAME. path, backend, dtype: as for albert_jax.pipeline. batch_size: the most rows run together.
-    Raises: UserError for a checkpoint that cannot be read or that is for no task.
+
+    Args:
+      name: a NAME.
+      path, backend, dtype: as for albert_jax.pipeline.
+      batch_size: the most rows run together.
+
+    Raises:
+      UserError: the checkpoint cannot be read, or is for no task.
     """
     self.name = name
     purpose = convert.about(path).get("name")
@@ -53,16 +62,23 @@ class Served:
     return next((pipe.labels for pipe in self.tasks.values() if pipe.labels), [])
 
   def longest(self, task: str) -> int:
-    """The most tokens of a row, special ones included."""
+    """Returns the most tokens of a row, special ones included."""
     pipe = self.tasks[task]
     return min(pipe.options.get("seq_length") or self.cfg.max_position_embeddings, self.cfg.max_position_embeddings)
 
   def read(self, task: str, item, truncate: bool) -> tuple[object, int]:
     """One input of a request, checked.
 
-    Args: item: what pydantic made of it, as plain JSON values. truncate: whether it may be cut.
-    Returns: (what the pipeline runs, its number of tokens without special ones).
-    Raises: UserError where it is none, or does not fit; TooLong where it is longer than the model.
+    Args:
+      item: what pydantic made of it, as plain JSON values.
+      truncate: whether it may be cut.
+
+    Returns:
+      (what the pipeline runs, its number of tokens without special ones).
+
+    Raises:
+      UserError: the item has another form, or does not fit.
+      TooLong: the item is longer than the model allows.
     """
     pipe = self.tasks[task]
     value = pipe.item(item)
@@ -78,9 +94,9 @@ class Served:
         raise UserError(f"a text has {masks} [MASK]; the most is {schemas.MASKS}")
     room = self.longest(task)
     if task == "choose":
-      row, asked = sizes[0] + max(sizes[1:]) + 3, max(sizes[1:])
-      if asked > pipe.options.get("qa_length", 128) and not truncate:
-        raise TooLong(f"a question with its option has {asked} tokens; the model {self.name!r} takes "
+      row, question_size = sizes[0] + max(sizes[1:]) + 3, max(sizes[1:])
+      if question_size > pipe.options.get("qa_length", 128) and not truncate:
+        raise TooLong(f"a question with its option has {question_size} tokens; the model {self.name!r} takes "
                       f"{pipe.options.get('qa_length', 128)}; shorten it, or send \"truncate\": true")  # fmt: skip
     else:
       row = sum(sizes) + (3 if len(sizes) == 2 else 2)
@@ -90,7 +106,7 @@ class Served:
     return value, sum(sizes)
 
   def describe(self) -> dict:
-    """The entry of GET /v1/models."""
+    """Returns the entry of GET /v1/models."""
     options = {task: pipe.options for task, pipe in self.tasks.items()}
     classify = options.get("classify", {})
     return {
@@ -119,7 +135,7 @@ class Served:
             yield functools.partial(pipe.run, [item] * size)
 
   def _word(self):
-    """A word that is one piece, wherever it stands."""
+    """Returns a word that is one piece, wherever it stands."""
     for i in self.tokenizer.ordinary_ids:
       word = self.tokenizer.decode([int(i)]).strip()
       if word.isalpha() and len(self.tokenizer.encode(" ".join([word] * 3))) == 3:
@@ -140,7 +156,7 @@ def _leaves(tree):
 
 
 def _texts(task, value):
-  """The texts of an item; of `choose` the context, then the question with each option."""
+  """Returns the texts of an item; of `choose` the context, then the question with each option."""
   if task == "choose":
     return [value["context"], *(f"{value.get('question') or ''} {option}" for option in value["options"])]
   if isinstance(value, str):
@@ -149,7 +165,7 @@ def _texts(task, value):
 
 
 def _item(task, pipe, word, length):
-  """An item whose row has `length` tokens, or a few less."""
+  """Returns an item whose row has `length` tokens, or a few less."""
   words = [word] * max(length - 4, 1)
   text = " ".join(words)
   if task == "fill-mask":
@@ -164,10 +180,13 @@ def _item(task, pipe, word, length):
 
 
 def parse(checkpoints: list[str]) -> dict[str, str]:
-  """{name: path} of what `--checkpoint` was given, in its order.
+  """Returns {name: path} of what `--checkpoint` was given, in its order.
 
-  Args: checkpoints: "DIR", which is named after its folder (of RUN/export after the run), or "NAME=DIR".
-  Raises: UserError for a name that is used twice or has other characters than letters, digits, `.`, `_` and `-`.
+  Args:
+    checkpoints: "DIR", which is named after its folder (of RUN/export after the run), or "NAME=DIR".
+
+  Raises:
+    UserError: a name is used twice, or has characters other than letters, digits, `.`, `_` and `-`.
   """
   result = {}
   for value in checkpoints:

@@ -31,7 +31,9 @@ class Operation:
 def document(operations: list[Operation], models: dict) -> dict:
   """OpenAPI 3.1 of the routes of this server.
 
-  Args: operations: the POST routes. models: {name: Served}, whose names the field `model` takes.
+  Args:
+    operations: the POST routes.
+    models: {name: Served}, whose names the field `model` takes.
   """
   components: dict = {}
 

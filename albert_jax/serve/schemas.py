@@ -56,10 +56,10 @@ def _whole(value):
 
 
 def _one_value(value):
-  def check(given):
-    if given is not value:
+  def check(original):
+    if original is not value:
       raise ValueError(f"must be {str(value).lower()}")
-    return given
+    return original
 
   return AfterValidator(check)
 
@@ -113,9 +113,11 @@ CLASSIFIED_FORMS = {False: "a text", True: '{"text": …, "pair": …}', None: F
 
 
 def request(task: str, max_items: int, pairs: bool | None = None) -> type[BaseModel]:
-  """The body of POST /v1/TASK: {"inputs": one or a list, "model", options of the task}.
+  """Returns the body of POST /v1/TASK: {"inputs": one or a list, "model", options of the task}.
 
-  Args: max_items: the most inputs. pairs: whether all classifiers are for pairs of texts; None if they differ.
+  Args:
+    max_items: the most inputs.
+    pairs: whether all classifiers are for pairs of texts; None if they differ.
   """
   is_classify = task == "classify"
   item, form = (CLASSIFIED[pairs], CLASSIFIED_FORMS[pairs]) if is_classify else (ITEMS[task], FORMS[task])
@@ -127,7 +129,7 @@ def request(task: str, max_items: int, pairs: bool | None = None) -> type[BaseMo
 
 
 def _named(schema, name, form, most):
-  """A request with its name in the document, and what errors say: the form of an input, and the most inputs."""
+  """Returns a request with its name in the document, and what errors say: the form of an input, and the most inputs."""
   schema.__name__, schema.form, schema.most = name, form, most
   return schema
 
@@ -321,10 +323,10 @@ class NoParameters(Body):
 def tei_predict(max_items: int, pairs: bool | None = None) -> type[BaseModel]:
   least, most = {False: (1, 1), True: (2, 2), None: (1, 2)}[pairs]
   pair = Annotated[list[str], Field(min_length=least, max_length=most, description="A text, or a pair of texts.")]
-  one = pair if pairs else str | pair
+  item = pair if pairs else str | pair
 
   class PredictRequest(TeiOptions):
-    inputs: one | Annotated[list[pair], Field(min_length=1, max_length=max_items)]
+    inputs: item | Annotated[list[pair], Field(min_length=1, max_length=max_items)]
     parameters: NoParameters | None = None
     raw_scores: Annotated[AlwaysFalse, Field(description="Scores are always probabilities.")] = False
 

@@ -70,7 +70,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
   kind = spec(config.task.name)
   if files.is_url(config.data.dataset):  # Fetched now, so that worker processes need not know of it.
     config = copy.deepcopy(config).unlock()
-    config.data.dataset = datasets.here(config.data.dataset)
+    config.data.dataset = datasets.local_copies(config.data.dataset)
   task = kind.make(config, vocabulary, first_row)
   return dataclasses.replace(
     task, metrics=task.metrics or kind.metrics(config), files=functools.partial(kind.files, config)

@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -173,18 +173,18 @@ def settings_of(kind: type[SettingsType], config: ConfigDict) -> SettingsType:
   Raises:
     UserError: `config.task` lacks a field, has one that the task does not know, or one of another type.
   """
-  given = {name: value for name, value in config.task.items() if name != "name"}
+  settings = {name: value for name, value in config.task.items() if name != "name"}
   fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-  unknown = [name for name in given if name not in fields]
-  missing = [name for name, field in fields.items() if name not in given and field.default is dataclasses.MISSING]
+  unknown = [name for name in settings if name not in fields]
+  missing = [name for name, field in fields.items() if name not in settings and field.default is dataclasses.MISSING]
   if unknown or missing:
     what = f"has no field {unknown[0]!r}" if unknown else f"needs the field {missing[0]!r}"
     raise UserError(f"task.name={config.task.name} {what}; its fields are {', '.join(fields)}")
-  for name, value in given.items():
+  for name, value in settings.items():
     expected = fields[name].type
     if expected in (str, bool, int, float) and type(value) not in ((float, int) if expected is float else (expected,)):
       raise UserError(f"task.{name}={value!r} must be a {expected.__name__}")
-  return kind(**given)
+  return kind(**settings)
 
 
 def check_share(name: str, value: float) -> None:
@@ -201,7 +201,7 @@ def check_share(name: str, value: float) -> None:
     raise UserError(f"task.{name}={value} must be from 0 to below 1; try --config.task.{name}=0.1")
 
 
-def joined(labels) -> str:
+def joined(labels: Iterable[str]) -> str:
   """Writes names as `task.labels` has them: with commas between, or as a JSON list where a name has a comma itself."""
   return json.dumps(list(labels)) if any("," in name for name in labels) else ",".join(labels)
 
@@ -280,7 +280,7 @@ def batches(config: ConfigDict, training: Callable, held_out: Callable, first_ro
   }
 
 
-def about(name: str, labels=(), **options: Any) -> dict[str, Any]:
+def about(name: str, labels: Iterable[str] = (), **options: Any) -> dict[str, Any]:
   """Makes what an export says of its task: keys of config.json, of which pipelines read "albert_jax_task".
 
   Args:
@@ -298,18 +298,18 @@ def about(name: str, labels=(), **options: Any) -> dict[str, Any]:
   return fields
 
 
-def unused(*own: str, keep: bool = False, pooler: bool = False) -> tuple[str, ...]:
+def unused(*own_heads: str, keep: bool = False, pooler: bool = False) -> tuple[str, ...]:
   """Makes `Task.unused`: what of a checkpoint a fine-tuning task leaves out.
 
   Args:
-    own: the task's own heads.
+    own_heads: the task's own heads.
     keep: whether the task goes on with a checkpoint's heads of these names; else they are fresh.
     pooler: whether the task uses the pooler.
 
   Returns:
     regular expressions: the heads of pre-training, and those of other tasks.
   """
-  heads = [name for name in task_heads.HEADS if not (keep and name in own)]
+  heads = [name for name in task_heads.HEADS if not (keep and name in own_heads)]
   return tuple(task_heads.pattern(part) for part in ("mlm", "sop", *([] if pooler else ["pooler"]), *heads))
 
 

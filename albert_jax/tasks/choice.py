@@ -48,7 +48,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
   """Makes the task of configs/race.py, see `tasks.make`."""
   settings = settings_of(Settings, config)
   cfg, vocabulary = model_and_vocabulary(config, vocabulary)
-  data = ChoiceData.of(config.data)
+  data = ChoiceData.from_config(config.data)
   read = functools.partial(choices.read, data.dataset, levels=data.parts, tfds_dir=data.tfds_dir)
   encode = functools.partial(choices.rows, vocabulary=vocabulary, seq_length=data.seq_length, qa_length=data.qa_length)
 
@@ -169,11 +169,13 @@ def choose(
   Returns:
     for each item {"choice": number from 0, "text": that option, "score": its probability, "scores": all}.
   """
-  asked = [choices.Choice(item["context"], item.get("question") or "", tuple(item["options"]), None) for item in items]
-  rows = choices.rows(asked, tokenizer, seq_length or cfg.max_position_embeddings, qa_length, source="input")
+  questions = [
+    choices.Choice(item["context"], item.get("question") or "", tuple(item["options"]), None) for item in items
+  ]
+  rows = choices.rows(questions, tokenizer, seq_length or cfg.max_position_embeddings, qa_length, source="input")
   logits_of = heads.by_row(functools.partial(_logits, cfg), params, rows, batch_size)["logits"]
   results = []
-  for choice, row in zip(asked, logits_of, strict=True):
+  for choice, row in zip(questions, logits_of, strict=True):
     scores = classify.probabilities("classification", row[None, : len(choice.options)])[0]
     best = int(scores.argmax())
     results.append({"choice": best, "text": choice.options[best], "score": float(scores[best]),
@@ -199,15 +201,15 @@ def score_files(predictions: str, gold: str) -> dict[str, float]:
   Raises:
     UserError: the two are not of the same questions.
   """
-  asked = choices.read(gold, "train")
+  questions = choices.read(gold, "train")
   answers = tables.read_file(predictions, ["prediction"])
-  if len(answers) != len(asked):
-    raise UserError(f"{predictions} has {len(answers):,} answers, {gold} {len(asked):,} questions")
-  if any(choice.label is None for choice in asked):
+  if len(answers) != len(questions):
+    raise UserError(f"{predictions} has {len(answers):,} answers, {gold} {len(questions):,} questions")
+  if any(choice.label is None for choice in questions):
     raise UserError(f"{gold} has questions without an answer")
   what, column = "the number of an option", answers.columns["prediction"]
   best = np.array([cells.number(value, answers.where(row), what) for row, value in enumerate(column)])
-  return {"accuracy": metrics.accuracy([choice.label for choice in asked], best)}
+  return {"accuracy": metrics.accuracy([choice.label for choice in questions], best)}
 
 
 def _item(value):
@@ -218,7 +220,7 @@ def _item(value):
 
 
 def _files(config):
-  data = ChoiceData.of(config.data)
+  data = ChoiceData.from_config(config.data)
   return files_of(functools.partial(choices.find, data.dataset, levels=data.parts), data.split, data.validation_split)
 
 

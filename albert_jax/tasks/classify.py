@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,13 +136,13 @@ class Split:
 
 def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int = 0) -> Task:
   """Makes the task of configs/classify.py, on a user's own data; see `tasks.make`."""
-  settings, data = settings_of(Settings, config), ClassifyData.of(config.data)
+  settings, data = settings_of(Settings, config), ClassifyData.from_config(config.data)
   kind = settings.kind
   fields = data.texts
 
   @functools.cache
   def read(split):
-    """The rows of "train" or "held out"."""
+    """Returns the rows of "train" or "held out"."""
     shared = data.validation_fraction > 0
     name = data.split if split == "train" or shared else data.validation_split
     test = split == "held out" and not shared
@@ -161,7 +161,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
       )
       keep = np.array([name not in dropped for name in single], bool)
       if not keep.all():
-        splits.say(rows.source, int(np.sum(~keep)), f"rows have a label of data.drop_labels={data.drop_labels}")
+        splits.warn_count(rows.source, int(np.sum(~keep)), f"rows have a label of data.drop_labels={data.drop_labels}")
       rows = rows.select(keep)
     return rows
 
@@ -170,10 +170,10 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     names = tuple(cells.label(name, "task.labels") for name in named(settings.labels))
     return names or _labels_of(read("train"), data.label_field, kind, data.label_separator)
 
-  def split(which):
-    rows = read(which)
+  def split(part):
+    rows = read(part)
     columns = [tables.texts(rows, field) for field in fields]
-    gold = gold_of(rows, data.label_field, kind, labels(), data.label_separator, may_lack=which == "held out")
+    gold = gold_of(rows, data.label_field, kind, labels(), data.label_separator, may_lack=part == "held out")
     return Split(columns[0], columns[1] if len(fields) == 2 else None, gold, rows.source, list(range(len(rows))))
 
   held_out = split("held out")
@@ -254,7 +254,7 @@ def build(
 
 
 def gold_of(
-  rows: tables.Examples, field: str, kind: str, labels, separator: str = ",", may_lack: bool = False
+  rows: tables.Examples, field: str, kind: str, labels: Sequence[str], separator: str = ",", may_lack: bool = False
 ) -> np.ndarray | None:
   """Reads the labels of rows as numbers.
 
@@ -297,7 +297,7 @@ def gold_of(
 
 
 def _labels_of(rows, field, kind, separator):
-  """The labels that occur, in an order that is always the same."""
+  """Returns the labels that occur, in an order that is always the same."""
   if kind == "regression":
     return ()
   names = {name for row_names in _names(rows, field, kind, separator) for name in row_names}
@@ -312,7 +312,7 @@ def _labels_of(rows, field, kind, separator):
 
 
 def _lacks(value, kind):
-  """Whether a cell has no label. An empty text of several labels means that the row has none of them."""
+  """Returns whether a cell has no label. An empty text of several labels means that the row has none of them."""
   return cells.is_missing(value) and not (kind == "multilabel" and isinstance(value, str) and not value.strip())
 
 
@@ -431,7 +431,7 @@ def _distance(kind, a, b):
 # Scores.
 
 
-def probabilities(kind: str, outputs) -> np.ndarray:
+def probabilities(kind: str, outputs: Any) -> np.ndarray:
   """Returns float64 [n, C] of logits [n, C]: softmax over labels, or of multilabel each label's own sigmoid."""
   from scipy import special  # Imported here: only evaluation and prediction need it.
 
@@ -540,7 +540,7 @@ def classify(
   tokenizer: Tokenizer,
   items: list,
   *,
-  labels=(),
+  labels: Sequence[str] = (),
   kind: str = "classification",
   pair: bool | None = None,
   seq_length: int = 0,
@@ -605,7 +605,7 @@ PREDICTION = Prediction(
 
 
 def _files(config):
-  data = ClassifyData.of(config.data)
+  data = ClassifyData.from_config(config.data)
   names = (data.split,) if data.validation_fraction else (data.split, data.validation_split)
   return files_of(functools.partial(tables.find, data.dataset), *names)
 

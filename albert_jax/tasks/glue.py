@@ -109,7 +109,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
 
   MNLI's two held-out parts are evaluated in one pass; *_mismatched is the second's.
   """
-  settings, data = settings_of(Settings, config), GlueData.of(config.data)
+  settings, data = settings_of(Settings, config), GlueData.from_config(config.data)
   row = row_of(settings.dataset)
   kind = "classification" if row.labels else "regression"
 
@@ -180,7 +180,7 @@ def find(row: Row, dataset: str, split: str) -> pathlib.Path | None:
 
 
 def _gold(row, rows, column, may_lack=False):
-  """A column as `classify.Split.gold`."""
+  """Returns a column as `classify.Split.gold`."""
   values, names = rows.columns[column], dict(zip(row.written, row.labels, strict=True))
   rows.columns[column] = [names.get(value, value) for value in values]
   kind = "classification" if row.labels else "regression"
@@ -188,7 +188,7 @@ def _gold(row, rows, column, may_lack=False):
 
 
 def _read_file(row, path, has_labels, skip_ragged):
-  """(its columns of texts, that of labels, the rows) of an official file."""
+  """Returns (its columns of texts, that of labels, the rows) of an official file."""
   texts, label = row.texts, row.label
   header = splits.read_text(path).split("\n", 1)[0].split("\t")
   if row.folder == "CoLA" and "sentence" not in header:
@@ -203,7 +203,7 @@ def _read_file(row, path, has_labels, skip_ragged):
 
 
 def _index(rows):
-  """The rows' numbers by their owner, or their places."""
+  """Returns the rows' numbers by their owner, or their places."""
   for name in INDEX:
     values = rows.columns[name]
     if values and None not in values:
@@ -233,7 +233,11 @@ def _joined(parts):
 
 
 def _measure(row, parts, outputs):
-  """{metric: number} of all parts that have labels. Args: outputs: {ending: [n, C]}."""
+  """Returns {metric: number} of all parts that have labels.
+
+  Args:
+    outputs: {ending: [n, C]}.
+  """
   return {
     name + ending: METRICS[name](part.gold, outputs[ending])
     for ending, part in parts.items() if part.gold is not None

@@ -85,7 +85,9 @@ def head_keys(keys_B: jax.Array | None, name_number: int) -> jax.Array | None:
   return None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, 1_000_000 + name_number)
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array, smoothing: float = 0.0):
+def cross_entropy(
+  logits: jax.Array, labels: jax.Array, weights: jax.Array, smoothing: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
   """Sums the cross entropy of labels, and the correct answers.
 
   Args:
@@ -103,8 +105,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array, smoo
   return (jnp.sum(weights * losses), weight), (hits, weight)
 
 
-def losses_and_hits(logits, labels, smoothing: float = 0.0):
-  """The loss of each label, and whether it is the answer.
+def losses_and_hits(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> tuple[jax.Array, jax.Array]:
+  """Returns the loss of each label, and whether it is the answer.
 
   Args:
     logits: see `cross_entropy`.
@@ -119,7 +121,7 @@ def losses_and_hits(logits, labels, smoothing: float = 0.0):
 
 
 def _losses(logits, labels, smoothing):
-  """(losses, whether the label exists, its logit less the highest one), all [...]."""
+  """Returns (losses, whether the label exists, its logit less the highest one), all [...]."""
   # In these terms the gradient is one pass over the logits: gathering the label's makes it a scatter into zeros, and
   # argmax is a slow loop on CPUs. A label that does not exist makes the loss NaN.
   classes = logits.shape[-1]
@@ -136,8 +138,10 @@ def _losses(logits, labels, smoothing):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def chunked_cross_entropy(x_BPD, kernel_DC, bias_C, labels_BP, weights_BP, chunk: int):
-  """The weighted loss of a dense layer with many classes, without ever holding all its logits.
+def chunked_cross_entropy(
+  x_BPD: jax.Array, kernel_DC: jax.Array, bias_C: jax.Array, labels_BP: jax.Array, weights_BP: jax.Array, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the weighted loss of a dense layer with many classes, without ever holding all its logits.
 
   Logits are made for about `chunk` positions at a time. For a gradient they are made once, too: a chunk's part of the
   gradient is computed with its loss.
@@ -163,7 +167,7 @@ def _in_chunks(x_BPD, kernel_DC, bias_C, labels_BP, weights_BP, chunk, with_grad
   def cut(values):  # [B, P, ...] -> [P / size, B, size, ...]: rows stay where they are
     return values.reshape(B, P // size, size, *values.shape[2:]).swapaxes(0, 1)
 
-  def one(carry, part):
+  def add_chunk(carry, part):
     total, d_kernel, d_bias = carry
     x, labels, weights = part
     logits = jnp.einsum("bpd,dc->bpc", x, kernel, preferred_element_type=jnp.float32) + bias_C[None, None, :]
@@ -181,7 +185,9 @@ def _in_chunks(x_BPD, kernel_DC, bias_C, labels_BP, weights_BP, chunk, with_grad
 
   # Sums begin as 0 times what they are sums of, so that on a mesh they are known to differ between devices.
   start = 0 * jnp.sum(weights_BP), *((0 * kernel_DC, 0 * bias_C) if with_gradient else (None, None))
-  (total, d_kernel, d_bias), (is_hit, d_x) = jax.lax.scan(one, start, (cut(x_BPD), cut(labels_BP), cut(weights_BP)))
+  (total, d_kernel, d_bias), (is_hit, d_x) = jax.lax.scan(
+    add_chunk, start, (cut(x_BPD), cut(labels_BP), cut(weights_BP))
+  )
   is_hit = is_hit.swapaxes(0, 1).reshape(B, P)
   gradient = (d_x.swapaxes(0, 1).reshape(B, P, D), d_kernel, d_bias) if with_gradient else None
   return total, is_hit, gradient

@@ -4,30 +4,32 @@ The others are a few lines of numpy each, by scikit-learn's definitions, which w
 imported where it is used: its import takes a second, and training does not need it before the first evaluation.
 """
 
+from typing import Any
+
 import numpy as np
 
 from albert_jax.errors import UserError
 
 
-def accuracy(gold, predicted) -> float:
+def accuracy(gold: Any, predicted: Any) -> float:
   """Returns the share of rows where two arrays [n] agree."""
   return float(np.mean(np.asarray(gold) == np.asarray(predicted)))
 
 
-def f1(gold, predicted) -> float:
+def f1(gold: Any, predicted: Any) -> float:
   """Returns F1 of the positive class of two bool or 0/1 arrays [n]; 0 where nothing is positive in either."""
   gold, predicted = np.asarray(gold, bool), np.asarray(predicted, bool)
   total = gold.sum() + predicted.sum()
   return float(2 * (gold & predicted).sum() / total) if total else 0.0
 
 
-def macro_f1(gold, predicted) -> float:
+def macro_f1(gold: Any, predicted: Any) -> float:
   """Returns the mean F1 of the classes that occur in either of two int arrays [n]."""
   gold, predicted = np.asarray(gold), np.asarray(predicted)
   return float(np.mean([f1(gold == k, predicted == k) for k in np.union1d(gold, predicted)]))
 
 
-def mcc(gold, predicted) -> float:
+def mcc(gold: Any, predicted: Any) -> float:
   """Returns Matthews' correlation coefficient of two int arrays [n], of any number of classes.
 
   Args:
@@ -44,7 +46,7 @@ def mcc(gold, predicted) -> float:
   return float(np.clip(np.sum(g * p) / size, -1, 1)) if size > 0 else 0.0
 
 
-def pearson(gold, predicted) -> float:
+def pearson(gold: Any, predicted: Any) -> float:
   """Returns the correlation of two float arrays [n]; 0 where either is constant, and so tells nothing."""
   from scipy import stats
 
@@ -54,14 +56,14 @@ def pearson(gold, predicted) -> float:
   return float(stats.pearsonr(gold, predicted).statistic)
 
 
-def spearman(gold, predicted) -> float:
+def spearman(gold: Any, predicted: Any) -> float:
   """Returns the correlation of the ranks of two float arrays [n]; equal values share the mean of their ranks."""
   from scipy import stats
 
   return pearson(stats.rankdata(finite(gold)), stats.rankdata(finite(predicted)))
 
 
-def auc(gold, scores) -> float | None:
+def auc(gold: Any, scores: Any) -> float | None:
   """Computes the area under the ROC curve: how often a positive row scores above a negative one, ties counting half.
 
   Args:
@@ -96,7 +98,7 @@ def macro_auc(gold: np.ndarray, scores: np.ndarray) -> float | None:
   return float(np.mean(defined)) if defined else None
 
 
-def finite(values) -> np.ndarray:
+def finite(values: Any) -> np.ndarray:
   """Returns `values` as float64. Raises UserError where one is NaN or infinite, since no metric of it means much."""
   values = np.asarray(values, np.float64)
   if broken := int(np.sum(~np.isfinite(values))):

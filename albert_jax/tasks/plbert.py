@@ -24,7 +24,7 @@ USUAL_WORDS = 30_000 + lexicon.FIRST_WORD  # what albert-jax phonemes makes
 
 
 def make(config, vocabulary=None, first_row=0) -> Task:
-  """The task of configs/plbert.py. The symbols and the words are the dataset's, whatever is given."""
+  """Returns the task of configs/plbert.py. The symbols and the words are the dataset's, whatever is given."""
   cfg = model.AlbertConfig(**config.model)
   data = SpeechConfig(**config.data)
   slots = word_slots(config)
@@ -40,8 +40,8 @@ def make(config, vocabulary=None, first_row=0) -> Task:
       f"data.seq_length={data.seq_length} exceeds model.max_position_embeddings={cfg.max_position_embeddings}; "
       f"try --config.data.seq_length={cfg.max_position_embeddings}"
     )
-  found = description["baselines"]
-  if not found:
+  baselines = description["baselines"]
+  if not baselines:
     raise UserError(
       f"{data.dataset} has no held-out documents; make it again with albert-jax phonemes --validation_fraction=0.05"
     )
@@ -58,10 +58,10 @@ def make(config, vocabulary=None, first_row=0) -> Task:
       data, **common, host=host, hosts=hosts, max_batches=config.eval_batches or None
     ),
     baselines={
-      "phoneme_loss": (found["phoneme_loss"], "symbol frequencies alone"),
-      "phoneme_accuracy": (found["phoneme_accuracy"], "always the most frequent symbol"),
-      "word_loss": (found["word_loss"], "word frequencies alone"),
-      "word_accuracy": (found["word_accuracy"], "always the most frequent word"),
+      "phoneme_loss": (baselines["phoneme_loss"], "symbol frequencies alone"),
+      "phoneme_accuracy": (baselines["phoneme_accuracy"], "always the most frequent symbol"),
+      "word_loss": (baselines["word_loss"], "word frequencies alone"),
+      "word_accuracy": (baselines["word_accuracy"], "always the most frequent word"),
     },
     vocabulary=symbols,
     new=("^(phoneme|word)/",),
@@ -73,7 +73,7 @@ def make(config, vocabulary=None, first_row=0) -> Task:
 
 
 def sketch(config) -> Sketch:
-  """The train step of a config whose dataset need not be there; then the words are as many as are usual."""
+  """Returns the train step of a config whose dataset need not be there; then the words are as many as are usual."""
   cfg, slots = model.AlbertConfig(**config.model), word_slots(config)
   words = batching.describe(config.data.dataset)["vocabulary"]["words"] if config.data.dataset else USUAL_WORDS
   B, L = config.batch_size, config.data.seq_length
@@ -96,7 +96,7 @@ def sketch(config) -> Sketch:
 
 
 def word_slots(config) -> int:
-  """At how many positions of a row the word loss is computed; 0 for all."""
+  """Returns the number of positions of a row at which the word loss is computed; 0 for all."""
   if config.loss.phoneme_weight and not config.data.mask_rate:
     raise UserError(
       "data.mask_rate=0 leaves no phoneme to learn; try --config.data.mask_rate=0.15, or for words alone "
@@ -124,8 +124,10 @@ def sums(cfg, chunk: int, params, batch, key) -> dict:
 
   `word_accuracy` counts the positions of words, not the spaces between them.
 
-  Args: chunk: positions whose word logits are made at a time. batch: see data/speech/batching.py, make_batch. key: for
-    dropout (one, or one a row), or None.
+  Args:
+    chunk: positions whose word logits are made at a time.
+    batch: see data/speech/batching.py, make_batch.
+    key: for dropout (one, or one a row), or None.
   """
   x_BLD = model.apply(cfg, params, model.inputs(batch), key)["sequence_output"]
   is_masked = batch["phoneme_weights"] > 0
@@ -144,7 +146,7 @@ def sums(cfg, chunk: int, params, batch, key) -> dict:
 
 
 def terms(phoneme_weight, word_weight, batch) -> dict:
-  """The loss as coefficients of the totals, as PL-BERT's loop has it.
+  """Returns the loss as coefficients of the totals, as PL-BERT's loop has it.
 
   Words: the mean over rows. Phonemes: the sum over rows with masked positions, divided by one more than how many those
   rows are.
@@ -164,7 +166,8 @@ def head_flops(cfg, words: int, length: int, slots: int) -> float:
 def _other_heads(init_from, dataset):
   """Patterns of heads in the checkpoint `init_from` that predict other symbols or words than the dataset has.
 
-  Raises: UserError where the checkpoint's own symbol table is another one, so that its embeddings would mean others.
+  Raises:
+    UserError: the checkpoint has another symbol table, so its embeddings belong to other symbols.
   """
   if not init_from:
     return ()

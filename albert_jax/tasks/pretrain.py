@@ -67,7 +67,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
 
 
 def _loss_weights(config):
-  """(MLM weight, SOP weight) of `config.loss`, checked."""
+  """Returns (MLM weight, SOP weight) of `config.loss`, checked."""
   weights = {name: config.loss[name] for name in ("mlm_weight", "sop_weight")}
   for name, weight in weights.items():
     if not (math.isfinite(weight) and weight >= 0):

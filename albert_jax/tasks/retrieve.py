@@ -104,7 +104,7 @@ class Pairs:
 
 def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int = 0) -> Task:
   """Makes the task of configs/retrieve.py, see `tasks.make`."""
-  settings, data = settings_of(Settings, config), RetrieveData.of(config.data)
+  settings, data = settings_of(Settings, config), RetrieveData.from_config(config.data)
   cfg, vocabulary = model_and_vocabulary(config, vocabulary)
   train = functools.cache(lambda: read(data, data.split, settings))
   dev = read(data, data.validation_split, settings, may_hide=True)
@@ -274,17 +274,19 @@ def sums(
 def _own_among_all(x_BD, y_BD, numbers_B, weights_B, temperature):
   """For each x the cross entropy of finding its own y among all that there are, and whether it did: [B] each.
 
-  Args: numbers_B: equal for equal y, which are no negatives of each other. weights_B: rows of weight 0 are none either.
+  Args:
+    numbers_B: equal for equal y, which are no negatives of each other.
+    weights_B: rows of weight 0 are none either.
   """
   # In a training step those over which rows are split, else ().
   axes = tuple(axis for axis in jax.sharding.get_abstract_mesh().manual_axes if axis != "tensor")
   everyone = (y_BD, numbers_B, weights_B)
-  own = jnp.arange(x_BD.shape[0])
+  row_index = jnp.arange(x_BD.shape[0])
   if axes:
     everyone = jax.tree.map(lambda x: jax.lax.all_gather(x, axes, tiled=True), everyone)
-    own = own + jax.lax.axis_index(axes) * x_BD.shape[0]
+    row_index = row_index + jax.lax.axis_index(axes) * x_BD.shape[0]
   y_AD, numbers_A, weights_A = everyone
-  is_own_BA = own[:, None] == jnp.arange(y_AD.shape[0])[None, :]
+  is_own_BA = row_index[:, None] == jnp.arange(y_AD.shape[0])[None, :]
   negative_BA = (weights_A > 0)[None, :] & (numbers_B[:, None] != numbers_A[None, :])
   logits_BA = jnp.where(is_own_BA | negative_BA, x_BD @ y_AD.T / temperature, -jnp.inf)
   own_B = jnp.sum(x_BD * y_BD, axis=-1) / temperature
@@ -345,10 +347,10 @@ def own_ranks(queries: np.ndarray, answers: np.ndarray, query_texts: list[str], 
   for start in range(0, len(queries), 1024):
     cosines = queries[start : start + 1024] @ candidates.T
     for row, i in enumerate(range(start, min(start + 1024, len(queries)))):
-      own = number[answer_texts[i]]
-      others = [k for k in right[query_texts[i]] if k != own]
-      best = cosines[row, own] - 1e-9  # what rounding makes of equal ones is not better
-      cosines[row, others] = -np.inf
+      answer_id = number[answer_texts[i]]
+      other_answers = [k for k in right[query_texts[i]] if k != answer_id]
+      best = cosines[row, answer_id] - 1e-9  # what rounding makes of equal ones is not better
+      cosines[row, other_answers] = -np.inf
       ranks[i] = np.sum(cosines[row] >= best)
   return ranks
 
@@ -412,7 +414,7 @@ def _embed(cfg, pooling, params, batch):
 
 
 def _files(config):
-  data = RetrieveData.of(config.data)
+  data = RetrieveData.from_config(config.data)
   return files_of(functools.partial(tables.find, data.dataset), data.split, data.validation_split)
 
 

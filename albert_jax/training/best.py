@@ -53,5 +53,5 @@ class Best:
     return better
 
   def enough(self) -> bool:
-    """Whether `patience` evaluations in a row were no better than the best."""
+    """Returns whether `patience` evaluations in a row were no better than the best."""
     return bool(self.patience) and sum(at > self.step for at in self.evaluations) >= self.patience

@@ -47,7 +47,7 @@ class Checkpoints:
     if not (jax.process_count() == 1 and not files.is_url(directory) and _made_empty(pathlib.Path(directory))):
       self.open()
 
-  def open(self):
+  def open(self) -> Any:
     """Imports and starts Orbax, if it does not run yet; `save` does so too."""
     if self._orbax:
       return
@@ -67,18 +67,18 @@ class Checkpoints:
       )
 
   def latest(self) -> int | None:
-    """The newest step that is complete, or None."""
+    """Returns the newest step that is complete, or None."""
     return max(self._complete(), default=None)
 
   def steps(self) -> list[int]:
-    """All steps that are complete, in order."""
+    """Returns all steps that are complete, in order."""
     self.wait()
     return sorted(self._complete())
 
   def _complete(self):
     return {checkpoint.step for checkpoint in self._orbax.checkpoints} if self._orbax else set()
 
-  def forget_after(self, step: int):
+  def forget_after(self, step: int) -> None:
     """Removes the checkpoints of later steps."""
     for later in self.steps():
       if later > step:
@@ -89,7 +89,9 @@ class Checkpoints:
     path = f"{self._directory}/{step}/{name}"
     return files.read(path).decode("utf-8", "replace") if files.exists(path) else None
 
-  def save(self, step: int, state: dict, score: float | None = None, notes: Mapping[str, str | None] | None = None):
+  def save(
+    self, step: int, state: dict, score: float | None = None, notes: Mapping[str, str | None] | None = None
+  ) -> None:
     """Starts writing `state` and returns; does nothing if there is a checkpoint of this step.
 
     Args:
@@ -174,8 +176,12 @@ class Checkpoints:
     with files.reaching(self._directory):
       self._orbax.delete(step)
 
-  def close(self):
-    """Waits for what is being written. Raises: OSError if that failed."""
+  def close(self) -> None:
+    """Waits for what is being written.
+
+    Raises:
+      OSError: the write failed.
+    """
     try:
       self.wait()
     finally:
@@ -185,15 +191,23 @@ class Checkpoints:
           self._orbax.close()
 
   def _room(self, size):
-    """Raises: OSError if `size` bytes cannot fit. On a full disk Orbax would print a traceback for each array."""
+    """
+
+    Raises:
+      OSError: the disk has less than `size` bytes free. Orbax would print a traceback for each array.
+    """
     if files.is_url(self._directory):
       return
     # A file gets smaller than its arrays: by a tenth or so, by more where many moments are still zero.
     if (free := shutil.disk_usage(self._directory).free) < size / 2:
       raise OSError(f"it takes {size / 2**20:.1f} MiB, and there is room for {free / 2**20:.1f}; make room, and go on")
 
-  def wait(self):
-    """Waits for the checkpoint that is being written. Raises: OSError if that failed."""
+  def wait(self) -> None:
+    """Waits for the checkpoint that is being written.
+
+    Raises:
+      OSError: the write failed.
+    """
     if self._sealed is not None:
       sealed, self._sealed = self._sealed, None
       with self._plainly():
@@ -251,14 +265,18 @@ def _short_turns():
 
 
 def _root(error):
-  """The first line of the root cause: Orbax wraps it in an error about its own handlers."""
+  """Returns the first line of the root cause: Orbax wraps it in an error about its own handlers."""
   while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
     error = cause
   return message_lines(error)[0]
 
 
 def _made_empty(folder):
-  """Makes the folder if it is absent. Returns: whether it is empty."""
+  """Makes the folder if it is absent.
+
+  Returns:
+    Whether the folder is empty.
+  """
   folder.mkdir(parents=True, exist_ok=True)
   return next(folder.iterdir(), None) is None
 
@@ -326,9 +344,10 @@ def _check_readable(folder, arrays):
 
 
 def _verify(folder):
-  """Whether all files are the ones that were written; False if that is not known.
+  """Returns whether all files are the ones that were written; False if that is not known.
 
-  Raises: OSError if a file is another, or missing.
+  Raises:
+    OSError: a file differs, or is missing.
   """
   path = f"{folder}/{CHECKSUMS}"
   if not files.exists(path):
@@ -338,14 +357,14 @@ def _verify(folder):
   except (ValueError, TypeError, RecursionError):
     log.warning("%s is damaged; the checkpoint is read without it.", path)
     return False
-  found = _checksums(folder)
-  if bad := sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name)):
+  actual = _checksums(folder)
+  if bad := sorted(name for name in {*expected, *actual} if expected.get(name) != actual.get(name)):
     raise OSError(f"damaged or missing: {', '.join(bad)}")
   return True
 
 
 def _checksums(folder):
-  """{file: CRC-32 of its bytes} of all files of a checkpoint."""
+  """Returns {file: CRC-32 of its bytes} of all files of a checkpoint."""
   checksums = {}
   for name in files.everything(folder):
     if name != CHECKSUMS:

@@ -46,7 +46,7 @@ def parse(name: str, text: str) -> list[tuple[float, int]]:
 
 
 def parts(curriculum: Mapping[str, str], batch_size: int, seq_length: int, num_hidden_layers: int) -> list[Part]:
-  """The parts of a run.
+  """Returns the parts of a run.
 
   Args:
     curriculum: {name: text}, see `parse`.
@@ -61,7 +61,7 @@ def parts(curriculum: Mapping[str, str], batch_size: int, seq_length: int, num_h
   ]
 
 
-def check(steps: int, epochs: float, tokens: float, hours: float):
+def check(steps: int, epochs: float, tokens: float, hours: float) -> None:
   """Refuses a run whose length is given twice, or not at all.
 
   Raises:
@@ -97,7 +97,7 @@ def chosen(explicit: Mapping[str, float]) -> dict[str, float]:
 def total_steps(
   *, steps: int, epochs: float, tokens: float, hours: float, train_rows: int, parts: Sequence[Part]
 ) -> int:
-  """The steps of a run limited by steps, epochs or tokens; 0 for one that is limited by hours.
+  """Returns the steps of a run limited by steps, epochs or tokens; 0 for one that is limited by hours.
 
   Args:
     steps, epochs, tokens, hours: the limits, see `check`.
@@ -122,7 +122,7 @@ def total_steps(
 def steps_in(
   seconds: float, parts: Sequence[Part], seconds_a_step: Sequence[float], seconds_an_evaluation: float, eval_every: int
 ) -> int:
-  """How many steps fit into a time, evaluations included.
+  """Returns how many steps fit into a time, evaluations included.
 
   Args:
     seconds: the time.
@@ -145,7 +145,7 @@ def steps_in(
 
 
 def stages(parts: Sequence[Part], steps: int) -> list[Stage]:
-  """The stages of a run of `steps` steps; parts too short for a step are left out."""
+  """Returns the stages of a run of `steps` steps; parts too short for a step are left out."""
   result: list[Stage] = []
   rows = 0
   for i, part in enumerate(parts):

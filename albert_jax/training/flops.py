@@ -36,7 +36,7 @@ PEAKS = (
 
 
 def peak(device_kind: str, devices: int) -> float | None:
-  """The peak of devices in dense bfloat16, operations a second; None for a kind that is not in the table."""
+  """Returns the peak of devices in dense bfloat16, operations a second; None for a kind that is not in the table."""
   teraflops = next((value for pattern, value in PEAKS if re.search(pattern, device_kind)), None)
   return None if teraflops is None else teraflops * 1e12 * devices
 
@@ -60,7 +60,7 @@ def flops_per_step(cfg: Any, batch_size: int, length: int, slots: int) -> float:
 
 
 def work(cfg: Any, batch: dict[str, Any], row_flops: float = 0.0) -> tuple[int, float]:
-  """(tokens, operations) of a training step on a batch of arrays, padding included.
+  """Returns (tokens, operations) of a training step on a batch of arrays, padding included.
 
   Args:
     cfg: an AlbertConfig.

@@ -91,10 +91,10 @@ class Guard:
     return {number for alarm in self.alarms or () for number in alarm["skipped"]}
 
   def rate(self, step: int) -> float:
-    """The factor on the learning rate of a step (counted from 1)."""
+    """Returns the factor on the learning rate of a step (counted from 1)."""
     return self.cfg.cut_rate ** sum(alarm["restored"] < step for alarm in self.alarms or ())
 
-  def check(self, step: int, sums: Mapping[str, tuple], scalars: Mapping[str, Any]):
+  def check(self, step: int, sums: Mapping[str, tuple], scalars: Mapping[str, Any]) -> None:
     """Checks the numbers of a step, on the host.
 
     Args:
@@ -126,10 +126,10 @@ class Guard:
     return {"sick_step": last["step"], "skipped_batches": len(self.skipped), "rate_factor": self.rate(last["step"])}
 
   def history(self) -> str:
-    """The numbers before this step and the alarms, as text that is saved with each checkpoint."""
+    """Returns the numbers before this step and the alarms, as text that is saved with each checkpoint."""
     return json.dumps({**{name: list(past) for name, past in self._past.items()}, "alarms": self.alarms})
 
-  def restore_history(self, text: str | None):
+  def restore_history(self, text: str | None) -> None:
     """Restores the numbers before this step from `history`; None begins without any."""
     past = _parsed(text, dict) if text is not None else {}
     if past is None:
@@ -141,7 +141,7 @@ class Guard:
   def _reset(self, past):
     self._past = {name: collections.deque(past.get(name, ()), maxlen=self.cfg.window) for name in ("loss", "grad_norm")}
 
-  def roll_back(self, alarm: Alarm, checkpoints):
+  def roll_back(self, alarm: Alarm, checkpoints: Any) -> None:
     """Decides which batches to skip and where to resume, and records it; the newest remaining checkpoint is where.
 
     The newest checkpoint is good as far as one can see: none is saved before its step was checked. If the same step
@@ -178,14 +178,14 @@ class Guard:
 
 
 def batch_number(step: int, skipped: set[int]) -> int:
-  """The number of the batch of a step, both counted from 0; each skipped batch moves the later ones up."""
+  """Returns the number of the batch of a step, both counted from 0; each skipped batch moves the later ones up."""
   for number in sorted(skipped):
     step += number <= step
   return step
 
 
 def _parsed(text, kind):
-  """The JSON value in a text if it is of a kind, else None."""
+  """Returns the JSON value in a text if it is of a kind, else None."""
   try:
     value = json.loads(text)
   except (ValueError, RecursionError):
@@ -238,5 +238,5 @@ def advice(
 
 
 def _is_better(name, value, baseline):
-  """Whether a metric is better than its baseline by more than chance makes it."""
+  """Returns whether a metric is better than its baseline by more than chance makes it."""
   return value < 0.99 * baseline if name.endswith("loss") else value > baseline + 0.01

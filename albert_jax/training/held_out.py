@@ -62,7 +62,7 @@ def _add(a, b):
 
 
 def _on_host(outputs):
-  """All rows of a batch, from all hosts."""
+  """Returns all rows of a batch, from all hosts."""
   return multihost_utils.process_allgather(outputs, tiled=True) if jax.process_count() > 1 else jax.device_get(outputs)
 
 

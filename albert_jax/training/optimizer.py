@@ -80,7 +80,7 @@ class OptimizerConfig:
 
 
 def make(cfg: OptimizerConfig, layer_axes: Any) -> optax.GradientTransformation:
-  """The gradient transformation, without the learning rate: apply `params - learning_rate * update`.
+  """Returns the gradient transformation, without the learning rate: apply `params - learning_rate * update`.
 
   With `cfg.ema`, `update` needs the keyword learning_rate, to compute the new parameters.
 
@@ -180,7 +180,7 @@ class AdamState(NamedTuple):
 
 
 def adam_direction(cfg: OptimizerConfig) -> optax.GradientTransformation:
-  """Adam's m / (sqrt(v) + eps). optax has no form without bias correction, which the original uses."""
+  """Returns adam's m / (sqrt(v) + eps). optax has no form without bias correction, which the original uses."""
 
   def init(params):
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -202,7 +202,7 @@ def adam_direction(cfg: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def with_moments(opt_state: Any, m: Any, v: Any) -> Any:
-  """The optimizer state with the moments of a checkpoint.
+  """Returns the optimizer state with the moments of a checkpoint.
 
   Args:
     opt_state: a fresh state.
@@ -266,7 +266,7 @@ def running_mean(decay: float) -> optax.GradientTransformationExtraArgs:
 
 
 def averaged(cfg: OptimizerConfig, opt_state: Any, params: Any) -> Any:
-  """The parameters to evaluate and export: under `cfg.ema` their running mean, else themselves.
+  """Returns the parameters to evaluate and export: under `cfg.ema` their running mean, else themselves.
 
   The mean begins at zero and is divided by the sum of its weights so far, 1 - ema ** updates, as in Adam. Parameters
   that are frozen or have had no update yet are those of `params`.
@@ -297,7 +297,7 @@ def diagnostics(opt_state: Any, params: Any, updates: Any, learning_rate: jax.Ar
 
 
 def _states(opt_state, kind):
-  """The parts of an optimizer's state that are instances of `kind`."""
+  """Returns the parts of an optimizer's state that are instances of `kind`."""
   return [s for s in jax.tree.leaves(opt_state, is_leaf=lambda s: isinstance(s, kind)) if isinstance(s, kind)]
 
 
@@ -306,17 +306,17 @@ def _is_hidden(node):
 
 
 def _hidden(tree, trained):
-  """The tree with optax.MaskedNode in place of what is not trained."""
+  """Returns the tree with optax.MaskedNode in place of what is not trained."""
   return jax.tree.map(lambda moves, leaf: leaf if moves else optax.MaskedNode(), trained, tree)
 
 
 def _like(held, tree):
-  """The tree, masked where `held` is masked."""
+  """Returns the tree, masked where `held` is masked."""
   return jax.tree.map(lambda h, leaf: h if _is_hidden(h) else leaf, held, tree, is_leaf=_is_hidden)
 
 
 def _factors(text):
-  """The rules of `rates`: ((pattern, factor), …)."""
+  """Returns the rules of `rates`: ((pattern, factor), …)."""
   rules = []
   for rule in filter(None, text.split(",")):
     pattern, _, factor = rule.rpartition("=")

@@ -27,7 +27,7 @@ SCALES = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}  # The power of batch_size / 
 
 
 def peak(cfg: "OptimizerConfig", batch_size: int | None = None) -> float:
-  """The highest learning rate for batches of `batch_size` rows."""
+  """Returns the highest learning rate for batches of `batch_size` rows."""
   power = SCALES[cfg.scale_with_batch]
   if not power:
     return cfg.learning_rate
@@ -37,12 +37,12 @@ def peak(cfg: "OptimizerConfig", batch_size: int | None = None) -> float:
 
 
 def warmup_steps(cfg: "OptimizerConfig", steps: int) -> int:
-  """The steps of the warm-up in a run of `steps` steps: those of the config, or a share of the run for -1."""
+  """Returns the steps of the warm-up in a run of `steps` steps: those of the config, or a share of the run for -1."""
   return int((steps - cfg.rewarm_from) * WARMUP_SHARE) if cfg.warmup_steps == -1 else cfg.warmup_steps
 
 
 def schedule(cfg: "OptimizerConfig", steps: int, batch_size: int | None = None) -> Callable[[int], float]:
-  """The learning rate of a run: a function of the step, counted from 0.
+  """Returns the learning rate of a run: a function of the step, counted from 0.
 
   Linear warm-up to the peak, then `cfg.schedule` down to `cfg.final_rate` of it at the end. With `cfg.rewarm_from` all
   this begins at that step, for a run that goes on with the weights, optimizer and step of another.
@@ -92,5 +92,5 @@ def schedule(cfg: "OptimizerConfig", steps: int, batch_size: int | None = None) 
 
 
 def _ahead(n, begin, end) -> float:
-  """The share of [begin, end] that is after step `n`, within 0 and 1."""
+  """Returns the share of [begin, end] that is after step `n`, within 0 and 1."""
   return min(1.0, max(0.0, 1 - (n - begin) / (end - begin)))

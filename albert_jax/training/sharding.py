@@ -42,7 +42,7 @@ class MeshConfig:
 
 
 def make_mesh(cfg: MeshConfig, batch_size: int, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-  """The mesh over all devices.
+  """Returns the mesh over all devices.
 
   Args:
     cfg: the size of each axis.
@@ -84,12 +84,12 @@ def make_mesh(cfg: MeshConfig, batch_size: int, devices: Sequence[Any] | None = 
 
 
 def _hosts_have_own_rows(devices):
-  """Whether all devices of [data, fsdp, tensor] that compute the same rows are of one host."""
+  """Returns whether all devices of [data, fsdp, tensor] that compute the same rows are of one host."""
   return all(len({device.process_index for device in row}) == 1 for row in devices.reshape(-1, devices.shape[-1]))
 
 
 def shardings(mesh: jax.sharding.Mesh, abstract: dict, zero1: bool = False) -> dict:
-  """The tree with the NamedSharding of each leaf.
+  """Returns the tree with the NamedSharding of each leaf.
 
   Args:
     mesh: the devices.
@@ -111,7 +111,7 @@ def shardings(mesh: jax.sharding.Mesh, abstract: dict, zero1: bool = False) -> d
 
 
 def _is_like_its_weight(path, slot, weights):
-  """Whether an optimizer slot has the shape of its parameter; counters do not."""
+  """Returns whether an optimizer slot has the shape of its parameter; counters do not."""
   names = path.split("/")
   weight = next((w for i in range(len(names)) if (w := weights.get("/".join(names[i:]))) is not None), None)
   return weight is not None and weight.shape == slot.shape
@@ -142,5 +142,5 @@ def global_batch(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[
 
 
 def everywhere(mesh: jax.sharding.Mesh, value: float) -> jax.Array:
-  """A number as a replicated float32 scalar."""
+  """Returns a number as a replicated float32 scalar."""
   return jax.make_array_from_process_local_data(NamedSharding(mesh, P()), np.float32(value))

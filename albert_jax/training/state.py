@@ -11,7 +11,7 @@ from albert_jax.training import optimizer
 
 
 def abstract(init: Callable, tx: optax.GradientTransformation, key: jax.Array) -> dict[str, Any]:
-  """The shapes and dtypes of the state, without any array.
+  """Returns the shapes and dtypes of the state, without any array.
 
   Args:
     init: key -> params.
@@ -22,7 +22,7 @@ def abstract(init: Callable, tx: optax.GradientTransformation, key: jax.Array) -
 
 
 def create(init: Callable, tx: optax.GradientTransformation, key: jax.Array, shardings: dict) -> dict[str, Any]:
-  """The state at step 0.
+  """Returns the state at step 0.
 
   Args:
     init, tx, key: as for `abstract`.
@@ -34,7 +34,7 @@ def create(init: Callable, tx: optax.GradientTransformation, key: jax.Array, sha
 def from_params(
   params: dict, tx: optax.GradientTransformation, shardings: dict, moments: dict | None = None
 ) -> dict[str, Any]:
-  """The state with parameters from a checkpoint.
+  """Returns the state with parameters from a checkpoint.
 
   Args:
     params: host arrays.

@@ -59,11 +59,11 @@ class Tracker:
     self.name, self._steps = name, steps
     self._try(lambda: next(steps))
 
-  def write(self, step: int, split: str, metrics: Mapping[str, float]):
+  def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
     """Sends the metrics of a step."""
     self._try(lambda: self._steps.send((step, {f"{split}/{name}": float(value) for name, value in metrics.items()})))
 
-  def close(self):
+  def close(self) -> None:
     """Ends the tracker."""
     self._try(lambda: self._steps.close())
 

@@ -148,7 +148,7 @@ class RunFolder:
       self._url = directory
       self.path = files.cache() / "runs" / files.named_after(f"{directory} {jax.process_index()}") / self.path.name
 
-  def fetch(self):
+  def fetch(self) -> None:
     """Downloads from the bucket what resuming needs."""
     if not self._url:
       return
@@ -158,7 +158,7 @@ class RunFolder:
         files.write(self.path / name, files.read(f"{self._url}/{name}"))
     self._pushed = self._states()
 
-  def claim(self):
+  def claim(self) -> None:
     """Makes this process the owner of the run in the bucket.
 
     The last process to claim it owns it, so that a run can resume elsewhere after a machine was lost. The process
@@ -170,7 +170,7 @@ class RunFolder:
       files.write(f"{self._url}/{OWNER}", json.dumps(owner, indent=2).encode() + b"\n")
       self._is_ours = True
 
-  def push(self):
+  def push(self) -> None:
     """Uploads what is new, if this process owns the run.
 
     Call it before a checkpoint is saved, so that no checkpoint is newer than the numbers beside it.
@@ -195,7 +195,7 @@ class RunFolder:
       files.remove(self._name(path))
     self._pushed = states
 
-  def share(self):
+  def share(self) -> None:
     """Lets all hosts see what the first one has written."""
     self.push()
     if self._url and jax.process_count() > 1:
@@ -207,18 +207,18 @@ class RunFolder:
     return f"{self._url}/{path.relative_to(self.path).as_posix()}"
 
   def _states(self):
-    """{file of the mirror: (bytes, time of its last change)}, without the lock."""
+    """Returns {file of the mirror: (bytes, time of its last change)}, without the lock."""
     paths = [path for path in self.path.rglob("*") if path.is_file() and path.name != ".lock"]
     return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
 
 
 def settled_steps(config: ConfigDict, directory: str) -> int:
-  """How many steps `config.hours` were when this run began; 0 if that is not known."""
+  """Returns how many steps `config.hours` were when this run began; 0 if that is not known."""
   old = _recorded_config(directory)
   return old["steps"] if old.get("hours") == config.hours else 0
 
 
-def check_same_run(config: ConfigDict, fingerprints: dict[str, Any], directory: str):
+def check_same_run(config: ConfigDict, fingerprints: dict[str, Any], directory: str) -> None:
   """Checks that a run that has begun had this config and this data, then writes `config.json`.
 
   Args:
@@ -331,10 +331,10 @@ def write_card(config: ConfigDict, fingerprints: dict[str, Any], directory: str,
 
 
 def fingerprint(path: str | os.PathLike) -> str:
-  """A SHA-256 of a file, or of the names, sizes and contents of a folder's files.
+  """Returns a SHA-256 of a file, or of the names, sizes and contents of a folder's files.
 
-  A folder's large files are read at both ends only: a corpus may have terabytes, and the end of an ArrayRecord has the
-  places of all its records. Of a prepared dataset, pictures and files that `prepare` did not write are left out.
+  Large files of a folder are read at both ends only: a corpus may have terabytes, and the end of an ArrayRecord has the
+  positions of all its records. In a prepared dataset, pictures and files that `prepare` did not write are left out.
   """
   path = pathlib.Path(path)
   if not path.is_dir():
@@ -373,7 +373,7 @@ def _recorded_card(directory) -> dict[str, Any]:
 
 
 def _read(path) -> dict[str, Any]:
-  """The object in a JSON file; {} if there is none, or the file is damaged."""
+  """Returns the object in a JSON file; {} if there is none, or the file is damaged."""
   if not files.exists(path):
     return {}
   try:
@@ -387,14 +387,14 @@ def _read(path) -> dict[str, Any]:
 
 
 def _checkpoint_names(directory) -> list[str]:
-  """The folders of the run's checkpoints, the newest first."""
+  """Returns the folders of the run's checkpoints, the newest first."""
   folder = f"{directory}/checkpoints"
   names = [name for name in files.sizes(folder) if name.isdecimal()] if files.exists(folder) else []
   return sorted(names, key=int, reverse=True)
 
 
 def _code() -> dict[str, str]:
-  """The package's version, and the revision of the checkout it is in, if it is in one."""
+  """Returns the package's version, and the revision of the checkout it is in, if it is in one."""
   code = {"version": importlib.metadata.version("albert-jax")}
   root = pathlib.Path(__file__).parents[2]
   if (root / ".git").exists():

@@ -64,7 +64,7 @@ class Writer:
     self.trackers = list(trackers)
     self.rewind(start, copy)
 
-  def rewind(self, start: int, copy: str | None = None):
+  def rewind(self, start: int, copy: str | None = None) -> None:
     """Continues at step `start`: lines of later steps are dropped.
 
     Args:
@@ -95,13 +95,15 @@ class Writer:
     self.bar.set_postfix_str("compiling…")
 
   def copy(self) -> str | None:
-    """The text of metrics.jsonl, to be saved with a checkpoint; None if it is too long for that."""
+    """Returns the text of metrics.jsonl, to be saved with a checkpoint; None if it is too long for that."""
     path = self.workdir / METRICS
     if not self.active or path.stat().st_size > MAX_COPY_BYTES:
       return None
     return path.read_text("utf-8")
 
-  def train(self, step: int, work: tuple[int, float, float], sums: Mapping[str, tuple], scalars: Mapping[str, Any]):
+  def train(
+    self, step: int, work: tuple[int, float, float], sums: Mapping[str, tuple], scalars: Mapping[str, Any]
+  ) -> None:
     """Takes the numbers of a step, on the host.
 
     Args:
@@ -137,7 +139,7 @@ class Writer:
     speed = {"tokens_per_s": tokens / seconds, "input_stall": waited / seconds, "seconds": seconds}
     return speed | ({"mfu": operations / seconds / self.peak} if self.peak else {})
 
-  def write(self, step: int, split: str, metrics: Mapping[str, float]):
+  def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
     """Writes one line of `metrics.jsonl`, its TensorBoard scalars and its line of progress.
 
     Args:
@@ -167,21 +169,21 @@ class Writer:
     elif self.bar.disable:
       done = max(step - self.begin_step, 1)
       left = tqdm.format_interval((self.steps - step) * (time.perf_counter() - self.begin) / done)
-      print(f"step {step}/{self.steps} {' '.join(texts)} left={left}", file=sys.stderr, flush=True)
+      log.info("step %d/%d %s left=%s", step, self.steps, " ".join(texts), left)
     else:
       while len(texts) > 1 and len(" ".join(texts)) > BAR_METRICS:
         texts.pop()
       self.bar.set_postfix_str(" ".join(texts))
 
-  def pause(self):
+  def pause(self) -> None:
     """Stops the clock until the next step is done, so that time spent on something else is not counted as training."""
     self.clock = None
 
-  def finish(self):
+  def finish(self) -> None:
     """Ends the progress line, so that what is printed next has a line of its own."""
     self.bar.close()
 
-  def close(self):
+  def close(self) -> None:
     """Closes the files and the trackers."""
     self.finish()
     self._close()
@@ -218,7 +220,7 @@ class _Events:
     self._file.write_event(event_pb2.Event(wall_time=time.time(), step=purge_step, session_log=session))
     self._file.flush()
 
-  def write(self, step, split, metrics):
+  def write(self, step, split, metrics) -> None:
     if self._file:
       self._try(lambda: self._write(step, split, metrics))
 
@@ -229,7 +231,7 @@ class _Events:
     self._file.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
     self._file.flush()
 
-  def close(self):
+  def close(self) -> None:
     if self._file:
       self._try(self._file.close)
 
@@ -245,24 +247,24 @@ class _Events:
 
 
 def ratios(sums: Mapping[str, tuple]) -> dict[str, float]:
-  """{name: (total, weight)} -> {name: total / weight}, without those of weight 0."""
+  """Returns {name: (total, weight)} -> {name: total / weight}, without those of weight 0."""
   return {name: float(total) / float(weight) for name, (total, weight) in sums.items() if float(weight) > 0}
 
 
 def read(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
-  """The lines of a run's `metrics.jsonl`, up to the first that is cut off or damaged."""
+  """Returns the lines of a run's `metrics.jsonl`, up to the first that is cut off or damaged."""
   path = pathlib.Path(workdir) / METRICS
   return [json.loads(line) for line in _lines_until(path.read_text("utf-8", "replace"))] if path.exists() else []
 
 
 def last_evaluation(workdir: str | pathlib.Path, step: int) -> dict[str, float]:
-  """The newest held-out metrics of a run up to `step`, {} if there are none."""
+  """Returns the newest held-out metrics of a run up to `step`, {} if there are none."""
   lines = [line for line in read(workdir) if line["split"] == "eval" and line["step"] <= step]
   return {k: v for k, v in lines[-1].items() if k not in ("step", "split")} if lines else {}
 
 
 def _memory() -> dict[str, float]:
-  """The peak memory of this host's fullest device; {} where the backend does not tell."""
+  """Returns the peak memory of this host's fullest device; {} where the backend does not tell."""
   devices = [device.memory_stats() for device in jax.local_devices()]
   peaks = [stats["peak_bytes_in_use"] for stats in devices if stats and "peak_bytes_in_use" in stats]
   return {"memory_gib": max(peaks) / 2**30} if peaks else {}

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory):
-  """A folder made by `vocab` and `prepare` from a text of made-up words, sentence by sentence."""
+  """Returns a folder made by `vocab` and `prepare` from a text of made-up words, sentence by sentence."""
   folder = tmp_path_factory.mktemp("dataset")
   rng = random.Random(0)
   words = ["".join(rng.choices("abcdefghijklmnoprstu", k=rng.randint(2, 8))) for _ in range(2000)]
@@ -32,7 +32,7 @@ def dataset(tmp_path_factory):
 
 
 def flags(dataset, workdir, **overrides):
-  """The arguments of a small run of `albert-jax train`; overrides as optimizer__warmup_steps=3."""
+  """Returns the arguments of a small run of `albert-jax train`; overrides as optimizer__warmup_steps=3."""
   values = {
     "data__dataset": dataset, "data__seq_length": 32, "model__vocab_size": 1000, "model__num_hidden_layers": 2,
     "model__hidden_size": 32, "model__intermediate_size": 64, "model__embedding_size": 16, "batch_size": 8,
@@ -48,7 +48,7 @@ def flags(dataset, workdir, **overrides):
 
 
 def start(command, *args, devices=1, program=("-m", "albert_jax"), **kwargs):
-  """A command in a process of its own, warnings being errors; stderr is kept."""
+  """Returns a command in a process of its own, warnings being errors; stderr is kept."""
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
   return subprocess.Popen(
     [sys.executable, "-W", "error", "-W", "ignore:label() is deprecated:DeprecationWarning", *program, command, *args],
@@ -59,8 +59,8 @@ def start(command, *args, devices=1, program=("-m", "albert_jax"), **kwargs):
 def end(processes, seconds=900):
   """Waits for the end of processes. Returns: [(exit code, stdout, stderr)]. None is left running, whatever happens."""
   try:
-    found = [process.communicate(timeout=seconds) for process in processes]
-    return [(process.returncode, *texts) for process, texts in zip(processes, found, strict=True)]
+    outputs = [process.communicate(timeout=seconds) for process in processes]
+    return [(process.returncode, *texts) for process, texts in zip(processes, outputs, strict=True)]
   finally:
     for process in processes:
       process.kill()

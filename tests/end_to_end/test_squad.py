@@ -18,7 +18,7 @@ KEYS = ["badebi", "fofugu", "kolomu"]
 
 
 def data(seed, count, version):
-  """The answer is the word after the key that the question is; in 2.0 some passages lack the key."""
+  """Returns the answer is the word after the key that the question is; in 2.0 some passages lack the key."""
   rng, paragraphs = random.Random(seed), []
   for i in range(count):
     words, key = rng.choices(WORDS, k=rng.randint(5, 60)), rng.choice(KEYS)
@@ -67,7 +67,7 @@ def held_out(run):
 
 @pytest.fixture(scope="module", params=["1.1", "2.0"])
 def trained(request, folder, tmp_path_factory):
-  """(SQuAD's version, workdir of a run that was stopped half way and went on)."""
+  """Returns (SQuAD's version, workdir of a run that was stopped half way and went on)."""
   run = tmp_path_factory.mktemp("run") / request.param
   assert main(["train", *flags(folder, request.param, steps=20), f"--workdir={run}"]) == 0
   assert main(["train", *flags(folder, request.param), f"--workdir={run}"]) == 0
@@ -86,25 +86,27 @@ def test_what_a_run_leaves(trained, folder, tmp_path, capsys):
   assert best.keys() == names and best["total"] == 40
   files = {path.name: json.loads(path.read_text()) for path in (run / "predictions").iterdir()}
   ids = {f"3-{i}" for i in range(40)}
-  wanted = {"predictions.json", "nbest_predictions.json", *(["null_odds.json"] if version == "2.0" else [])}
-  assert files.keys() == wanted and all(file.keys() == ids for file in files.values())
-  said = json.loads((run / "export/config.json").read_text())["albert_jax_task"]
-  assert said["name"] == "answer" and said["doc_stride"] == 24 and said["no_answer"] == (version == "2.0")
+  expected = {"predictions.json", "nbest_predictions.json", *(["null_odds.json"] if version == "2.0" else [])}
+  assert files.keys() == expected and all(file.keys() == ids for file in files.values())
+  facts = json.loads((run / "export/config.json").read_text())["albert_jax_task"]
+  assert facts["name"] == "answer" and facts["doc_stride"] == 24 and facts["no_answer"] == (version == "2.0")
 
   # The same again from the export, and from the files.
   out = tmp_path / "out"
   assert main(["evaluate", *flags(folder, version), f"--checkpoint={run}/export", f"--out={out}"]) == 0
-  found = json.loads(capsys.readouterr().out)
-  assert found == pytest.approx(best, rel=1e-4)
+  metrics = json.loads(capsys.readouterr().out)
+  assert metrics == pytest.approx(best, rel=1e-4)
   assert json.loads((out / "predictions.json").read_text()) == files["predictions.json"]
   scored = ["evaluate", "--task=squad", f"--predictions={out}/predictions.json", f"--gold={folder}/dev-v{version}.json"]
   assert main(scored) == 0
   again = json.loads(capsys.readouterr().out)
-  assert again.items() <= found.items() and again["f1"] == found["f1"]
+  assert again.items() <= metrics.items() and again["f1"] == metrics["f1"]
   if version == "2.0":
     assert main([*scored, f"--null_odds={out}/null_odds.json"]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert {name: again[name] for name in found if "best" in name} == {k: v for k, v in found.items() if "best" in k}
+    assert {name: again[name] for name in metrics if "best" in name} == {
+      k: v for k, v in metrics.items() if "best" in k
+    }
   assert main([*scored, "--task=ner", "--null_odds=odds.json"]) == 2
   assert "--null_odds is for --task=squad, not ner" in capsys.readouterr().err
 
@@ -116,7 +118,7 @@ def test_asking(trained, folder):
   predictions = json.loads((run / "predictions/predictions.json").read_text())
   rows = json.loads((folder / f"dev-v{version}.json").read_text("utf-8-sig"))["data"][0]["paragraphs"]
   items = [{"question": row["qas"][0]["question"], "context": row["context"]} for row in rows]
-  assert [found["answer"] for found in model(items)] == list(predictions.values())
+  assert [result["answer"] for result in model(items)] == list(predictions.values())
 
 
 def test_what_is_wrong(folder, tmp_path, capsys):

@@ -24,7 +24,7 @@ TIMES = ("tokens_per_s", "input_stall", "seconds", "mfu", "memory_gib")
 
 
 def numbers(workdir):
-  """{(step, split): metrics} of a run, without how long it took."""
+  """Returns {(step, split): metrics} of a run, without how long it took."""
   lines = read(workdir)
   by_step = {
     (line["step"], line["split"]): {k: v for k, v in line.items() if k not in ("step", "split", *TIMES)}
@@ -36,7 +36,7 @@ def numbers(workdir):
 
 @pytest.fixture(scope="module")
 def whole(dataset, tmp_path_factory):
-  """A run that nobody disturbed: (workdir, its stdout)."""
+  """Returns a run that nobody disturbed: (workdir, its stdout)."""
   workdir = tmp_path_factory.mktemp("whole") / "run"
   code, out, err = run("train", *flags(dataset, workdir))
   assert code == 0, err
@@ -47,8 +47,8 @@ def test_a_run_leaves_everything_it_promises(whole, dataset):
   workdir, out = whole
   lines = numbers(workdir)
   assert set(lines) == {(step, "train") for step in range(1, 13)} | {(6, "eval"), (12, "eval")}
-  wanted = {"loss", "mlm_loss", "mlm_accuracy", "sop_loss", "sop_accuracy", "grad_norm", "learning_rate"}
-  assert wanted <= set(lines[12, "train"])
+  expected = {"loss", "mlm_loss", "mlm_accuracy", "sop_loss", "sop_accuracy", "grad_norm", "learning_rate"}
+  assert expected <= set(lines[12, "train"])
   assert {"curves.png", "config.json", "metrics.jsonl", "checkpoints", "export"} <= {p.name for p in workdir.iterdir()}
   assert list(workdir.glob("events.out.tfevents.*"))
   assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["10", "12", "5"]
@@ -114,33 +114,33 @@ def test_on_four_devices_it_is_the_same_run(whole, dataset, tmp_path):
   shutil.rmtree(workdir / "checkpoints" / "10")
   code, _, err = run("train", *flags(dataset, workdir), devices=4)
   assert code == 0, err
-  assert "4 cpu, going on from step 5" in err
-  expected, found = numbers(whole[0]), numbers(workdir)
-  assert expected.keys() == found.keys()
+  assert "4 cpu, resuming from step 5" in err
+  expected, actual = numbers(whole[0]), numbers(workdir)
+  assert expected.keys() == actual.keys()
   for step, split in expected:
     tolerance = 0 if step <= 5 else 1e-5
-    assert found[step, split] == pytest.approx(expected[step, split], rel=tolerance, abs=0), (step, split)
+    assert actual[step, split] == pytest.approx(expected[step, split], rel=tolerance, abs=0), (step, split)
 
 
 def test_two_processes_of_four_devices_are_one_run(whole, dataset, tmp_path):
   workdir = tmp_path / "run"
   for code, _, err in end(two(dataset, workdir, devices=4)):
     assert code == 0, err
-  expected, found = numbers(whole[0]), numbers(workdir)
-  assert expected.keys() == found.keys()
+  expected, actual = numbers(whole[0]), numbers(workdir)
+  assert expected.keys() == actual.keys()
   for key in expected:
-    assert found[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-6), key
+    assert actual[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-6), key
 
 
 def two(dataset, workdir, devices=1, program=("-m", "albert_jax"), **overrides):
-  """Two processes of one run. dataset: that of both, or a list of each one's."""
+  """Starts two processes of one run on a dataset, or on a list of one dataset each; returns the processes."""
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     several = [f"--coordinator=127.0.0.1:{s.getsockname()[1]}", "--processes=2"]
   datasets = dataset if isinstance(dataset, list) else [dataset] * 2
   return [
-    start("train", *flags(each, workdir, **overrides), *several, f"--process={i}", devices=devices, program=program)
-    for i, each in enumerate(datasets)
+    start("train", *flags(path, workdir, **overrides), *several, f"--process={i}", devices=devices, program=program)
+    for i, path in enumerate(datasets)
   ]
 
 
@@ -162,9 +162,9 @@ sys.exit(__main__.main())
 
 
 def test_a_host_with_an_error_of_its_own_does_not_wait_for_long(dataset, tmp_path):
-  other, one = two([dataset, tmp_path / "nowhere"], tmp_path / "run", program=("-c", IMPATIENT))
+  other, broken = two([dataset, tmp_path / "nowhere"], tmp_path / "run", program=("-c", IMPATIENT))
   try:
-    ((code, _, err),) = end([one], seconds=60)
+    ((code, _, err),) = end([broken], seconds=60)
   finally:
     other.kill()  # It would see within half a minute that nobody answers.
     other.communicate()
@@ -208,11 +208,11 @@ sys.exit(main(sys.argv[1:]))
 def test_two_hosts_go_back_alike(whole, dataset, tmp_path):
   for code, _, err in end(two(dataset, tmp_path / "run", program=("-c", SICK))):
     assert code == 0, err
-  expected, found = numbers(whole[0]), numbers(tmp_path / "run")
-  assert found.keys() == {*expected, (5, "guard")}
+  expected, actual = numbers(whole[0]), numbers(tmp_path / "run")
+  assert actual.keys() == {*expected, (5, "guard")}
   for step in range(1, 8):  # Batch 7 would have been that of step 8.
-    assert found[step, "train"] == pytest.approx(expected[step, "train"], rel=1e-5, abs=1e-6), step
-  assert found[8, "train"] != pytest.approx(expected[8, "train"], rel=1e-5)
+    assert actual[step, "train"] == pytest.approx(expected[step, "train"], rel=1e-5, abs=1e-6), step
+  assert actual[8, "train"] != pytest.approx(expected[8, "train"], rel=1e-5)
   (alarm,) = json.loads((tmp_path / "run" / "guard.json").read_text())
   assert (alarm["step"], alarm["restored"], alarm["skipped"]) == (8, 5, [7])
 
@@ -222,8 +222,8 @@ def test_killed_in_the_middle_of_a_save_it_goes_on_from_the_one_before(whole, da
   process = start("train", *flags(dataset, workdir, checkpoint_every=1))
   complete = re.compile(r"\d+")
   while process.poll() is None:
-    there = [path.name for path in workdir.glob("checkpoints/*")]
-    if sum(map(bool, map(complete.fullmatch, there))) >= 2 and any("tmp" in name for name in there):
+    names = [path.name for path in workdir.glob("checkpoints/*")]
+    if sum(map(bool, map(complete.fullmatch, names))) >= 2 and any("tmp" in name for name in names):
       break
   process.kill()
   process.communicate()
@@ -247,7 +247,7 @@ def test_killed_and_without_its_disk_a_run_in_a_bucket_goes_on_bit_for_bit(whole
   shutil.rmtree(os.environ["XDG_CACHE_HOME"])
   ((code, out, err),) = end([start(*command)])
   assert code == 0, err
-  assert "going on from step 5 to 12, in gs://bucket/run" in err
+  assert "resuming from step 5 to 12, in gs://bucket/run" in err
   assert out == whole[1].replace(str(whole[0]), "gs://bucket/run")
 
   assert {name.split("/")[1].split(".tfevents")[0] for name in bucket.names("run/")} == {
@@ -322,11 +322,11 @@ def test_a_run_begins_from_given_weights_and_says_what_is_new(whole, dataset, tm
   cfg, params = albert_jax.load(whole[0])
   del params["sop"]
   albert_jax.save(tmp_path / "weights", cfg, params)
-  given = {"init_from": tmp_path / "weights", "steps": 2, "optimizer__warmup_steps": 1, "eval_every": 1}
-  code, _, err = run("train", *flags(dataset, tmp_path / "run", **given))
+  settings = {"init_from": tmp_path / "weights", "steps": 2, "optimizer__warmup_steps": 1, "eval_every": 1}
+  code, _, err = run("train", *flags(dataset, tmp_path / "run", **settings))
   assert code == 2
   assert "missing: sop/dense/bias [2]" in err
-  code, _, err = run("train", *flags(dataset, tmp_path / "run", **given, init_missing="sop/"))
+  code, _, err = run("train", *flags(dataset, tmp_path / "run", **settings, init_missing="sop/"))
   assert code == 0, err
   assert "new: sop/dense/bias, sop/dense/kernel" in err
   # The first step's rate is 0, so these are the numbers of the weights that were given.

@@ -17,7 +17,7 @@ NAMES = ["badebi", "fofugu", "kolomu"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """A vocabulary, and made-up data for each task that can be learnt by heart."""
+  """Returns a vocabulary, and made-up data for each task that can be learnt by heart."""
   folder = tmp_path_factory.mktemp("words")
   made_up.vocabulary(folder)
   rng = random.Random(0)
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 
 
 def flags(task, folder, **overrides):
-  """The arguments of a small run; overrides as optimizer__warmup_steps=3."""
+  """Returns the arguments of a small run; overrides as optimizer__warmup_steps=3."""
   values = {
     "data__dataset": folder, "data__spm": folder, "data__seq_length": 64, "model__vocab_size": 400,
     "model__num_hidden_layers": 1, "model__hidden_size": 32, "model__intermediate_size": 32,
@@ -77,15 +77,15 @@ def test_tagging(folder, tmp_path, capsys):
   run = tmp_path / "run"
   assert main(["train", *flags("ner", folder, steps=30), f"--workdir={run}"]) == 0
   numbers = trained("ner", folder, run)
-  assert "going on from step 30" in capsys.readouterr().err
+  assert "resuming from step 30" in capsys.readouterr().err
   assert numbers[60]["f1"] > 0.9
   answers = (run / "predictions/predictions.conll").read_text()
   assert len(answers.split("\n\n")) == 20
   assert all(len(line.split("\t")) == 3 for line in answers.splitlines() if line)
 
   best = max(numbers.values(), key=lambda line: line["f1"])
-  found = evaluated("ner", folder, run, tmp_path)
-  assert found == pytest.approx(best, abs=1e-6)
+  metrics = evaluated("ner", folder, run, tmp_path)
+  assert metrics == pytest.approx(best, abs=1e-6)
   if best == numbers[60]:
     assert (tmp_path / "out/predictions.conll").read_text() == answers
   # Scored as if they had been made elsewhere.
@@ -93,8 +93,8 @@ def test_tagging(folder, tmp_path, capsys):
   scored = ["evaluate", "--task=ner", f"--predictions={tmp_path}/out/predictions.conll", f"--gold={folder}/dev.conll"]
   assert main(scored) == 0
   again = json.loads(capsys.readouterr().out)
-  assert again == pytest.approx({name: found[name] for name in again})
-  assert again["f1"] == found["f1"]
+  assert again == pytest.approx({name: metrics[name] for name in again})
+  assert again["f1"] == metrics["f1"]
 
 
 def test_summaries(folder, tmp_path):
@@ -107,11 +107,11 @@ def test_summaries(folder, tmp_path):
   numbers = trained("summarize", folder, run, **files)
   best = max(numbers.values(), key=lambda line: line["rouge2"])
   assert best["rouge2"] > 0.8
-  found = evaluated("summarize", folder, run, tmp_path, **files)
-  assert found == pytest.approx(best, abs=1e-5)
+  metrics = evaluated("summarize", folder, run, tmp_path, **files)
+  assert metrics == pytest.approx(best, abs=1e-5)
   lines = [json.loads(line) for line in (tmp_path / "out/summaries.jsonl").read_text().splitlines()]
   assert len(lines) == 20
-  assert sum(line["rouge2"] for line in lines) / 20 == pytest.approx(found["rouge2"], abs=1e-5)
+  assert sum(line["rouge2"] for line in lines) / 20 == pytest.approx(metrics["rouge2"], abs=1e-5)
   assert json.loads((run / "export/config.json").read_text())["albert_jax_task"] == {
     "name": "summarize", "labels": [], "sentences": 1, "trigram_blocking": True, "seq_length": 64,
   }  # fmt: skip
@@ -123,10 +123,10 @@ def test_retrieval(folder, tmp_path):
   numbers = trained("retrieve", folder, run, **files)
   best = max(numbers.values(), key=lambda line: line["mrr"])
   assert best["mrr"] > 0.5  # guessing has 0.18
-  found = evaluated("retrieve", folder, run, tmp_path, **files)
-  assert found == pytest.approx(best, abs=1e-5)
+  metrics = evaluated("retrieve", folder, run, tmp_path, **files)
+  assert metrics == pytest.approx(best, abs=1e-5)
   lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
-  assert sum(1 / line["rank"] for line in lines) / 20 == pytest.approx(found["mrr"])
-  said = json.loads((run / "export/config.json").read_text())
-  assert said["albert_jax_task"] == {"name": "embed", "labels": [], "pooling": "mean", "seq_length": 64}
-  assert said["architectures"] == ["AlbertModel"]
+  assert sum(1 / line["rank"] for line in lines) / 20 == pytest.approx(metrics["mrr"])
+  exported = json.loads((run / "export/config.json").read_text())
+  assert exported["albert_jax_task"] == {"name": "embed", "labels": [], "pooling": "mean", "seq_length": 64}
+  assert exported["architectures"] == ["AlbertModel"]

@@ -15,7 +15,7 @@ _NONE = np.uint32(0xFFFFFFFF)
 
 
 def sketch(ids: np.ndarray) -> np.ndarray:
-  """The sketch of a document.
+  """Returns the sketch of a document.
 
   Args:
     ids: int array [T], its tokens.
@@ -37,7 +37,7 @@ def sketch(ids: np.ndarray) -> np.ndarray:
 
 
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """The estimated Jaccard index of pairs of sketches: uint32 arrays [n, SKETCH] to float array [n]."""
+  """Returns the estimated Jaccard index of pairs of sketches: uint32 arrays [n, SKETCH] to float array [n]."""
   both = np.sort(np.concatenate([a, b], axis=1), axis=1)
   is_new = np.concatenate([np.ones((len(a), 1), bool), both[:, 1:] != both[:, :-1]], axis=1) & (both != _NONE)
   is_common = np.concatenate([both[:, 1:] == both[:, :-1], np.zeros((len(a), 1), bool)], axis=1) & (both != _NONE)

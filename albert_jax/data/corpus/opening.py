@@ -11,7 +11,7 @@ import lzma
 import pathlib
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from albert_jax import files
 from albert_jax.errors import UserError, message_lines
@@ -81,7 +81,7 @@ _MAX_NUL_SHARE = 0.01  # A text with more NUL bytes is UTF-16, or no text.
 
 
 def suffixes(path: str) -> tuple[str, str]:
-  """The suffix of a file's format and that of its compression: `a/b.jsonl.gz` -> ('.jsonl', '.gz')."""
+  """Returns the suffix of a file's format and that of its compression: `a/b.jsonl.gz` -> ('.jsonl', '.gz')."""
   name = path.rsplit("/", 1)[-1].lower()
   compression = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
   return pathlib.PurePosixPath(name.removesuffix(compression)).suffix, compression
@@ -169,7 +169,7 @@ def check_text(path: str, head: bytes) -> None:
 
 
 @contextlib.contextmanager
-def open_parquet(path: str, column: str = ""):
+def open_parquet(path: str, column: str = "") -> Iterator[Any]:
   """Opens a Parquet file.
 
   Args:
@@ -204,7 +204,7 @@ def open_parquet(path: str, column: str = ""):
       )
 
 
-def check_row_group(path: str, file, group: int, column: str) -> None:
+def check_row_group(path: str, file: Any, group: int, column: str) -> None:
   """Refuses a row group whose column would take a thousand times the memory that it takes in the file.
 
   Args:

@@ -1,7 +1,7 @@
 """`albert-jax prepare`: a corpus to a TFDS dataset of token segments, once, before any training.
 
 In two steps. Each unit of work (see readers.py) is tokenised into a file of packed records and a table of its documents
-(tokenise.py); a killed run keeps the units it has finished. Then, with all documents known, duplicates are dropped,
+(segments.py); a killed run keeps the units it has finished. Then, with all documents known, duplicates are dropped,
 documents are split into train and validation, and the units are copied into shards (shards.py). What is made depends
 neither on how many processes work nor on whose they are (runners.py).
 """
@@ -43,7 +43,7 @@ def _check(settings, out, overwrite):
 
 
 def _follow_rules(settings, spm, units, reading):
-  """The settings with `lower` and `keep_accents` set: as passed, as recorded, or by the corpus."""
+  """Returns the settings with `lower` and `keep_accents` set: as passed, as recorded, or by the corpus."""
   recorded = recorded_rules(spm)
   for name in ("lower", "keep_accents"):
     value = getattr(settings, name)
@@ -170,16 +170,18 @@ def finish(
 ) -> None:
   """Adds to the shards in `partial/dataset` what makes them a dataset, and gives it its name `out`.
 
-  Args: parts: tables of shards.copy_unit. lengths: {split: array}, see source.lengths_file. description: of the
-    dataset; the sizes of all files are added to it.
+  Args:
+    parts: tables of shards.copy_unit.
+    lengths: {split: array}, see datasets.lengths_file.
+    description: of the dataset; the sizes of all files are added to it.
   """
   dataset = f"{partial}/dataset"
   for name, data in shards.metadata(parts, list(lengths)).items():
     files.write(f"{dataset}/{name}", data)
-  for split, array in lengths.items():  # what packing needs to know without reading all records
-    data = io.BytesIO()
-    np.save(data, array)
-    files.write(f"{dataset}/{datasets.lengths_file(split)}", data.getvalue())
+  for split, array in lengths.items():  # Packing needs the lengths without reading all records.
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    files.write(f"{dataset}/{datasets.lengths_file(split)}", buffer.getvalue())
   description["files"] = files.sizes(dataset)
   files.write(f"{dataset}/{datasets.DESCRIPTION_FILE}", (json.dumps(description, indent=2) + "\n").encode())
   files.remove(out)

@@ -18,8 +18,8 @@ import tensorflow_datasets as tfds
 _SKIPPED = re.compile(r"(^|/)(tests?|idle_test|site-packages|dist-packages|__phello__|config-[^/]*|pydoc_data)(/|$)")
 
 
-def paragraphs(text):
-  """The prose of a documentation text, one paragraph an item.
+def paragraphs(text: str) -> list[str]:
+  """Returns the prose of a documentation text, one paragraph an item.
 
   Args:
     text: str, reStructuredText as in a docstring or a topic of `pydoc`.
@@ -32,15 +32,15 @@ def paragraphs(text):
   return [b for b in blocks if b and ">>>" not in b and sum(c.isalpha() or c == " " for c in b) >= 0.75 * len(b)]
 
 
-def topics():
-  """The language reference of the running Python: list of (name, paragraphs), by name."""
+def topics() -> list[tuple[str, list[str]]]:
+  """Returns the language reference of the running Python: list of (name, paragraphs), by name."""
   from pydoc_data import topics as pydoc
 
   return [(f"topic/{name}", paragraphs(pydoc.topics[name])) for name in sorted(pydoc.topics)]
 
 
-def docstrings():
-  """The docstrings of the standard library, read from its source without importing it.
+def docstrings() -> list[tuple[str, list[str]]]:
+  """Returns the docstrings of the standard library, read from its source without importing it.
 
   Returns:
     list of (name, paragraphs), one item a module that has any, by path.

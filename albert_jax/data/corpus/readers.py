@@ -85,10 +85,10 @@ KINDS = {".txt": "text", "": "text", ".jsonl": "json", ".json": "json", ".ndjson
 
 
 def _files(item):
-  """The files that one item of `--input` names: list of str, sorted; empty where it names none."""
+  """Returns the files that one item of `--input` names: list of str, sorted; empty where it names none."""
   fs, path = files.filesystem(item)
   if files.is_pattern(item):
-    matching = [files.filesystem(each)[1] for each in files.matching(item)]
+    matching = [files.filesystem(path)[1] for path in files.matching(item)]
     names = [name for name in matching if fs.isfile(name)]
   elif fs.isdir(path):
     names = [name for name in fs.find(path) if not re.search(r"/[._]", name[len(path.rstrip("/")) :])]  # no hidden ones
@@ -233,7 +233,7 @@ def _guess_layout(head, size):
 
 
 def _breaks_off(line):
-  """Whether a line ends in the middle of a sentence. Thai and Lao do not mark the ends of sentences."""
+  """Returns whether a line ends in the middle of a sentence. Thai and Lao do not mark the ends of sentences."""
   return line[-1] in ",;-" or (line[-1].isalnum() and not "\u0e00" <= line[-1] <= "\u0eff")
 
 
@@ -247,7 +247,7 @@ def _share(values):
 
 
 def _plan_parquet(path, size):
-  """A Parquet file as a list of (Span, bytes): a row group is the smallest part that can be read alone."""
+  """Returns a Parquet file as a list of (Span, bytes): a row group is the smallest part that can be read alone."""
   with open_parquet(path) as file:
     groups = file.metadata.num_row_groups
   return [(Span(path, "parquet", i, i + 1), size // groups) for i in range(groups)]
@@ -306,7 +306,7 @@ def documents(unit: Unit, reading: Reading, tally: collections.Counter) -> Itera
 
 
 def lines(span: Span, tally: collections.Counter) -> Iterator[str]:
-  """The lines of a part of a file: stripped str, '' for a blank line. Lines over MAX_LINE_BYTES are cut."""
+  """Yields the lines of a part of a file: stripped str, '' for a blank line. Lines over MAX_LINE_BYTES are cut."""
   limit = MAX_LINE_BYTES
   with open_bytes(span.source) as file:
     file = _at(file, span.start)
@@ -353,7 +353,7 @@ def _decode_lines(data, tally):
 
 
 def _decode(line, tally):
-  """A line of bytes as stripped str; what is not UTF-8 becomes U+FFFD, NUL a space, and is counted."""
+  """Returns a line of bytes as stripped str; what is not UTF-8 becomes U+FFFD, NUL a space, and is counted."""
   try:
     text = line.decode()
   except UnicodeDecodeError:
@@ -413,7 +413,7 @@ def _read_doc(span, reading, tally):
 
 
 def _records(span, tally):
-  """The lines of a JSON file that are not empty: bytes. Lines over the size limit are left out and counted."""
+  """Yields the lines of a JSON file that are not empty: bytes. Lines over the size limit are left out and counted."""
   with open_bytes(span.source) as file:
     file = _at(file, span.start)
     left, is_empty = span.stop - span.start if span.stop >= 0 else sys.maxsize, True
@@ -484,7 +484,7 @@ def _read_parquet(span, reading, tally):
 
 
 def _is_text(value):
-  """Whether a value of an Arrow column is a string, not null."""
+  """Returns whether a value of an Arrow column is a string, not null."""
   import pyarrow
 
   return (
@@ -507,7 +507,7 @@ def _read_tfds(span, reading, tally):
 
 
 def _text_lines(text, tally):
-  """The lines of a text that was one value."""
+  """Returns the lines of a text that was one value."""
   if "\0" in text:
     tally["lines with NUL"] += 1
     text = text.replace("\0", " ")

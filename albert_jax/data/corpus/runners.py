@@ -10,7 +10,7 @@ from albert_jax.errors import UserError
 
 
 def local(workers: int) -> Callable[..., None]:
-  """A runner on this machine's cores.
+  """Returns a runner on this machine's cores.
 
   Args:
     workers: int, processes; up to 1 is this one.
@@ -43,7 +43,7 @@ def local(workers: int) -> Callable[..., None]:
 
 
 def beam(options: str) -> Callable[..., None]:
-  """A runner on Apache Beam: Dataflow, Flink, Spark, or Beam's own on this machine.
+  """Returns a runner on Apache Beam: Dataflow, Flink, Spark, or Beam's own on this machine.
 
   Args:
     options: str, Beam's own flags, such as `--runner=DataflowRunner --project=…`.

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import json
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -73,12 +74,12 @@ class Encoder:
     self.starts_word = records.word_starts(tokenizer.pieces)
 
   def sentences(self, lines: list[str]) -> list[str]:
-    """The sentences of a document, with single spaces between words."""
+    """Returns the sentences of a document, with single spaces between words."""
     # Printable text has no white space but the space, so most lines need no look at each word.
     lines = [line if "  " not in line and line.isprintable() else " ".join(line.split()) for line in lines]
     return [s for line in lines for s in split_sentences(line)] if self.settings.sentences == "split" else lines
 
-  def documents(self, documents):
+  def documents(self, documents: Iterable[list[str]]) -> Iterator[tuple[int, np.ndarray, list[int]]]:
     """Yields (document id, ids [T], sentence lengths) of an iterable of documents."""
     waiting, size = [], 0
     for lines in documents:
@@ -101,7 +102,7 @@ class Encoder:
       sentence += len(sentences)
 
   def encode(self, sentences: list[str]) -> tuple[np.ndarray, list[int]]:
-    """The ids of sentences, joined, and the list of how many each has."""
+    """Returns the ids of sentences, joined, and the list of how many each has."""
     parts, lengths, first, size = [np.zeros(0, self.dtype)], [], 0, 0
     for i, sentence in enumerate(sentences):
       size += len(sentence)
@@ -113,8 +114,8 @@ class Encoder:
         first, size = i + 1, 0
     return np.concatenate(parts), lengths
 
-  def pack(self, document, ids, lengths):
-    """Yields the packed segments of a document."""
+  def pack(self, document: int, ids: np.ndarray, lengths: list[int]) -> Iterator[tuple[bytes, int]]:
+    """Yields the packed segments of a document, each with its number of sentences."""
     token = 0
     for segment in segment_bounds(lengths, self.settings.segment_tokens - 3):
       size = sum(segment)

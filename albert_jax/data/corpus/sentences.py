@@ -41,7 +41,7 @@ _AFTER_ORDINAL = frozenset(_COUNTED.split())
 
 
 def _ends_after_period(text, start, end):
-  """Whether the period at `start`, with white space up to `end` behind it, ends a sentence."""
+  """Returns whether the period at `start`, with white space up to `end` behind it, ends a sentence."""
   # The last word, if it is short enough to be an abbreviation or a number.
   space = text.rfind(" ", max(0, start - _LONGEST_WORD - 1), start)
   if space < 0 and start > _LONGEST_WORD:

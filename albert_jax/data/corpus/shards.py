@@ -14,7 +14,7 @@ _COPY_RECORDS = 1024
 
 
 def load_table(path: str) -> dict[str, np.ndarray]:
-  """The arrays of an .npz file, as a dict."""
+  """Returns the arrays of an .npz file, as a dict."""
   with np.load(io.BytesIO(files.read(path))) as table:
     return dict(table)
 
@@ -104,7 +104,7 @@ def _write_shard(path, sizes, is_own, local, vocab_size):
 
 
 def name_shards(dataset: str, members: dict[str, list[np.ndarray]]) -> list[dict[str, str]]:
-  """The paths of the shards, by TFDS' rules.
+  """Returns the paths of the shards, by TFDS' rules.
 
   Args:
     dataset: str, the folder they go to.

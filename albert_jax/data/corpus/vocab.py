@@ -265,7 +265,7 @@ def cut(text: str, limit: int) -> list[str]:
 
 
 def report(tokenizer: Tokenizer, sample: list[str]) -> dict[str, Any]:
-  """How a vocabulary splits some sentences: dict with `pieces_per_word`, `unknown_rate`, `examples`."""
+  """Returns how a vocabulary splits some sentences: dict with `pieces_per_word`, `unknown_rate`, `examples`."""
   encoded = tokenizer.encode_batch(sample)
   pieces = sum(map(len, encoded))
   unknown = sum(ids.count(tokenizer.unk_id) for ids in encoded)

@@ -6,7 +6,7 @@ are padded only to the next of a few lengths, so that short sentences do not pay
 
 import bisect
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class Rows:
     group: the sequences of an example (the options of a question), which follow each other.
   """
 
-  tokens: dict[str, Sequence]
+  tokens: Mapping[str, Sequence]
   fixed: dict[str, np.ndarray]
   padding: dict[str, int] = dataclasses.field(default_factory=dict)
   group: int = 1
@@ -42,7 +42,7 @@ class Rows:
     return len(self.tokens["input_ids"]) // self.group
 
   def lengths(self) -> np.ndarray:
-    """The tokens of the longest sequence of each example: int64 [n]."""
+    """Returns the tokens of the longest sequence of each example: int64 [n]."""
     sizes = np.fromiter(map(len, self.tokens["input_ids"]), np.int64)
     return sizes.reshape(-1, self.group).max(axis=1, initial=0)
 

@@ -21,19 +21,19 @@ _BOOLEANS = {"True": "true", "TRUE": "true", "False": "false", "FALSE": "false"}
 
 
 def is_missing(value: Any) -> bool:
-  """Whether a cell holds no value: null, NaN, or a text that stands for it (see _MISSING)."""
+  """Returns whether a cell holds no value: null, NaN, or a text that stands for it (see _MISSING)."""
   if isinstance(value, float):
     return math.isnan(value)
   return value is None or (isinstance(value, str) and value.strip().lower() in _MISSING)
 
 
 def is_hidden(value: Any) -> bool:
-  """Whether a cell hides its label, as in published test data: it is missing, or -1."""
+  """Returns whether a cell hides its label, as in published test data: it is missing, or -1."""
   return is_missing(value) or str(value).strip() in ("-1", "-1.0")
 
 
 def are_hidden(values: Sequence[Any], labels: Iterable[str] = ()) -> bool:
-  """Whether a split hides all of its labels.
+  """Returns whether a split hides all of its labels.
 
   Args:
     values: the cells of the label's column.
@@ -43,7 +43,7 @@ def are_hidden(values: Sequence[Any], labels: Iterable[str] = ()) -> bool:
 
 
 def label(value: Any, where: str) -> str:
-  """The name of the label in a cell.
+  """Returns the name of the label in a cell.
 
   Args:
     value: a cell that is not missing.
@@ -66,7 +66,7 @@ def label(value: Any, where: str) -> str:
 
 
 def parsed(value: Any) -> Any:
-  """The list or object that a text in a cell holds as JSON; any other value as it is."""
+  """Parses a cell with a JSON list or object; returns any other value unchanged."""
   text = value.strip() if isinstance(value, str) else ""
   if text[:1] in ("[", "{") and text[-1:] == _BRACKETS[text[:1]]:
     try:
@@ -77,7 +77,7 @@ def parsed(value: Any) -> Any:
 
 
 def labels(value: Any, separator: str, where: str) -> list[str]:
-  """The names of the labels in a cell.
+  """Returns the names of the labels in a cell.
 
   Args:
     value: a list, or a text: a JSON list, or names with `separator` between.
@@ -107,7 +107,7 @@ def labels(value: Any, separator: str, where: str) -> list[str]:
 
 
 def number(value: Any, where: str, what: str) -> float:
-  """The finite number in a cell, within the range of float32.
+  """Returns the finite number in a cell, within the range of float32.
 
   Args:
     value: the cell.

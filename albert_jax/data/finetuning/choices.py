@@ -41,10 +41,10 @@ class Choice:
   blank: re.Pattern = LONE_BLANK
 
   def endings(self) -> list[str]:
-    """The question with each option: in its blank, or at its end."""
+    """Returns the question with each option: in its blank, or at its end."""
     question, *options = (" ".join(text.split()) for text in (self.question, *self.options))
     if self.blank.search(question):
-      return [self.blank.sub(lambda _, option=option: option, question) for option in options]
+      return [self.blank.sub(option.replace("\\", r"\\"), question) for option in options]
     return [f"{question} {option}".strip() for option in options]
 
 
@@ -101,17 +101,17 @@ def _records(rows):
 
 
 def _read_race(folder, levels):
-  """The official folders: a file a passage, JSON whatever its name."""
-  found = []
+  """Returns the official folders: a file a passage, JSON whatever its name."""
+  questions = []
   for level in levels:
     if level not in LEVELS:
       raise UserError(f"data.levels: {level!r} is unknown; RACE has {', '.join(LEVELS)}")
   for path in _passages(folder, levels):
     for number, row in tables.json_rows(path):
-      found += _race(row, f"{path} line {number}", path.parent.name)
-  if not found:
+      questions += _race(row, f"{path} line {number}", path.parent.name)
+  if not questions:
     raise UserError(f"{folder} has no passages in {', '.join(levels)}; expected files such as {folder}/high/1.txt")
-  return found
+  return questions
 
 
 def _of_row(row, where):
@@ -122,10 +122,10 @@ def _of_row(row, where):
     for fields, parse in ((_RACE, _race), (_SWAG, _swag), (("context", "options"), _plain)):
       if all(field in row for field in fields):
         return parse(row, where)
-  there = ", ".join(row)[:200] if isinstance(row, dict) else strict_json.show(row, 40)
+  contents = ", ".join(row)[:200] if isinstance(row, dict) else strict_json.show(row, 40)
   raise UserError(
     f"{where}: expected an object with context, question, options and label, or one as in RACE, DREAM or SWAG; there "
-    f"is {there}"
+    f"is {contents}"
   )
 
 
@@ -172,7 +172,7 @@ def _choice(where, context, question, options, answer, forms, group="", blank=LO
 
 
 def _label(where, answer, options, forms):
-  """The number of the right option, or None if the file hides it.
+  """Returns the number of the right option, or None if the file hides it.
 
   Args:
     answer: an option's number, its letter from A, or its text.
@@ -216,10 +216,10 @@ def rows(
     int32 [n], the number of options.
   """
   most = max((len(choice.options) for choice in choices), default=0)
-  contexts = dict.fromkeys(choice.context for choice in choices)  # Many questions are about the same.
-  contexts = dict(zip(contexts, tables.encode_texts(vocabulary, list(contexts)), strict=True))
+  texts = list(dict.fromkeys(choice.context for choice in choices))  # Many questions share a context.
+  contexts = dict(zip(texts, tables.encode_texts(vocabulary, texts), strict=True))
   endings = iter(tables.encode_texts(vocabulary, [text for choice in choices for text in choice.endings()]))
-  # Whole of RACE is a few hundred megabytes so, instead of gigabytes.
+  # RACE takes a few hundred megabytes with small integers, instead of gigabytes.
   kind = np.uint16 if vocabulary.vocab_size <= 1 << 16 else np.int32
   cls, sep = np.array([vocabulary.cls_id], kind), np.array([vocabulary.sep_id], kind)
   tokens, cut, cut_question = {"input_ids": [], "token_type_ids": []}, 0, 0
@@ -233,17 +233,17 @@ def rows(
       cut += len(context) > room
       head = [cls, context[:room], sep]
       tokens["input_ids"].append(np.concatenate([*head, ending, sep]))
-      tokens["token_type_ids"].append(np.repeat(np.int8([0, 1]), [sum(map(len, head)), len(ending) + 1]))
+      tokens["token_type_ids"].append(np.repeat(np.array([0, 1], np.int8), [sum(map(len, head)), len(ending) + 1]))
     for _ in range(most - len(choice.options)):
       tokens["input_ids"].append(np.concatenate([cls, sep]))
       tokens["token_type_ids"].append(np.zeros(2, np.int8))
   count = len(tokens["input_ids"])
   if cut_question:
-    splits.say(source, cut_question, f"of {count:,} options are longer than {qa_length} tokens with their question "
-                 "and lost its beginning (data.qa_length)")  # fmt: skip
+    problem = f"of {count:,} options and their question exceed data.qa_length={qa_length} tokens and lost its start"
+    splits.warn_count(source, cut_question, problem)
   if cut:
-    splits.say(source, cut, f"of {count:,} options do not fit {seq_length} tokens with their context, which lost its "
-                 "end (data.seq_length)")  # fmt: skip
+    problem = f"of {count:,} options and their context exceed data.seq_length={seq_length} tokens and lost its end"
+    splits.warn_count(source, cut, problem)
   labels = [choice.label for choice in choices]
   fixed = {
     "label": np.array([label or 0 for label in labels], np.int32),

@@ -50,7 +50,7 @@ class FinetuningData:
         self._fail(name, "the name of a column")
 
   @classmethod
-  def of(cls, data: Mapping[str, Any]) -> Self:
+  def from_config(cls, data: Mapping[str, Any]) -> Self:
     """Makes the dataclass from `config.data`.
 
     Raises:

@@ -1,13 +1,15 @@
 """Files of a split: which files a split's name stands for, and the text in them."""
 
 import glob
+import logging
 import pathlib
 import re
-import sys
 from collections.abc import Sequence
 
 from albert_jax import files
 from albert_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # The names of a split's files; the first is that of TFDS.
 NAMES = {
@@ -20,7 +22,7 @@ _LETTER = r"[^\W\d_]"
 
 
 def names_of(split: str) -> tuple[str, ...]:
-  """The names that the files of a split may have, such as dev for validation."""
+  """Returns the names that the files of a split may have, such as dev for validation."""
   return next((names for names in NAMES.values() if split in names), (split,))
 
 
@@ -66,8 +68,8 @@ def find(
     return None
   if tfds_folder(folder):
     return None
-  found = (_matching(folder, part) or _by_name(folder, part, suffixes, file_names) for part in parts)
-  return list(dict.fromkeys(path for each in found for path in each))
+  matches = (_matching(folder, part) or _by_name(folder, part, suffixes, file_names) for part in parts)
+  return list(dict.fromkeys(path for each in matches for path in each))
 
 
 def find_one(
@@ -85,7 +87,7 @@ def find_one(
 
 
 def tfds_folder(folder: pathlib.Path) -> pathlib.Path | None:
-  """The folder of a TFDS dataset: `folder`, or the newest version inside it; None if neither is one."""
+  """Returns the folder of a TFDS dataset: `folder`, or the newest version inside it; None if neither is one."""
   infos = [
     path for path in (folder / "dataset_info.json", *sorted(folder.glob("*/dataset_info.json"))) if path.is_file()
   ]
@@ -93,13 +95,13 @@ def tfds_folder(folder: pathlib.Path) -> pathlib.Path | None:
 
 
 def _existing(folder, name):
-  """The file of that name: in the folder, or a path of its own."""
+  """Returns the file of that name: in the folder, or a path of its own."""
   candidates = [folder / name] if folder.is_dir() else []
   return next((path for path in (*candidates, pathlib.Path(name).expanduser()) if path.is_file()), None)
 
 
 def _matching(folder, part):
-  """The file of that name, or the files that match it as a pattern."""
+  """Returns the file of that name, or the files that match it as a pattern."""
   if path := _existing(folder, part):
     return [path]
   pattern = pathlib.Path(part).expanduser()
@@ -158,7 +160,7 @@ def read_text(path: str | pathlib.Path) -> str:
     if nuls > 1 + MAX_NUL_SHARE * len(text):
       line = text.count("\n", 0, text.index("\0")) + 1
       raise UserError(f"{path} has {nuls:,} NUL characters, the first in line {line}; it is damaged or not UTF-8 text")
-    say(path, nuls, "NUL characters were dropped")
+    warn_count(path, nuls, "NUL characters were dropped")
     text = text.replace("\0", "")
   text = text.replace("\r\n", "\n")
   # Where CR ends the first line it ends every line, and a line feed is part of a quoted cell; else CR is a character.
@@ -166,6 +168,6 @@ def read_text(path: str | pathlib.Path) -> str:
   return text.replace("\r", "\n") if first and first.group() == "\r" else text
 
 
-def say(source: object, count: int, what: str) -> None:
-  """Prints one line on what a file has wrong, with how often."""
-  print(f"{source}: {count:,} {what}", file=sys.stderr)
+def warn_count(source: object, count: int, problem: str) -> None:
+  """Logs a warning with a problem of a file and the number of times it occurs."""
+  log.warning("%s: %s %s", source, f"{count:,}", problem)

@@ -123,14 +123,14 @@ def read_file(path: str | pathlib.Path) -> list[Question]:
       questions.append(_question(where, article, article))
       continue
     for p, paragraph in enumerate(_field(where, article, "paragraphs", list)):
-      here = f"{where}.paragraphs[{p}]"
-      for q, qa in enumerate(_field(here, paragraph, "qas", list)):
-        questions.append(_question(f"{here}.qas[{q}]", qa, paragraph))
+      position = f"{where}.paragraphs[{p}]"
+      for q, qa in enumerate(_field(position, paragraph, "qas", list)):
+        questions.append(_question(f"{position}.qas[{q}]", qa, paragraph))
   return _checked(path, questions)
 
 
 def is_hidden(questions: Sequence[Question]) -> bool:
-  """Whether a split hides its answers: no question has one, and none is marked as having none."""
+  """Returns whether a split hides its answers: no question has one, and none is marked as having none."""
   return not any(question.answers or question.impossible for question in questions)
 
 
@@ -140,17 +140,17 @@ def _of_rows(rows):
 
 
 def _plain(value):
-  """The bytes and arrays of TFDS as Python's own values."""
+  """Returns the bytes and arrays of TFDS as Python's own values."""
   if isinstance(value, dict):
-    return {key: _plain(each) for key, each in value.items()}
+    return {key: _plain(item) for key, item in value.items()}
   if isinstance(value, np.ndarray | list):
-    return [_plain(each) for each in value]
+    return [_plain(item) for item in value]
   value = value.item() if isinstance(value, np.generic) else value
   return value.decode() if isinstance(value, bytes) else value
 
 
 def _question(where, qa, paragraph):
-  """A question as it stands there: `answers` is None where the key is absent or null."""
+  """Returns a question as it stands there: `answers` is None where the key is absent or null."""
   strict_json.expect(qa, where, dict)
   answers = qa.get("answers")
   if isinstance(answers, dict):  # {"text": [...], "answer_start": [...]}, as TFDS has it
@@ -178,7 +178,7 @@ def _field(where, value, name, kind):
 
 
 def _checked(where, questions):
-  """The questions of a file. One without answers has none to find, unless the file hides all answers."""
+  """Returns the questions of a file. One without answers has none to find, unless the file hides all answers."""
   if not questions:
     raise UserError(f"{where} holds no question")
   [(most, count)] = collections.Counter(x.id for x in questions).most_common(1)
@@ -212,15 +212,15 @@ def locate(context: str, text: str, start: int) -> tuple[int, int] | None:
   if not stripped:
     return None
   if not context.startswith(stripped, max(start, 0)) or start < 0:
-    places = [match.start() for match in re.finditer(f"(?={re.escape(stripped)})", context)]
-    if not places:
+    starts = [match.start() for match in re.finditer(f"(?={re.escape(stripped)})", context)]
+    if not starts:
       return None
-    start = min(places, key=lambda place: abs(place - start))
+    start = min(starts, key=lambda place: abs(place - start))
   return start, start + len(stripped)
 
 
 def align(spans: np.ndarray, start: int, end: int) -> tuple[int, int] | None:
-  """The first and the last token that overlap characters [start, end); None if no token does.
+  """Returns the first and the last token that overlap characters [start, end); None if no token does.
 
   Args:
     spans: int [n, 2], the characters of each token, in the order of the text.
@@ -314,10 +314,10 @@ def encode(
   passage_of = functools.cache(lambda text: _passage(tokenizer, text, kind))  # TFDS has the questions shuffled.
   tokens = {"input_ids": [], "token_type_ids": [], "allowed": []}
   fixed = {"start": [], "end": [], "impossible": []}
-  kept, places, all_spans = [], [], []
-  asked = tokenizer.encode_batch([x.question for x in questions])
+  kept, positions, all_spans = [], [], []
+  queries = tokenizer.encode_batch([x.question for x in questions])
   shown = tqdm.tqdm(questions, desc="encoding", disable=None, leave=False)
-  for question, query in zip(shown, asked, strict=True):
+  for question, query in zip(shown, queries, strict=True):
     ids, spans = passage_of(question.context)
     windows = cut(len(ids), seq_length - min(len(query), max_query_length) - 3, doc_stride)
     label = _label(question, spans, windows, notes)
@@ -328,7 +328,7 @@ def encode(
       continue
     query = query[:max_query_length]
     for first, size in windows:
-      here = label is not None and first <= label[0] and label[1] < first + size
+      is_inside = label is not None and first <= label[0] and label[1] < first + size
       offset = len(query) + 2
       front = np.array([tokenizer.cls_id, *query, tokenizer.sep_id], kind)
       row = np.concatenate([front, ids[first : first + size], np.array([tokenizer.sep_id], kind)])
@@ -338,16 +338,17 @@ def encode(
       allowed[0], allowed[-1] = 1, 0
       for name, value in zip(tokens, (row, passage, allowed), strict=True):
         tokens[name].append(value)
-      for name, value in zip(fixed, [x - first + offset for x in label] if here else (0, 0), strict=False):
+      for name, value in zip(fixed, [x - first + offset for x in label] if is_inside else (0, 0), strict=False):
         fixed[name].append(value)
-      fixed["impossible"].append(not here)
-      places.append((len(kept), first, offset, size))
+      fixed["impossible"].append(not is_inside)
+      positions.append((len(kept), first, offset, size))
     kept.append(question)
     all_spans.append(spans)
   rows = Rows(tokens, {name: np.array(values, np.int32) for name, values in fixed.items()},
               {"input_ids": tokenizer.pad_id})  # fmt: skip
-  columns = np.array(places, np.int64).reshape(-1, 4).T
-  return Windows(rows, kept, *columns, all_spans, {what: count for what, count in notes.items() if count})
+  question_of, firsts, offsets, sizes = np.array(positions, np.int64).reshape(-1, 4).T
+  counts = {note: count for note, count in notes.items() if count}
+  return Windows(rows, kept, question_of, firsts, offsets, sizes, all_spans, counts)
 
 
 def _passage(tokenizer, text, kind):
@@ -356,10 +357,10 @@ def _passage(tokenizer, text, kind):
 
 
 def _label(question, spans, windows, notes):
-  """The tokens (first, last) of the answer to learn, None if there is none; counts faults in `notes`."""
+  """Returns the tokens (first, last) of the answer to learn, None if there is none; counts faults in `notes`."""
   if not question.answers or question.impossible:
     return None
-  found = []
+  candidates = []
   for text, start in question.answers:
     place = locate(question.context, text, start)
     tokens = None if place is None else align(spans, *place)
@@ -367,11 +368,11 @@ def _label(question, spans, windows, notes):
       moved = question.context[start : start + len(text)] != text
       inside = any(first <= tokens[0] and tokens[1] < first + size for first, size in windows)
       exact = characters(question.context, spans, *tokens) == place
-      found.append((not inside, not exact, len(found), moved, tokens))
-  if not found:
+      candidates.append((not inside, not exact, len(candidates), moved, tokens))
+  if not candidates:
     notes["answers that are not in the passage"] += 1
     return None
-  outside, within, _, moved, tokens = min(found)
+  outside, within, _, moved, tokens = min(candidates)
   notes["answers that are elsewhere in the passage than answer_start says"] += moved
   notes["answers that begin or end inside a token"] += within
   notes["answers longer than any window"] += outside

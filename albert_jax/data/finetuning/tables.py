@@ -47,11 +47,11 @@ class Examples:
     return len(self.lines)
 
   def where(self, row: int) -> str:
-    """The place of a row as "FILE line N"."""
+    """Returns the place of a row as "FILE line N"."""
     return f"{self.source} line {self.lines[row]}"
 
   def select(self, keep: np.ndarray) -> "Examples":
-    """The rows for which `keep` (bool [n]) is true."""
+    """Returns the rows for which `keep` (bool [n]) is true."""
     index = np.flatnonzero(keep)
     columns = {name: [values[i] for i in index] for name, values in self.columns.items()}
     return Examples(columns, [self.lines[i] for i in index], self.source)
@@ -142,7 +142,7 @@ def _read_table(path, fields, optional, separators, quotes, skip_ragged):
         f"{path}: {len(ragged):,} of {len(rows):,} lines {what}; mend or remove them (a held-out number is of all "
         "lines), or say with --config.data.quotes=csv or none what quotes are there"
       )
-    splits.say(path, len(ragged), f"lines {what}, and were skipped")
+    splits.warn_count(path, len(ragged), f"lines {what}, and were skipped")
     rows = [(line, row) for line, row in rows if len(row) == len(header)]
   place = {name: header.index(name) if name in header else None for name in (*fields, *optional)}
   columns = {name: [None if i is None else row[i] for _, row in rows] for name, i in place.items()}
@@ -150,7 +150,7 @@ def _read_table(path, fields, optional, separators, quotes, skip_ragged):
 
 
 def _header(line, separator, quotes, has_header):
-  """The names of the columns; their numbers where the first line is a row like the others."""
+  """Returns the names of the columns; their numbers where the first line is a row like the others."""
   try:
     names = line.split(separator) if quotes == "none" else next(csv.reader([line], delimiter=separator))
   except csv.Error:
@@ -159,7 +159,7 @@ def _header(line, separator, quotes, has_header):
 
 
 def _cells(path, text, separator, quotes):
-  """[(line number, its cells)] of a table, without blank lines."""
+  """Returns [(line number, its cells)] of a table, without blank lines."""
   if quotes == "auto":
     quotes = "csv" if separator != "\t" else "auto"
   if quotes != "none" and '"' in text:
@@ -236,10 +236,10 @@ def _read_json(path, fields, optional):
   columns = {name: [] for name in (*fields, *optional)}
   for number, row in rows:
     if not isinstance(row, dict) or any(field not in row for field in fields):
-      there = ", ".join(row)[:200] if isinstance(row, dict) else strict_json.show(row, 40)
+      contents = ", ".join(row)[:200] if isinstance(row, dict) else strict_json.show(row, 40)
       raise UserError(
-        f"{path} line {number}: expected an object with the fields {', '.join(fields)}, and there is {there}; choose "
-        "with the config's data.*_field, as --config.data.label_field=…"
+        f"{path} line {number}: expected an object with the fields {', '.join(fields)}, but it is {contents}; choose "
+        "the fields with data.*_field, as --config.data.label_field=…"
       )
     for name, values in columns.items():
       values.append(row.get(name))
@@ -281,7 +281,7 @@ def _read_parquet(path, fields, optional):
 
 
 def _bytes(array):
-  """The bytes of an Arrow array's values, counting a repeated text as often as it is there."""
+  """Returns the bytes of an Arrow array's values, counting a repeated text as often as it is there."""
   import pyarrow.compute
 
   if pyarrow.types.is_nested(array.type):
@@ -294,10 +294,10 @@ def _bytes(array):
   return array.nbytes
 
 
-def _check_columns(source, there, fields):
-  if missing := [field for field in fields if field not in there]:
+def _check_columns(source, columns, fields):
+  if missing := [field for field in fields if field not in columns]:
     raise UserError(
-      f"{source} has no column {', '.join(map(repr, missing))}; expected one of {', '.join(there)} (choose with "
+      f"{source} has no column {', '.join(map(repr, missing))}; expected one of {', '.join(columns)} (choose with "
       "the config's data.*_field, as --config.data.label_field=…)"
     )
 
@@ -333,7 +333,7 @@ def _read_tfds(dataset, split, fields, optional, tfds_dir):
 
 
 def _plain(value, feature):
-  """A value of TFDS as Python's: a label as its name, None where TFDS has -1 for it."""
+  """Returns a value of TFDS as Python's: a label as its name, None where TFDS has -1 for it."""
   if hasattr(feature, "int2str"):
     return feature.int2str(int(value)) if value >= 0 else None
   value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
@@ -344,7 +344,7 @@ def _plain(value, feature):
 
 
 def texts(examples: Examples, field: str) -> list[str]:
-  """A column as texts; missing ones are empty, and empty ones are counted.
+  """Returns a column as texts; missing ones are empty, and empty ones are counted.
 
   Raises:
     UserError: a cell holds neither a text nor a number.
@@ -358,7 +358,9 @@ def texts(examples: Examples, field: str) -> list[str]:
     values.append(str(value))
     empty += not values[-1]
   if empty:
-    splits.say(examples.source, empty, f"of {len(values):,} rows have an empty {field!r}; they are kept as they are")
+    splits.warn_count(
+      examples.source, empty, f"of {len(values):,} rows have an empty {field!r}; they are kept as they are"
+    )
   return values
 
 
@@ -414,9 +416,9 @@ def encode(
     cut += kept_a + kept_b < len(a) + len(b)
     end = [] if second is None else [*b[:kept_b], vocabulary.sep_id]
     tokens["input_ids"].append(np.array([vocabulary.cls_id, *a[:kept_a], vocabulary.sep_id, *end], np.int32))
-    tokens["token_type_ids"].append(np.repeat(np.int32([0, 1]), [kept_a + 2, len(end)]))
+    tokens["token_type_ids"].append(np.repeat(np.array([0, 1], np.int32), [kept_a + 2, len(end)]))
   if cut:
-    splits.say(source, cut, f"of {len(first):,} rows exceed data.seq_length={seq_length} tokens and were cut")
+    splits.warn_count(source, cut, f"of {len(first):,} rows exceed data.seq_length={seq_length} tokens and were cut")
   return tokens
 
 
@@ -429,7 +431,7 @@ def encode_texts(vocabulary: Tokenizer, texts: Sequence[str]) -> list[np.ndarray
 
 
 def shares(a: int, b: int, total: int) -> tuple[int, int]:
-  """The numbers of tokens that a pair keeps if the longer text loses its last token until the pair fits.
+  """Returns the numbers of tokens that a pair keeps if the longer text loses its last token until the pair fits.
 
   _truncate_seq_pair of the original; of two equally long texts the second loses one.
 

@@ -44,7 +44,7 @@ class Sentences:
     return len(self.words)
 
   def labels(self) -> list[str]:
-    """The different tags, sorted."""
+    """Returns the different tags, sorted."""
     return sorted(set(itertools.chain(*(self.tags or ()))))
 
 

@@ -27,7 +27,7 @@ class Encoded:
   positions: list[np.ndarray]
 
   def by_item(self, values: Sequence[np.ndarray]) -> list[list]:
-    """The values at the items of each sequence, from one array [L] a row."""
+    """Returns the values at the items of each sequence, from one array [L] a row."""
     result: list[list] = [[] for _ in range(self.sequences)]
     for s, positions, row in zip(self.sequence, self.positions, values, strict=True):
       result[s] += list(np.asarray(row)[positions])
@@ -80,7 +80,7 @@ def encode(
 
 
 def longest_item(room: int) -> int:
-  """The most pieces of an item, and of what two windows share, if a window has `room` pieces."""
+  """Returns the most pieces of an item, and of what two windows share, if a window has `room` pieces."""
   return room // 2
 
 

@@ -3,11 +3,14 @@
 import collections
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
 from albert_jax.data import datasets, records
 from albert_jax.data.pretraining import batching, masking
+from albert_jax.data.pretraining.examples import DataConfig, Details
+from albert_jax.data.tokenizer import Tokenizer
 
 _BATCH = 256
 _READ = 500_000  # records of a split that are looked at for duplicates
@@ -24,20 +27,20 @@ class Check:
   advice: str
 
   @property
-  def is_fine(self):
+  def is_fine(self) -> bool:
     return self.low <= self.value <= self.high
 
 
-def restore(batch):
-  """The ids of a batch before masking: int32 array [B, L]."""
+def restore(batch: dict[str, np.ndarray]) -> np.ndarray:
+  """Returns the ids of a batch before masking: int32 array [B, L]."""
   ids = batch["input_ids"].copy()
   rows, slots = np.nonzero(batch["mlm_weights"])
   ids[rows, batch["mlm_positions"][rows, slots]] = batch["mlm_labels"][rows, slots]
   return ids
 
 
-def mask_runs(is_masked, is_start, is_special):
-  """How long the runs of masked words are: {words: count}. All arguments are bool arrays [B, L]."""
+def mask_runs(is_masked: np.ndarray, is_start: np.ndarray, is_special: np.ndarray) -> dict[int, int]:
+  """Returns how long the runs of masked words are: {words: count}. All arguments are bool arrays [B, L]."""
   begins_word = is_start & ~is_special
   word = begins_word & is_masked
   # A run ends at a word that is not masked, or at a special token.
@@ -47,7 +50,9 @@ def mask_runs(is_masked, is_start, is_special):
   return {n: int(count) for n, count in enumerate(lengths.tolist()) if count}
 
 
-def measure(cfg, examples, seed=0):
+def measure(
+  cfg: DataConfig, examples: int, seed: int = 0
+) -> tuple[dict[str, Any], tuple[dict[str, np.ndarray], Details] | None]:
   """Makes examples and counts.
 
   Args:
@@ -56,12 +61,12 @@ def measure(cfg, examples, seed=0):
     seed: int.
 
   Returns:
-    dict of plain numbers, and the first batch with its pretrain.Details.
+    dict of plain numbers, and the first batch with its examples.Details.
   """
   make = batching.batch_maker(cfg, batch_size=_BATCH, seed=seed)
   tokenizer = datasets.tokenizer(cfg.dataset, cfg.spm)
   total, drawn, words, runs = (collections.Counter() for _ in range(4))
-  lengths, filled, pieces = [], [], np.zeros(tokenizer.vocab_size, np.int64)
+  row_lengths, filled, pieces = [], [], np.zeros(tokenizer.vocab_size, np.int64)
   first = None
   for step in range(max(1, math.ceil(examples / _BATCH))):
     rows, details = make.explain(step)
@@ -78,7 +83,7 @@ def measure(cfg, examples, seed=0):
     is_pair = batch["sop_weight"] == 1
     documents = details.records.document
     document_a, document_b = documents[: len(is_pair)], documents[details.pairs.second_record]
-    lengths.append(batch["attention_mask"].sum(axis=1))
+    row_lengths.append(batch["attention_mask"].sum(axis=1))
     pieces += np.bincount(text, minlength=len(pieces))
     drawn.update(details.spans.drawn.tolist())
     words.update(details.spans.words.tolist())
@@ -96,7 +101,7 @@ def measure(cfg, examples, seed=0):
       across=int((is_pair & (document_a != document_b)).sum()),
       unknown=int((text == tokenizer.unk_id).sum()),
     )
-  lengths = np.concatenate(lengths)
+  lengths = np.concatenate(row_lengths)
   masked, spans = max(1, total["masked"]), max(1, sum(drawn.values()))
   top = np.argsort(-pieces)[:20]
   numbers = {
@@ -126,7 +131,7 @@ def measure(cfg, examples, seed=0):
   return numbers, first
 
 
-def look_for_duplicates(cfg):
+def look_for_duplicates(cfg: DataConfig) -> dict[str, Any]:
   """Compares all records of both splits: dict of `documents_in_both_splits`, `duplicate_segments` (a share)."""
   documents, segments, repeated = collections.defaultdict(set), set(), 0
   for folder in datasets.folders(cfg.dataset):
@@ -146,8 +151,8 @@ def look_for_duplicates(cfg):
   }
 
 
-def checks(numbers, cfg):
-  """The ranges for the numbers of `measure` and `look_for_duplicates`: list of Check."""
+def checks(numbers: dict[str, Any], cfg: DataConfig) -> list[Check]:
+  """Returns the ranges for the numbers of `measure` and `look_for_duplicates`: list of Check."""
   expected = masking.ngram_probabilities(cfg.ngram, cfg.favor_shorter_ngram)
   masked = numbers["mask_rate"] * numbers["tokens_mean"] * numbers["examples"]
 
@@ -188,7 +193,7 @@ def checks(numbers, cfg):
   return result
 
 
-def show_example(batch, details, row, tokenizer):
+def show_example(batch: dict[str, np.ndarray], details: Details, row: int, tokenizer: Tokenizer) -> str:
   """One example as text: `{mask:original}`, `{random:original}`, `{original}` where a masked token was kept."""
   labels = dict(
     zip(
@@ -210,7 +215,7 @@ def show_example(batch, details, row, tokenizer):
   return f"[{order}] " + " ".join("".join(pieces).replace("▁", " ").split())
 
 
-def draw(numbers, path):
+def draw(numbers: dict[str, Any], path: str) -> None:
   """The numbers as a picture."""
   from matplotlib.figure import Figure  # takes a second to import
 

@@ -10,6 +10,8 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -38,11 +40,11 @@ class _Maker:
   first_row: int = 0
 
   def __call__(self, step):
-    """The batch's dict of arrays."""
+    """Returns the batch's dict of arrays."""
     return self.explain(step)[0]
 
   def explain(self, step):
-    """The batch, and the pretrain.Details of how it came about."""
+    """Returns the batch, and the examples.Details of how it came about."""
     cfg = self.cfg
     sources = [datasets.open_split(folder, self.split) for folder in datasets.folders(cfg.dataset)]
     sizes = [len(records) for records in sources]
@@ -57,17 +59,17 @@ class _Maker:
       members, is_used = packing.rows_to_records(plan, numbers_or_last, self.seed if self.is_training else None)
       if self.is_training:
         members, is_used, max_tokens = packing.fill(plan, numbers, self.seed, members, is_used, cfg.seq_length)
-      which, indices = mixture.locate_in_order(members[is_used], sizes)
+      dataset_of, indices = mixture.locate_in_order(members[is_used], sizes)
       numbers = (numbers[:, None] * cfg.packing + np.arange(cfg.packing))[is_used]
     elif self.is_training:
-      which, indices = mixture.locate(numbers, mixture.places(cfg.weights, sizes), sizes, self.seed)
+      dataset_of, indices = mixture.locate(numbers, mixture.block_slots(cfg.weights, sizes), sizes, self.seed)
     else:
-      which, indices = mixture.locate_in_order(numbers_or_last, sizes)
+      dataset_of, indices = mixture.locate_in_order(numbers_or_last, sizes)
     if cfg.objective == "nsp":
-      others = rng.below(rng.bits(rng.keys(self.seed, "others", numbers), 1)[:, 0], sum(sizes))
-      others = mixture.locate_in_order(others, sizes)
-      which, indices = np.append(which, others[0]), np.append(indices, others[1])
-    packed = datasets.fetch_from(sources, which, indices)
+      second = rng.below(rng.bits(rng.keys(self.seed, "others", numbers), 1)[:, 0], sum(sizes))
+      second = mixture.locate_in_order(second, sizes)
+      dataset_of, indices = np.append(dataset_of, second[0]), np.append(indices, second[1])
+    packed = datasets.fetch_from(sources, dataset_of, indices)
     vocabulary = _vocabulary(cfg.dataset, cfg.spm)
     batch, details = examples.explain_batch(packed, numbers, self.seed, cfg, vocabulary, is_used, max_tokens)
     if not is_real.all():
@@ -78,13 +80,13 @@ class _Maker:
 
 @functools.lru_cache(maxsize=16)
 def _plan(dataset, split, length, most):
-  """The packing plan of a split, made once a process."""
+  """Returns the packing plan of a split, made once a process."""
   sizes = packing.example_sizes(datasets.lengths(dataset, split), length)
   return packing.make_plan(sizes, length, most)
 
 
 def _rows(cfg, split):
-  """How many rows one epoch of a split has."""
+  """Returns how many rows one epoch of a split has."""
   if cfg.packing > 1:
     return _plan(cfg.dataset, split, cfg.seq_length, cfg.packing).rows
   return sum(len(datasets.open_split(folder, split)) for folder in datasets.folders(cfg.dataset))
@@ -92,12 +94,16 @@ def _rows(cfg, split):
 
 @functools.lru_cache(maxsize=64)
 def _vocabulary(dataset, spm):
-  """The dataset's vocabulary, read once a process."""
-  return examples.Vocabulary.of(datasets.tokenizer(dataset, spm))
+  """Returns the dataset's vocabulary, read once a process."""
+  return examples.Vocabulary.from_tokenizer(datasets.tokenizer(dataset, spm))
 
 
-def check_hosts(batch_size, host, hosts):
-  """Raises: UserError for a batch that hosts cannot share, or a host that does not exist."""
+def check_hosts(batch_size: int, host: int, hosts: int) -> None:
+  """
+
+  Raises:
+    UserError: the hosts cannot share the batch evenly, or the host does not exist.
+  """
   if batch_size < 1 or batch_size % hosts:
     raise UserError(
       f"batch_size={batch_size} must divide by the number of hosts ({hosts}); try "
@@ -112,7 +118,7 @@ def _check(cfg, split, batch_size, host, hosts):
   check_hosts(batch_size, host, hosts)
   _vocabulary(cfg.dataset, cfg.spm)
   sizes = [len(datasets.open_split(folder, split)) for folder in datasets.folders(cfg.dataset)]
-  mixture.places(cfg.weights, sizes)
+  mixture.block_slots(cfg.weights, sizes)
   if cfg.packing > 1 and cfg.weights:
     raise UserError(
       f"data.weights={cfg.weights} and data.packing={cfg.packing} do not go together: packed datasets are mixed by "
@@ -121,7 +127,7 @@ def _check(cfg, split, batch_size, host, hosts):
   return _rows(cfg, split)
 
 
-def iterate(maker, first, stop, workers):
+def iterate(maker: Callable[[int], Any], first: int, stop: int, workers: int) -> Iterator[Any]:
   """The batches `first` to `stop` of a function of their number, made ahead by a thread or by worker processes."""
   if first < stop:
     yield maker(first)
@@ -152,19 +158,23 @@ def _follow_the_loop(_worker, _workers):
   threading.Thread(target=wait, daemon=True).start()
 
 
-def batch_maker(cfg, *, batch_size, seed, host=0, hosts=1, first_row=0):
+def batch_maker(
+  cfg: DataConfig, *, batch_size: int, seed: int, host: int = 0, hosts: int = 1, first_row: int = 0
+) -> _Maker:
   """What makes the training batches: a function of the step, for whoever wants one batch or to measure.
 
   Args and errors: as for train_batches.
 
   Returns:
-    function from int, the step, to a dict of arrays; its method `explain` also returns the pretrain.Details.
+    function from int, the step, to a dict of arrays; its method `explain` also returns the examples.Details.
   """
   _check(cfg, cfg.split, batch_size, host, hosts)
   return _Maker(cfg, cfg.split, batch_size, seed, host, hosts, is_training=True, first_row=first_row)
 
 
-def train_batches(cfg, *, batch_size, seed, start_step=0, host=0, hosts=1, first_row=0):
+def train_batches(
+  cfg: DataConfig, *, batch_size: int, seed: int, start_step: int = 0, host: int = 0, hosts: int = 1, first_row: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
   """Endless training batches, shuffled anew each epoch.
 
   Args:
@@ -176,7 +186,7 @@ def train_batches(cfg, *, batch_size, seed, start_step=0, host=0, hosts=1, first
     first_row: the number of the first row of batch 0, for a run whose batch was of another size before.
 
   Returns:
-    iterator of dicts as pretrain.make_batch describes, B / hosts rows each.
+    iterator of dicts as examples.make_batch describes, B / hosts rows each.
 
   Raises:
     UserError: the dataset, the vocabulary or the sizes do not fit.
@@ -185,7 +195,9 @@ def train_batches(cfg, *, batch_size, seed, start_step=0, host=0, hosts=1, first
   return iterate(maker, start_step, FOREVER, cfg.workers)
 
 
-def eval_batches(cfg, *, batch_size, seed, host=0, hosts=1, max_batches=None):
+def eval_batches(
+  cfg: DataConfig, *, batch_size: int, seed: int, host: int = 0, hosts: int = 1, max_batches: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
   """One pass over the validation split, in order, with the same masks every time for the same seed.
 
   Args:

@@ -7,6 +7,7 @@ import numpy as np
 
 from albert_jax.data import records, rng
 from albert_jax.data.pretraining import masking, packing, pairs
+from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
 OBJECTIVES = ("sop", "nsp", "none")
@@ -79,7 +80,7 @@ class DataConfig:
       raise UserError(f"data.objective={self.objective!r} is unknown; expected one of {', '.join(OBJECTIVES)}")
 
   @property
-  def slots(self):
+  def slots(self) -> int:
     """M: 77 at length 512 and a mask rate of 15 %."""
     return self.max_predictions or max(1, round(self.mask_rate * self.seq_length))
 
@@ -94,7 +95,7 @@ class Vocabulary(typing.NamedTuple):
   ordinary_ids: np.ndarray
 
   @classmethod
-  def of(cls, tokenizer):
+  def from_tokenizer(cls, tokenizer: Tokenizer) -> typing.Self:
     return cls(tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id, tokenizer.ordinary_ids)
 
 
@@ -116,7 +117,9 @@ class Rows(typing.NamedTuple):
   starts_word: np.ndarray
 
 
-def lay_out(batch, chosen, vocabulary, length, whole_word=True):
+def lay_out(
+  batch: records.Records, chosen: pairs.Pairs, vocabulary: Vocabulary, length: int, whole_word: bool = True
+) -> Rows:
   """Copies the chosen tokens into rows.
 
   Args:
@@ -139,7 +142,7 @@ def lay_out(batch, chosen, vocabulary, length, whole_word=True):
   is_second = column > middle[:, None]
 
   def take(values, base):
-    """The rows' tokens from an array in which record r begins at base[r]; special places get something."""
+    """Returns the rows' tokens from an array in which record r begins at base[r]; special places get something."""
     shift = np.where(
       is_second,
       (base[chosen.second_record] + chosen.second_start - middle - 1)[:, None],
@@ -187,7 +190,9 @@ class Details(typing.NamedTuple):
   spans: masking.Spans
 
 
-def make_batch(packed, numbers, seed, cfg, vocabulary):
+def make_batch(
+  packed: list[bytes], numbers: np.ndarray, seed: int, cfg: DataConfig, vocabulary: Vocabulary
+) -> dict[str, np.ndarray]:
   """Makes examples of segments.
 
   Args:
@@ -205,7 +210,15 @@ def make_batch(packed, numbers, seed, cfg, vocabulary):
   return explain_batch(packed, numbers, seed, cfg, vocabulary)[0]
 
 
-def explain_batch(packed, numbers, seed, cfg, vocabulary, is_used=None, max_tokens=None):
+def explain_batch(
+  packed: list[bytes],
+  numbers: np.ndarray,
+  seed: int,
+  cfg: DataConfig,
+  vocabulary: Vocabulary,
+  is_used: np.ndarray | None = None,
+  max_tokens: np.ndarray | None = None,
+) -> tuple[dict[str, np.ndarray], Details]:
   """`make_batch`, and the Details of how it was made.
 
   Args:

@@ -11,13 +11,14 @@ _BLOCK = 32  # tries drawn at a time
 
 
 class Spans(typing.NamedTuple):
-  """Runs of whole words in a batch, in no particular order; int64 arrays, one entry a run.
+  """Runs of whole words in a batch, in no particular order; int64 arrays with an entry for each run.
 
   Attributes:
-    row: the row it is in.
-    start, stop: its columns.
-    words: how many words it has.
-    drawn: how many it was meant to have, before it was shortened to what was left of the row's budget.
+    row: the row of the run.
+    start: its first column.
+    stop: the column after its last.
+    words: its number of words.
+    drawn: its number of words before it was shortened to the row's remaining budget.
   """
 
   row: np.ndarray
@@ -28,12 +29,12 @@ class Spans(typing.NamedTuple):
 
 
 class Masked(typing.NamedTuple):
-  """What masking made of a batch.
+  """A masked batch.
 
   Attributes:
     ids: int32 array [B, L], the input with replacements.
     positions: int32 array [B, M], ascending; 0 where unused.
-    labels: int32 array [B, M], the original ids there; 0 where unused.
+    labels: int32 array [B, M], the original ids at the positions; 0 where unused.
     weights: float32 array [B, M], 1 where used.
   """
 
@@ -43,31 +44,38 @@ class Masked(typing.NamedTuple):
   weights: np.ndarray
 
 
-def ngram_probabilities(ngram, favor_shorter=True):
-  """p(n) for n = 1 … ngram: proportional to 1/n, or the same from behind."""
+def ngram_probabilities(ngram: int, favor_shorter: bool = True) -> np.ndarray:
+  """Returns p(n) for n = 1 … ngram: proportional to 1/n, or the reverse of that if not `favor_shorter`."""
   p = 1 / np.arange(1, ngram + 1)
   p /= p.sum()
   return p if favor_shorter else p[::-1]
 
 
-def choose_spans(is_start, is_special, budget, keys_B, *, ngram, favor_shorter=True):
+def choose_spans(
+  is_start: np.ndarray,
+  is_special: np.ndarray,
+  budget: np.ndarray,
+  keys_B: np.ndarray,
+  *,
+  ngram: int,
+  favor_shorter: bool = True,
+) -> Spans:
   """Chooses which words to mask.
 
-  As in the original: again and again a length n is drawn and a random run of n words; a run that meets a masked word is
-  refused; the last runs are shortened to what is left of the budget, and a word that is longer than that is left out.
-  Unlike there, a refused run is drawn anew with the same n, so that the lengths really follow p(n), and runs do not
-  reach over special tokens.
+  As in the original, a length n and a random run of n words are drawn repeatedly; a run with a masked word is rejected;
+  the last runs are shortened to the remaining budget, and a word longer than that is skipped. Unlike in the original,
+  a rejected run is drawn again with the same n, so that the lengths follow p(n), and runs do not span special tokens.
 
   Args:
     is_start: bool array [B, L], where words start; also True at every special token and at the first padding.
     is_special: bool array [B, L], special tokens and padding, which are never masked.
-    budget: int64 array [B], how many tokens to mask; no row gets more.
+    budget: int64 array [B], the most tokens to mask in each row.
     keys_B: uint64 array [B].
     ngram: the most words in a run.
-    favor_shorter: see ngram_probabilities.
+    favor_shorter: see `ngram_probabilities`.
 
   Returns:
-    Spans. Words are in them whole or not at all.
+    The Spans; each consists of whole words.
   """
   length = is_start.shape[1]
   flat_starts = np.flatnonzero(is_start)
@@ -77,14 +85,14 @@ def choose_spans(is_start, is_special, budget, keys_B, *, ngram, favor_shorter=T
   taken[: len(flat_starts)] = is_special.ravel()[flat_starts]
   word_at = np.append(flat_starts, np.full(ngram, is_start.size))
 
-  # How often a row tries depends on nothing but the row, so that it is the same in any batch.
+  # The number of tries depends on the row alone, so that the row is the same in any batch.
   tries = 2 * budget + 8
   edges = np.ceil(np.cumsum(ngram_probabilities(ngram, favor_shorter)) * 2**32).astype(np.uint64)[:-1]
   random = rng.bits(~keys_B, int(budget.max(initial=0))) >> np.uint64(32)
   lengths = 1 + (random[:, :, None] >= edges).sum(axis=2)
 
   left = budget.copy()
-  accepted = np.zeros(len(budget), np.int64)  # runs so far, which is also the next of a row's own list of lengths
+  accepted = np.zeros(len(budget), np.int64)  # The number of runs, which is also the index into a row's lengths.
   rows = np.flatnonzero(left > 0)
   spans = []
   for attempt in range(int(tries.max(initial=0))):
@@ -114,7 +122,7 @@ def choose_spans(is_start, is_special, budget, keys_B, *, ngram, favor_shorter=T
     accepted[chosen] += 1
     spans.append((chosen, first, size, n, drawn))
 
-  # A few rows are left with a token or two that no try hit. For them, all words are tried in a random order.
+  # A few rows have a token or two left in their budget. For these, all words are tried in a random order.
   for row in np.flatnonzero(left > 0):
     words = np.arange(base[row], base[row] + count[row])
     words = words[np.argsort(rng.bits(keys_B[row : row + 1] ^ np.uint64(1), len(words))[0])]
@@ -122,28 +130,39 @@ def choose_spans(is_start, is_special, budget, keys_B, *, ngram, favor_shorter=T
       size = word_at[word + 1] - word_at[word]
       if size <= left[row]:
         left[row] -= size
-        one = np.ones(1, np.int64)
-        spans.append((row * one, word_at[word] * one, size * one, one, one))
+        ones = np.ones(1, np.int64)
+        spans.append((row * ones, word_at[word] * ones, size * ones, ones, ones))
   if not spans:
     return Spans(*np.zeros((5, 0), np.int64))
-  row, first, size, words, drawn = map(np.concatenate, zip(*spans, strict=True))
-  return Spans(row, first - row * length, first - row * length + size, words, drawn)
+  rows, firsts, sizes, words, drawn = map(np.concatenate, zip(*spans, strict=True))
+  return Spans(rows, firsts - rows * length, firsts - rows * length + sizes, words, drawn)
 
 
-def mask_tokens(ids, spans, keys_B, *, slots, mask_id, ordinary_ids, mask_share=0.8, random_share=0.1):
-  """Hides the chosen words: 80 % of their tokens become [MASK], 10 % a random token, 10 % stay; each on its own.
+def mask_tokens(
+  ids: np.ndarray,
+  spans: Spans,
+  keys_B: np.ndarray,
+  *,
+  slots: int,
+  mask_id: int,
+  ordinary_ids: np.ndarray,
+  mask_share: float = 0.8,
+  random_share: float = 0.1,
+) -> Masked:
+  """Masks the chosen words: 80 % of their tokens become [MASK], 10 % a random token, 10 % stay, independently.
 
   Args:
     ids: int32 array [B, L].
     spans: Spans.
     keys_B: uint64 array [B].
-    slots: M; no row has more tokens in its spans.
-    mask_id: int.
+    slots: M, the slots for masked tokens of a row.
+    mask_id: the id of [MASK].
     ordinary_ids: int32 array, the ids that random replacements are drawn from.
-    mask_share, random_share: as above.
+    mask_share: the share of tokens that become [MASK].
+    random_share: the share of tokens that become a random token.
 
   Returns:
-    Masked.
+    The Masked batch.
   """
   row, start, size = spans.row, spans.start, spans.stop - spans.start
   batch = len(ids)

@@ -4,6 +4,8 @@ Numbers come in blocks. In each block every dataset has the same number of place
 exact, every dataset goes through its own shuffled epochs, and any example is found without the ones before it.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from albert_jax.data import rng
@@ -12,8 +14,8 @@ from albert_jax.errors import UserError
 BLOCK = 4096
 
 
-def places(weights, sizes):
-  """How many places of a block each dataset gets.
+def block_slots(weights: str, sizes: Sequence[int]) -> np.ndarray:
+  """Returns how many places of a block each dataset gets.
 
   Args:
     weights: str, the shares with commas between, in any unit; '' goes by size, so that all epochs are equally long.
@@ -45,12 +47,12 @@ def places(weights, sizes):
   return result
 
 
-def locate(numbers, block_places, sizes, seed):
-  """The records that training examples are made of.
+def locate(numbers: np.ndarray, slots_of: np.ndarray, sizes: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the records that training examples are made of.
 
   Args:
     numbers: int64 array [B], global example numbers.
-    block_places: int64 array [K], see `places`.
+    slots_of: int64 array [K], see `block_slots`.
     sizes: list of K ints, records in each dataset.
     seed: int.
 
@@ -58,22 +60,22 @@ def locate(numbers, block_places, sizes, seed):
     (which, index): int64 arrays [B], the dataset and the record in it.
   """
   if len(sizes) == 1:
-    which, position = np.zeros(len(numbers), np.int64), numbers
+    dataset_of, position = np.zeros(len(numbers), np.int64), numbers
   else:
     block = numbers // BLOCK
     place = rng.permute(numbers % BLOCK, BLOCK, rng.keys(seed, "mixture", block))
-    ends = np.cumsum(block_places)
-    which = np.searchsorted(ends, place, side="right")
-    position = block * block_places[which] + place - (ends - block_places)[which]
+    ends = np.cumsum(slots_of)
+    dataset_of = np.searchsorted(ends, place, side="right")
+    position = block * slots_of[dataset_of] + place - (ends - slots_of)[dataset_of]
   index = np.empty(len(numbers), np.int64)
   for k, size in enumerate(sizes):
-    in_k = which == k
+    in_k = dataset_of == k
     index[in_k] = rng.shuffled(position[in_k], size, seed, "order" if len(sizes) == 1 else f"order {k}")
-  return which, index
+  return dataset_of, index
 
 
-def locate_in_order(positions, sizes):
-  """The records at positions of all datasets one after the other: (which, index), int64 arrays [B]."""
+def locate_in_order(positions: np.ndarray, sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the records at positions of all datasets one after the other: (which, index), int64 arrays [B]."""
   ends = np.cumsum(sizes)
-  which = np.searchsorted(ends, positions, side="right")
-  return which, positions - np.append(0, ends)[which]
+  dataset_of = np.searchsorted(ends, positions, side="right")
+  return dataset_of, positions - np.append(0, ends)[dataset_of]

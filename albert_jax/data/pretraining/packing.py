@@ -38,12 +38,12 @@ class Plan:
   count: np.ndarray
 
   @property
-  def rows(self):
+  def rows(self) -> int:
     return int(self.ends[-1])
 
 
-def example_sizes(lengths, length):
-  """How many tokens the example of each record has, special ones included.
+def example_sizes(lengths: np.ndarray, length: int) -> np.ndarray:
+  """Returns how many tokens the example of each record has, special ones included.
 
   Args:
     lengths: int array [n, 2], tokens and sentences of each record.
@@ -56,7 +56,7 @@ def example_sizes(lengths, length):
   return np.minimum(tokens, length - 3) + np.where(sentences > 1, 3, 2)
 
 
-def make_plan(sizes, length, most):
+def make_plan(sizes: np.ndarray, length: int, most: int) -> Plan:
   """Plans the rows by best fit, longest examples first.
 
   Args:
@@ -124,8 +124,8 @@ def _locate(plan, numbers, seed):
   return pattern, rows - np.append(0, plan.ends)[pattern], epoch
 
 
-def rows_to_records(plan, numbers, seed=None):
-  """The records in rows.
+def rows_to_records(plan: Plan, numbers: np.ndarray, seed: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the records in rows.
 
   Args:
     plan: Plan.
@@ -148,7 +148,9 @@ def rows_to_records(plan, numbers, seed=None):
   return records, is_used
 
 
-def fill(plan, numbers, seed, records, is_used, length):
+def fill(
+  plan: Plan, numbers: np.ndarray, seed: int, records: np.ndarray, is_used: np.ndarray, length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Gives rows that have room a short sequence more, each from a random record.
 
   Args:
@@ -174,7 +176,7 @@ def fill(plan, numbers, seed, records, is_used, length):
   return records, is_used, max_tokens[is_used]
 
 
-def share_budget(budget, is_used, slots):
+def share_budget(budget: np.ndarray, is_used: np.ndarray, slots: int) -> np.ndarray:
   """Bounds the masks of examples so that those of a row fit into its slots.
 
   Args:
@@ -191,17 +193,19 @@ def share_budget(budget, is_used, slots):
   return np.clip(slots - before, 0, counts)[is_used]
 
 
-def pack_examples(examples, is_used, length, slots, pad_id):
+def pack_examples(
+  examples: dict[str, np.ndarray], is_used: np.ndarray, length: int, slots: int, pad_id: int
+) -> dict[str, np.ndarray]:
   """Puts examples into rows, one after the other.
 
   Args:
-    examples: dict of arrays with E rows, see pretrain.make_batch: the used ones of B rows, in their order.
+    examples: dict of arrays with E rows, see examples.make_batch: the used ones of B rows, in their order.
     is_used: bool array [B, S], with E True.
     length, slots: L and M of the rows.
     pad_id: int.
 
   Returns:
-    dict of arrays as pretrain.make_batch returns, but that sop_label and sop_weight are [B, S]; and besides
+    dict of arrays as examples.make_batch returns, but that sop_label and sop_weight are [B, S]; and besides
     segment_ids [B, L] (1 to S: which example a token is of, the only ones it may attend to; 0 is padding),
     position_ids [B, L] (from 0 in each example) and cls_positions [B, S] (where an example begins), all int32.
   """

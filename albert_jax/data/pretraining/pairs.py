@@ -5,6 +5,7 @@ import typing
 import numpy as np
 
 from albert_jax.data import rng
+from albert_jax.data.records import Records
 
 
 class Pairs(typing.NamedTuple):
@@ -29,7 +30,9 @@ class Pairs(typing.NamedTuple):
   is_short: np.ndarray
 
 
-def choose(records, keys_B, *, max_tokens, short_seq_rate, objective="sop"):
+def choose(
+  records: Records, keys_B: np.ndarray, *, max_tokens: int | np.ndarray, short_seq_rate: float, objective: str = "sop"
+) -> Pairs:
   """Chooses the texts of a batch.
 
   As in the original (create_pretraining_data.py), a row is a run of whole sentences that reaches its target length, and
@@ -39,7 +42,7 @@ def choose(records, keys_B, *, max_tokens, short_seq_rate, objective="sop"):
 
   Args:
     records: records.Records of B segments; for `nsp` of 2 B, the second B to take other documents' texts from.
-    keys_B: uint64 array [B], see draws.keys.
+    keys_B: uint64 array [B], see rng.keys.
     max_tokens: int ≥ 2, or int64 array [B] of such, the most tokens of a row, special ones not counted.
     short_seq_rate: the share of the rows whose target is drawn from 2 to `max_tokens`; the others' is `max_tokens`.
     objective: `sop` (half of the pairs swapped), `nsp` (half of the second parts from another document), or `none`

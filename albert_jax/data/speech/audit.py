@@ -63,7 +63,7 @@ def measure(cfg: SpeechConfig, examples: int, seed: int = 0) -> tuple[dict, batc
 
 
 def checks(numbers: dict, cfg: SpeechConfig) -> list[tuple[str, float, float, float, str]]:
-  """(name, value, lowest, highest, advice) for the numbers of `measure`."""
+  """Returns (name, value, lowest, highest, advice) for the numbers of `measure`."""
   masked = numbers["mask_rate"] * numbers["symbols_mean"] * numbers["examples"]
   slack = max(0.02, 4 / math.sqrt(max(1, masked / 8)))  # Words are drawn, of about eight symbols at most.
   space = "segments are shorter than rows: a smaller --config.data.seq_length"

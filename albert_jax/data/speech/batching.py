@@ -7,7 +7,8 @@ word that the symbol belongs to. As in PL-BERT (Li et al., arXiv 2301.08810), bu
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -133,7 +134,7 @@ def make_rows(
 
 
 def make_batch(rows: Rows, numbers: np.ndarray, seed: int, words: Lexicon, word_slots: int = 0) -> dict:
-  """The arrays that the task plbert wants.
+  """Returns the arrays that the task plbert wants.
 
   Args:
     rows: from make_rows.
@@ -184,18 +185,18 @@ class _Maker:
   first_row: int = 0
 
   def __call__(self, step):
-    """The batch's dict of arrays."""
+    """Returns the batch's dict of arrays."""
     return self.explain(step)[0]
 
   def explain(self, step):
-    """The batch, and the Rows it was made of."""
+    """Returns the batch, and the Rows it was made of."""
     cfg = self.cfg
     source = datasets.open_split(cfg.dataset, self.split)
     total, rows = len(source), self.batch_size // self.hosts
     numbers = self.first_row + int(step) * self.batch_size + self.host * rows + np.arange(rows)
     is_real = self.is_training | (numbers < total)
     if self.is_training:
-      _, indices = mixture.locate(numbers, mixture.places("", [total]), [total], self.seed)
+      _, indices = mixture.locate(numbers, mixture.block_slots("", [total]), [total], self.seed)
     else:
       indices = np.minimum(numbers, total - 1)
     batch = records.unpack(datasets.fetch(source, indices.tolist()))
@@ -209,7 +210,7 @@ class _Maker:
 
 @functools.lru_cache(maxsize=8)
 def symbols(dataset: str) -> Symbols:
-  """The symbol table of a dataset, read once a process."""
+  """Returns the symbol table of a dataset, read once a process."""
   return symbol_tables.load(dataset)
 
 
@@ -241,25 +242,42 @@ def _check(cfg, split, batch_size, host, hosts):
   return len(datasets.open_split(cfg.dataset, split))
 
 
-def batch_maker(cfg: SpeechConfig, *, batch_size, seed, host=0, hosts=1, first_row=0, word_slots=0):
+def batch_maker(
+  cfg: SpeechConfig,
+  *,
+  batch_size: int,
+  seed: int,
+  host: int = 0,
+  hosts: int = 1,
+  first_row: int = 0,
+  word_slots: int = 0,
+) -> _Maker:
   """What makes the training batches: a function of the step; its method `explain` also returns the Rows.
 
-  Args: see pretraining.batching.train_batches; word_slots: see make_batch.
+  Args:
+    word_slots: see `make_batch`; all others as in pretraining.batching.train_batches.
   """
   _check(cfg, cfg.split, batch_size, host, hosts)
   return _Maker(cfg, cfg.split, batch_size, seed, host, hosts, True, word_slots, first_row)
 
 
-def train_batches(cfg: SpeechConfig, *, start_step=0, **options):
-  """Endless training batches, shuffled anew each epoch, from number `start_step` on. Args: see batch_maker."""
+def train_batches(cfg: SpeechConfig, *, start_step: int = 0, **options: Any) -> Iterator[dict[str, np.ndarray]]:
+  """Endless training batches, shuffled anew each epoch, from number `start_step` on.
+
+  Args:
+    start_step: the number of the first batch; all others as in `batch_maker`.
+  """
   return batching.iterate(batch_maker(cfg, **options), start_step, batching.FOREVER, cfg.workers)
 
 
-def eval_batches(cfg: SpeechConfig, *, batch_size, seed, host=0, hosts=1, max_batches=None):
+def eval_batches(
+  cfg: SpeechConfig, *, batch_size: int, seed: int, host: int = 0, hosts: int = 1, max_batches: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
   """One pass over the validation split, in order, with the same windows and masks every time for the same seed.
 
-  Returns: iterator of as many dicts on every host, with all positions for the word loss. Rows that fill the last batch
-    up weigh 0.
+  Returns:
+    iterator of as many dicts on every host, with all positions for the word loss. Rows that fill the last batch up
+      weigh 0.
   """
   total = _check(cfg, cfg.validation_split, batch_size, host, hosts)
   maker = _Maker(cfg, cfg.validation_split, batch_size, seed, host, hosts, False, 0)

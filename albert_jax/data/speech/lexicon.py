@@ -77,7 +77,7 @@ def save(folder: str, lexicon: Lexicon, targets: list[str], table: Symbols) -> N
 
 @functools.lru_cache(maxsize=8)
 def load(folder: str) -> Lexicon:
-  """The lexicon of a dataset, read once a process."""
+  """Returns the lexicon of a dataset, read once a process."""
   with np.load(io.BytesIO(files.read(f"{os.path.expanduser(folder)}/{FILE}"))) as table:
     return Lexicon(
       table["symbols"], table["start"], table["target"], _separate(table["words"]), _separate(table["phonemes"])
@@ -85,7 +85,7 @@ def load(folder: str) -> Lexicon:
 
 
 def load_targets(folder) -> list[str]:
-  """The names of all targets of the word loss, by id."""
+  """Returns the names of all targets of the word loss, by id."""
   return (pathlib.Path(folder).expanduser() / TARGETS_FILE).read_text("utf-8").split("\n")[:-1]
 
 

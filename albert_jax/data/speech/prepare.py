@@ -76,13 +76,13 @@ def make_dataset(
     counts.update(dict(zip(units.entries_of(t), t["counts"].tolist(), strict=True)))
   entries = sorted(counts, key=lambda entry: (-counts[entry], entry))
   phonemes = _phonemes(entries, phonemiser, settings.language, run, folder, cache)
-  found = _Findings()
-  kept, lexicon, targets, table = _lexicon(entries, counts, phonemes, table, settings, add_symbols, found)
+  findings = _Findings()
+  kept, lexicon, targets, table = _lexicon(entries, counts, phonemes, table, settings, add_symbols, findings)
   number_of = {entry: i for i, entry in enumerate(kept)}
   files.write(f"{folder}/sizes.npy", _as_npy(lexicon.sizes))
   for i in numbers:
-    own = [number_of.get(entry, -1) for entry in units.entries_of(tables[i])]
-    files.write(f"{folder}/{i:06d}.entries.npy", _as_npy(np.array(own, np.int64)))
+    lexicon_rows = [number_of.get(entry, -1) for entry in units.entries_of(tables[i])]
+    files.write(f"{folder}/{i:06d}.entries.npy", _as_npy(np.array(lexicon_rows, np.int64)))
   jobs = [(i, folder, settings.segment_symbols) for i in numbers]
   run(units.pack_unit, jobs, sizes, "pack")
 
@@ -112,7 +112,7 @@ def make_dataset(
       "duplicate_documents": len(documents) - len(np.unique(documents)),
       **dict(sorted(tally.items())),
     },
-    "words": found.numbers | _target_numbers(lexicon, used["train"]),
+    "words": findings.numbers | _target_numbers(lexicon, used["train"]),
     "splits": {
       split: {
         "documents": int(mask.sum()), "segments": len(lengths[split]), "words": int(total["words"][mask].sum()),
@@ -176,7 +176,7 @@ def _as_npy(array):
 
 
 def _phonemes(entries, phonemiser, language, run, folder, cache) -> dict[str, str]:
-  """{entry: phonemes} of all entries, from the corpus, the cache or the phonemiser."""
+  """Returns {entry: phonemes} of all entries, from the corpus, the cache or the phonemiser."""
   if phonemiser is None:
     return {entry: units.word_and_phonemes(entry)[1] for entry in entries}
   file = f"{cache}/{phonemiser.name}.tsv" if cache else None
@@ -215,8 +215,8 @@ class _Findings:
     }  # fmt: skip
 
 
-def _lexicon(entries, counts, phonemes, table, settings, add_symbols, found):
-  """(entries with phonemes, Lexicon, targets, symbol table)."""
+def _lexicon(entries, counts, phonemes, table, settings, add_symbols, findings):
+  """Returns (entries with phonemes, Lexicon, targets, symbol table)."""
   clean, switched = {}, []
   for entry in entries:
     clean[entry], is_switched = phonemisers.without_flags(phonemes[entry])
@@ -241,13 +241,13 @@ def _lexicon(entries, counts, phonemes, table, settings, add_symbols, found):
       if character in outside:
         first_with.setdefault(character, units.word_and_phonemes(entry)[0])
 
-  found.numbers |= {"distinct": len(entries), "occurrences": sum(counts.values())}
-  found.add("without_phonemes", [e for e in entries if not clean[e]], counts, lambda e: counts[e])
-  found.add("too_long", [e for e in entries if len(clean[e]) > units.MAX_SYMBOLS], counts, lambda e: clean[e][:40])
-  found.add("language_switches", switched, counts, lambda e: phonemes[e])
+  findings.numbers |= {"distinct": len(entries), "occurrences": sum(counts.values())}
+  findings.add("without_phonemes", [e for e in entries if not clean[e]], counts, lambda e: counts[e])
+  findings.add("too_long", [e for e in entries if len(clean[e]) > units.MAX_SYMBOLS], counts, lambda e: clean[e][:40])
+  findings.add("language_switches", switched, counts, lambda e: phonemes[e])
   digits = [e for e in entries if text_words.is_number(units.word_and_phonemes(e)[0])]
-  found.add("numbers_as_digits", digits, counts, lambda e: clean[e])
-  found.numbers["outside_the_table"] = {
+  findings.add("numbers_as_digits", digits, counts, lambda e: clean[e])
+  findings.numbers["outside_the_table"] = {
     "occurrences": sum(outside.values()), "share": sum(outside.values()) / max(1, sum(characters.values())),
     "examples": {
       c: {"occurrences": n, "in": first_with.get(c, "")}

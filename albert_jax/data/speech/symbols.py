@@ -79,7 +79,7 @@ class Symbols:
     return [piece for piece in self.pieces if piece and piece not in self._roles.values()]
 
   def encode(self, text: str) -> np.ndarray:
-    """The ids of a string's characters, uint16 array; `unk_id` for those that have none."""
+    """Returns the ids of a string's characters, uint16 array; `unk_id` for those that have none."""
     if self._by_code is None:
       self._by_code = np.full(_CODES, self.unk_id, np.uint16)
       for symbol, number in self._ids.items():
@@ -87,12 +87,12 @@ class Symbols:
     return self._by_code[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)]
 
   def extended(self, characters) -> "Symbols":
-    """The table with further characters at its end; what it has keeps its id."""
+    """Returns the table with further characters at its end; what it has keeps its id."""
     ids = self._ids | {c: self.vocab_size + i for i, c in enumerate(c for c in characters if c not in self._ids)}
     return Symbols(ids, size=self.vocab_size + len(ids) - len(self._ids), roles=self._roles)
 
   def to_json(self) -> str:
-    """The content of `symbols.json`."""
+    """Returns the content of `symbols.json`."""
     return json.dumps({"vocab": self._ids, "size": self.vocab_size, **self._roles}, ensure_ascii=False, indent=1) + "\n"
 
   def write(self, folder) -> None:
@@ -133,13 +133,13 @@ def load(name) -> Symbols:
 
 
 def _from_json(path, text):
-  found = strict_json.loads(text, str(path), dict)
-  ids = found.get("vocab", found)
+  fields = strict_json.loads(text, str(path), dict)
+  ids = fields.get("vocab", fields)
   if not isinstance(ids, dict) or not all(type(number) is int for number in ids.values()):
     raise UserError(f'{path} is no symbol table; expected {{"vocab": {{symbol: id}}}}')
-  size = found.get("size", found.get("n_token"))
-  roles = {role: found[role] for role in _ROLES if isinstance(found.get(role), str)}
-  if "size" not in found:
+  size = fields.get("size", fields.get("n_token"))
+  roles = {role: fields[role] for role in _ROLES if isinstance(fields.get(role), str)}
+  if "size" not in fields:
     # A foreign table: the roles take ids that it leaves free, so that its own symbols keep theirs.
     size = size or 1 + max(ids.values(), default=-1)
     for role, symbol in _ROLES.items():

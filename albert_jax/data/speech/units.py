@@ -74,7 +74,7 @@ def split_unit(number: int, unit, reading: Reading, settings: Settings, folder: 
 
 
 def _split_documents(documents, spell, tally):
-  """(document id, words) of texts."""
+  """Yields (document id, words) of texts."""
   for lines in documents:
     text = "\n".join(lines)
     tally["numbers"] += sum(1 for _ in text_words.NUMBER.finditer(text))
@@ -82,7 +82,7 @@ def _split_documents(documents, spell, tally):
 
 
 def _phonemised_documents(unit, tally):
-  """(document id, entries) of JSON lines with `words`, `phonemes` and maybe `document`.
+  """Yields (document id, entries) of JSON lines with `words`, `phonemes` and maybe `document`.
 
   Lines with one value of `document` that follow each other are one document. The upper bits of its id are those of the
   name, so that parts of a document that two units have are in the same split.
@@ -143,13 +143,13 @@ def _part_id(source, name, entries):
 
 
 def entries_of(table) -> list[str]:
-  """The entries of a table of `split_unit`."""
+  """Returns the entries of a table of `split_unit`."""
   data = table["entries"].tobytes().decode("utf-8", "surrogatepass")
   return data.split("\n") if data else []
 
 
 def word_and_phonemes(entry: str) -> tuple[str, str | None]:
-  """The word of an entry, and its phonemes if it came with them."""
+  """Returns the word of an entry, and its phonemes if it came with them."""
   word, tab, phonemes = entry.partition(_SEPARATOR)
   return word, phonemes if tab else None
 
@@ -160,7 +160,7 @@ def _phonemiser(language):
 
 
 def phoneme_file(folder: str, words: tuple[str, ...]) -> str:
-  """The file with the phonemes of a list of words. Other words have another file."""
+  """Returns the file with the phonemes of a list of words. Other words have another file."""
   return f"{folder}/{files.named_after(chr(10).join(words))}.phonemes.json"
 
 
@@ -203,8 +203,8 @@ def pack_unit(number: int, folder: str, segment_symbols: int) -> None:
       cuts = np.searchsorted(ends, total[i] * np.arange(1, pieces) // max(1, pieces), side="right") if pieces else []
       bounds = np.unique([0, *cuts, count])
       for a, b in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        own = ids[first + a : first + b].astype(kind)
-        packed = records.pack(own, np.zeros(1, "<u2"), np.ones(len(own), bool), int(table["document"][i]))
+        symbol_ids = ids[first + a : first + b].astype(kind)
+        packed = records.pack(symbol_ids, np.zeros(1, "<u2"), np.ones(len(symbol_ids), bool), int(table["document"][i]))
         file.write(packed)
         sizes.append(len(packed))
       segments[i] = len(bounds) - 1

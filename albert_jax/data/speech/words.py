@@ -22,7 +22,7 @@ _MAX_DIGITS = 15
 
 
 def split(text: str) -> list[str]:
-  """The words and marks of punctuation of a text, in lower case.
+  """Returns the words and marks of punctuation of a text, in lower case.
 
   Example: "The well-known 1890s." -> the, well, known, 1890, s, .
   """
@@ -31,17 +31,17 @@ def split(text: str) -> list[str]:
 
 
 def is_number(word: str) -> bool:
-  """Whether `split` made the word of digits."""
+  """Returns whether `split` made the word of digits."""
   return word.isdigit()
 
 
 def is_punctuation(word: str) -> bool:
-  """Whether a word is a mark of punctuation, which is its own phoneme."""
+  """Returns whether a word is a mark of punctuation, which is its own phoneme."""
   return len(word) == 1 and not word.isalnum()
 
 
 def number_speller(language: str) -> Callable[[str], str]:
-  """A function that writes the numbers of a text out, by num2words.
+  """Returns a function that writes the numbers of a text out, by num2words.
 
   Args:
     language: espeak's code, such as `en-us`; num2words knows languages by the first part of it, some by the whole.

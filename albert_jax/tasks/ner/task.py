@@ -3,7 +3,8 @@
 import collections
 import functools
 import itertools
-import sys
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 from albert_jax.data import words as word_rule
 from albert_jax.data.finetuning import tagged
 from albert_jax.data.finetuning.config import TaggingData
+from albert_jax.data.finetuning.windows import Encoded
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig, task_heads
@@ -36,6 +38,8 @@ from albert_jax.tasks.base import (
   unused,
 )
 from albert_jax.tasks.ner import entities
+
+log = logging.getLogger(__name__)
 
 HEAD = "classifier"
 
@@ -66,7 +70,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
   """
   settings = settings_of(Settings, config)
   cfg, vocabulary = model_and_vocabulary(config, vocabulary)
-  data = TaggingData.of(config.data)
+  data = TaggingData.from_config(config.data)
 
   def read(split, **options):
     files = tagged.split_files(data.dataset, split)
@@ -74,7 +78,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
 
   def encode(split, sentences, notes):
     encoded, odd = tagged.encode(sentences.words, vocabulary, data.seq_length, sentences.tags, labels)
-    _say(split, sentences, notes | odd)
+    _log_counts(split, sentences, notes | odd)
     return encoded
 
   # The training data is read when needed: to evaluate a checkpoint, which knows its labels, takes none.
@@ -112,7 +116,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
 
 
 def _baselines(dev, tags):
-  """The numbers of a model that always gives the most frequent tag; {} where the tags are hidden."""
+  """Returns the numbers of a model that always gives the most frequent tag; {} where the tags are hidden."""
   if dev.tags is None:
     return {}
   [(most, count)] = tags.most_common(1)
@@ -120,12 +124,12 @@ def _baselines(dev, tags):
   return {"f1": (f1, f"always {most}"), "token_accuracy": (count / tags.total(), f"always {most}")}
 
 
-def _say(split, sentences, notes):
-  """One line on what was read, and what was repaired or is odd."""
+def _log_counts(split, sentences, notes):
+  """Logs the size of a split, and the counts of repaired and unusual sentences."""
   parts = [f"{split}: {len(sentences):,} sentences, {sum(map(len, sentences.words)):,} words"]
-  parts += [f"{number:,} {what}" for what, number in (sentences.notes | notes).items()]
+  parts += [f"{number:,} {note}" for note, number in (sentences.notes | notes).items()]
   if jax.process_index() == 0:
-    print("; ".join(parts), file=sys.stderr)
+    log.info("%s", "; ".join(parts))
 
 
 def sums(cfg: AlbertConfig, smoothing: float, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
@@ -153,7 +157,9 @@ def outputs(cfg: AlbertConfig, params: Params, batch: Batch) -> dict[str, jax.Ar
   return {"label": jnp.argmax(heads.at_positions(cfg, HEAD, params, batch), axis=-1)}
 
 
-def score(dev: tagged.Sentences, encoded, labels: list[str], outputs: dict[str, list]):
+def score(
+  dev: tagged.Sentences, encoded: Encoded, labels: list[str], outputs: dict[str, list]
+) -> tuple[dict[str, float], dict[str, bytes]]:
   """Is `Task.score`: entity scores, and `predictions.conll` with word, tag and predicted tag, with tabs between.
 
   Where the tags are hidden there are no scores, and no column of tags.
@@ -205,7 +211,7 @@ def tag(
   tokenizer: Tokenizer,
   texts: list,
   *,
-  labels,
+  labels: Sequence[str],
   seq_length: int = 512,
   batch_size: int = heads.BATCH,
 ) -> list[dict[str, Any]]:
@@ -248,7 +254,7 @@ def _best_labels(cfg, params, batch):
 
 
 def _words(text):
-  """(the text, where each of its words begins and ends)."""
+  """Returns (the text, where each of its words begins and ends)."""
   if isinstance(text, str):
     return text, word_rule.spans(text)
   starts = itertools.accumulate((len(word) + 1 for word in text), initial=0)
@@ -261,7 +267,7 @@ def _item(value):
 
 
 def _files(config):
-  data = TaggingData.of(config.data)
+  data = TaggingData.from_config(config.data)
   return files_of(functools.partial(tagged.split_files, data.dataset), data.split, data.validation_split)
 
 

@@ -60,7 +60,9 @@ class Search:
       )
 
 
-def best(head: Head, windows: squad.Windows, outputs: dict[str, list], question: int, rows, search: Search):
+def best(
+  head: Head, windows: squad.Windows, outputs: dict[str, list], question: int, rows: Any, search: Search
+) -> tuple[list[dict[str, Any]], float | None]:
   """Finds the best answers to one question.
 
   As the official scripts choose them: a span starts where its window shows more of what is around it than any other
@@ -121,7 +123,9 @@ def _softmax(scores):
   return special.softmax(scores) if scores else []
 
 
-def predict(head: Head, windows: squad.Windows, outputs: dict[str, list], search: Search):
+def predict(
+  head: Head, windows: squad.Windows, outputs: dict[str, list], search: Search
+) -> tuple[dict[str, str], dict[str, float], dict[str, list[dict[str, Any]]]]:
   """Answers all questions, see `best`.
 
   Args:

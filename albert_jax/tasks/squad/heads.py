@@ -7,6 +7,7 @@ is chosen given the start, and a third part says whether there is an answer at a
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,7 @@ def span_init(cfg: AlbertConfig, key: jax.Array) -> Params:
   return heads.dense(cfg, key, cfg.hidden_size, 2)
 
 
-def span_losses(cfg: AlbertConfig, head: Params, x_BLD: jax.Array, batch: Batch, keys_B) -> dict[str, jax.Array]:
+def span_losses(cfg: AlbertConfig, head: Params, x_BLD: jax.Array, batch: Batch, keys_B: Any) -> dict[str, jax.Array]:
   """Computes the mean cross-entropy of start and end, over all tokens of a row; no dropout, as in the original."""
   del cfg, keys_B
   logits_BL2 = heads.affine(head, x_BLD)
@@ -74,7 +75,7 @@ def span_losses(cfg: AlbertConfig, head: Params, x_BLD: jax.Array, batch: Batch,
   return {"loss": 0.5 * (losses[0] + losses[1])}
 
 
-def span_spans(head: Params, x_BLD: jax.Array, batch: Batch, search) -> dict[str, jax.Array]:
+def span_spans(head: Params, x_BLD: jax.Array, batch: Batch, search: Any) -> dict[str, jax.Array]:
   """Finds the best starts and ends, each by itself, see Head."""
   logits_BL2 = heads.affine(head, x_BLD)
   # [CLS], the first position, is no answer; it is scored apart, as the span that says so.
@@ -137,7 +138,7 @@ def _layer_norm(norm, x):
   return scaled * norm["scale"].reshape(*lead, -1) + norm["bias"].reshape(*lead, -1)
 
 
-def beam_no_answer(head: Params, x_BLD: jax.Array, start_BL: jax.Array, rate: float, keys_B) -> jax.Array:
+def beam_no_answer(head: Params, x_BLD: jax.Array, start_BL: jax.Array, rate: float, keys_B: Any) -> jax.Array:
   """Computes the logit [B] that there is no answer.
 
   It is made of [CLS] and the mean of all tokens, weighted by how likely a start each is.
@@ -149,7 +150,7 @@ def beam_no_answer(head: Params, x_BLD: jax.Array, start_BL: jax.Array, rate: fl
   return (dropout(h_BD, rate, heads.head_keys(keys_B, 0)) @ part["dense_1"]["kernel"])[:, 0]
 
 
-def beam_losses(cfg: AlbertConfig, head: Params, x_BLD: jax.Array, batch: Batch, keys_B) -> dict[str, jax.Array]:
+def beam_losses(cfg: AlbertConfig, head: Params, x_BLD: jax.Array, batch: Batch, keys_B: Any) -> dict[str, jax.Array]:
   """Computes half of start and end cross-entropy, and half of that of there being no answer.
 
   The end is that given the labelled start.
@@ -162,7 +163,7 @@ def beam_losses(cfg: AlbertConfig, head: Params, x_BLD: jax.Array, batch: Batch,
   return {"loss": span_loss + 0.5 * answer_loss, "span_loss": span_loss, "answer_loss": answer_loss}
 
 
-def beam_spans(head: Params, x_BLD: jax.Array, batch: Batch, search) -> dict[str, jax.Array]:
+def beam_spans(head: Params, x_BLD: jax.Array, batch: Batch, search: Any) -> dict[str, jax.Array]:
   """Finds the best starts, and the best ends of each, see Head."""
   start_BL = beam_start(head, x_BLD, batch["allowed"])
   starts, ends = (min(count, x_BLD.shape[1]) for count in (search.start_n_top, search.end_n_top))

@@ -5,14 +5,16 @@ Written here because the official scorers are scripts, not packages; tests show 
 """
 
 import collections
+import logging
 import pathlib
 import re
 import string
-import sys
 
 from albert_jax import strict_json
 from albert_jax.data.finetuning import squad
 from albert_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _PUNCTUATION = set(string.punctuation)
 # What CMRC leaves out; its list also has "……", which as two characters never matches one.
@@ -85,7 +87,7 @@ def _cmrc_tokens(text):
 
 
 def _longest_run(a, b):
-  """How many tokens the longest run has that both contain."""
+  """Returns how many tokens the longest run has that both contain."""
   longest, previous = 0, [0] * (len(b) + 1)
   for x in a:
     runs = [0] * (len(b) + 1)
@@ -160,15 +162,17 @@ def score(
     numbers = _mean(exact, f1, has_answer)
   else:
     silent = {id for id in exact if null_odds[id] > null_threshold}
-    kept = [{id: float(not has_answer[id]) if id in silent else v for id, v in each.items()} for each in (exact, f1)]
+    kept = [
+      {id: float(not has_answer[id]) if id in silent else v for id, v in scores.items()} for scores in (exact, f1)
+    ]
     numbers = _mean(*kept, has_answer)
     for name, each in (("exact", exact), ("f1", f1)):
       best, at = best_threshold(predictions, each, null_odds, has_answer)
       numbers |= {f"best_{name}": best, f"best_{name}_thresh": at}
     exact, f1 = kept
   if rules == "squad2":
-    for name, wanted in (("HasAns", True), ("NoAns", False)):
-      part = {id: has for id, has in has_answer.items() if has == wanted}
+    for name, is_answerable in (("HasAns", True), ("NoAns", False)):
+      part = {id: answerable for id, answerable in has_answer.items() if answerable == is_answerable}
       if part:
         numbers |= {f"{name}_{key}": value for key, value in _mean(exact, f1, part).items()}
   return numbers | ({"missing": missing} if missing else {})
@@ -176,7 +180,7 @@ def score(
 
 def _mean(exact, f1, ids):
   total = len(ids)
-  means = [100.0 * sum(each[id] for id in ids if id in each) / total for each in (exact, f1)]
+  means = [100.0 * sum(scores[id] for id in ids if id in scores) / total for scores in (exact, f1)]
   return {"exact": means[0], "f1": means[1], "total": total}
 
 
@@ -194,7 +198,7 @@ def best_threshold(
   Returns:
     (the best mean score in percent, the threshold).
   """
-  total = best = sum(not has for has in has_answer.values())
+  total = best = sum(not answerable for answerable in has_answer.values())
   threshold = 0.0
   for id in sorted(null_odds, key=null_odds.__getitem__):
     if id not in scores:
@@ -232,11 +236,11 @@ def score_files(predictions: str, gold: str, null_odds: str = "", language: str 
     )
   if odds is not None and (without := sorted((ids & texts.keys()) - odds.keys())):
     raise UserError(f"{null_odds} lacks {len(without)} questions that {predictions} answers, such as {without[0]!r}")
-  for what, others in (("have no prediction, and score 0", ids - texts.keys()),
+  for note, ids_of in (("have no prediction, and score 0", ids - texts.keys()),
                        ("are answered that the gold file does not have", texts.keys() - ids)):  # fmt: skip
-    if others:
-      print(f"Note: {len(others)} questions {what}, such as {min(others)!r}.", file=sys.stderr)
-  if odds is not None:  # The scorer would take those it does not know for an error.
+    if ids_of:
+      log.warning("Note: %d questions %s, such as %r.", len(ids_of), note, min(ids_of))
+  if odds is not None:  # The scorer refuses unknown questions.
     odds = {id: value for id, value in odds.items() if id in ids}
   return score(questions, texts, rules_of(questions, language), odds)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-import sys
+import logging
 from dataclasses import dataclass
 
 import jax
@@ -35,6 +35,8 @@ from albert_jax.tasks.squad import answers
 from albert_jax.tasks.squad import score as scorer
 from albert_jax.tasks.squad.answers import Search
 from albert_jax.tasks.squad.heads import HEADS, Head, get
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Settings:
 
 def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int = 0) -> Task:
   """Makes the task of configs/squad.py, see `tasks.make`. An epoch is all windows of all passages once."""
-  settings, data = settings_of(Settings, config), SquadData.of(config.data)
+  settings, data = settings_of(Settings, config), SquadData.from_config(config.data)
   search, head = settings.search(data.seq_length), get(settings.head)
   cfg, vocabulary = model_and_vocabulary(config, vocabulary)
 
@@ -87,13 +89,13 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
       )
     _check_answers(search, questions, data.split)
     windows = answers.encode(questions, vocabulary, search, training=True)
-    _say(data.split, windows, len(questions))
+    _log_counts(data.split, windows, len(questions))
     return windows
 
   @functools.cache
   def validation():
     windows = answers.encode(held_out, vocabulary, search)
-    _say(data.validation_split, windows, len(held_out))
+    _log_counts(data.validation_split, windows, len(held_out))
     return windows
 
   return Task(
@@ -142,7 +144,9 @@ def sums(
   return {name: (jnp.sum(weight * loss), jnp.sum(weight)) for name, loss in losses.items()}
 
 
-def score(head: Head, windows: squad.Windows, outputs: dict[str, list], search: Search, rules: str):
+def score(
+  head: Head, windows: squad.Windows, outputs: dict[str, list], search: Search, rules: str
+) -> tuple[dict[str, float], dict[str, bytes]]:
   """Is `Task.score`: the official numbers, and predictions.json, nbest_predictions.json and null_odds.json.
 
   `exact` and `f1` are of predictions.json, with task.null_threshold; `best_exact` and `best_f1` of always the best
@@ -170,14 +174,14 @@ def _check_answers(search, questions, split):
     )
 
 
-def _say(split, windows, questions):
-  """What was read, and everything about it that is not as it should be."""
+def _log_counts(split, windows, questions):
+  """Logs the size of a split, and the counts of its defects."""
   if jax.process_index() == 0:
-    print(f"{split}: {questions} questions, {len(windows.rows)} windows.", file=sys.stderr)
-    for what, count in windows.notes.items():
-      print(f"  {count} {what}", file=sys.stderr)
+    log.info("%s: %d questions, %d windows.", split, questions, len(windows.rows))
+    for note, count in windows.notes.items():
+      log.info("  %d %s", count, note)
     if questions > len(windows.questions):
-      print(f"  {questions - len(windows.questions)} questions left out: they have no answer to learn", file=sys.stderr)
+      log.info("  %d questions left out: they have no answer to learn", questions - len(windows.questions))
 
 
 def _metrics(config):
@@ -188,7 +192,7 @@ def _metrics(config):
 
 
 def _files(config):
-  data = SquadData.of(config.data)
+  data = SquadData.from_config(config.data)
   return files_of(functools.partial(squad.find, data.dataset), data.split, data.validation_split)
 
 

@@ -8,7 +8,7 @@ summary. Documents that are longer than a row are cut between sentences into ove
 import functools
 import itertools
 import json
-import sys
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,8 @@ from albert_jax.tasks.base import (
   unused,
 )
 from albert_jax.tasks.summarize import rouge
+
+log = logging.getLogger(__name__)
 
 HEAD = "sentence"
 
@@ -78,14 +80,14 @@ class Split:
 
 def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int = 0) -> Task:
   """Makes the task of configs/summarize.py, see `tasks.make`."""
-  settings, data = settings_of(Settings, config), SummarizeData.of(config.data)
+  settings, data = settings_of(Settings, config), SummarizeData.from_config(config.data)
   most, blocking = settings.sentences, settings.trigram_blocking
   cfg, vocabulary = model_and_vocabulary(config, vocabulary)
 
   def encode(name, split):
     encoded, cut = _encode(split.documents, vocabulary, data.seq_length, split.labels)
     if cut:
-      _say(f"{name}: {cut:,} sentences cut to {windows.longest_item(data.seq_length)} pieces")
+      _log(f"{name}: {cut:,} sentences cut to {windows.longest_item(data.seq_length)} pieces")
     return encoded
 
   train_rows = functools.cache(lambda: encode(data.split, read(data, data.split, most)).rows)
@@ -98,7 +100,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     best = _mean_scores(dev, [[s for s, y in zip(d, labels, strict=True) if y] for d, labels in pairs])
     line += "; the labelled sentences themselves have "
     line += ", ".join(f"{name} {value:.4f}" for name, value in best.items())
-  _say(line)
+  _log(line)
   return Task(
     model=cfg,
     init=lambda key: heads.with_head(cfg, key, HEAD, 1),
@@ -180,7 +182,7 @@ def read(data: SummarizeData, split: str, most: int, *, may_hide: bool = False) 
   }
   for what, number in notes.items():
     if number:
-      _say(f"{split}: {number:,} of {len(documents):,} {what}")
+      _log(f"{split}: {number:,} of {len(documents):,} {what}")
   return Split(documents, references, labels)
 
 
@@ -204,9 +206,10 @@ def _encode(documents, tokenizer, seq_length, labels):
   return windows.encode(ids, labels, seq_length, begin=[], end=[], pad_id=tokenizer.pad_id, alternate=True), cut
 
 
-def _say(line):
+def _log(line):
+  """Logs a line on the first host."""
   if jax.process_index() == 0:
-    print(line, file=sys.stderr)
+    log.info("%s", line)
 
 
 # The model.
@@ -237,7 +240,7 @@ def sums(cfg: AlbertConfig, params: Params, batch: Batch, key: jax.Array | None)
 # Summaries.
 
 
-def select(sentences: list[str], scores, most: int, trigram_blocking: bool) -> list[int]:
+def select(sentences: list[str], scores: Any, most: int, trigram_blocking: bool) -> list[int]:
   """Selects the best sentences.
 
   Args:
@@ -259,7 +262,9 @@ def select(sentences: list[str], scores, most: int, trigram_blocking: bool) -> l
   return sorted(chosen)
 
 
-def score(dev: Split, encoded: windows.Encoded, most: int, trigram_blocking: bool, outputs: dict[str, list]):
+def score(
+  dev: Split, encoded: windows.Encoded, most: int, trigram_blocking: bool, outputs: dict[str, list]
+) -> tuple[dict[str, float], dict[str, bytes]]:
   """Is `Task.score`: mean ROUGE of the summaries, and `summaries.jsonl`."""
   chosen = [
     select(sentences, scores, most, trigram_blocking)
@@ -277,7 +282,7 @@ def score(dev: Split, encoded: windows.Encoded, most: int, trigram_blocking: boo
 
 
 def _scored(summary, reference):
-  """A reference and how near to it a summary is; {} where there is none."""
+  """Returns a reference and the scores of a summary against it; {} without a reference."""
   if reference is None:
     return {}
   scores = rouge.scores(reference, "\n".join(summary))
@@ -285,11 +290,15 @@ def _scored(summary, reference):
 
 
 def _mean_scores(split, summaries):
-  """{name: mean over documents}, {} without references. Args: summaries: for each document its sentences."""
+  """Returns {name: mean over documents}; {} without references.
+
+  Args:
+    summaries: for each document its sentences.
+  """
   if split.references is None:
     return {}
   scores = [rouge.scores(r, "\n".join(s)) for r, s in zip(split.references, summaries, strict=True)]
-  return {name: float(np.mean([one[name] for one in scores])) for name in scores[0]} if scores else {}
+  return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]} if scores else {}
 
 
 # Prediction.
@@ -340,7 +349,7 @@ def _probabilities(cfg, params, batch):
 
 
 def _files(config):
-  data = SummarizeData.of(config.data)
+  data = SummarizeData.from_config(config.data)
   return files_of(functools.partial(tables.find, data.dataset), data.split, data.validation_split)
 
 
