@@ -1,4 +1,4 @@
-"""`albert-jax COMMAND …`: a table of commands, and what every failure of one looks like."""
+"""`albert-jax COMMAND …`: runs a command, and prints its failures as one line."""
 
 import contextlib
 import gc
@@ -53,7 +53,7 @@ def _run(argv) -> int:
   common.quiet_libtpu()
   if command in ("train", "evaluate", "predict", "serve"):
     common.keep_memory()
-    # Tracing makes many objects that stay; looking for garbage among them takes long and finds little.
+    # Tracing makes many long-lived objects; collecting garbage among them is slow and finds little.
     gc.set_threshold(100_000)
   try:
     with common.show_messages():
@@ -85,8 +85,7 @@ def _wants_traceback():
 def _check_streams():
   """Returns the exit code if a standard stream is closed, else None.
 
-  A file that is opened later would get the number of the closed stream, and what libraries print would be written into
-  it.
+  A file that is opened later would get the number of the closed stream, and libraries would print into it.
   """
   for number, stream, name in ((2, sys.stderr, "error"), (1, sys.stdout, "output")):
     if stream is None:
@@ -109,7 +108,7 @@ def _without_stdout(message):
 
 
 def _imported(module):
-  """Returns a module. Nobody looks for garbage among what its imports make, then or later: it stays."""
+  """Imports a module with garbage collection off; the objects it makes are never collected."""
   gc.disable()
   try:
     return importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""The curves of one or more runs as one picture."""
+"""Draws the training curves of one or more runs."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vP*"
 # Panels after those of the task, and their titles.
 _OF_THE_RUN = {"learning_rate": "learning rate", "tokens_per_s": "tokens per second", "grad_norm": "gradient norm"}
-# Written on the lines of metrics.jsonl, but no result of the task.
+# Fields of metrics.jsonl that are not metrics of the task.
 _NO_METRICS = (
   "step",
   "split",
@@ -35,7 +35,7 @@ _NO_METRICS = (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What is drawn of a run.
+  """The name, metrics and baselines of a run, for drawing.
 
   Attributes:
     name: its name in the legend.
@@ -49,7 +49,7 @@ class Run:
 
 
 def read_run(workdir: str | os.PathLike, name: str = "") -> Run:
-  """Reads the metrics of a run, also of one that is still training.
+  """Reads the metrics of a run; the run may still be training.
 
   Args:
     workdir: the run's folder, here or in a store.
@@ -87,7 +87,7 @@ def note_baselines(workdir: str | os.PathLike, baselines: Mapping[str, tuple[flo
 
 
 def plot(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike, names: Sequence[str] = ()) -> list[str]:
-  """Draws runs into one picture: a panel for each metric of their tasks, learning rate, throughput and gradient norm.
+  """Draws runs in one figure: a panel for each metric of their tasks, learning rate, throughput and gradient norm.
 
   Held-out values are solid lines with markers, training values thin lines, baselines dashed.
 
@@ -183,7 +183,7 @@ def _is_number(value):
 
 
 def names_of(workdirs: Sequence[str | os.PathLike]) -> list[str]:
-  """Returns names that tell runs apart: the folders', with as many folders above as that takes."""
+  """Returns unique names of runs: those of their folders, with parent folders where these are equal."""
   parts = [os.path.abspath(path).split("/") for path in workdirs]
   for depth in range(1, max(map(len, parts)) + 1):
     names = ["/".join(part[-depth:]) for part in parts]

@@ -1,13 +1,13 @@
-"""The one exception that means "the user can fix this", how any other is said in a line, and what no message shows."""
+"""`UserError` for mistakes that the user can fix, one-line messages of all errors, and the masking of secrets."""
 
 import re
 from typing import Any
 
 
 class UserError(ValueError):
-  """A mistake in what the user gave. The message says what was given, what was expected and what to type next.
+  """A mistake of the user. The message says what was given, what was expected and what to type next.
 
-  Commands print it as one line and exit with 2.
+  Commands print it as one line and exit with code 2.
   """
 
 
@@ -21,7 +21,7 @@ _SECRET = (
   r"(?:pass(?:word|wd|phrase)?|pwd|secret|credentials?|auth|(?:api|access|private|secret|account)[_-]?key|token"
   r"|signature|sig)"
 )
-# Tokens of a vocabulary and the like, whose names only look as if they were secret.
+# Names such as tokens of a vocabulary, which are not secret.
 _PUBLIC = r"(?:pad|unk|cls|sep|mask|bos|eos|special|added)[_-]"
 _NAME = re.compile(rf"(?i)^(?!{_PUBLIC})(?:.*[._-])?{_SECRET}$")
 _PATTERNS = (
@@ -31,7 +31,7 @@ _PATTERNS = (
     rf"\1\2\3{_HIDDEN}",
   ),
   (re.compile(r"(?i)\b(bearer|basic) [a-z0-9._~+/=-]{8,}"), rf"\1 {_HIDDEN}"),
-  # Keys of known services, by how they begin.
+  # Keys of known services, by their prefixes.
   (re.compile(r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[a-z]-|A[KS]IA|AIza|ya29\.)[\w.-]{12,}"), _HIDDEN),
 )  # fmt: skip
 
@@ -42,7 +42,7 @@ def masked(value: Any) -> Any:
   Passwords in URLs, values of fields such as `token=` or `api_key=`, and keys of well-known services become `***`.
 
   Args:
-    value: what is about to be printed or written; a value that is no str, dict or list is returned as it is.
+    value: the value to print or write; a value that is not a str, dict or list is returned unchanged.
   """
   if isinstance(value, str):
     for pattern, replacement in _PATTERNS:

@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint by a config: the task with the checkpoint's shape, vocabulary and labels."""
+"""Evaluates a checkpoint on a config's task, with the checkpoint's shape, vocabulary and labels."""
 
 import pathlib
 
@@ -16,7 +16,7 @@ def evaluate(config: ConfigDict, checkpoint: str, out: str | pathlib.Path | None
   Args:
     config: names the task, the data and the split; the model's shape is the checkpoint's.
     checkpoint: a checkpoint of any kind, see `albert_jax.load`.
-    out: a folder for the predictions, in the files the task's community uses; None writes none.
+    out: a folder for the predictions, in the standard format of the task; None writes none.
 
   Returns:
     {metric: value}.
@@ -37,13 +37,13 @@ def evaluate(config: ConfigDict, checkpoint: str, out: str | pathlib.Path | None
 
 
 def recorded_config(checkpoint: str) -> ConfigDict:
-  """Reads the config of the run that a checkpoint is of.
+  """Reads the config of the run that made a checkpoint.
 
   Args:
     checkpoint: the folder of a run, or its export.
 
   Raises:
-    UserError: the checkpoint is not of a run.
+    UserError: the checkpoint does not belong to a run.
   """
   folder = str(checkpoint).rstrip("/").removesuffix("/export")
   path = f"{folder}/config.json"
@@ -52,7 +52,7 @@ def recorded_config(checkpoint: str) -> ConfigDict:
     if {"task", "data", "model"} <= config.keys():
       return ConfigDict(config)
   raise UserError(
-    f"--checkpoint={checkpoint} is not of a run, which would have a config; add --config=FILE:VARIANT and "
+    f"--checkpoint={checkpoint} does not belong to a run, so it has no config; add --config=FILE:VARIANT and "
     "--config.data.dataset=DATA"
   )
 

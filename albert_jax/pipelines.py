@@ -1,6 +1,6 @@
-"""A trained model as a function: `albert_jax.pipeline("classify", DIR)(texts)`.
+"""Trained models as functions: `albert_jax.pipeline("classify", DIR)(texts)`.
 
-What a task makes of texts is the `Prediction` in its file under tasks/.
+The predictions of a task are defined by the `Prediction` in its file under tasks/.
 """
 
 import dataclasses
@@ -23,15 +23,15 @@ BACKENDS = ("jax", "onnx")
 
 
 class Pipeline:
-  """A model made ready for a task; made by `pipeline`.
+  """A model that is ready to answer inputs of a task; made by `pipeline`.
 
   Attributes:
     task: its name in TASKS.
     cfg: the sizes of the model.
     params: the parameters, on the device; or an onnx_runtime.OnnxModel.
     tokenizer: the model's.
-    labels: names, maybe none.
-    options: the options that every call begins with.
+    labels: names of the outputs; may be empty.
+    options: the default options of all calls.
   """
 
   def __init__(self, task: str, cfg: AlbertConfig, params: Any, tokenizer: Tokenizer, options: dict[str, Any]):
@@ -40,17 +40,17 @@ class Pipeline:
     self.options = options
 
   def __call__(self, inputs: Any, **options: Any) -> dict[str, Any] | list[dict[str, Any]]:
-    """Answers inputs.
+    """Runs the model on inputs.
 
     Args:
       inputs: one input (a str, a dict or a tuple), or many (a list or any other iterable).
       options: options of the task, for this call.
 
     Returns:
-      the answer to one input, or a list of them, in the order of the inputs.
+      The answer to one input, or a list of answers in the order of the inputs.
 
     Raises:
-      UserError: an input has another form (with its number from 1), or there is no such option.
+      UserError: an input has another form (the message has its number, from 1), or there is no such option.
     """
     is_single = isinstance(inputs, str | dict | tuple)
     items = [self.item(value, number) for number, value in enumerate([inputs] if is_single else inputs, 1)]
@@ -58,25 +58,25 @@ class Pipeline:
     return results[0] if is_single else results
 
   def run(self, items: list, **options: Any) -> list[dict[str, Any]]:
-    """Answers a list of what `item` returned; options as in a call."""
+    """Runs the model on items that `item` returned; options as in a call."""
     _check_options(TASKS[self.task], options)
     function = TASKS[self.task].function
     return function(self.cfg, self.params, self.tokenizer, items, **self.options | options) if items else []
 
   @property
   def takes_pairs(self) -> bool:
-    """Whether every input is two texts, as far as is known."""
+    """Whether every input is known to be a pair of texts."""
     return TASKS[self.task].pairs or bool(self.options.get("pair"))
 
   def item(self, value: Any, number: int = 1) -> Any:
     """Reads one input.
 
     Args:
-      value: what a user gave.
-      number: which input it is, for the error.
+      value: the user's input.
+      number: its number, for the error.
 
     Returns:
-      the form that the task's function takes.
+      The argument for the task's function.
 
     Raises:
       UserError: the value has another form, or holds half a surrogate pair, which is no character.
@@ -106,24 +106,24 @@ def _texts(item: Any) -> Iterator[str]:
 def pipeline(
   task: str | None, path: str | os.PathLike, *, backend: str = "jax", dtype: str = "", **options: Any
 ) -> Pipeline:
-  """Reads a checkpoint, and makes a function of inputs out of it.
+  """Loads a checkpoint as a function of inputs.
 
-  Compiled once for each of a few shapes, whatever the inputs are; they are sorted by length inside.
+  The function sorts inputs by length and compiles one program for each of a few shapes.
 
   Args:
-    task: a name in TASKS, or None for what the export says it is for.
+    task: a name in TASKS, or None for the task in the checkpoint's config.
     path: a Hugging Face directory, such as RUN/export, or the workdir of a complete run.
     backend: jax, or onnx to run the ONNX file of a folder that `albert-jax export` wrote.
-    dtype: bfloat16 or float32, what to compute in; '' for what the checkpoint says. With backend="onnx": float32 or
-      int8, which file to run; '' for int8 where the folder has it.
+    dtype: bfloat16 or float32, the dtype of the computation; '' for that of the checkpoint. With backend="onnx":
+      float32 or int8, the file to run; '' for int8 if the folder has it.
     options: arguments of the task's function, such as top_k or batch_size.
 
   Returns:
-    the pipeline.
+    The pipeline.
 
   Raises:
-    UserError: the checkpoint is for something else, there is no such task or option, or the labels are not as many as
-      the outputs of the head.
+    UserError: the checkpoint is for another task, there is no such task or option, or the number of labels differs from
+      the number of outputs.
   """
   if task is not None and task not in TASKS:
     raise UserError(f"no task {task!r}; use one of {', '.join(TASKS)}")
@@ -136,7 +136,7 @@ def pipeline(
   heads = [name for name in able if name != "embed"]
   chosen = task or trained_for or (heads[0] if len(heads) == 1 else None)
   if chosen not in TASKS:
-    raise UserError(f"{path} does not say what it is for; give a task: {', '.join(able)}")
+    raise UserError(f"{path} does not name its task; give a task: {', '.join(able)}")
   if chosen not in able:
     labels = about.get("labels", ())
     shown = f" ({', '.join(labels[:8])}{', …' * (len(labels) > 8)})" if labels else ""
@@ -144,7 +144,7 @@ def pipeline(
     raise UserError(f"{path} {what} {chosen}; it can {' or '.join(able)}")
   prediction = TASKS[chosen]
   _check_options(prediction, options)
-  # What the export says of a task other than this one is not meant for it.
+  # The options in the export apply to its own task only.
   about = about if trained_for in (chosen, None) else {}
   defaults, positions = prediction.options(), cfg.max_position_embeddings
   options = {key: value for key, value in about.items() if key in defaults} | options
@@ -177,7 +177,7 @@ def able_tasks(params: Params, name: str | None) -> list[str]:
     names in TASKS.
   """
   able = [task for task, prediction in TASKS.items() if any(parts <= params.keys() for parts in prediction.parts)]
-  # A head is for what it was trained for, where that is known; masks and vectors need none of its kind.
+  # If the task of a head is known, the head serves no other task. Masks and embeddings need no task head.
   return [task for task in able if name is None or task in (name, "fill-mask", "embed")]
 
 

@@ -1,4 +1,4 @@
-"""Memory, traffic and step time on a machine that is not there, from the real train step compiled for it."""
+"""Estimates memory, traffic and step time on another machine, from the train step compiled for it."""
 
 import logging
 import math
@@ -26,7 +26,7 @@ GIB = 1 << 30
 
 
 def plan(config: ConfigDict, topology: str, mfu: float = 0.5) -> dict[str, Any]:
-  """Compiles the train step of a pre-training config for a machine, and reads the result.
+  """Compiles the train step of a pre-training config for a machine, and analyses the program.
 
   Args:
     config: see configs/pretrain.py; `data.dataset` is not needed.
@@ -34,7 +34,7 @@ def plan(config: ConfigDict, topology: str, mfu: float = 0.5) -> dict[str, Any]:
     mfu: the share of the chips' peak that the estimate of the step time assumes.
 
   Returns:
-    Plain numbers, see `describe` for their meaning. "fits" is False where the compiler ran out of memory.
+    Plain numbers; `describe` explains them. "fits" is False if the compiler ran out of memory.
 
   Raises:
     UserError: the machine is unknown, or the config contradicts itself.
@@ -96,7 +96,7 @@ def plan(config: ConfigDict, topology: str, mfu: float = 0.5) -> dict[str, Any]:
 
 
 def _steps(config) -> int:
-  """Returns the steps of the run; 0 where only its data or its machine can tell."""
+  """Returns the steps of the run; 0 if they depend on its data or its machine."""
   if config.epochs or config.hours:
     return 0
   parts = duration.parts(config.curriculum, config.batch_size, config.data.seq_length, config.model.num_hidden_layers)
@@ -105,10 +105,10 @@ def _steps(config) -> int:
 
 
 def largest_batch(config: ConfigDict, topology: str, first: dict[str, Any]) -> dict[str, int]:
-  """Finds the most rows a device that fit at a time; each try is compiled.
+  """Finds the largest number of rows that a device can process at a time; each try is compiled.
 
-  Memory grows nearly linearly with the rows, so a line through two results, and through what the compiler says it would
-  have needed, gives the next try. Above 16 rows only multiples of 8 are tried.
+  Memory grows nearly linearly with the rows, so a line through two results gives the next try; the compiler reports
+  the memory also if it is too large. Above 16 rows, only multiples of 8 are tried.
 
   Args:
     config: as for `plan`.
@@ -144,15 +144,15 @@ def largest_batch(config: ConfigDict, topology: str, first: dict[str, Any]) -> d
 
 
 def cycles(hlo: str) -> int:
-  """The TPU compiler's own estimate of a step in cycles of a chip: those of each fused operation, times its loops.
+  """Returns the TPU compiler's estimate of a step in cycles: the sum over fused operations, times their loops.
 
-  This is no measurement: it leaves out Pallas kernels and waiting for other chips. Use it to compare two programs.
+  The estimate leaves out Pallas kernels and waiting for other chips. Use it to compare two programs.
 
   Args:
     hlo: the text of a compiled program.
 
   Returns:
-    The cycles; 0 where the compiler gives no estimates.
+    The cycles; 0 if the compiler gives no estimates.
   """
   bodies: dict[str, list[str]] = {}
   name = entry = ""
@@ -197,7 +197,7 @@ def collectives(hlo: str) -> list[tuple[str, str, int]]:
 
 
 def advice(numbers: Mapping[str, Any]) -> list[str]:
-  """Flags to try where a plan does not fit, cheapest first."""
+  """Returns flags to try if a plan does not fit, cheapest first."""
   if numbers["fits"]:
     return []
   lines, rows = [], numbers["rows_per_device"]
@@ -248,8 +248,8 @@ def describe(numbers: Mapping[str, Any], price: float | None) -> str:
   return "\n".join([*lines, *(f"  try {line}" for line in advice(n))])
 
 
-# The description of a GPU that the compiler needs where there is none: threads, registers and caches from NVIDIA's
-# tuning guides for Ampere and Hopper; the rest is the same for all.
+# The description of a GPU for the compiler: threads, registers and caches from NVIDIA's tuning guides for Ampere and
+# Hopper; all other values are the same for both.
 _GPU = """gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 threads_per_core_limit: 2048
   fpus_per_core: {fpus} block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
@@ -267,7 +267,7 @@ GPUS = {
   "h100": {**_HOPPER, "name": "H100 80GB HBM3", "bandwidth": 3350 * 10**9, "memory": 80 << 30},
   "h200": {**_HOPPER, "name": "H200", "bandwidth": 4800 * 10**9, "memory": 141 * 10**9},
 }
-# Without a GPU to time kernels on, the compiler has to choose them by its cost model.
+# Without a GPU to time kernels on, the compiler chooses them by its cost model.
 OPTIONS = {"gpu": {"xla_gpu_shard_autotuning": False}}
 
 
@@ -289,7 +289,7 @@ def machine(topology: str) -> tuple[Chip, int, list]:
       f"--topology={topology} is unknown; use KIND:SHAPE with a kind of {', '.join(CHIPS)}, as v5e:4x4 or h200:8"
     )
   chips = math.prod(int(n) for n in shape.split("x"))
-  # libtpu would else wait for an answer from the cloud, and refuse to be loaded by two processes.
+  # Otherwise libtpu waits for an answer from the cloud, and cannot be loaded by two processes.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   from jax.experimental import topologies
@@ -300,7 +300,7 @@ def machine(topology: str) -> tuple[Chip, int, list]:
     needs = "the CUDA plugin: pip install 'albert-jax[gpu]'; shapes are as h200:8 or h100:4x8"
   else:
     options = {"platform": "tpu", "topology_name": topology}
-    if kind == "v4":  # Its two cores are one device, as they are on a real machine; v5p does so by itself.
+    if kind == "v4":  # Two cores are one device, as on a real machine; this is the default for v5p.
       options["chip_config_name"] = "megacore"
     needs = "libtpu: pip install 'albert-jax[plan]'; shapes are as v5e:4x4, v5p:2x2x1"
   try:

@@ -1,4 +1,4 @@
-"""What a config means, settled before the first array exists: task, mesh, optimizer, number of steps, stages."""
+"""Settles a config before the first array exists: task, mesh, optimizer, number of steps, stages."""
 
 import copy
 import functools
@@ -31,8 +31,8 @@ from albert_jax.training.step import make_train_step
 
 log = logging.getLogger(__name__)
 
-# The values that each number of a config may have, both ends included. What is not here is checked by the dataclass of
-# its section (AlbertConfig, OptimizerConfig, …).
+# The range of each number of a config, both ends included. All other numbers are checked by the dataclass of their
+# section (AlbertConfig, OptimizerConfig, …).
 LIMITS = {
   "seed": (0, 2**32 - 1),  # JAX uses the lowest 32 bits of a seed.
   "steps": (0, 2**31 - 1),
@@ -52,12 +52,12 @@ LIMITS = {
 MAX_WEIGHT = 1e6  # of a term of the loss
 HANG_MINUTES = (0.01, 1e6)  # or 0: faulthandler's timer crashes on shorter ones.
 MAY_BE_INFINITE = ("optimizer.clip_norm",)
-HEARTBEAT_SECONDS = 60  # A host that is silent for so long counts as dead, and all others end.
+HEARTBEAT_SECONDS = 60  # After this time without a heartbeat a host counts as dead, and all others exit.
 
 
 @dataclass(frozen=True)
 class Program:
-  """What one part of a run computes.
+  """The task and the compiled steps of one part of a run.
 
   Attributes:
     task: the task at the part's batch size, length and depth.
@@ -81,7 +81,7 @@ class Stage(Program):
 
 @dataclass(frozen=True)
 class StatePlan:
-  """The training state as shapes: how it is made, placed and updated.
+  """The training state as shapes, with its shardings, keys and optimizer.
 
   Attributes:
     optimizer: the optimizer's config.
@@ -101,18 +101,18 @@ class StatePlan:
 
 @dataclass(frozen=True)
 class Run:
-  """What a config means.
+  """A settled config.
 
   Attributes:
-    config: the config with what it left open: the model's shape, the number of steps. Locked.
+    config: the config, completed with the model's shape and the number of steps. Locked.
     task: the task of the last part, whose shape is exported.
     mesh: the devices.
     stages: in order, each with its own program.
     create_state: () -> the state at the run's first step.
     eval_params: state -> the parameters to evaluate and export.
     plan: shapes and shardings of the state.
-    peak: operations a second that all devices could do, None if unknown.
-    trackers: modules of further places for the numbers, see training/trackers.py.
+    peak: the peak of all devices in operations a second; None if unknown.
+    trackers: modules of additional trackers, see training/trackers.py.
   """
 
   config: ConfigDict
@@ -134,10 +134,10 @@ def settle(config: ConfigDict, directory: str) -> Run:
     directory: the workdir as an absolute path or URL.
 
   Returns:
-    The Run. No file was written.
+    The Run. No file is written.
 
   Raises:
-    UserError: the config contradicts itself, the data, the devices or the checkpoint it begins with.
+    UserError: the config contradicts itself, the data, the devices or the checkpoint in `init_from`.
   """
   check(config)
   modules = trackers.find(config.log_to)
@@ -146,7 +146,7 @@ def settle(config: ConfigDict, directory: str) -> Run:
   _check_best(config, task)
   mesh = sharding.make_mesh(MeshConfig(**config.mesh), config.batch_size)
   plan = plan_state(config, task, mesh)
-  # Placed as the parameters are: left to the compiler, evaluation might be compiled for a second placement.
+  # Sharded as the parameters are. If the compiler chose the sharding, evaluation might be compiled twice.
   averaged = jax.jit(
     functools.partial(optimizer.averaged, plan.optimizer), out_shardings=plan.shardings["params"]
   )  # fmt: skip
@@ -189,7 +189,7 @@ def settle(config: ConfigDict, directory: str) -> Run:
 def plan_state(config: ConfigDict, task: tasks.Task | tasks.Sketch, mesh: jax.sharding.Mesh) -> StatePlan:
   """Returns the training state of a task on a mesh, as shapes. No array of the model is made."""
   opt = OptimizerConfig(**config.optimizer)
-  # As one program: each that has to be found among those compiled before takes its time.
+  # As one program: each look-up in the compilation cache takes time.
   init_key, step_key = jax.jit(lambda: tuple(jax.random.split(jax.random.key(config.seed))))()
   tx = optimizer.make(opt, model.layer_axes(task.model, jax.eval_shape(jax.jit(task.init), init_key)))
   abstract = state.abstract(task.init, tx, init_key)
@@ -206,8 +206,8 @@ def check(config: ConfigDict) -> None:
   """Checks every value of a config that can be checked without data and devices.
 
   Raises:
-    UserError: a value is out of range or not finite, a pattern is no regular expression, or a setting is without
-      effect beside the others.
+    UserError: a value is out of range or not finite, a pattern is not a regular expression, or a setting has no effect
+      with the others.
   """
   values = _flat(config.to_dict())
   for name, value in values.items():
@@ -221,7 +221,7 @@ def check(config: ConfigDict) -> None:
   if config.hang_minutes and not HANG_MINUTES[0] <= config.hang_minutes <= HANG_MINUTES[1]:
     raise UserError(f"hang_minutes={config.hang_minutes} must be {HANG_MINUTES[0]} or more, or 0 for never")
   if config.early_stop and not config.best:
-    raise UserError(f"early_stop={config.early_stop} needs a metric to go by; give one, as --config.best=mlm_loss")
+    raise UserError(f"early_stop={config.early_stop} needs a metric; give one, as --config.best=mlm_loss")
   weights = {name: value for name, value in values.items() if name.startswith("loss.") and name.endswith("_weight")}
   for name, value in weights.items():
     if not 0 <= value <= MAX_WEIGHT:
@@ -235,9 +235,7 @@ def check(config: ConfigDict) -> None:
     )
   for name in ("init_optimizer", "init_missing"):
     if config[name] and not config.init_from:
-      raise UserError(
-        f"{name}={config[name]} has no effect without a checkpoint to begin with; add --config.init_from=CHECKPOINT"
-      )
+      raise UserError(f"{name}={config[name]} has no effect without a checkpoint; add --config.init_from=CHECKPOINT")
   try:
     re.compile(config.init_missing)
   except re.error as error:
@@ -255,7 +253,7 @@ def _limit(name, value, low, high) -> str:
 
 
 def _check_best(config, task):
-  """Refuses a metric for `best` that no evaluation will have, where the task lists its metrics."""
+  """Refuses a metric for `best` that is not among the metrics of the task, or that needs labels without any."""
   if config.best and not task.has_labels:
     raise UserError(
       f"best={config.best!r} needs held-out labels, and data.validation_split={config.data.validation_split!r} has "
@@ -266,7 +264,7 @@ def _check_best(config, task):
 
 
 def _parts(config):
-  """Settles what a config leaves open: the model's shape, and the number of steps unless hours limit it.
+  """Settles the model's shape, and the number of steps unless hours limit the run.
 
   Returns:
     The config, not locked; the parts of the run, one unless there is a curriculum; and a function that makes the task
@@ -310,7 +308,7 @@ def _checked_accumulate(batch_size, accumulate, mesh) -> int:
 
 
 def _steps_in_hours(config, parts, programs, create, mesh) -> int:
-  """Returns how many steps `config.hours` allow, by timing some steps on a state that is thrown away."""
+  """Returns the number of steps in `config.hours`, by timing some steps on a temporary state."""
   begin, costs = time.perf_counter(), []
   with jax.set_mesh(mesh):
     rate = sharding.everywhere(mesh, 0.0)
@@ -322,8 +320,8 @@ def _steps_in_hours(config, parts, programs, create, mesh) -> int:
         batch = sharding.global_batch(mesh, next(batches))
         train_state, _ = jax.block_until_ready(program.train_step(train_state, batch, rate))
         times.append(time.perf_counter() - last)
-      costs.append(statistics.median(times[2:]))  # The first waits for the compiler, the second for Grain.
-    for _ in range(2):  # The first evaluation waits for the compiler too.
+      costs.append(statistics.median(times[2:]))  # The first step includes compilation, the second the start of Grain.
+    for _ in range(2):  # The first evaluation includes compilation.
       last = time.perf_counter()
       evaluate_program(program, train_state["params"], mesh)
       evaluation = time.perf_counter() - last
@@ -341,13 +339,13 @@ def evaluate_program(program: Program, params: dict, mesh: jax.sharding.Mesh) ->
 
 
 def _initial_params(config, task, key) -> dict:
-  """Returns the parameters of `init_from`, and fresh ones where it may lack them."""
+  """Returns the parameters of `init_from`, completed with fresh parameters that it may lack."""
   cfg, loaded = convert.load(config.init_from)
   for name in ("hidden_act", "num_hidden_layers", "num_attention_heads", "layer_norm_eps", "share"):
     ours, theirs = getattr(task.model, name), getattr(cfg, name)
-    if ours != theirs:  # Shapes do not show it, and the result would be another function of the same weights.
+    if ours != theirs:  # The shapes are equal, but the model would compute another function of the same weights.
       log.warning("Note: model.%s is %r in %s, %r in this config.", name, theirs, config.init_from, ours)
-  if not {*task.new} & {*task.unused}:  # Training goes on with the checkpoint's head, if it has one.
+  if not {*task.new} & {*task.unused}:  # The checkpoint's head is trained further, if it has one.
     check_same_task(task, config.init_from)
   new = [*task.new, config.init_missing] if config.init_missing else task.new
   params, summary = convert.fit(jax.device_get(jax.jit(task.init)(key)), loaded, new=new, unused=task.unused)
@@ -356,7 +354,7 @@ def _initial_params(config, task, key) -> dict:
 
 
 def take_structure(config: ConfigDict, path: str) -> dict:
-  """Sets the model's shape in a config to that of the checkpoint at `path`; how to compute stays the config's.
+  """Sets the model's shape in a config to that of a checkpoint; settings of the computation stay.
 
   Returns:
     The checkpoint's parameters.
@@ -369,10 +367,10 @@ def take_structure(config: ConfigDict, path: str) -> dict:
 
 
 def check_same_task(task: tasks.Task, path: str) -> None:
-  """Refuses a checkpoint whose head is of another task, or whose labels mean something else.
+  """Refuses a checkpoint whose head is of another task, or has other labels.
 
   Raises:
-    UserError: with what differs.
+    UserError: the task or the labels differ.
   """
   ours, theirs = task.about.get("albert_jax_task", {}), convert.about(path)
   if theirs.get("name") == "fill-mask":  # No fine-tuning task uses the heads of pre-training.
@@ -386,21 +384,21 @@ def check_same_task(task: tasks.Task, path: str) -> None:
 
 
 def write_files(folder: pathlib.Path, contents: Mapping[str, bytes]) -> None:
-  """Writes files into a folder, each whole or not at all."""
+  """Writes files into a folder, each atomically."""
   for name, content in contents.items():
     files.write(folder / name, content)
 
 
 def join(coordinator: str = "", processes: int | None = None, process: int | None = None) -> None:
-  """Makes this process one of several, if it is: by the arguments, or by what the launcher, a pod or SLURM says.
+  """Joins the processes of a multi-host run, by the arguments or by the environment of the launcher, a pod or SLURM.
 
   Args:
-    coordinator: HOST:PORT of process 0; '' asks the environment.
-    processes: how many processes there are.
-    process: the index of this one, from 0.
+    coordinator: HOST:PORT of process 0; '' to use the environment.
+    processes: the number of processes.
+    process: the index of this process, from 0.
 
   Raises:
-    UserError: the arguments or the environment make no sense, or JAX finds no device.
+    UserError: the arguments or the environment are invalid, or JAX finds no device.
   """
   options: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS}
   if coordinator:
@@ -438,7 +436,7 @@ def _cluster(coordinator, processes, process) -> dict[str, Any]:
 
 
 def _is_launched() -> bool:
-  """Whether the environment says that this process is one of several; JAX then asks the cluster for the rest."""
+  """Returns whether the environment has the settings of a multi-host run; JAX then reads them itself."""
   counts = {name: os.environ.get(name, "1") for name in ("ALBERT_JAX_PROCESSES", "SLURM_NTASKS")}
   for name, count in counts.items():
     if not count.strip().isdecimal():

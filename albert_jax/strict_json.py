@@ -1,4 +1,4 @@
-"""Reads JSON that anyone may have written: within limits, without silent repairs, every fault an error of one line."""
+"""Reads untrusted JSON: within limits, without silent repairs, and with an error of one line for every fault."""
 
 import collections
 import functools
@@ -34,7 +34,7 @@ def loads(
     text: the JSON, with or without a byte order mark; bytes are UTF-8.
     what: where the text is from, such as "FILE line 7"; errors begin with it.
     kind: the types that the value may have, such as dict; () for any.
-    nan_as_null: whether NaN, which pandas writes for a missing value, is None; else it is an error. Infinity always is.
+    nan_as_null: read NaN, which pandas writes for a missing value, as None; else it is an error, as Infinity always is.
     max_bytes: the longest text.
 
   Returns:

@@ -52,11 +52,11 @@ def test_documents_in_both_splits_and_repeated_text_are_found(tmp_path, monkeypa
   docs = made_up.documents(30, sentences=(5, 9))
   folder = made_up.dataset(tmp_path, [*docs, *[[*lines, "Another end."] for lines in docs]], segment_tokens=64)
   cfg = DataConfig(str(folder), seq_length=64)
-  clean = audit.look_for_duplicates(cfg)
+  clean = audit.count_duplicates(cfg)
   assert clean["documents_in_both_splits"] == 0 and 0 < clean["duplicate_segments"] < 0.5
   opened = datasets.open_split
   monkeypatch.setattr(datasets, "open_split", lambda dataset, split: opened(dataset, "train"))
-  assert audit.look_for_duplicates(cfg)["documents_in_both_splits"] > 10
+  assert audit.count_duplicates(cfg)["documents_in_both_splits"] > 10
 
 
 def test_runs_are_counted_by_words():

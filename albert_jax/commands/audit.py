@@ -44,7 +44,7 @@ def main(argv: list[str]):
     return _phonemes(SpeechConfig(**fields), args, seed)
   cfg = DataConfig(**fields)
   numbers, (batch, details) = audit.measure(cfg, args.examples, seed)
-  numbers |= audit.look_for_duplicates(cfg)
+  numbers |= audit.count_duplicates(cfg)
   rows = len(batch["input_ids"])
   checks = audit.checks(numbers, cfg)
   numbers["problems"] = [check.name for check in checks if not check.is_fine]

@@ -188,11 +188,11 @@ def open_split(dataset: str, split: str) -> Any:
   """Returns the records of a split, by index.
 
   Args:
-    dataset: str, one folder.
-    split: str.
+    dataset: one folder.
+    split: the name of the split.
 
   Returns:
-    A TFDS data source with `len`, and for `fetch`.
+    A TFDS data source, for `len` and `fetch`.
 
   Raises:
     UserError: there is no such split.
@@ -209,7 +209,7 @@ def open_split(dataset: str, split: str) -> Any:
       split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
     )
     size = len(source)
-  except Exception as error:  # TFDS raises many kinds here, all of which mean the same to the user.
+  except Exception as error:  # TFDS raises many kinds of errors, with the same meaning for the user.
     raise UserError(f"{folder}, split {split!r}, cannot be read ({message_lines(error)[0]}); {_MAKE_AGAIN}") from None
   if size != splits[split]["segments"]:
     raise UserError(
@@ -220,7 +220,7 @@ def open_split(dataset: str, split: str) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def lengths(dataset: str, split: str) -> np.ndarray:
-  """The tokens and sentences of each record of a split, of all folders one after the other: uint16 array [n, 2]."""
+  """Returns the tokens and sentences of each record of a split, over all folders in order: uint16 array [n, 2]."""
   arrays = []
   for folder in folders(dataset):
     size = len(open_split(folder, split))  # says so if there is none
@@ -255,7 +255,7 @@ def fetch(source: Any, indices: list[int]) -> list[bytes]:
 
 
 def fetch_from(sources: list, source_of: np.ndarray, indices: np.ndarray) -> list[bytes]:
-  """Reads records of several sources: record `indices[i]` of `sources[which[i]]`, as a list of bytes."""
+  """Reads records of several sources: record `indices[i]` of `sources[source_of[i]]`, as a list of bytes."""
   if len(sources) == 1:
     return fetch(sources[0], indices.tolist())
   packed = [b""] * len(source_of)
@@ -268,7 +268,7 @@ def fetch_from(sources: list, source_of: np.ndarray, indices: np.ndarray) -> lis
 
 @functools.cache
 def tfds_builder(name: str, data_dir: str) -> Any:
-  """Finds a TFDS dataset by name, also one whose module TFDS does not import by itself.
+  """Finds a TFDS dataset by name, also if TFDS does not import its module by itself.
 
   Raises:
     UserError: no such dataset, or it is not on this machine in a format with random access.
@@ -284,7 +284,7 @@ def tfds_builder(name: str, data_dir: str) -> Any:
   check_features(pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / base)
   try:
     return tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
-  except Exception as error:  # TFDS raises many kinds here, all of which mean the same to the user
+  except Exception as error:  # TFDS raises many kinds of errors, with the same meaning for the user.
     reason = str(error).strip().split("\n")[0]
     raise UserError(
       f"--input={name} is neither a file nor a TFDS dataset that can be read here ({reason}); expected files, a quoted "

@@ -1,7 +1,7 @@
-"""Random numbers as a pure function of (seed, what for, example number, position).
+"""Random numbers as a pure function of (seed, purpose, example number, position).
 
-A generator with a state would tie the numbers to the order in which examples are made. These are hashed from counters
-instead (splitmix64), whole arrays at a time, so an example gets the same numbers in any batch, on any host, in any
+The numbers of a stateful generator would depend on the order in which examples are made. These numbers are hashes of
+counters (splitmix64), whole arrays at a time, so an example has the same numbers in any batch, on any host, in any
 worker, and after any restart.
 """
 
@@ -26,8 +26,8 @@ def keys(seed: int, name: str, numbers: np.ndarray) -> np.ndarray:
   """Returns a key for each example.
 
   Args:
-    seed: int ≥ 0.
-    name: str, what the numbers are for; different names give independent numbers.
+    seed: 0 or more.
+    name: the purpose of the numbers; different names give independent numbers.
     numbers: int array [B], the global example numbers.
 
   Returns:
@@ -38,17 +38,17 @@ def keys(seed: int, name: str, numbers: np.ndarray) -> np.ndarray:
 
 
 def bits(keys_B: np.ndarray, count: int, first: int = 0) -> np.ndarray:
-  """Independent random uint64, numbers `first` to `first + count` of each key's: [B, count]."""
+  """Returns independent random uint64 [B, count]: numbers `first` to `first + count` of each key."""
   return _mix(keys_B[:, None] + np.arange(first + 1, first + count + 1, dtype=np.uint64) * _STEP)
 
 
 def below(random: np.ndarray, bound: int | np.ndarray) -> np.ndarray:
-  """Random uint64 to int64 in [0, bound), by their upper halves; `bound` ≥ 1 broadcasts and is below 2**32."""
+  """Converts random uint64 to int64 in [0, bound), by their upper halves; `bound` ≥ 1 broadcasts, below 2**32."""
   return (((random >> np.uint64(32)) * np.asarray(bound).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
 
 
 def chance(random: np.ndarray, probability: float) -> np.ndarray:
-  """Random uint64 to bool, True with the given probability (to 2**-32)."""
+  """Converts random uint64 to bool, True with a probability (to 2**-32)."""
   return (random >> np.uint64(32)) < np.uint64(round(probability * 2**32))
 
 
@@ -71,7 +71,7 @@ def permute(positions: np.ndarray, size: int | np.ndarray, keys_B: np.ndarray) -
   x = np.array(positions, np.uint64)
   outside = np.arange(len(x))
   # Adding, multiplying by an odd number and xor-shifting are bijections of `width` bits; values that fall outside the
-  # range go round again, which keeps the whole one.
+  # range are mapped again, which keeps the whole mapping a bijection.
   while len(outside):
     y, r, m, s = x[outside], rounds[outside], mask[outside], shift[outside]
     for i in range(0, 8, 2):
@@ -87,12 +87,12 @@ def shuffled(positions: np.ndarray, size: int, seed: int, name: str = "order") -
 
   Args:
     positions: int array [B], positions in the stream.
-    size: int >= 1, how many records there are.
-    seed: int >= 0.
-    name: str, what the order is for; different names give independent orders.
+    size: the number of records, 1 or more.
+    seed: 0 or more.
+    name: the purpose of the order; different names give independent orders.
 
   Returns:
-    int64 array [B] in [0, size); each epoch holds every record once.
+    int64 array [B] in [0, size); each epoch has every record once.
   """
   epoch = positions // size
   return permute(positions % size, size, keys(seed, name, epoch))

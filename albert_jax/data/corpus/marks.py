@@ -1,4 +1,4 @@
-"""Measures what a corpus loses where combining marks (accents, vowel signs, tones) are dropped."""
+"""Counts the words of a corpus that change if combining marks (accents, vowel signs, tones) are dropped."""
 
 import collections
 import dataclasses
@@ -17,10 +17,10 @@ _SAMPLE_UNITS, _SAMPLE_CHARS = 16, 1 << 21
 
 @dataclasses.dataclass(frozen=True)
 class Marks:
-  """What dropping marks changes in a text.
+  """The number of words of a text that change if marks are dropped.
 
   Attributes:
-    words: how many words with a letter there are.
+    words: the number of words with a letter.
     other: how many of them are of another script than Latin.
     latin_lost, other_lost: how many words would lose a mark from a Latin letter, and from a letter of another script.
     examples: up to five words, the most frequent first, each as `für -> fur`.
@@ -115,19 +115,19 @@ def _head(unit, reading, size):
 
 
 def keep_accents(marks: Marks, *, is_recorded: bool = True) -> bool:
-  """Decides whether a corpus keeps its marks where the user has not said.
+  """Decides whether to keep the marks of a corpus if the user gives no setting.
 
   Args:
     marks: what dropping them would change.
-    is_recorded: whether the decision will be recorded beside the vocabulary. A vocabulary that exists without a record
-      was made for one or the other, which nobody can tell.
+    is_recorded: whether the decision will be recorded beside the vocabulary. The setting of an existing vocabulary
+      without a record is unknown.
 
   Returns:
     True for a corpus of another script than Latin, or with more than 1 % of words of such scripts that lose a mark;
     False where hardly any word loses one.
 
   Raises:
-    UserError: more than 1 % of the words lose a mark, and both answers may be meant.
+    UserError: more than 1 % of the words lose a mark, and both settings are plausible.
   """
   if is_recorded and (marks.other_share > MAX_SHARE or not marks.is_latin):
     return True

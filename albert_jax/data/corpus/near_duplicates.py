@@ -1,16 +1,16 @@
-"""Documents that nearly repeat an earlier one, found by comparing small sketches of them.
+"""Finds documents that nearly repeat an earlier one, by comparing small sketches of them.
 
-A document is the set of its runs of five tokens. Of their hashes the smallest are kept: two such sketches tell how much
-the sets have in common (Broder's bottom-k sketch; Jaccard index), and near duplicates practically always share one of
-the very smallest, so only documents that do are compared.
+A document is the set of its runs of five tokens. Its sketch has the smallest of their hashes. Two sketches give an
+estimate of the Jaccard index of the sets (Broder's bottom-k sketch). Near duplicates almost always share one of the
+smallest hashes, so only such documents are compared.
 """
 
 import numpy as np
 
 RUN = 5  # tokens
-SKETCH = 64  # hashes kept; an index of 0.8 is then known to about 0.05
-_KEYS = 4  # of them, those by which candidates are matched
-_NEIGHBOURS = 8  # earlier documents with the same key that one is compared with
+SKETCH = 64  # hashes of a sketch; the error of an index of 0.8 is about 0.05
+_KEYS = 4  # the smallest hashes, which select candidates
+_NEIGHBOURS = 8  # the most earlier documents with the same key to compare with
 _NONE = np.uint32(0xFFFFFFFF)
 
 

@@ -1,7 +1,7 @@
 """Opens the files of a corpus: plain, compressed (.gz, .xz, .zst) and Parquet.
 
-Every error that a decompressor or Parquet reader raises becomes one line here, whichever library it came from: the file
-is another format, cut short, damaged, or over a size limit.
+Every error of a decompressor or Parquet reader becomes a UserError of one line: the file has another format, is cut
+short, is damaged, or exceeds a size limit.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 from albert_jax import files
 from albert_jax.errors import UserError, message_lines
 
-MAX_VALUE_BYTES = 1 << 24  # a JSON line or a value of Parquet; longer ones are left out
-_XZ_MEMORY = 1 << 28  # what a decompressor may ask for; `xz -9` takes 65 MiB
+MAX_VALUE_BYTES = 1 << 24  # of a JSON line or a value of Parquet; longer ones are left out
+_XZ_MEMORY = 1 << 28  # memory limit of a decompressor; `xz -9` takes 65 MiB
 # A row group is a bomb if its text column unpacks to more than this, at more than this rate; text reaches a rate of 20.
 _BOMB_BYTES, _BOMB_RATE = 1 << 27, 100
 _READ_BYTES = 1 << 16
@@ -66,7 +66,7 @@ def _zstd(file):
 
 
 _SKIPPABLE = tuple(bytes([0x50 + i, 0x2A, 0x4D, 0x18]) for i in range(16))  # zstd frames that hold no data
-# For each suffix what opens it, and how such files begin.
+# For each suffix the function that opens it, and the first bytes of such files.
 COMPRESSIONS = {
   ".gz": (lambda file: gzip.GzipFile(fileobj=file), (b"\x1f\x8b",)),
   ".xz": (_xz, (b"\xfd7zXZ\0",)),
@@ -89,7 +89,7 @@ def suffixes(path: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _errors(path, kind):
-  """Turns what any reader raises for bad contents into a UserError; errors of the disk or the store pass."""
+  """Converts errors of readers about bad contents into UserError; errors of the disk or the store pass."""
   import pyarrow
 
   try:
@@ -113,7 +113,7 @@ def _errors(path, kind):
 
 
 def _check_start(path, file, kind, magics):
-  """Refuses a file that does not begin as its kind does; leaves the position at the start."""
+  """Refuses a file without the first bytes of its kind; leaves the position at the start."""
   start = file.read(max(map(len, magics)))
   file.seek(0)
   if not start:
@@ -205,7 +205,7 @@ def open_parquet(path: str, column: str = "") -> Iterator[Any]:
 
 
 def check_row_group(path: str, file: Any, group: int, column: str) -> None:
-  """Refuses a row group whose column would take a thousand times the memory that it takes in the file.
+  """Refuses a row group whose column unpacks to a thousand times its size in the file.
 
   Args:
     path: the file's name, for the message.
@@ -214,7 +214,7 @@ def check_row_group(path: str, file: Any, group: int, column: str) -> None:
     column: the column that will be read.
 
   Raises:
-    UserError: it is such a group.
+    UserError: the row group is too large.
   """
   chunks = file.metadata.row_group(group)
   for i in range(chunks.num_columns):

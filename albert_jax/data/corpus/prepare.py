@@ -1,9 +1,9 @@
-"""`albert-jax prepare`: a corpus to a TFDS dataset of token segments, once, before any training.
+"""Converts a corpus to a TFDS dataset of token segments, once, before training (`albert-jax prepare`).
 
-In two steps. Each unit of work (see readers.py) is tokenised into a file of packed records and a table of its documents
-(segments.py); a killed run keeps the units it has finished. Then, with all documents known, duplicates are dropped,
-documents are split into train and validation, and the units are copied into shards (shards.py). What is made depends
-neither on how many processes work nor on whose they are (runners.py).
+First, each unit of work (see readers.py) is tokenised to a file of packed records and a table of its documents
+(segments.py); a killed run keeps its finished units. Second, duplicates are dropped, documents are split into train and
+validation, and the units are copied into shards (shards.py). The dataset does not depend on the number or kind of the
+worker processes (runners.py).
 """
 
 import collections
@@ -27,7 +27,7 @@ from albert_jax.errors import UserError
 def _check(settings, out, overwrite):
   if not 0 <= settings.validation_fraction < 1:
     raise UserError(
-      f"--validation_fraction={settings.validation_fraction} leaves nothing to train on or is no fraction; expected a "
+      f"--validation_fraction={settings.validation_fraction} is not a fraction or leaves no training data; expected a "
       "number from 0 to below 1, such as 0.05"
     )
   if not 0 <= settings.near_duplicates <= 1:
@@ -79,15 +79,15 @@ def prepare(
     out: path of the folder to make: `tfds.builder_from_directory(out)` reads it, and it holds its vocabulary.
     settings: what the records depend on, beside the corpus; None is `Settings()`.
     reading: how to read the corpus; None is `Reading()`.
-    run: who does the work, see runners.py; None is this process.
+    run: runs the jobs, see runners.py; None is this process.
     overwrite: replace an existing folder.
     mlm_only: accept a corpus without a single pair of sentences.
 
   Returns:
-    What is also in `out/prepare.json`.
+    The contents of `out/prepare.json`.
 
   Raises:
-    UserError: see the messages; nothing is left under the name `out`, nor beside it.
+    UserError: an argument or the corpus is invalid; no file remains.
   """
   run, settings, reading = run or runners.local(1), settings or segments.Settings(), reading or readers.Reading()
   out = os.path.abspath(files.user_path(out, "--out")) if files.is_local(out) else str(out).rstrip("/")
@@ -109,12 +109,12 @@ def prepare(
   try:
     return _prepare(units, reading, settings, tokenizer, identity, partial, out, run, mlm_only)
   except UserError:
-    files.remove(partial)  # A killed run is continued; a refused one cannot be.
+    files.remove(partial)  # A killed run can be continued, a refused run cannot.
     raise
 
 
 def _prepare(units, reading, settings, tokenizer, identity, partial, out, run, mlm_only):
-  """Makes the dataset by way of the folder `partial`; see `prepare`."""
+  """Makes the dataset in the temporary folder `partial`; see `prepare`."""
   spec, spm = identity["corpus"], tokenizer.path
   continue_or_begin(partial, identity | {"units": [dataclasses.asdict(unit) for unit in units]})
   sizes = [unit.size for unit in units]
@@ -168,7 +168,7 @@ def _prepare(units, reading, settings, tokenizer, identity, partial, out, run, m
 def finish(
   partial: str, out: str, parts: list[dict], lengths: dict[str, np.ndarray], description: dict[str, Any]
 ) -> None:
-  """Adds to the shards in `partial/dataset` what makes them a dataset, and gives it its name `out`.
+  """Adds metadata to the shards in `partial/dataset`, and renames the folder to `out`.
 
   Args:
     parts: tables of shards.copy_unit.
@@ -190,7 +190,7 @@ def finish(
 
 
 def continue_or_begin(partial: str, identity: dict[str, Any]) -> None:
-  """Keeps the units of an earlier run that was killed if they are of the same data; starts anew otherwise."""
+  """Keeps the units of a killed run if they are of the same data; otherwise removes them."""
   text = json.dumps(identity, sort_keys=True).encode()
   mark = f"{partial}/identity.json"
   if not files.exists(mark) or files.read(mark) != text:

@@ -1,7 +1,7 @@
-"""A small corpus that is already on every machine: the prose shipped with Python, as the TFDS dataset `python_docs`.
+"""The documentation shipped with Python as a small corpus: the TFDS dataset `python_docs`.
 
-It exists so that the quick start trains on real English without a download. Importing this module registers the
-dataset; `tfds.builder("python_docs", file_format="array_record")` then finds it.
+The quick start trains on it without a download. Importing this module registers the dataset for
+`tfds.builder("python_docs", file_format="array_record")`.
 """
 
 import ast
@@ -53,7 +53,7 @@ def docstrings() -> list[tuple[str, list[str]]]:
       continue
     try:
       with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd escapes in the standard library are none of the user's business
+        warnings.simplefilter("ignore")  # The user cannot change invalid escapes in the standard library.
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):  # templates and deliberately broken files
       continue

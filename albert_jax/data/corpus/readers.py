@@ -1,10 +1,9 @@
-"""Corpora to documents: plain text, JSON lines, Parquet, each also compressed, and TFDS names.
+"""Reads the documents of a corpus: plain text, JSON lines, Parquet, each also compressed, and TFDS names.
 
-A corpus is planned as units of work: a list that depends on the corpus alone, never on who works on it, so that what is
-made of it is the same for one process and for fifty. A document is a list of lines (str, no empty ones): its paragraphs
-or its sentences.
+A corpus is planned as units of work. The list of units depends on the corpus alone, so the results are the same for any
+number of processes. A document is a list of lines (str, no empty ones): its paragraphs or its sentences.
 
-Bad input never ends a run and never passes in silence: it is repaired or left out, and counted in a tally.
+Bad input never ends a run: it is repaired or left out, and counted in a tally.
 """
 
 import collections
@@ -31,8 +30,8 @@ from albert_jax.data.corpus.opening import (
 from albert_jax.data.corpus.sentences import split_sentences
 from albert_jax.errors import UserError
 
-UNIT_BYTES = 16 << 20  # a unit of work: small enough to spread, large enough to make a decent shard
-# What is longer is cut, so that memory stays bounded.
+UNIT_BYTES = 16 << 20  # a unit of work: small enough to distribute, large enough for a shard
+# Longer lines and documents are cut, so that memory stays bounded.
 MAX_LINE_BYTES = 1 << 20
 MAX_DOCUMENT_CHARS = 1 << 23
 MAX_DOCUMENT_LINES = 1 << 18
@@ -205,10 +204,10 @@ class _LineFeeds(io.RawIOBase):
 def _guess_layout(head, size):
   """`doc`, `book` or `blank` (see Reading), from the first bytes of a file of so many bytes.
 
-  Three things give a book away. Lines wrapped at a fixed width: the first word of the next line would not have fitted
-  on this one, and most lines that a further line follows break off in the middle of a sentence. Verse: most lines break
-  off likewise, many with a comma. And paragraphs of a line each with a blank line after every one: these would be poor
-  documents, if many are a single sentence, and many are speech or headings.
+  A file is a book in three cases. Lines wrapped at a fixed width: the first word of the next line does not fit on the
+  line before, and most lines with a following line end in the middle of a sentence. Verse: most lines end in the middle
+  of a sentence, many with a comma. Paragraphs of one line, each followed by a blank line: many are a single sentence,
+  speech or a heading, which would be poor documents.
   """
   head = (head if b"\n" in head else head.replace(b"\r", b"\n")).decode("utf-8", "replace")
   if re.match(r"\ufeff?\s*<doc ", head):
@@ -223,7 +222,7 @@ def _guess_layout(head, size):
     if width <= 120 and broken > 0.6 and (full > 0.5 or comma > 0.1):
       return "book"
   blocks = [list(block) for is_text, block in itertools.groupby(lines, bool) if is_text]
-  # What is longer than a document may be is many of them.
+  # Text that exceeds the limit of a document consists of many documents.
   if len(blocks) >= 20 and _share(len(block) == 1 for block in blocks) > 0.9 and size <= MAX_DOCUMENT_CHARS:
     single = _share(len(split_sentences(block[0])) == 1 for block in blocks)
     loose = _share(block[0][0] in _BEGINS_SPEECH or block[0][-1] not in _ENDS_SENTENCE for block in blocks)
@@ -257,7 +256,7 @@ def _plan_parquet(path, size):
 def _tfds_source(name, split, data_dir):
   builder = datasets.tfds_builder(name, data_dir)
   if name.split("/")[0] == "python_docs":
-    builder.download_and_prepare()  # made from what is on every machine; does nothing the second time
+    builder.download_and_prepare()  # Made from the Python installation; does nothing the second time.
   try:
     return builder.as_data_source(split)
   except Exception as error:
@@ -291,7 +290,7 @@ def documents(unit: Unit, reading: Reading, tally: collections.Counter) -> Itera
   Args:
     unit: Unit, from `plan`.
     reading: Reading, the same as there.
-    tally: collections.Counter; what was wrong with the input is added to it.
+    tally: counts of defects of the input; updated.
 
   Yields:
     list[str], the lines of a document.
@@ -344,7 +343,7 @@ def _at(file, start):
 
 
 def _decode_lines(data, tally):
-  """Lines of bytes as stripped str: all at once, or one by one where something is wrong with one of them."""
+  """Decodes lines of bytes to stripped str: all at once, or one by one if a line is invalid."""
   with contextlib.suppress(UnicodeDecodeError):
     text = data.decode()
     if "\0" not in text:
@@ -353,7 +352,7 @@ def _decode_lines(data, tally):
 
 
 def _decode(line, tally):
-  """Returns a line of bytes as stripped str; what is not UTF-8 becomes U+FFFD, NUL a space, and is counted."""
+  """Decodes a line of bytes to stripped str; invalid UTF-8 becomes U+FFFD, NUL a space; both are counted."""
   try:
     text = line.decode()
   except UnicodeDecodeError:
@@ -366,7 +365,7 @@ def _decode(line, tally):
 
 
 def _gather(lines, is_end, tally):
-  """Groups lines into documents, which end at a line of which `is_end` is true."""
+  """Groups lines into documents; a line for which `is_end` is true ends a document."""
   document, size = [], 0
   for line in lines:
     if is_end(line):
@@ -393,7 +392,7 @@ def _read_book(span, reading, tally):
 
 
 def _unwrap(lines, tally):
-  """Joins the lines between blank ones; a paragraph without end is cut, like a line without end."""
+  """Joins the lines of each paragraph; a paragraph over the size limit is cut."""
   wrapped, size = [], 0
   for line in lines:
     if line:
@@ -413,7 +412,7 @@ def _read_doc(span, reading, tally):
 
 
 def _records(span, tally):
-  """Yields the lines of a JSON file that are not empty: bytes. Lines over the size limit are left out and counted."""
+  """Yields the non-empty lines of a JSON file, as bytes. Lines over the size limit are left out and counted."""
   with open_bytes(span.source) as file:
     file = _at(file, span.start)
     left, is_empty = span.stop - span.start if span.stop >= 0 else sys.maxsize, True

@@ -1,4 +1,4 @@
-"""Who does the work of `prepare`: this process, several, or Apache Beam. They all call the same functions."""
+"""Runs the jobs of `prepare`: in this process, in several processes, or on Apache Beam."""
 
 import concurrent.futures
 import multiprocessing
@@ -16,8 +16,8 @@ def local(workers: int) -> Callable[..., None]:
     workers: int, processes; up to 1 is this one.
 
   Returns:
-    function (function, jobs, sizes, title): calls `function` on each tuple of arguments in `jobs`, which have `sizes`
-    in bytes for the progress bar. What the calls return is ignored: they make files.
+    A function (function, jobs, sizes, title): calls `function` with each tuple of arguments in `jobs`, which have
+    `sizes` in bytes for the progress bar. Return values are ignored: the calls write files.
   """
 
   def run(function, jobs, sizes, title):

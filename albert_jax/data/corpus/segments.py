@@ -1,4 +1,4 @@
-"""The first step of `prepare`: a unit of work (see readers.py) to packed records and a table of its documents."""
+"""The first step of `prepare`: converts a unit of work (see readers.py) to packed records and a table of documents."""
 
 import collections
 import dataclasses
@@ -15,12 +15,12 @@ from albert_jax.data.corpus import near_duplicates, readers
 from albert_jax.data.corpus.sentences import split_sentences
 from albert_jax.data.tokenizer import Tokenizer
 
-_BATCH_CHARS = 1 << 19  # how much text is tokenised at a time: enough to be fast, little enough to be small
+_BATCH_CHARS = 1 << 19  # characters tokenised at a time, a compromise of speed and memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What the records depend on, beside the corpus itself.
+  """The settings of the records of a dataset.
 
   Attributes:
     segment_tokens: the model length that segments should fill, its three special tokens included.
@@ -75,7 +75,7 @@ class Encoder:
 
   def sentences(self, lines: list[str]) -> list[str]:
     """Returns the sentences of a document, with single spaces between words."""
-    # Printable text has no white space but the space, so most lines need no look at each word.
+    # The only white space of printable text is the space, so most lines need no splitting into words.
     lines = [line if "  " not in line and line.isprintable() else " ".join(line.split()) for line in lines]
     return [s for line in lines for s in split_sentences(line)] if self.settings.sentences == "split" else lines
 
@@ -106,7 +106,7 @@ class Encoder:
     parts, lengths, first, size = [np.zeros(0, self.dtype)], [], 0, 0
     for i, sentence in enumerate(sentences):
       size += len(sentence)
-      # Ids are large as Python's own numbers, so even a single document is tokenised a part at a time.
+      # Ids are large as Python integers, so even a single document is tokenised in parts.
       if size > _BATCH_CHARS or i == len(sentences) - 1:
         encoded = self.tokenizer.encode_batch(sentences[first : i + 1])
         lengths += map(len, encoded)
@@ -127,7 +127,7 @@ class Encoder:
 
 @functools.lru_cache(maxsize=1)
 def _encoder(spm, settings):
-  """This process' encoder: making its tables takes as long as some megabytes of text."""
+  """Returns the encoder of this process; making its tables takes as long as encoding some megabytes of text."""
   return Encoder(Tokenizer(spm, lower=settings.lower, keep_accents=settings.keep_accents), settings)
 
 
@@ -136,9 +136,9 @@ def tokenise_unit(
 ) -> None:
   """Makes `folder/NUMBER.records`, packed records one after the other, and then the table `folder/NUMBER.npz`.
 
-  A unit whose table is there is done. The table's columns: for each document `document` (its id), `segments`,
-  `tokens`, `sentences`, `unknown` (tokens); for each record its `sizes` in bytes; and `pairs`, how many records have
-  two sentences, and `tally`, what was wrong with the input, as JSON; on request `sketch`, see near_duplicates.py.
+  A unit that has a table is finished. The columns of the table: for each document `document` (its id), `segments`,
+  `tokens`, `sentences`, `unknown` (tokens); for each record its `sizes` in bytes; `pairs`, the number of records with
+  two sentences; `tally`, the counts of defects, as JSON; on request `sketch`, see near_duplicates.py.
 
   Args:
     number: int, the unit's place in the corpus.

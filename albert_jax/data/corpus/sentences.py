@@ -1,7 +1,7 @@
-"""Prose to sentences by rules, for languages that end sentences with `.`, `!`, `?`, `…`, `。`, `।`, `؟` and the like.
+"""Splits prose into sentences by rules, for languages with sentence marks such as `.`, `!`, `?`, `…`, `。`, `।`, `؟`.
 
-The rules look at one place at a time: a sentence mark, what closes after it, and the start of the next word. They are
-made for English, German and Chinese, and for speed: the text is searched for sentence marks only.
+The rules consider a sentence mark, the closing quotes and brackets after it, and the start of the next word. They are
+designed for English, German and Chinese, and for speed: the text is searched for sentence marks only.
 """
 
 import re
@@ -12,7 +12,7 @@ _OTHER = "॥؟۔։።៕។။‼⁇⁈⁉"
 _CLOSING = "\"'”’»«“‘)\\]}」』）】》〉"
 _OPENING = "\"'“”‘’„‚«»([{¿¡—–-"
 _MARK = f"[.!?…{_WIDE}{_OTHER}]"
-# A mark, what closes after it, and white space that no lower-case letter follows; none is needed after a wide mark.
+# A mark, closing quotes and brackets, and white space not followed by a lower-case letter; a wide mark needs no space.
 # `{_MARK}{_MARK}*` is `{_MARK}+`, but only a pattern that begins with a single character is searched for quickly.
 _END = re.compile(
   rf"{_MARK}{_MARK}*[{_CLOSING}]*"
@@ -23,7 +23,7 @@ _LOOK_AHEAD = 40  # characters
 _NUMBER = re.compile(r"\d{1,2}\Z|[IVX]{1,5}\Z")
 _NEXT_WORD = re.compile(r"\w+")
 
-# After these a sentence practically never ends. (`etc.`, `usw.`, `Inc.`, `Jr.` are not here: there it often does.)
+# Abbreviations that practically never end a sentence. (`etc.`, `usw.`, `Inc.`, `Jr.` often do, so they are not listed.)
 _NEVER_LAST = """
 mr mrs ms mx dr prof rev hon gen col capt cpt cmdr lt sgt maj adm gov sen rep pres fr st ste messrs mt ft vs cf viz
 e.g i.e eg ie al approx ca c no nos vol vols pp p fig figs eq eqs ch sec ed eds trans vgl bzw z.b d.h u.a s.o s.u o.ä
@@ -57,7 +57,7 @@ def _ends_after_period(text, start, end):
 
 
 def _cut(text, start, end):
-  """Where a sentence ends at a match of `_END` from `start` to `end` (index into `text`), or 0 where none does."""
+  """Returns the index in `text` at which a sentence ends, for a match of `_END` from `start` to `end`; 0 for none."""
   following = text[end]
   if not text[end - 1].isspace():
     if following in _NOT_AFTER_WIDE:
@@ -78,7 +78,7 @@ def split_sentences(text: str) -> list[str]:
     text: str without line ends that matter.
 
   Returns:
-    list[str] of non-empty sentences without outer white space. Joined, they hold every visible character of `text`.
+    Non-empty sentences without outer white space. Joined, they have every visible character of `text`.
   """
   text = text.strip()
   size, sentences, begin = len(text), [], 0

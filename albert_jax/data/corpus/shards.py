@@ -1,4 +1,4 @@
-"""The second step of `prepare`: packed records to the shards of a TFDS dataset, duplicates dropped, splits chosen."""
+"""The second step of `prepare`: drops duplicates, chooses splits, and copies records to shards of a TFDS dataset."""
 
 import io
 import pathlib
@@ -27,8 +27,8 @@ def split_documents(documents: np.ndarray, fraction: float) -> tuple[np.ndarray,
     fraction: the share to hold out, 0 ≤ fraction < 1.
 
   Returns:
-    (is_kept, is_validation): bool arrays [n]. The first of several equal documents is kept. Whether one is held out
-    depends on its own id alone; but where that would leave a split empty, it gets the document that is next in line.
+    (is_kept, is_validation): bool arrays [n]. The first of several equal documents is kept. Whether a document is held
+    out depends on its id alone; if a split would be empty, it gets the next document in order.
   """
   _, first = np.unique(documents, return_index=True)
   is_kept = np.zeros(len(documents), bool)
@@ -48,7 +48,7 @@ def copy_unit(
   shards: dict[str, str],
   vocab_size: int,
 ) -> None:
-  """Copies a unit's records into its shards, and makes the table `folder/NUMBER.copied.npz` of what they hold.
+  """Copies a unit's records to its shards, and writes the table `folder/NUMBER.copied.npz` of their contents.
 
   The table's columns, for each split: `SPLIT.bytes`, `SPLIT.counts` (how often each token occurs, [V]) and
   `SPLIT.lengths` (tokens and sentences of each record, uint16 [n, 2]).
@@ -78,8 +78,8 @@ def _write_shard(path, sizes, is_own, local, vocab_size):
   from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
   size, counts, lengths = 0, np.zeros(vocab_size, np.int64), []
-  # Records are read one by one at random, so nothing is gained by compressing groups of them, and little by compressing
-  # ids; reading is a third faster without.
+  # Records are read one by one in random order, so compressing groups of them gains nothing, and compressing ids gains
+  # little; reading is a third faster without compression.
   writer = ArrayRecordWriter(local, "group_size:1,uncompressed")
   fs, name = files.filesystem(f"{path}.records")
   with fs.open(name, "rb") as file:
@@ -117,7 +117,7 @@ def name_shards(dataset: str, members: dict[str, list[np.ndarray]]) -> list[dict
   for split, masks in members.items():
     owners = [unit for unit, mask in enumerate(masks) if mask.any()]
     for shard, unit in enumerate(owners):
-      # TFDS' paths know fewer stores than ours, so it is only asked for the name.
+      # TFDS supports fewer stores than fsspec, so only the name comes from TFDS.
       name = _template("", split).sharded_filepath(shard_index=shard, num_shards=len(owners)).name
       shards[unit][split] = f"{dataset}/{name}"
   return shards
@@ -132,7 +132,7 @@ def _template(dataset, split):
 
 
 def metadata(parts: list[dict[str, np.ndarray]], splits: list[str]) -> dict[str, bytes]:
-  """What TFDS needs beside the shards.
+  """Returns the metadata files of a TFDS dataset.
 
   Args:
     parts: list of copy_unit's tables.
@@ -157,14 +157,14 @@ def metadata(parts: list[dict[str, np.ndarray]], splits: list[str]) -> dict[str,
           filename_template=template,
         )
       )
-      # TFDS looks the names of the dataset and its splits up in file names, so there must be one.
+      # TFDS reads the names of the dataset and its splits from file names, so there must be a file.
       pathlib.Path(template.sharded_filepath(shard_index=0, num_shards=1)).touch()
     tfds.folder_dataset.write_metadata(data_dir=folder, features=features, split_infos=infos, check_data=False)
     return {path.name: path.read_bytes() for path in pathlib.Path(folder).glob("*.json")}
 
 
 def baselines(train: np.ndarray, validation: np.ndarray, special_ids: list[int]) -> dict[str, float]:
-  """What a model that only knows how frequent tokens are would reach on the validation split.
+  """Returns the validation loss and accuracy of a model that predicts from token frequencies alone.
 
   Args:
     train, validation: int64 arrays [V], how often each token occurs.

@@ -1,4 +1,4 @@
-"""`albert-jax audit`: what the model will really see, before hours are spent on it."""
+"""Measures pre-training batches before a training run (`albert-jax audit`)."""
 
 import collections
 import dataclasses
@@ -13,7 +13,7 @@ from albert_jax.data.pretraining.examples import DataConfig, Details
 from albert_jax.data.tokenizer import Tokenizer
 
 _BATCH = 256
-_READ = 500_000  # records of a split that are looked at for duplicates
+_READ = 500_000  # records of a split that are checked for duplicates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ def mask_runs(is_masked: np.ndarray, is_start: np.ndarray, is_special: np.ndarra
 def measure(
   cfg: DataConfig, examples: int, seed: int = 0
 ) -> tuple[dict[str, Any], tuple[dict[str, np.ndarray], Details] | None]:
-  """Makes examples and counts.
+  """Makes examples and measures their properties.
 
   Args:
     cfg: DataConfig.
@@ -61,7 +61,7 @@ def measure(
     seed: int.
 
   Returns:
-    dict of plain numbers, and the first batch with its examples.Details.
+    A dict of plain numbers, and the first batch with its examples.Details.
   """
   make = batching.batch_maker(cfg, batch_size=_BATCH, seed=seed)
   tokenizer = datasets.tokenizer(cfg.dataset, cfg.spm)
@@ -131,8 +131,8 @@ def measure(
   return numbers, first
 
 
-def look_for_duplicates(cfg: DataConfig) -> dict[str, Any]:
-  """Compares all records of both splits: dict of `documents_in_both_splits`, `duplicate_segments` (a share)."""
+def count_duplicates(cfg: DataConfig) -> dict[str, Any]:
+  """Counts `documents_in_both_splits` and the share of `duplicate_segments` over the records of both splits."""
   documents, segments, repeated = collections.defaultdict(set), set(), 0
   for folder in datasets.folders(cfg.dataset):
     for split in datasets.describe(folder)["splits"]:
@@ -152,12 +152,12 @@ def look_for_duplicates(cfg: DataConfig) -> dict[str, Any]:
 
 
 def checks(numbers: dict[str, Any], cfg: DataConfig) -> list[Check]:
-  """Returns the ranges for the numbers of `measure` and `look_for_duplicates`: list of Check."""
+  """Returns the checks of the numbers of `measure` and `count_duplicates`."""
   expected = masking.ngram_probabilities(cfg.ngram, cfg.favor_shorter_ngram)
   masked = numbers["mask_rate"] * numbers["tokens_mean"] * numbers["examples"]
 
   def share(name, value, expected, count, advice):
-    # Chance moves a share by its standard deviation; four of them are practically never exceeded.
+    # A share deviates by chance; four standard deviations are practically never exceeded.
     slack = max(0.01, 4 * math.sqrt(expected * (1 - expected) / max(1, count)))
     return Check(name, value, expected - slack, expected + slack, advice)
 
@@ -194,7 +194,7 @@ def checks(numbers: dict[str, Any], cfg: DataConfig) -> list[Check]:
 
 
 def show_example(batch: dict[str, np.ndarray], details: Details, row: int, tokenizer: Tokenizer) -> str:
-  """One example as text: `{mask:original}`, `{random:original}`, `{original}` where a masked token was kept."""
+  """Returns an example as text: `{mask:original}`, `{random:original}`, `{original}` for a kept masked token."""
   labels = dict(
     zip(
       batch["mlm_positions"][row][batch["mlm_weights"][row] == 1].tolist(),
@@ -216,7 +216,7 @@ def show_example(batch: dict[str, np.ndarray], details: Details, row: int, token
 
 
 def draw(numbers: dict[str, Any], path: str) -> None:
-  """The numbers as a picture."""
+  """Draws the numbers as a figure."""
   from matplotlib.figure import Figure  # takes a second to import
 
   figure = Figure(figsize=(13, 7), layout="constrained")

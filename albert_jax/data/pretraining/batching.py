@@ -1,7 +1,7 @@
-"""Batches for the loop: global batch number `step` is a pure function of (dataset, config, seed, step).
+"""Makes batches for the loop: global batch number `step` is a pure function of (dataset, config, seed, step).
 
-Each element of the Grain pipeline is a whole batch, because an element costs more than an example. Nothing is carried
-from one batch to the next, so resuming is starting at another number, and hosts and workers only share the work.
+Each element of the Grain pipeline is a whole batch, because an element costs more than an example. Batches have no
+common state, so a resumed run starts at another number, and any host or worker can make any batch.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ _BUFFERED = 2  # batches that wait ready for the loop
 
 @dataclasses.dataclass(frozen=True)
 class _Maker:
-  """Makes one host's rows of a global batch; small and picklable, whatever it reads is opened where it works."""
+  """Makes one host's rows of a global batch; small and picklable, because files are opened in the worker."""
 
   cfg: DataConfig
   split: str
@@ -44,7 +44,7 @@ class _Maker:
     return self.explain(step)[0]
 
   def explain(self, step):
-    """Returns the batch, and the examples.Details of how it came about."""
+    """Returns the batch and its examples.Details."""
     cfg = self.cfg
     sources = [datasets.open_split(folder, self.split) for folder in datasets.folders(cfg.dataset)]
     sizes = [len(records) for records in sources]
@@ -86,7 +86,7 @@ def _plan(dataset, split, length, most):
 
 
 def _rows(cfg, split):
-  """Returns how many rows one epoch of a split has."""
+  """Returns the number of rows of one epoch of a split."""
   if cfg.packing > 1:
     return _plan(cfg.dataset, split, cfg.seq_length, cfg.packing).rows
   return sum(len(datasets.open_split(folder, split)) for folder in datasets.folders(cfg.dataset))
@@ -114,7 +114,7 @@ def check_hosts(batch_size: int, host: int, hosts: int) -> None:
 
 
 def _check(cfg, split, batch_size, host, hosts):
-  """Finds the user's mistakes before a worker does, whose errors are hard to read; returns the rows of an epoch."""
+  """Raises the user's mistakes here, because errors of workers are hard to read; returns the rows of an epoch."""
   check_hosts(batch_size, host, hosts)
   _vocabulary(cfg.dataset, cfg.spm)
   sizes = [len(datasets.open_split(folder, split)) for folder in datasets.folders(cfg.dataset)]
@@ -128,10 +128,10 @@ def _check(cfg, split, batch_size, host, hosts):
 
 
 def iterate(maker: Callable[[int], Any], first: int, stop: int, workers: int) -> Iterator[Any]:
-  """The batches `first` to `stop` of a function of their number, made ahead by a thread or by worker processes."""
+  """Yields the batches `first` to `stop` of a maker, made in advance by a thread or by worker processes."""
   if first < stop:
     yield maker(first)
-  # Imported here: it takes a while, in which the device is at work on the first batch.
+  # Imported here, so that the device computes while Grain is imported.
   import grain
   from absl import flags
 
@@ -146,8 +146,11 @@ def iterate(maker: Callable[[int], Any], first: int, stop: int, workers: int) ->
 
 
 def _follow_the_loop(_worker, _workers):
-  """A worker ends with the loop and not before it: Ctrl-C, and what a scheduler sends, go to all processes, but without
-  workers the loop could not save; and where it is killed, nobody is there to end them."""
+  """Makes a worker exit with the loop, and not before it.
+
+  Ctrl-C and signals of a scheduler reach all processes, but the loop needs its workers until it has saved. If the loop
+  is killed, no other process ends the workers.
+  """
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
 
@@ -161,12 +164,10 @@ def _follow_the_loop(_worker, _workers):
 def batch_maker(
   cfg: DataConfig, *, batch_size: int, seed: int, host: int = 0, hosts: int = 1, first_row: int = 0
 ) -> _Maker:
-  """What makes the training batches: a function of the step, for whoever wants one batch or to measure.
-
-  Args and errors: as for train_batches.
+  """Returns the function that makes a training batch; arguments and errors are those of `train_batches`.
 
   Returns:
-    function from int, the step, to a dict of arrays; its method `explain` also returns the examples.Details.
+    A function (step) -> dict of arrays; its method `explain` also returns the examples.Details.
   """
   _check(cfg, cfg.split, batch_size, host, hosts)
   return _Maker(cfg, cfg.split, batch_size, seed, host, hosts, is_training=True, first_row=first_row)
@@ -175,18 +176,18 @@ def batch_maker(
 def train_batches(
   cfg: DataConfig, *, batch_size: int, seed: int, start_step: int = 0, host: int = 0, hosts: int = 1, first_row: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Endless training batches, shuffled anew each epoch.
+  """Yields training batches without end, in another order each epoch.
 
   Args:
     cfg: DataConfig.
     batch_size: B of the global batch.
-    seed: int ≥ 0.
+    seed: the seed of all random draws, 0 or more.
     start_step: the number of the first batch.
     host, hosts: this host makes rows [host * B / hosts, (host + 1) * B / hosts) of every batch.
-    first_row: the number of the first row of batch 0, for a run whose batch was of another size before.
+    first_row: the number of the first row of batch 0, for a run that had another batch size before.
 
   Returns:
-    iterator of dicts as examples.make_batch describes, B / hosts rows each.
+    An iterator of dicts, see examples.make_batch, with B / hosts rows each.
 
   Raises:
     UserError: the dataset, the vocabulary or the sizes do not fit.
@@ -198,14 +199,14 @@ def train_batches(
 def eval_batches(
   cfg: DataConfig, *, batch_size: int, seed: int, host: int = 0, hosts: int = 1, max_batches: int | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
-  """One pass over the validation split, in order, with the same masks every time for the same seed.
+  """Yields the batches of one pass over the validation split, in order; the masks depend on the seed alone.
 
   Args:
     cfg, batch_size, seed, host, hosts: as for train_batches.
-    max_batches: int, to stop early; None for all.
+    max_batches: the most batches; None for all.
 
   Returns:
-    iterator of as many dicts on every host. Rows that fill the last batch up have weights 0.
+    An iterator with the same number of dicts on every host. Padding rows of the last batch have weights 0.
 
   Raises:
     UserError: as train_batches.

@@ -1,4 +1,4 @@
-"""Segments to pre-training examples, a batch at a time; a pure function of the records, the seed and the numbers."""
+"""Makes pre-training examples of segments, a batch at a time; a pure function of records, seed and example numbers."""
 
 import dataclasses
 import typing
@@ -15,7 +15,7 @@ OBJECTIVES = ("sop", "nsp", "none")
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """What pre-training reads and what it makes of it.
+  """The data settings of pre-training: `config.data` of configs/pretrain.py.
 
   Attributes:
     dataset: a folder made by `albert-jax prepare`; or several to mix, with commas between.
@@ -29,8 +29,8 @@ class DataConfig:
     whole_word: mask words, not pieces of words.
     mask_share, random_share: of the masked tokens, the share shown as [MASK] and as a random token.
     short_seq_rate: the share of short sequences, see pairs.choose.
-    packing: the most examples that share a row; 1 gives each its own. More than 1 fills rows that short documents would
-      leave half empty, and needs short_seq_rate=0: while training, room that is left takes short sequences.
+    packing: the most examples in a row. More than 1 fills rows of short documents, and needs short_seq_rate=0: in
+      training, the remaining room is filled with short sequences.
     objective: `sop` (are the two texts in order?), `nsp` (is the second from another document?; BERT's, for
       comparison) or `none` (one text a row).
     workers: processes that make batches; 0 makes them in a thread of this one.
@@ -81,12 +81,12 @@ class DataConfig:
 
   @property
   def slots(self) -> int:
-    """M: 77 at length 512 and a mask rate of 15 %."""
+    """Returns M, the slots for masked tokens: 77 at length 512 and a mask rate of 15 %."""
     return self.max_predictions or max(1, round(self.mask_rate * self.seq_length))
 
 
 class Vocabulary(typing.NamedTuple):
-  """What example making needs of a vocabulary."""
+  """The ids of a vocabulary that making examples needs."""
 
   pad_id: int
   cls_id: int
@@ -142,7 +142,7 @@ def lay_out(
   is_second = column > middle[:, None]
 
   def take(values, base):
-    """Returns the rows' tokens from an array in which record r begins at base[r]; special places get something."""
+    """Returns the rows' tokens from an array in which record r begins at base[r]; arbitrary at special tokens."""
     shift = np.where(
       is_second,
       (base[chosen.second_record] + chosen.second_start - middle - 1)[:, None],
@@ -160,7 +160,7 @@ def lay_out(
   else:
     starts_word = np.ones_like(is_token)
   is_second &= is_token
-  starts_word[rows, 1] = True  # a trimmed text may begin inside a word
+  starts_word[rows, 1] = True  # A trimmed text may begin inside a word.
   starts_word[rows, np.minimum(middle + 1, length - 1)] = True
 
   is_special = ~is_token
@@ -175,7 +175,7 @@ def lay_out(
 
 
 class Details(typing.NamedTuple):
-  """How a batch came about, for whoever wants to look: audit.py and tests.
+  """The intermediate results of a batch, for audit.py and tests.
 
   Attributes:
     examples: dict, the examples as make_batch returns them, before any packing; E of them, and so of all below.
@@ -193,14 +193,14 @@ class Details(typing.NamedTuple):
 def make_batch(
   packed: list[bytes], numbers: np.ndarray, seed: int, cfg: DataConfig, vocabulary: Vocabulary
 ) -> dict[str, np.ndarray]:
-  """Makes examples of segments.
+  """Makes a batch of examples of segments.
 
   Args:
-    packed: list of B bytes, see records.pack; for `nsp` of 2 B, the second B for texts of other documents.
-    numbers: int64 array [B], the global example numbers, which choose the random draws.
-    seed: int.
-    cfg: DataConfig.
-    vocabulary: Vocabulary.
+    packed: B packed records, see records.pack; 2 B for `nsp`, the second B for texts of other documents.
+    numbers: int64 array [B], the global example numbers, which determine the random draws.
+    seed: the seed of the random draws.
+    cfg: the data settings.
+    vocabulary: the ids of the vocabulary.
 
   Returns:
     dict of arrays: input_ids, attention_mask (1 = token), token_type_ids [B, L] int32; mlm_positions, mlm_labels
@@ -219,7 +219,7 @@ def explain_batch(
   is_used: np.ndarray | None = None,
   max_tokens: np.ndarray | None = None,
 ) -> tuple[dict[str, np.ndarray], Details]:
-  """`make_batch`, and the Details of how it was made.
+  """Makes a batch as `make_batch`, and returns its Details too.
 
   Args:
     packed, numbers, seed, cfg, vocabulary: as for make_batch.

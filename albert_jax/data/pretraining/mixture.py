@@ -1,7 +1,7 @@
-"""Several datasets as one stream, each with its share; which record an example is made of, by the example's number.
+"""Mixes several datasets with given shares: returns the record of an example by the example's number.
 
-Numbers come in blocks. In each block every dataset has the same number of places, in a random order, so shares are
-exact, every dataset goes through its own shuffled epochs, and any example is found without the ones before it.
+Example numbers are divided into blocks. In each block a dataset has a fixed number of slots, in a random order. So
+shares are exact, each dataset has its own shuffled epochs, and an example is located without the ones before it.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ BLOCK = 4096
 
 
 def block_slots(weights: str, sizes: Sequence[int]) -> np.ndarray:
-  """Returns how many places of a block each dataset gets.
+  """Returns the number of slots of a block for each dataset.
 
   Args:
-    weights: str, the shares with commas between, in any unit; '' goes by size, so that all epochs are equally long.
+    weights: the shares with commas between, in any unit; '' for the sizes, so that all epochs are equally long.
     sizes: list of K ints, records in each dataset.
 
   Returns:
@@ -57,7 +57,7 @@ def locate(numbers: np.ndarray, slots_of: np.ndarray, sizes: Sequence[int], seed
     seed: int.
 
   Returns:
-    (which, index): int64 arrays [B], the dataset and the record in it.
+    (dataset, index): int64 arrays [B], the number of the dataset and of the record in it.
   """
   if len(sizes) == 1:
     dataset_of, position = np.zeros(len(numbers), np.int64), numbers
@@ -75,7 +75,7 @@ def locate(numbers: np.ndarray, slots_of: np.ndarray, sizes: Sequence[int], seed
 
 
 def locate_in_order(positions: np.ndarray, sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the records at positions of all datasets one after the other: (which, index), int64 arrays [B]."""
+  """Returns (dataset, index) of positions in the concatenation of all datasets: int64 arrays [B]."""
   ends = np.cumsum(sizes)
   dataset_of = np.searchsorted(ends, positions, side="right")
   return dataset_of, positions - np.append(0, ends)[dataset_of]

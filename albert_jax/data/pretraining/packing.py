@@ -1,12 +1,12 @@
-"""Several examples in one row: which records share a row, and how their examples are put together.
+"""Packs several examples into one row.
 
-Rows are planned from the records' lengths alone, by best fit. A plan says how many tokens go together; which records
-of those lengths they are is drawn anew each epoch. So every record still comes once an epoch, and any row is found
-without those before it.
+Rows are planned from the lengths of the records alone, by best fit. A plan has the lengths of the examples in each row;
+the records of these lengths are drawn again each epoch. So each epoch has every record once, and a row is located
+without the rows before it.
 
-Segments end with a sentence, so most are a little shorter than a row, and few documents are short enough for the room
-that is left: with segments as long as rows, the best plan left 3.7 % of English Wikipedia and novels empty. Such room
-takes a short sequence more, a part of any record (`fill`).
+Segments end with a sentence, so most are slightly shorter than a row, and few documents fit into the remaining room:
+with segments as long as rows, the best plan leaves 3.7 % of English Wikipedia and novels empty. `fill` adds a short
+sequence, a part of any record, to rows with room.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ _LEAST_ROOM = 12  # tokens of a row; less, and less than a sixteenth of a row, s
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """How R rows are filled, S examples at most in each.
+  """A plan of R rows with at most S examples each.
 
   Attributes:
     sizes: int64 array [P, S], the patterns: tokens of each example in a row, special ones included; 0 is none.
@@ -68,7 +68,7 @@ def make_plan(sizes: np.ndarray, length: int, most: int) -> Plan:
     Plan; each of the n records is in exactly one row.
   """
   count = np.bincount(sizes, minlength=length + 1)
-  # Rows that are filled alike are counted, not listed: {room: {pattern: rows}} of those that may take more.
+  # Equal rows are counted, not listed: {room: {pattern: rows}} of rows that have room for more examples.
   open_rows, patterns = {}, {}
   for size in np.flatnonzero(count)[::-1].tolist():
     left = int(count[size])
@@ -82,7 +82,7 @@ def make_plan(sizes: np.ndarray, length: int, most: int) -> Plan:
       if not open_rows[room]:
         del open_rows[room]
       _open(open_rows, patterns, (*pattern, size), room - size, taken, most)
-    # New rows; as many examples of this size as fit go together at once.
+    # New rows, each with as many examples of this size as fit.
     per_row = min(most, length // size)
     for examples, rows in ((per_row, left // per_row), (left % per_row, 1)):
       if examples and rows:
@@ -109,13 +109,13 @@ def make_plan(sizes: np.ndarray, length: int, most: int) -> Plan:
 
 
 def _open(open_rows, patterns, pattern, room, rows, most):
-  """Notes rows of a pattern: among those that may take more, or as done."""
+  """Records rows of a pattern, as open if they have room for more examples, else as complete."""
   where = open_rows.setdefault(room, {}) if room >= 3 and len(pattern) < most else patterns
   where[pattern] = where.get(pattern, 0) + rows
 
 
 def _locate(plan, numbers, seed):
-  """Where rows are in the plan: their pattern, the how-manieth row of it each is, and the epoch; int64 arrays [B]."""
+  """Returns the position of rows in the plan: pattern, index within the pattern, epoch; int64 arrays [B]."""
   rows, epoch = numbers, np.zeros_like(numbers)
   if seed is not None:
     epoch = numbers // plan.rows
@@ -151,7 +151,7 @@ def rows_to_records(plan: Plan, numbers: np.ndarray, seed: int | None = None) ->
 def fill(
   plan: Plan, numbers: np.ndarray, seed: int, records: np.ndarray, is_used: np.ndarray, length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Gives rows that have room a short sequence more, each from a random record.
+  """Adds a short sequence, from a random record, to each row that has room.
 
   Args:
     plan, numbers, seed: as for rows_to_records, which made
@@ -159,8 +159,8 @@ def fill(
     length: L.
 
   Returns:
-    (records, is_used, max_tokens): the same with what was added, and an int64 array [E] of the most tokens, special
-    ones not counted, of each of the E examples.
+    (records, is_used, max_tokens): the arrays with the added examples, and an int64 array [E] of the most tokens of
+    each of the E examples, without special tokens.
   """
   room = length - plan.sizes[_locate(plan, numbers, seed)[0]].sum(axis=1)
   count = is_used.sum(axis=1)
@@ -177,7 +177,7 @@ def fill(
 
 
 def share_budget(budget: np.ndarray, is_used: np.ndarray, slots: int) -> np.ndarray:
-  """Bounds the masks of examples so that those of a row fit into its slots.
+  """Limits the masked tokens of examples so that those of a row fit into its slots.
 
   Args:
     budget: int64 array [E], how many tokens each example would mask.
@@ -185,7 +185,7 @@ def share_budget(budget: np.ndarray, is_used: np.ndarray, slots: int) -> np.ndar
     slots: M of a row.
 
   Returns:
-    int64 array [E], at most `budget`; rounding up in several examples may ask for a slot or two too many.
+    int64 array [E], at most `budget`; rounding up in several examples may exceed the slots by one or two.
   """
   counts = np.zeros(is_used.shape, np.int64)
   counts[is_used] = budget

@@ -1,4 +1,4 @@
-"""From a segment of a document to the two texts of an example: which sentences, where they part, which comes first."""
+"""Chooses the two texts of an example from a segment: the sentences, the boundary between them, and their order."""
 
 import typing
 
@@ -36,9 +36,9 @@ def choose(
   """Chooses the texts of a batch.
 
   As in the original (create_pretraining_data.py), a row is a run of whole sentences that reaches its target length, and
-  parts at a random sentence boundary; what exceeds `max_tokens` is trimmed from the longer part, at random ends. Here
-  the run is drawn anew in each epoch from a record that is longer than the target. Trimming treats both parts alike, so
-  it cannot give their order away. Under `sop` both parts come from one record, so from one document, always.
+  is divided at a random sentence boundary; tokens beyond `max_tokens` are trimmed from the longer part, at random ends.
+  The run is drawn again in each epoch if the record is longer than the target. Trimming is the same for both parts, so
+  it does not reveal their order. Under `sop` both parts come from one record, and so from one document.
 
   Args:
     records: records.Records of B segments; for `nsp` of 2 B, the second B to take other documents' texts from.
@@ -57,7 +57,7 @@ def choose(
   is_short = rng.chance(random[0], short_seq_rate)
   target = np.where(is_short, 2 + rng.below(random[1], max_tokens - 1), max_tokens)
 
-  # One sorted array of all sentence starts answers "which sentence holds this token" for all rows at once.
+  # One sorted array of all sentence starts gives the sentence of a token for all rows at once.
   starts = records.sentence_starts
   line = np.repeat(np.arange(len(records.tokens)) << 16, records.sentences) + starts
 
@@ -67,7 +67,7 @@ def choose(
   first_sentence = sentence_at(rows, rng.below(random[2], np.maximum(tokens - target, 0) + 1))
   last_sentence = sentence_at(rows, np.minimum(starts[first_sentence] + target, tokens) - 1)
 
-  # A run of one sentence takes a neighbour, where there is one, to make a pair.
+  # A run of one sentence is extended by a neighbour, if there is one, to make a pair.
   initial = records.sentence_base[rows]
   final = initial + records.sentences[rows] - 1
   is_lone = (first_sentence == last_sentence) & (objective != "none")
