@@ -123,7 +123,11 @@ def with_head(case, data, checkpoint, vocabulary, folder):
 
 
 def ours(case, config, workdir):
-  """Returns: (losses of every step, the held-out metric at the end)."""
+  """
+
+  Returns:
+    (losses of every step, the held-out metric at the end).
+  """
   train(config, workdir)
   lines = read(workdir)
   losses = [line["loss"] for line in lines if line["split"] == "train"]
@@ -131,7 +135,11 @@ def ours(case, config, workdir):
 
 
 def theirs(case, config, start):
-  """Returns the same in PyTorch. Returns: (losses, metric)."""
+  """Returns the same in PyTorch.
+
+  Returns:
+    (losses, metric).
+  """
   config = config.copy_and_resolve_references().unlock()
   take_structure(config, start)
   task = tasks.make(config, convert.load_tokenizer(start))

@@ -98,7 +98,11 @@ def measure_batches(dataset, *, batch_size, seconds, **config):
 
 
 def training(dataset, size, batch_size, seq_length):
-  """A model of a size and its training. Returns: function that takes an iterator and trains a step with each batch."""
+  """A model of a size and its training.
+
+  Returns:
+    function that takes an iterator and trains a step with each batch.
+  """
   import jax  # here, because all else in this file is measured without it
 
   from albert_jax import VARIANTS, model

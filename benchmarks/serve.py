@@ -82,7 +82,7 @@ class Server:
     self.port = int(line.split()[0].rstrip("/").rsplit(":", 1)[1])
 
   def stop(self):
-    """SIGTERM. Returns: the exit code."""
+    """Stops the server with SIGTERM; returns its exit code."""
     self.process.send_signal(signal.SIGTERM)
     return self.process.wait(timeout=60)
 
@@ -109,7 +109,11 @@ class Connection:
     self.port, self.reader, self.writer, self.again = port, None, None, 0
 
   async def classify(self, text, patience=60.0):
-    """Returns: the status. Raises: TimeoutError where nothing came in `patience` seconds."""
+    """Waits for a response; returns its status.
+
+    Raises:
+      TimeoutError: nothing came in `patience` seconds.
+    """
     body = json.dumps({"inputs": text}).encode()
     head = "POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
     request = f"{head}{len(body)}\r\n\r\n".encode() + body
@@ -159,7 +163,7 @@ async def closed_loop(port, texts, clients):
 
 
 async def open_loop(port, texts, rate, seconds):
-  """Requests arrive at random times, whether or not others were answered. Returns: latencies from their arrival."""
+  """Sends requests at random times, without waiting for answers; returns their latencies."""
   latencies, free, tasks, chosen = [], [], [], random.Random(0)
 
   async def request(text, arrival):
@@ -181,7 +185,11 @@ async def open_loop(port, texts, rate, seconds):
 
 
 async def restart(server, checkpoint, flags, texts, clients):
-  """Under load, a second server on the same port, and then SIGTERM to the first. Returns: (the second, counts)."""
+  """Starts a second server on the same port under load, and sends SIGTERM to the first.
+
+  Returns:
+    (the second, counts).
+  """
   stopping, latencies = asyncio.Event(), []
   counts = {"answered": 0, "sent_again": 0, "lost": 0}
 

@@ -46,7 +46,11 @@ def world():
 
 
 def events(value, call):
-  """Applies the events that are due. Returns: the workers that do not answer."""
+  """Applies the events that are due.
+
+  Returns:
+    the workers that do not answer.
+  """
   down = set()
   for event in value["events"]:
     if not re.search(event["on"], call, re.DOTALL):

@@ -61,7 +61,11 @@ def test_forward_pass_is_the_originals(golden):
 
 
 def ten_steps(cfg, params, expected, gradients):
-  """Ten LAMB steps from the checkpoint. gradients(params) -> (loss, grads). Returns: losses, final parameters."""
+  """Ten LAMB steps from the checkpoint. gradients(params) -> (loss, grads).
+
+  Returns:
+    losses, final parameters.
+  """
   opt = optimizer.OptimizerConfig(
     name="lamb", learning_rate=float(expected["lamb_lr"]), warmup_steps=int(expected["lamb_warmup"])
   )

@@ -107,7 +107,11 @@ class World:
     )  # fmt: skip
 
   def run(self, script, *args, expect=0, **env):
-    """Runs a script to its end. Returns: what it wrote, stderr first."""
+    """Runs a script to its end.
+
+    Returns:
+      what it wrote, stderr first.
+    """
     process = self.start(script, *args, **env)
     out, err = process.communicate(timeout=60)
     assert process.returncode == expect, err + out

@@ -88,7 +88,8 @@ def python_without_this_project(folder):
 def run_notebook(name, folder, wheel, **parameters):
   """Runs a notebook from top to bottom as a user who uploaded it and the wheel into an empty folder.
 
-  Returns: (what its cells printed, their other outputs, the folder of its work).
+  Returns:
+    (what its cells printed, their other outputs, the folder of its work).
   """
   empty = folder / "empty"
   empty.mkdir()

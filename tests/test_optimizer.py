@@ -47,7 +47,11 @@ def gradients(params, count):
 
 
 def run(tx, params, grads, learning_rate=0.1):
-  """Steps on given gradients. Returns: the last updates, the state, the parameters after each step."""
+  """Steps on given gradients.
+
+  Returns:
+    the last updates, the state, the parameters after each step.
+  """
   opt, after = tx.init(params), []
 
   @jax.jit
@@ -392,7 +396,11 @@ def small_model():
 
 @contextlib.contextmanager
 def on_a_mesh(params, mesh_config, **fields):
-  """Yields: the compiled update (state, gradients) -> state, the state, its shapes and its shardings."""
+  """
+
+  Yields:
+    the compiled update (state, gradients) -> state, the state, its shapes and its shardings.
+  """
   cfg = OptimizerConfig(**fields)
   tx = optimizer.make(cfg, model.layer_axes(CFG, params))
   mesh = sharding.make_mesh(mesh_config, 16)

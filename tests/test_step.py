@@ -46,7 +46,11 @@ def batches(count, rows=16, length=12, slots=3):
 
 
 def make(cfg, mesh_config, devices=None, accumulate=1):
-  """Returns: mesh, step, abstract state, its shardings, function that creates the state."""
+  """
+
+  Returns:
+    mesh, step, abstract state, its shardings, function that creates the state.
+  """
   mesh = sharding.make_mesh(mesh_config, 16, devices)
   opt = OptimizerConfig(learning_rate=0.01, warmup_steps=2)
   key = jax.random.key(0)

@@ -13,7 +13,7 @@ from albert_jax.data.speech.batching import KIND, SpeechConfig
 from albert_jax.errors import UserError
 
 
-def main(argv: list[str]):
+def main(argv: list[str]) -> int:
   """Returns the command; see `albert-jax audit --help`. Returns 1 when a number is out of range."""
   parser = common.parser(
     "audit",

@@ -33,7 +33,7 @@ def _print(numbers, file):
     files.write_json(file, numbers, indent=None)
 
 
-def main(argv: list[str]):
+def main(argv: list[str]) -> int | None:
   if any(arg.startswith("--predictions") for arg in argv):
     return score_predictions(argv)
   parser = common.parser(

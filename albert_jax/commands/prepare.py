@@ -10,7 +10,7 @@ from albert_jax.data.corpus import prepare, runners
 from albert_jax.data.corpus.segments import Settings
 
 
-def main(argv: list[str]):
+def main(argv: list[str]) -> int | None:
   parser = common.parser(
     "prepare",
     "Turns a corpus into a TFDS dataset of token segments, from which examples are made while training.",

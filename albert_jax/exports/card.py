@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +26,7 @@ _NOT_METRICS = ("step", "split", "tokens_per_s", "input_stall", "seconds", "padd
 
 
 def write(
-  folder, cfg: AlbertConfig, parameters: int, *, task: str, labels: Sequence = (), run=None,
+  folder: str | os.PathLike, cfg: AlbertConfig, parameters: int, *, task: str, labels: Sequence = (), run: Any = None,
   run_config: Mapping[str, Any] | None = None, facts: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
   """Writes `folder`/README.md about the files that are in the folder.
@@ -75,7 +76,7 @@ def write(
   (folder / "README.md").write_text(f"{text}\n{_mark(text)}\n", "utf-8")
 
 
-def is_edited(file) -> bool:
+def is_edited(file: Any) -> bool:
   """Whether a README.md is not, or no longer, as `write` wrote it."""
   text, _, mark = pathlib.Path(file).read_text("utf-8", "replace").removesuffix("\n").rpartition("\n")
   return mark != _mark(text)
@@ -86,7 +87,7 @@ def _mark(text):
   return f"<!-- Written by albert_jax: {hashlib.sha256(text.encode()).hexdigest()[:16]} -->"
 
 
-def measured(run, config) -> tuple[int, dict]:
+def measured(run: Any, config: Any) -> tuple[int, dict]:
   """Returns (step, {metric: number}) of a run's held-out data: the best by config.best, else the last."""
   file = pathlib.Path(run) / "metrics.jsonl"
   lines = []

@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -149,9 +149,17 @@ def export(
 
 
 def export_run(
-  out, cfg: AlbertConfig, params: Params, *, vocabulary: Tokenizer | Symbols | None, architecture: str | None,
-  extra: Mapping[str, Any], run, run_config: Mapping[str, Any], name: str,
-) -> None:  # fmt: skip
+  out: str | os.PathLike,
+  cfg: AlbertConfig,
+  params: Params,
+  *,
+  vocabulary: Tokenizer | Symbols | None,
+  architecture: str | None,
+  extra: Mapping[str, Any],
+  run: Any,
+  run_config: Mapping[str, Any],
+  name: str,
+) -> None:
   """Writes what every complete run leaves: the Hugging Face directory with its card, and sentence-transformers' files.
 
   The folder appears whole or not at all. A user's own files in it stay, and so does a card that was edited.
@@ -219,7 +227,7 @@ def _sentence_transformers(folder, cfg, pooling, seq_length):
     (folder / name).write_text(json.dumps(value, indent=2) + "\n", "utf-8")
 
 
-def sample(cfg, params, vocabulary, task) -> list[dict]:
+def sample(cfg: AlbertConfig, params: Params, vocabulary: Any, task: str) -> list[dict]:
   """Batches to compare on: sentences one by one and padded, and one row as long as 128 tokens."""
   longest = cfg.max_position_embeddings
   if not isinstance(vocabulary, Tokenizer):
@@ -243,7 +251,9 @@ def sample(cfg, params, vocabulary, task) -> list[dict]:
   return [batch(texts), batch([long, texts[0]])]
 
 
-def compare(folder, cfg, params, batches, *, task, pooling) -> float:
+def compare(
+  folder: str | os.PathLike, cfg: AlbertConfig, params: Params, batches: list[dict], *, task: str, pooling: str
+) -> float:
   """Returns the largest difference between what the files in `folder` and the model compute.
 
   Raises:

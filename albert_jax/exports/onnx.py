@@ -9,6 +9,7 @@ Hidden states are [tokens, D] inside the graph, because a 2-D product with its b
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,7 @@ class Graph:
     self.onnx = onnx
     self.nodes, self.initializers, self.inputs, self.outputs = [], {}, [], []
 
-  def constant(self, name: str, array) -> str:
+  def constant(self, name: str, array: Any) -> str:
     """Adds an initializer; a name that exists already is not added again."""
     if name not in self.initializers:
       self.initializers[name] = np.asarray(array, order="C")
@@ -63,17 +64,17 @@ class Graph:
     """Returns an int64 vector as an initializer."""
     return self.constant("ints_" + "_".join(map(str, values)).replace("-", "m"), np.array(values, np.int64))
 
-  def node(self, op: str, name: str, *inputs: str, outputs=None, **attributes):
+  def node(self, op: str, name: str, *inputs: str, outputs: Any = None, **attributes: Any) -> Any:
     """Adds a node; returns the name of its output, or the list of `outputs`."""
     names = [name] if outputs is None else list(outputs)
     self.nodes.append(self.onnx.helper.make_node(op, list(inputs), names, name=name, **attributes))
     return name if outputs is None else names
 
-  def input(self, name: str, axes: tuple, kind=np.int64) -> str:
+  def input(self, name: str, axes: tuple, kind: Any = np.int64) -> str:
     self.inputs.append(self._value(name, axes, kind))
     return name
 
-  def output(self, name: str, source: str, axes: tuple, kind=np.float32):
+  def output(self, name: str, source: str, axes: tuple, kind: Any = np.float32) -> None:
     if name != source:
       self.node("Identity", name, source)
     self.outputs.append(self._value(name, axes, kind))
@@ -82,7 +83,7 @@ class Graph:
     helper = self.onnx.helper
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(kind)), axes)
 
-  def model(self, doc: str, metadata: dict):
+  def model(self, doc: str, metadata: dict) -> Any:
     """Returns the ModelProto."""
     helper, size = self.onnx.helper, sum(array.nbytes for array in self.initializers.values())
     if size > LARGEST:
@@ -128,7 +129,7 @@ def product_name(use: str, weight: Weight) -> str:
   return f"{use}/{weight.name.rsplit('.', 1)[-1]}"
 
 
-def require():
+def require() -> Any:
   """Imports onnx, or raises a UserError that names the extra."""
   try:
     import onnx
@@ -140,7 +141,7 @@ def require():
 def build(
   cfg: AlbertConfig, params: dict, *, task: str = "", pooling: str = "", packed: bool = False, starts: int = 5,
   ends: int = 5, arithmetic: Float | None = None, metadata: dict | None = None,
-):  # fmt: skip
+) -> Any:  # fmt: skip
   """Builds the ONNX model of `albert_jax.apply` and of the heads in `params`.
 
   Inputs are int64 [batch, sequence]: input_ids, attention_mask and token_type_ids, as transformers names them; for
@@ -199,7 +200,7 @@ class _Builder:
 
   # Inputs.
 
-  def read_inputs(self, task, packed):
+  def read_inputs(self, task, packed) -> None:
     g, self.packed, self.lead = self.graph, packed, ("batch",)
     if packed and (task == "choose" or self.parts & {"classifier", "span", "squad_v2", "sentence"}):
       raise UserError("packed rows are for models without a task's head, as in pre-training; leave packed out")
@@ -222,7 +223,7 @@ class _Builder:
 
   # The encoder.
 
-  def encode(self):
+  def encode(self) -> None:
     g, cfg, rows = self.graph, self.cfg, self.arithmetic.rows
     word = rows(g, "embeddings.word", self.params["embeddings/word/embedding"], self.batch["input_ids"], "words")
     types = self.params["embeddings/token_type/embedding"]
@@ -295,7 +296,7 @@ class _Builder:
 
   # Heads.
 
-  def heads(self, task, pooling, starts, ends):
+  def heads(self, task, pooling, starts, ends) -> None:
     g, D, C = self.graph, self.cfg.hidden_size, None
     lead = self.lead
     g.output("last_hidden_state", self.hidden, (*lead, "sequence", D))

@@ -1,6 +1,7 @@
 """The outputs of an exported graph as a JAX function: the reference for ONNX files, and the body of StableHLO."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.export
@@ -54,7 +55,7 @@ def outputs(cfg: AlbertConfig, params: dict, batch: dict, *, task: str = "", poo
   return result
 
 
-def exported(cfg: AlbertConfig, params: dict, *, task: str = "", pooling: str = ""):
+def exported(cfg: AlbertConfig, params: dict, *, task: str = "", pooling: str = "") -> Any:
   """Returns the same function as StableHLO, with the weights inside and for any batch and length.
 
   Returns:

@@ -7,8 +7,11 @@ each output channel. Where that is not enough, a place computes in float32 from 
 space.
 """
 
+import os
 import pathlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +23,9 @@ from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.exports import onnx
 from albert_jax.exports.onnx import Float, Graph, Weight
+from albert_jax.model import AlbertConfig
 from albert_jax.tasks import classify
+from albert_jax.types import Params
 
 # The sum of two products of an unsigned and a signed byte must fit 16 bits, or instructions of processors without VNNI
 # (vpmaddubsw of AVX2) saturate: 255 (w1 + w2) <= 32767 for every two neighbours in a column.
@@ -91,16 +96,16 @@ class Observed(Float):
   def __init__(self):
     self.seen, self.weights = {}, {}
 
-  def inputs(self, graph, use, x):
+  def inputs(self, graph: Any, use: str, x: Any) -> Any:
     self.seen[use] = x
     return x
 
-  def product(self, graph, use, x, weight):
+  def product(self, graph: Any, use: str, x: Any, weight: Any) -> Any:
     self.weights.setdefault(use, []).append(weight)
     return super().product(graph, use, x, weight)
 
 
-def calibrate(cfg, params, batches, **build) -> dict[str, Use]:
+def calibrate(cfg: AlbertConfig, params: Params, batches: list[dict], **build: Any) -> dict[str, Use]:
   """Ranges of the inputs of all products.
 
   Args:
@@ -268,7 +273,9 @@ class Sample:
   gold: np.ndarray | None
 
 
-def read(path, vocabulary, about: dict, *, fields="text", label="label", longest: int) -> Sample:
+def read(
+  path: str | os.PathLike, vocabulary: Any, about: dict, *, fields: str = "text", label: str = "label", longest: int
+) -> Sample:
   """Reads texts like those that the model will see.
 
   Args:
@@ -379,7 +386,9 @@ def _outputs(session, rows) -> list[dict]:
   return results
 
 
-def score(task, kind, rows, gold, results, reference) -> tuple[str, float, float]:
+def score(
+  task: str, kind: str, rows: list, gold: Any, results: list[dict], reference: list[dict]
+) -> tuple[str, float, float]:
   """Scores answers: (metric, percent for float32, percent for int8).
 
   Args:
@@ -414,9 +423,21 @@ def score(task, kind, rows, gold, results, reference) -> tuple[str, float, float
 
 
 def write(
-  folder, cfg, params, vocabulary, about, *, calibration, max_loss, task, pooling, fields="text", label="label",
-  metadata=None, say=lambda line: None,
-) -> dict:  # fmt: skip
+  folder: str | os.PathLike,
+  cfg: AlbertConfig,
+  params: Params,
+  vocabulary: Any,
+  about: dict,
+  *,
+  calibration: str,
+  max_loss: float,
+  task: str,
+  pooling: str,
+  fields: str = "text",
+  label: str = "label",
+  metadata: Any = None,
+  say: Callable[[str], None] = lambda line: None,
+) -> dict:
   """Writes `folder`/onnx/model_int8.onnx, by the first of RECIPES that loses at most `max_loss`.
 
   Args:

@@ -1,6 +1,7 @@
 """A PL-BERT as the folder that StyleTTS2 reads (`PLBERT_dir` of its config)."""
 
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -10,7 +11,7 @@ from albert_jax.convert import styletts2
 from albert_jax.exports.folder import Differs
 
 
-def export(checkpoint, out, *, overwrite: bool = False) -> dict:
+def export(checkpoint: str | os.PathLike, out: str | os.PathLike, *, overwrite: bool = False) -> dict:
   """Writes the folder, reads it again and compares every weight bit by bit.
 
   Args:

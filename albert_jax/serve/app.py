@@ -18,6 +18,7 @@ import traceback
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import prometheus_client as prometheus
@@ -134,7 +135,7 @@ class Metrics:
       lambda: float(state.ready and not state.draining)
     )
 
-  def batch(self, key, count: int, seconds: float) -> None:
+  def batch(self, key: Any, count: int, seconds: float) -> None:
     model, task = key[:2]
     self.batch_items.labels(model, task).observe(count)
     self.batch_seconds.labels(model, task).observe(seconds)
@@ -144,7 +145,11 @@ class Metrics:
 
 
 async def _body(request: Request, schema, limit: int):
-  """Returns the body of a request, checked against a schema. Raises: Problem."""
+  """Returns the body of a request, checked against a schema.
+
+  Raises:
+    Problem.
+  """
   if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
     raise Problem(415, "invalid", "send the body as JSON, with the header Content-Type: application/json")
   too_large = Problem(413, "too_large", f"the body is larger than {limit:,} bytes; send fewer or shorter inputs")
@@ -202,10 +207,17 @@ async def _answers(
 ):
   """Runs the inputs of a request.
 
-  Args: name: of the model, None for the first. items: as JSON values. truncate: whether long ones are cut.
+  Args:
+    name: of the model, None for the first.
+    items: as JSON values.
+    truncate: whether long ones are cut.
     length: sentences of a summary.
-  Returns: (Served, results, number of tokens).
-  Raises: Problem, Busy, UserError.
+
+  Returns:
+    (Served, results, number of tokens).
+
+  Raises:
+    Problem, Busy, UserError.
   """
   model = state.model(name, task)
   if state.draining and not state.ready:
@@ -258,7 +270,7 @@ def task_route(state: State, task: str) -> Callable[[Request, pydantic.BaseModel
   return respond
 
 
-def openai_route(state: State):
+def openai_route(state: State) -> Any:
   """POST /v1/embeddings as OpenAI's clients send it."""
 
   async def respond(request, body):
@@ -274,7 +286,7 @@ def openai_route(state: State):
   return respond
 
 
-def tei_embed_route(state: State):
+def tei_embed_route(state: State) -> Any:
   """POST /embed as clients of text-embeddings-inference send it."""
 
   async def respond(request, body):
@@ -285,7 +297,7 @@ def tei_embed_route(state: State):
   return respond
 
 
-def tei_predict_route(state: State):
+def tei_predict_route(state: State) -> Any:
   """POST /predict as clients of text-embeddings-inference send it."""
 
   async def respond(request, body):
@@ -325,7 +337,11 @@ def _endpoint(state: State, schema, respond):
 
 
 async def _unless_left(request: Request, work: Awaitable[object]) -> object:
-  """Returns the result of `work`, which is cancelled if the client leaves. Raises: ClientDisconnect."""
+  """Returns the result of `work`, which is cancelled if the client leaves.
+
+  Raises:
+    ClientDisconnect: the client left.
+  """
 
   async def left():
     while (await request.receive())["type"] != "http.disconnect":
@@ -372,10 +388,10 @@ async def _on_http_exception(request: Request, error: HTTPException) -> Response
 class Outer:
   """ASGI middleware around all else: checks the host, counts, logs a line, and hides what an exception says."""
 
-  def __init__(self, app, state: State, log: Callable[[dict], None]):
+  def __init__(self, app: Any, state: State, log: Callable[[dict], None]):
     self.app, self.state, self.log = app, state, log
 
-  async def __call__(self, scope, receive, send):
+  async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] != "http":
       await self.app(scope, receive, send)
       return
@@ -574,7 +590,7 @@ class _Server(uvicorn.Server):
       for number, handler in before.items():
         signal.signal(number, handler)
 
-  def handle_exit(self, sig, frame):
+  def handle_exit(self, sig, frame) -> None:
     if self.state.draining:  # The second signal does not wait.
       self.force_exit = sig == signal.SIGINT
       self.should_exit = True
@@ -623,7 +639,7 @@ def log_line(record: dict) -> None:
 class _Handler(logging.Handler):
   """Writes what uvicorn says as a line of the log: the message without its arguments, which may come from a client."""
 
-  def emit(self, record):
+  def emit(self, record) -> None:
     log_line({"event": "uvicorn", "level": record.levelname.lower(), "message": record.msg})
 
 

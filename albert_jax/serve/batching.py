@@ -67,7 +67,9 @@ class Batcher:
       function: list of items -> list of results, for every caller with this key. It runs in the model's thread.
       items: the items of one request.
 
-    Returns: the results in the order of the items.
+    Returns:
+      the results in the order of the items.
+
     Raises:
       Busy: there is no room for the items in the queue.
       UserError: what the function raised for one of these items; items of other callers are not affected.

@@ -1,9 +1,11 @@
 """The models that a server holds: what each is for, how long its inputs may be, and its programs compiled ahead."""
 
 import functools
+import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +29,7 @@ class Served:
     parameters: the number of parameters.
   """
 
-  def __init__(self, name: str, path, *, batch_size: int, backend: str = "jax", dtype: str = ""):
+  def __init__(self, name: str, path: str | os.PathLike, *, batch_size: int, backend: str = "jax", dtype: str = ""):
     """
 
     Args:
@@ -66,7 +68,7 @@ class Served:
     pipe = self.tasks[task]
     return min(pipe.options.get("seq_length") or self.cfg.max_position_embeddings, self.cfg.max_position_embeddings)
 
-  def read(self, task: str, item, truncate: bool) -> tuple[object, int]:
+  def read(self, task: str, item: Any, truncate: bool) -> tuple[object, int]:
     """One input of a request, checked.
 
     Args:

@@ -7,23 +7,27 @@ word targets are all positions, or a share of them drawn anew for each row (loss
 
 import functools
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from albert_jax import convert, model
 from albert_jax.data.speech import batching, lexicon
 from albert_jax.data.speech.batching import SpeechConfig
 from albert_jax.errors import UserError
+from albert_jax.model import AlbertConfig
 from albert_jax.model.heads import at_positions
 from albert_jax.tasks import heads
 from albert_jax.tasks.base import Sketch, Spec, Task, about, unused
+from albert_jax.types import Batch, Params
 
 USUAL_WORDS = 30_000 + lexicon.FIRST_WORD  # what albert-jax phonemes makes
 
 
-def make(config, vocabulary=None, first_row=0) -> Task:
+def make(config: ConfigDict, vocabulary: Any = None, first_row: int = 0) -> Task:
   """Returns the task of configs/plbert.py. The symbols and the words are the dataset's, whatever is given."""
   cfg = model.AlbertConfig(**config.model)
   data = SpeechConfig(**config.data)
@@ -72,7 +76,7 @@ def make(config, vocabulary=None, first_row=0) -> Task:
   )
 
 
-def sketch(config) -> Sketch:
+def sketch(config: ConfigDict) -> Sketch:
   """Returns the train step of a config whose dataset need not be there; then the words are as many as are usual."""
   cfg, slots = model.AlbertConfig(**config.model), word_slots(config)
   words = batching.describe(config.data.dataset)["vocabulary"]["words"] if config.data.dataset else USUAL_WORDS
@@ -110,7 +114,7 @@ def word_slots(config) -> int:
   return 0 if share == 1 else max(1, round(share * length))
 
 
-def init(cfg, words: int, key) -> dict:
+def init(cfg: AlbertConfig, words: int, key: Any) -> dict:
   """Fresh parameters: the encoder without a pooler, and the heads "phoneme" [D, V] and "word" [D, words]."""
   params = heads.encoder(cfg, key, pooler=False)
   key_phoneme, key_word = jax.random.split(jax.random.fold_in(key, 1))
@@ -119,7 +123,7 @@ def init(cfg, words: int, key) -> dict:
   return params
 
 
-def sums(cfg, chunk: int, params, batch, key) -> dict:
+def sums(cfg: AlbertConfig, chunk: int, params: Params, batch: Batch, key: Any) -> dict:
   """Sums over rows of each row's mean loss, and over positions of correct answers: {name: (total, weight)}.
 
   `word_accuracy` counts the positions of words, not the spaces between them.
@@ -145,7 +149,7 @@ def sums(cfg, chunk: int, params, batch, key) -> dict:
   }
 
 
-def terms(phoneme_weight, word_weight, batch) -> dict:
+def terms(phoneme_weight: float, word_weight: float, batch: Batch) -> dict:
   """Returns the loss as coefficients of the totals, as PL-BERT's loop has it.
 
   Words: the mean over rows. Phonemes: the sum over rows with masked positions, divided by one more than how many those
@@ -158,7 +162,7 @@ def terms(phoneme_weight, word_weight, batch) -> dict:
   }
 
 
-def head_flops(cfg, words: int, length: int, slots: int) -> float:
+def head_flops(cfg: AlbertConfig, words: int, length: int, slots: int) -> float:
   """Operations of the two heads for a row of a training step."""
   return 3.0 * 2 * cfg.hidden_size * (length * cfg.vocab_size + slots * words)
 

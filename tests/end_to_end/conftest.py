@@ -57,7 +57,11 @@ def start(command, *args, devices=1, program=("-m", "albert_jax"), **kwargs):
 
 
 def end(processes, seconds=900):
-  """Waits for the end of processes. Returns: [(exit code, stdout, stderr)]. None is left running, whatever happens."""
+  """Waits for the end of processes.
+
+  Returns:
+    [(exit code, stdout, stderr)]. None is left running, whatever happens.
+  """
   try:
     outputs = [process.communicate(timeout=seconds) for process in processes]
     return [(process.returncode, *texts) for process, texts in zip(processes, outputs, strict=True)]
@@ -67,5 +71,9 @@ def end(processes, seconds=900):
 
 
 def run(command, *args, devices=1):
-  """Runs a command to its end. Returns: (exit code, stdout, stderr)."""
+  """Runs a command to its end.
+
+  Returns:
+    (exit code, stdout, stderr).
+  """
   return end([start(command, *args, devices=devices)])[0]

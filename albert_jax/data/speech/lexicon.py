@@ -84,7 +84,7 @@ def load(folder: str) -> Lexicon:
     )
 
 
-def load_targets(folder) -> list[str]:
+def load_targets(folder: str) -> list[str]:
   """Returns the names of all targets of the word loss, by id."""
   return (pathlib.Path(folder).expanduser() / TARGETS_FILE).read_text("utf-8").split("\n")[:-1]
 

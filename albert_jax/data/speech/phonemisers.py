@@ -38,7 +38,7 @@ class Espeak:
     self.name = f"espeak-ng-{'.'.join(map(str, backend.version()))}-{language}"
     self._backend = backend
 
-  def phonemes(self, words):
+  def phonemes(self, words: list[str]) -> list[str]:
     return ["".join(text.split()) for text in self._backend.phonemize(words, strip=True)]
 
 

@@ -10,6 +10,8 @@ import io
 import json
 import math
 import os
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -27,9 +29,17 @@ _EXAMPLES = 10
 
 
 def make_dataset(
-  spec: str, out: str, settings: Settings, reading, *, symbols: str = "styletts2", add_symbols: int = 0, run=None,
-  cache: str | None = None, overwrite: bool = False,
-) -> dict:  # fmt: skip
+  spec: str,
+  out: str,
+  settings: Settings,
+  reading: Any,
+  *,
+  symbols: str = "styletts2",
+  add_symbols: int = 0,
+  run: Callable | None = None,
+  cache: str | None = None,
+  overwrite: bool = False,
+) -> dict:
   """Makes a dataset of words with phonemes.
 
   Args:
@@ -205,7 +215,7 @@ class _Findings:
   def __init__(self):
     self.numbers = {}
 
-  def add(self, name, entries, counts, examples):
+  def add(self, name, entries, counts, examples) -> None:
     """Notes a group of entries: how many, how often they occur, and the most frequent."""
     total = max(1, sum(counts.values()))
     occurrences = sum(counts[entry] for entry in entries)

@@ -2,8 +2,10 @@
 
 import collections
 import json
+import os
 import pathlib
 import shutil
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -39,7 +41,9 @@ class Symbols:
     pad_id, mask_id, unk_id, space_id: int.
   """
 
-  def __init__(self, ids, *, size=None, roles=None, path=""):
+  def __init__(
+    self, ids: dict[str, int], *, size: int | None = None, roles: dict[str, str] | None = None, path: str = ""
+  ):
     """Makes a table.
 
     Args:
@@ -74,7 +78,7 @@ class Symbols:
     return symbol in self._ids
 
   @property
-  def ordinary(self):
+  def ordinary(self) -> np.ndarray:
     """The symbols that stand for sounds or punctuation: all but the four with a role."""
     return [piece for piece in self.pieces if piece and piece not in self._roles.values()]
 
@@ -86,7 +90,7 @@ class Symbols:
         self._by_code[ord(symbol)] = number
     return self._by_code[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)]
 
-  def extended(self, characters) -> "Symbols":
+  def extended(self, characters: Iterable[str]) -> "Symbols":
     """Returns the table with further characters at its end; what it has keeps its id."""
     ids = self._ids | {c: self.vocab_size + i for i, c in enumerate(c for c in characters if c not in self._ids)}
     return Symbols(ids, size=self.vocab_size + len(ids) - len(self._ids), roles=self._roles)
@@ -95,7 +99,7 @@ class Symbols:
     """Returns the content of `symbols.json`."""
     return json.dumps({"vocab": self._ids, "size": self.vocab_size, **self._roles}, ensure_ascii=False, indent=1) + "\n"
 
-  def write(self, folder) -> None:
+  def write(self, folder: str | os.PathLike) -> None:
     """Writes `symbols.json` into a folder, and `words.txt` if it lies beside the table's own file."""
     (pathlib.Path(folder) / FILE).write_text(self.to_json(), "utf-8")
     words = pathlib.Path(self.path).parent / TARGETS_FILE
@@ -103,7 +107,7 @@ class Symbols:
       shutil.copyfile(words, pathlib.Path(folder) / TARGETS_FILE)
 
 
-def load(name) -> Symbols:
+def load(name: str | os.PathLike) -> Symbols:
   """Reads a symbol table.
 
   Args:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import json
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class Settings:
   validation_fraction: float = 0.05
 
 
-def split_unit(number: int, unit, reading: Reading, settings: Settings, folder: str) -> None:
+def split_unit(number: int, unit: Any, reading: Reading, settings: Settings, folder: str) -> None:
   """Makes `folder/NUMBER.words.npz`: the distinct entries of a unit, and its documents as numbers of them.
 
   Columns: `entries`, joined by line feeds (a word, or a word, a tab and its phonemes) and their `counts`; `ids`, the
@@ -142,7 +143,7 @@ def _part_id(source, name, entries):
   return int.from_bytes(content[:2] + upper[2:], "little")
 
 
-def entries_of(table) -> list[str]:
+def entries_of(table: dict[str, np.ndarray]) -> list[str]:
   """Returns the entries of a table of `split_unit`."""
   data = table["entries"].tobytes().decode("utf-8", "surrogatepass")
   return data.split("\n") if data else []
