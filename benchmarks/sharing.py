@@ -135,7 +135,7 @@ def interval(cells: list[Cell], losses: np.ndarray, draws: int = 200) -> dict[st
   rng = np.random.default_rng(0)
   picks = rng.integers(0, losses.shape[1], (draws, *losses.shape))
   fits = [fit(cells, np.take_along_axis(losses, pick, 1).mean(1)) for pick in picks]
-  return {name: tuple(np.percentile([one[name] for one in fits], (5, 95))) for name in fits[0]}
+  return {name: tuple(np.percentile([sample[name] for sample in fits], (5, 95))) for name in fits[0]}
 
 
 def train(cell: Cell, seed: int, dataset: str, folder: pathlib.Path) -> float:
@@ -165,9 +165,9 @@ def draw(cells, losses, path):
   steps = cells[0].steps
   for i, form in enumerate(dict.fromkeys(cell.form for cell in cells)):
     for axis, value in zip(axes, (lambda cell: sum(counts(cell.model)[:2]), lambda cell: cell.operations), strict=True):
-      own = [(value(cell), rows.mean()) for cell, rows in zip(cells, losses, strict=True)
+      points = [(value(cell), rows.mean()) for cell, rows in zip(cells, losses, strict=True)
              if cell.steps == steps and (cell.form == form or cell.layers == 1)]  # fmt: skip
-      axis.plot(*zip(*sorted(own), strict=True), "o-", label=form, color=curves.COLOURS[i % len(curves.COLOURS)])
+      axis.plot(*zip(*sorted(points), strict=True), "o-", label=form, color=curves.COLOURS[i % len(curves.COLOURS)])
       axis.set_xscale("log")
   axes[0].set(xlabel="parameters", ylabel="held-out loss, nats")
   axes[1].set(xlabel="operations of training")

@@ -325,8 +325,8 @@ class TestParity:
     expected = entities.entities(labels)
     assert [x["type"] for x in tagged] == [kind for kind, _, _ in expected]
     assert [x["text"] for x in tagged] == [" ".join(text.split()[begin:end]) for _, begin, end in expected]
-    assert [text[x["start"] : x["end"]] for x in entities] == [x["text"] for x in entities]
-    assert [x["score"] for x in entities] == pytest.approx(
+    assert [text[x["start"] : x["end"]] for x in tagged] == [x["text"] for x in tagged]
+    assert [x["score"] for x in tagged] == pytest.approx(
       [scores.max(-1)[begin:end].mean() for _, begin, end in expected], abs=1e-5
     )
 
