@@ -31,12 +31,12 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def parameters(cfg: model.AlbertConfig) -> int:
-  """How many parameters a model has; nothing is computed."""
+  """Returns how many parameters a model has; nothing is computed."""
   return model.param_count(jax.eval_shape(lambda: model.init(cfg, jax.random.key(0))))
 
 
 def timed(sizes: list[str], rows: int, length: int, rounds: int) -> dict[str, dict]:
-  """{size: seconds of a step and GiB of temporaries}, steps in turns."""
+  """Returns {size: seconds of a step and GiB of temporaries}, steps in turns."""
   clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
   steps, seconds = {}, {size: [] for size in sizes}
   for size in sizes:

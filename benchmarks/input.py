@@ -98,7 +98,7 @@ def measure_batches(dataset, *, batch_size, seconds, **config):
 
 
 def training(dataset, size, batch_size, seq_length):
-  """A model of a size and its training.
+  """Returns a model of a size and its training.
 
   Returns:
     function that takes an iterator and trains a step with each batch.

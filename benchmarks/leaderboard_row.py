@@ -18,7 +18,7 @@ COLUMNS = (
 
 
 def row(card: dict, heldout: dict, baseline: float, parameters: int, prepare: float, train: float) -> list[str]:
-  """The cells of a run's row.
+  """Returns the cells of a run's row.
 
   Args:
     card: the contents of run.json.
@@ -62,7 +62,7 @@ def main():
 
 
 def parameters(run: pathlib.Path) -> int:
-  """How many parameters a run's exported model has."""
+  """Returns how many parameters a run's exported model has."""
   from albert_jax import convert, model
 
   return model.param_count(convert.load(run / "export")[1])

@@ -122,7 +122,7 @@ def fit(cells: list[Cell], losses: np.ndarray) -> dict[str, float]:
 
 
 def interval(cells: list[Cell], losses: np.ndarray, draws: int = 200) -> dict[str, tuple[float, float]]:
-  """The middle 90 % of each fitted number when each cell's seeds are drawn anew.
+  """Returns the middle 90 % of each fitted number when each cell's seeds are drawn anew.
 
   Args:
     cells: of the grid.

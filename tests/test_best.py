@@ -18,11 +18,11 @@ def test_higher_is_better_unless_it_is_a_loss(metric, best, tmp_path):
 
 
 def test_nan_is_never_the_best(tmp_path):
-  found = Best("f1", 0, tmp_path, 0)
-  assert not found.improved(1, {"f1": float("nan")})
-  assert found.improved(2, {"f1": 0.1})
-  assert not found.improved(3, {"f1": float("nan")})
-  assert found.step == 2
+  best_so_far = Best("f1", 0, tmp_path, 0)
+  assert not best_so_far.improved(1, {"f1": float("nan")})
+  assert best_so_far.improved(2, {"f1": 0.1})
+  assert not best_so_far.improved(3, {"f1": float("nan")})
+  assert best_so_far.step == 2
 
 
 def test_it_knows_what_a_run_that_was_cut_off_had_found(tmp_path):

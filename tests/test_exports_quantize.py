@@ -185,7 +185,7 @@ def phonemes(tmp_path):
 
 
 def plbert(path):
-  """A PL-BERT with a symbol table and heads, as a run leaves it."""
+  """Returns a PL-BERT with a symbol table and heads, as a run leaves it."""
   cfg = dataclasses.replace(SMALL, vocab_size=178, max_position_embeddings=64)
   heads = {name: {"kernel": np.ones((12, n), np.float32), "bias": np.ones(n, np.float32)}
            for name, n in {"phoneme": 178, "word": 9}.items()}  # fmt: skip

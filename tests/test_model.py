@@ -92,7 +92,7 @@ def test_bert_base_has_berts_count():
 
 
 def of_layer(cfg, name, part, n):
-  """The module of layer n: of each parameter the layer's own copy, or its group's."""
+  """Returns the module of layer n: of each parameter the layer's own copy, or its group's."""
 
   def pick(path, value):
     copies = cfg.copies(name, path[-1].key)

@@ -116,9 +116,9 @@ def test_a_long_file_is_read_in_pieces(ask, model):
 
 def test_a_line_over_the_limit_is_refused_and_the_next_one_is_read(ask, model, monkeypatch):
   monkeypatch.setattr(predict, "MAX_LINE_BYTES", 10)
-  code, found, err = ask(b"short\n" + b"x" * 100 + b"\nlast\n", "--skip_bad")
+  code, answers, err = ask(b"short\n" + b"x" * 100 + b"\nlast\n", "--skip_bad")
   assert code == 0
-  assert [x["size"] for x in found] == [5, 4]
+  assert [x["size"] for x in answers] == [5, 4]
   assert "/in line 2 skipped: it is over the limit of 10 bytes; split the text" in err
   assert ask(b"x" * 100)[0] == 2
 

@@ -284,9 +284,9 @@ def refuse_structure(names: Iterable[str], source: str) -> None:
   Raises:
     UserError: one of them is of the shape.
   """
-  if given := sorted(set(names) & {f"model.{name}" for name in config_fields.structure()}):
+  if overridden := sorted(set(names) & {f"model.{name}" for name in config_fields.structure()}):
     raise UserError(
-      f"--config.{given[0]} has no effect: the model's shape is that of {source}; leave it out, or see "
+      f"--config.{overridden[0]} has no effect: the model's shape is that of {source}; leave it out, or see "
       "albert-jax convert for another shape of the same weights"
     )
 

@@ -158,7 +158,7 @@ def _chunks(lines):
 
 
 def _next_chunk(lines):
-  """The next lines, up to CHUNK of them or CHUNK_BYTES."""
+  """Returns the next lines, up to CHUNK of them or CHUNK_BYTES."""
   chunk, size = [], 0
   for number, line in lines:
     chunk.append((number, line))
@@ -169,7 +169,7 @@ def _next_chunk(lines):
 
 
 def _lines(file):
-  """The lines of a binary file. Of a line over the limit only the beginning is kept, which `_read` refuses."""
+  """Yields the lines of a binary file. Of a line over the limit only the beginning is kept, which `_read` refuses."""
   while line := file.readline(MAX_LINE_BYTES + 1):
     yield line
     if len(line) > MAX_LINE_BYTES:

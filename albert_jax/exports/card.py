@@ -77,13 +77,13 @@ def write(
 
 
 def is_edited(file: Any) -> bool:
-  """Whether a README.md is not, or no longer, as `write` wrote it."""
+  """Returns whether a README.md is not, or no longer, as `write` wrote it."""
   text, _, mark = pathlib.Path(file).read_text("utf-8", "replace").removesuffix("\n").rpartition("\n")
   return mark != _mark(text)
 
 
 def _mark(text):
-  """The last line of a card, by which an edited one is known."""
+  """Returns the last line of a card, by which an edited one is known."""
   return f"<!-- Written by albert_jax: {hashlib.sha256(text.encode()).hexdigest()[:16]} -->"
 
 

@@ -184,7 +184,7 @@ def export_run(
 
 
 def _task(about, params):
-  """The pipeline's task of a model, or ''."""
+  """Returns the pipeline's task of a model, or ''."""
   task = about.get("name") or ("fill-mask" if "mlm" in params else "")
   return "" if task == "plbert" else task  # An encoder for speech: no pipeline of texts, and its heads are not used.
 

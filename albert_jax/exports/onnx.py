@@ -477,6 +477,6 @@ class _Builder:
 
 
 def _dotted(path, index):
-  """The initializer's name of a parameter: its path, with the index before the last name."""
+  """Returns the initializer's name of a parameter: its path, with the index before the last name."""
   *parents, last = path.split("/")
   return ".".join([*parents, *map(str, index), last])

@@ -155,7 +155,7 @@ def with_transposed_kernel(ffn: Any) -> FeedForward:
 
 
 def lead_axes(cfg: AlbertConfig, part: str, leaf: str = "kernel") -> tuple[int, ...]:
-  """The leading axes of a parameter of `part`: (copies,) if several layers or groups differ, then (inner,)."""
+  """Returns the leading axes of a parameter of `part`: (copies,) if several layers or groups differ, then (inner,)."""
   return tuple(size for size in (cfg.copies(part, leaf), cfg.inner_group_num) if size > 1)
 
 

@@ -245,13 +245,13 @@ def files_of(find: Callable[[str], list[pathlib.Path] | pathlib.Path | None], *n
   Returns:
     the paths, each once, sorted; None where TFDS reads the dataset.
   """
-  found: set[pathlib.Path] = set()
+  files_of_splits: set[pathlib.Path] = set()
   for name in names:
     paths = find(name)
     if paths is None:
       return None
-    found |= {paths} if isinstance(paths, pathlib.Path) else {*paths}
-  return sorted(found)
+    files_of_splits |= {paths} if isinstance(paths, pathlib.Path) else {*paths}
+  return sorted(files_of_splits)
 
 
 def batches(config: ConfigDict, training: Callable, held_out: Callable, first_row: int) -> dict[str, Callable]:

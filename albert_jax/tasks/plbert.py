@@ -99,7 +99,7 @@ def sketch(config: ConfigDict) -> Sketch:
   )
 
 
-def word_slots(config) -> int:
+def word_slots(config: ConfigDict) -> int:
   """Returns the number of positions of a row at which the word loss is computed; 0 for all."""
   if config.loss.phoneme_weight and not config.data.mask_rate:
     raise UserError(

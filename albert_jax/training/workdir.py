@@ -92,7 +92,7 @@ def open_run(directory: str) -> Iterator["RunFolder"]:
     folder.push()
 
 
-def check_results(folder: pathlib.Path):
+def check_results(folder: pathlib.Path) -> None:
   """Checks, before a run begins, that its results can be written into a folder when it ends.
 
   Raises:
@@ -263,7 +263,7 @@ def _check_same_data(fingerprints, directory):
 
 
 def _differs(old, new):
-  """Whether two fingerprints differ; False where an older version recorded none, or one of another kind."""
+  """Returns whether two fingerprints differ; False where an older version recorded none, or one of another kind."""
   return isinstance(old, str) and len(old) == len(new) and old != new
 
 
@@ -290,7 +290,7 @@ def data_fingerprints(
 
 
 def _name_in(dataset, folder, path):
-  """How the user names a file of a dataset; a dataset in a store has another folder on each machine."""
+  """Returns how the user names a file of a dataset; a dataset in a store has another folder on each machine."""
   if dataset and path == folder:
     return dataset
   return f"{dataset.rstrip('/')}/{path.relative_to(folder)}" if dataset and folder in path.parents else str(path)

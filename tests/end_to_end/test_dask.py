@@ -35,7 +35,7 @@ def wait_until(condition, what):
 
 @pytest.fixture
 def cluster(tmp_path):
-  """A scheduler and three workers on loopback: (the scheduler's file, the workers' processes)."""
+  """Returns a scheduler and three workers on loopback: (the scheduler's file, the workers' processes)."""
   file = tmp_path / "scheduler.json"
   # Functions of this library are pickled by name, so the workers have to be able to import it.
   environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(prepare.__file__).parents[3])}

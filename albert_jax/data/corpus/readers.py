@@ -335,7 +335,7 @@ def lines(span: Span, tally: collections.Counter) -> Iterator[str]:
 
 
 def _at(file, start):
-  """A file at the start of a span. Only files with line feeds have several spans."""
+  """Returns a file at the start of a span. Only files with line feeds have several spans."""
   if start:
     file.seek(start)
     return file

@@ -83,7 +83,7 @@ def find(dataset: str, split: str, levels: Sequence[str] = LEVELS) -> list[pathl
 
 
 def _race_folder(dataset, split):
-  """The folder of a split of RACE; None for other data."""
+  """Returns the folder of a split of RACE; None for other data."""
   folder = pathlib.Path(dataset).expanduser()
   folder = folder / "RACE" if (folder / "RACE").is_dir() else folder
   for name, level in itertools.product(splits.names_of(split), LEVELS):
