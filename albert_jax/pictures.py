@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -127,7 +128,7 @@ def plot_confusion(path: str | os.PathLike, out: str | os.PathLike) -> str:
   return f"{np.trace(counts)} of {counts.sum()} rows are right"
 
 
-def draw_confusion(counts: np.ndarray, labels: Sequence[str]):
+def draw_confusion(counts: np.ndarray, labels: Sequence[str]) -> Any:
   """A matplotlib figure of `confusion`: each row's colour is its share, each cell's number its count."""
   size = len(labels)
   figure = _figure(2.2 + 0.55 * size, 1.8 + 0.5 * size)
@@ -152,7 +153,7 @@ def plot_reliability(paths: Sequence[str | os.PathLike], out: str | os.PathLike,
   return ", ".join(f"{name}: expected calibration error {result[3]:.3f}" for name, result in results.items())
 
 
-def draw_reliability(results: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, float]]):
+def draw_reliability(results: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, float]]) -> Any:
   """A matplotlib figure of `reliability` by name: a calibrated model lies on the dashed line."""
   figure = _figure(4.8, 4.6)
   axes = figure.add_subplot()
@@ -186,7 +187,7 @@ def plot_depth(
   return f"{len(texts)} {'texts' if len(texts) > 1 else 'text'}"
 
 
-def draw_depth(results: dict[str, tuple[np.ndarray, np.ndarray]]):
+def draw_depth(results: dict[str, tuple[np.ndarray, np.ndarray]]) -> Any:
   """A matplotlib figure of `depth` by name."""
   from matplotlib.ticker import MaxNLocator
 
@@ -216,7 +217,7 @@ def plot_attention(path: str | os.PathLike, out: str | os.PathLike, text: str) -
   return f"{cfg.num_hidden_layers} layers of {cfg.num_attention_heads} heads, {len(tokens[0])} tokens"
 
 
-def draw_attention(weights: np.ndarray, tokens: Sequence[str]):
+def draw_attention(weights: np.ndarray, tokens: Sequence[str]) -> Any:
   """A matplotlib figure of attention weights.
 
   Args:

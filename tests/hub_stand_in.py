@@ -92,16 +92,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     ]
 
   def _dataset(self, parts):
-    """parts: owner, name, then what is asked for: nothing, tree/REVISION/PATH or resolve/REVISION/FILE."""
-    repo, asked, path = "/".join(parts[:2]), parts[2:3], "/".join(parts[4:])
+    """parts: owner, name, then what is names for: nothing, tree/REVISION/PATH or resolve/REVISION/FILE."""
+    repo, names, path = "/".join(parts[:2]), parts[2:3], "/".join(parts[4:])
     contents = self.server.datasets.get(repo)
     if contents is None:
       return self._missing()
-    if asked == ["tree"]:
+    if names == ["tree"]:
       entries = self._entries(repo)
       inside = [entry for entry in entries if str(pathlib.PurePosixPath(entry["path"]).parent) == (path or ".")]
       return self._answer(inside if inside else {"error": "not found"}, 200 if inside else 404)
-    if asked != ["resolve"]:
+    if names != ["resolve"]:
       return self._answer({"id": repo, "sha": COMMIT, "private": False, "tags": [], "downloads": 0, "likes": 0})
     data, status, headers = contents[path], 200, {"Accept-Ranges": "bytes", "ETag": '"1"', "X-Repo-Commit": COMMIT}
     if span := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
@@ -113,9 +113,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def do_POST(self):
     body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
     if "/paths-info/" in self.path:
-      asked = json.loads(body)["paths"] if body.startswith(b"{") else urllib.parse.parse_qs(body.decode())["paths"]
+      names = json.loads(body)["paths"] if body.startswith(b"{") else urllib.parse.parse_qs(body.decode())["paths"]
       entries = self._entries("/".join(self.path.split("/")[3:5]))
-      return self._answer([entry for entry in entries if entry["path"] in asked])
+      return self._answer([entry for entry in entries if entry["path"] in names])
     self.server.tokens.add(self.headers.get("Authorization"))
     if self.server.refuse and "/preupload/" in self.path:
       return self._answer({"error": "no"}, self.server.refuse)
