@@ -92,16 +92,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     ]
 
   def _dataset(self, parts):
-    """parts: owner, name, then what is names for: nothing, tree/REVISION/PATH or resolve/REVISION/FILE."""
-    repo, names, path = "/".join(parts[:2]), parts[2:3], "/".join(parts[4:])
+    """parts: owner, name, then the request: nothing, tree/REVISION/PATH or resolve/REVISION/FILE."""
+    repo, request, path = "/".join(parts[:2]), parts[2:3], "/".join(parts[4:])
     contents = self.server.datasets.get(repo)
     if contents is None:
       return self._missing()
-    if names == ["tree"]:
+    if request == ["tree"]:
       entries = self._entries(repo)
       inside = [entry for entry in entries if str(pathlib.PurePosixPath(entry["path"]).parent) == (path or ".")]
       return self._answer(inside if inside else {"error": "not found"}, 200 if inside else 404)
-    if names != ["resolve"]:
+    if request != ["resolve"]:
       return self._answer({"id": repo, "sha": COMMIT, "private": False, "tags": [], "downloads": 0, "likes": 0})
     data, status, headers = contents[path], 200, {"Accept-Ranges": "bytes", "ETag": '"1"', "X-Repo-Commit": COMMIT}
     if span := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):

@@ -68,7 +68,7 @@ def _cell(text):
 
 def _prose(text):
   """Text that Markdown shows as it is: < and > are no tags, * and _ no emphasis."""
-  return re.sub(r"[<>]", lambda matches: {"<": "&lt;", ">": "&gt;"}[matches[0]], text)
+  return re.sub(r"[<>]", lambda match: {"<": "&lt;", ">": "&gt;"}[match[0]], text)
 
 
 if __name__ == "__main__":
