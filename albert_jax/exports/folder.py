@@ -41,11 +41,26 @@ class Differs(OSError):
 
 
 def export(
-  checkpoint, out, *, formats: Sequence[str] = FORMATS, pooling: str = "", tokenizer: bool = True, license: str = "",
-  language: str = "", base_model: str = "", datasets: str = "", name: str = "", overwrite: bool = False,
-  quantize: str = "", calibration: str = "", max_loss: float = 0.5, fields: str = "text", label: str = "label",
-  page: str | os.PathLike = "", say=lambda line: None,
-) -> dict:  # fmt: skip
+  checkpoint: str | os.PathLike,
+  out: str | os.PathLike,
+  *,
+  formats: Sequence[str] = FORMATS,
+  pooling: str = "",
+  tokenizer: bool = True,
+  license: str = "",
+  language: str = "",
+  base_model: str = "",
+  datasets: str = "",
+  name: str = "",
+  overwrite: bool = False,
+  quantize: str = "",
+  calibration: str = "",
+  max_loss: float = 0.5,
+  fields: str = "text",
+  label: str = "label",
+  page: str | os.PathLike = "",
+  say: Callable[[str], None] = lambda line: None,
+) -> dict:
   """Writes a folder that every runtime opens, reopens it, and compares what it computes with the model.
 
   Args:
