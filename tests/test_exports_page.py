@@ -76,11 +76,11 @@ def test_the_browser_answers_as_python_does(site):
       chromium.until(lambda: chromium.texts(window, "[role=tab]"))
       task = TASK.get(name, name)
       inputs = INPUTS[name]
-      found = window.execute_async_script(ask, task, {"inputs": inputs, "truncate": True})
-      assert not isinstance(found, str), found
+      answers = window.execute_async_script(ask, task, {"inputs": inputs, "truncate": True})
+      assert not isinstance(answers, str), answers
       expected = albert_jax.pipeline(task, folder, backend="onnx")(inputs)
-      for there, here in zip(found, expected, strict=True):
-        assert_alike(there, {key: here[key] for key in there})
+      for answer, reference in zip(answers, expected, strict=True):
+        assert_alike(answer, {key: reference[key] for key in answer})
     assert [url for url in chromium.requests(window) if not url.startswith((address, "data:"))] == []
     # As a reader of the page does it: the classifier's tab, from its own form.
     window.get(f"{address}/classify/")

@@ -249,7 +249,7 @@ class Int8(Float):
     graph.constant(f"{name}.scale", scale.astype(np.float16))
 
 
-def compact(model) -> None:
+def compact(model: Any) -> None:
   """Shortens the names inside a ModelProto but for inputs, outputs and weights; they take 0.1 MB of the base model."""
   graph = model.graph
   kept = {value.name for value in (*graph.input, *graph.output, *graph.initializer)} | {""}
