@@ -153,7 +153,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
     writer.finish()
     if host == 0:
       _export(task, params, metrics, predictions, files.path, directory, config)
-    _show_goodput(card, files.path)
+    if start < config.steps:
+      _show_goodput(card, files.path)
   return metrics
 
 

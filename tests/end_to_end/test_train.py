@@ -101,8 +101,10 @@ def test_asked_to_stop_a_run_saves_and_goes_on(whole, dataset, tmp_path):
   _, err = process.communicate(timeout=60)
   assert process.returncode == 0
   assert "Stopped at step" in err or "SIGTERM" not in err  # It may have been done already.
+  assert "Goodput: " in err
   code, _, err = run("train", *flags(dataset, workdir))
   assert code == 0, err
+  assert "in 2 starts." in err or "complete at step" in err
   assert numbers(workdir) == numbers(whole[0])
 
 
