@@ -1,6 +1,6 @@
 """The corpus made of Python's own documentation."""
 
-from albert_jax.data.corpus import python_docs
+from albert_jax.data.corpus import python_docs, readers
 from albert_jax.data.corpus.python_docs import docstrings, paragraphs, topics
 
 
@@ -40,3 +40,12 @@ def test_tfds_builds_it_without_tensorflow(tmp_path, monkeypatch):
   texts = [example["text"] for example in builder.as_data_source("train")]
   assert len(texts) == len(topics()) + 1
   assert b"One.\nTwo." in texts
+
+
+def test_reading_it_prints_nothing_on_standard_output(tmp_path, monkeypatch, capfd):
+  monkeypatch.setattr(python_docs, "docstrings", lambda: [("module/a.py", ["One.", "Two."])])
+  monkeypatch.setattr(python_docs, "topics", lambda: [])
+  readers._tfds_source.cache_clear()
+  assert readers.plan("python_docs", readers.Reading(tfds_dir=str(tmp_path)))
+  readers._tfds_source.cache_clear()
+  assert capfd.readouterr().out == ""

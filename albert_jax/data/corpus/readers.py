@@ -256,7 +256,12 @@ def _plan_parquet(path, size):
 def _tfds_source(name, split, data_dir):
   builder = datasets.tfds_builder(name, data_dir)
   if name.split("/")[0] == "python_docs":
-    builder.download_and_prepare()  # Made from the Python installation; does nothing the second time.
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    # Standard output belongs to the command's JSON, and TFDS prints that it downloads, which is not so here.
+    with contextlib.redirect_stdout(io.StringIO()):
+      builder.download_and_prepare()  # Made from the Python installation; does nothing the second time
   try:
     return builder.as_data_source(split)
   except Exception as error:
