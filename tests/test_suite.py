@@ -142,7 +142,7 @@ def test_mistakes(checkpoint, tmp_path, capsys):
   for change, message in (
     ({"tasks": "rte,sst"}, "no task sst; use glue, squad, race, mnli"), ({"seeds": "0"}, "--seeds=0 must be 1 or more"),
     ({"out": "gs://b/out"}, "--out=gs://b/out must be a folder of this machine"),
-    ({"config.seed": "3"}, "is what the suite sets itself"), ({"checkpoint": str(tmp_path)}, "holds no checkpoint"),
+    ({"config.seed": "3"}, "is set by the suite"), ({"checkpoint": str(tmp_path)}, "holds no checkpoint"),
   ):  # fmt: skip
     assert main(["suite", *(f"--{name}={value}" for name, value in (good | change).items())]) == 2
     assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`albert-jax audit`: shows what a model will see of a dataset, and what is out of range."""
+"""`albert-jax audit`: measures the examples of a dataset, and flags numbers that are out of range."""
 
 import pathlib
 import sys
@@ -14,10 +14,10 @@ from albert_jax.errors import UserError
 
 
 def main(argv: list[str]) -> int:
-  """Returns the command; see `albert-jax audit --help`. Returns 1 when a number is out of range."""
+  """Runs the command, see `albert-jax audit --help`; returns 1 if a number is out of range."""
   parser = common.parser(
     "audit",
-    "Makes examples as training would, counts what is in them, and says what is out of range.",
+    "Makes examples as in training, measures them, and flags numbers that are out of range.",
     "albert-jax audit data/corpus --config=configs/pretrain.py:base --json=audit.json",
   )
   parser.add_argument("dataset", help="a folder made by albert-jax prepare or phonemes, or several with commas")
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
 
 
 def _print_check(name, value, low, high, advice) -> bool:
-  """Prints a number and whether it is in its range; returns that."""
+  """Prints a number and its range; returns whether it is in the range."""
   is_fine = low <= value <= high
   state = "ok" if is_fine else f"OUT OF RANGE: {advice}"
   print(f"{name:26} {value:10.4f}   expected {low:.4f} to {high:.4f}   {state}")

@@ -1,4 +1,4 @@
-"""How commands read `--config=FILE:VARIANT --config.x=y` beside their own flags, and what they settle for JAX."""
+"""What commands share: flags, `--config=FILE:VARIANT --config.x=y`, log messages, and settings of JAX."""
 
 import argparse
 import contextlib
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
     for action in self._actions:
       if action.metavar in ("DIR", "FILE", "PATH") and action.type is None and action.nargs is None:
         action.type = _path
-        if action.default == "":  # Else argparse would take the default for a path that was given.
+        if action.default == "":  # Otherwise argparse applies the type to the default.
           action.default = _NOTHING
     args = sys.argv[1:] if args is None else args
     for arg in args[: args.index("--") if "--" in args else len(args)]:  # A wrong flag explains a missing one.
@@ -82,14 +82,14 @@ _NOTHING = object()
 
 
 class _Captured(Exception):
-  """A command has made its parser, which is all that was asked for."""
+  """Stops a command after it has made its parser."""
 
 
 _captured: list[Parser] | None = None
 
 
 def parser_of(command: str) -> Parser:
-  """Returns the parser of a command, which is not run."""
+  """Returns the parser of a command without running the command."""
   global _captured
   _captured = []
   try:
@@ -102,7 +102,7 @@ def parser_of(command: str) -> Parser:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-  """'; did you mean …?' with the nearest of the names, '' if none is near."""
+  """Returns '; did you mean …?' with the nearest name, '' if none is near."""
   near = difflib.get_close_matches(name, list(names), 1, 0.6)
   return f"; did you mean {near[0]}?" if near else ""
 
@@ -126,10 +126,10 @@ def parser(command: str, description: str, example: str) -> Parser:
 
 
 def keep_compiled() -> None:
-  """Lets JAX keep compiled programs between runs, so that only the first one waits for the compiler.
+  """Enables JAX's compilation cache, so that only the first run compiles.
 
-  They lie under ~/.cache (or XDG_CACHE_HOME), in a folder for this kind of processor: what was compiled for one may not
-  run on another that shares the home directory. JAX_COMPILATION_CACHE_DIR, if set, is what counts; '' is none.
+  The cache is in ~/.cache (or XDG_CACHE_HOME), with a folder for each kind of processor: programs for one kind may not
+  run on another with the same home directory. JAX_COMPILATION_CACHE_DIR takes precedence; '' disables the cache.
   Must be called before JAX is imported.
   """
   processor = platform.processor() or platform.machine()
@@ -137,7 +137,7 @@ def keep_compiled() -> None:
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     processor += next((line for line in lines if line.startswith(("flags", "Features"))), "")
   folder = files.cache() / f"compiled-{hashlib.sha256(processor.encode()).hexdigest()[:12]}"
-  with contextlib.suppress(OSError):  # A home that cannot be written to is no reason to stop.
+  with contextlib.suppress(OSError):  # A read-only home directory only disables the cache.
     folder.mkdir(parents=True, exist_ok=True)
     if os.access(folder, os.W_OK):
       os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
@@ -145,10 +145,10 @@ def keep_compiled() -> None:
 
 
 def quiet_libtpu() -> None:
-  """On a machine without a TPU, keeps JAX from trying libtpu, which prints errors before it fails.
+  """Keeps JAX from initialising libtpu on a machine without a TPU, where it prints errors before it fails.
 
-  libtpu is installed for `albert-jax plan`, which compiles for TPUs that are not there. An explicit JAX_PLATFORMS
-  counts. Must be called before JAX is imported.
+  libtpu is installed for `albert-jax plan`, which compiles for TPUs. An explicit JAX_PLATFORMS takes precedence. Must
+  be called before JAX is imported.
   """
   if "JAX_PLATFORMS" in os.environ or not importlib.util.find_spec("libtpu"):
     return
@@ -159,13 +159,12 @@ def quiet_libtpu() -> None:
 
 
 def keep_memory() -> None:
-  """On machines without an accelerator, lets the process keep memory that it has freed, for the next step to use.
+  """Keeps freed memory in the process on machines without an accelerator, so that the next step reuses it.
 
-  Every step's temporaries, half a gigabyte for base, would else be given back to the system and be asked for anew, page
-  by page: a twentieth of a step's processor time (docs/performance.md). The heap shrinks only where more than 2 GiB at
-  its end are free.
-  Must be called before JAX is imported, as threads that are there have heaps of their own, which stay as they are.
-  Does nothing where there are no such switches (they are glibc's).
+  Otherwise the temporaries of every step, half a gigabyte for base, are returned to the system and allocated again page
+  by page, which takes a twentieth of a step's processor time (docs/performance.md). The heap shrinks only if more than
+  2 GiB at its end are free. Must be called before JAX is imported, because it does not affect the heaps of existing
+  threads. Does nothing without glibc.
   """
   platforms = os.environ.get("JAX_PLATFORMS", "")
   has_accelerator = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
@@ -210,10 +209,10 @@ def parse_with_config(
   Args:
     parser: of the command's own arguments.
     argv: all arguments.
-    default: gives the config where there is no --config; None makes --config required.
+    default: makes the config if there is no --config; None makes --config required.
 
   Returns:
-    the arguments, and the config with its overrides, locked.
+    The arguments, and the config with its overrides, locked.
 
   Raises:
     UserError: there is no such config, or an override has a wrong name or value.
@@ -254,7 +253,7 @@ def with_overrides(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     overrides: arguments such as "--config.batch_size=64".
 
   Raises:
-    UserError: naming the one override whose field does not exist or whose value has the wrong type.
+    UserError: the field of an override does not exist, or its value has the wrong type; names the override.
   """
   fields = config_fields.flat(config)
   for arg in overrides:
@@ -275,14 +274,14 @@ def with_overrides(config: ConfigDict, overrides: list[str]) -> ConfigDict:
 
 
 def refuse_structure(names: Iterable[str], source: str) -> None:
-  """Refuses overrides of a model's shape where the shape is a checkpoint's.
+  """Refuses overrides of a model's shape if the shape comes from a checkpoint.
 
   Args:
-    names: the fields that were given.
-    source: what names the checkpoint, for the message.
+    names: the fields of the overrides.
+    source: the flag that names the checkpoint, for the message.
 
   Raises:
-    UserError: one of them is of the shape.
+    UserError: one of the fields belongs to the shape.
   """
   if overridden := sorted(set(names) & {f"model.{name}" for name in config_fields.structure()}):
     raise UserError(
@@ -348,7 +347,7 @@ def load_config(name: str) -> ConfigDict:
     return module.get_config(*[variant] if variant else [])
   except UserError:
     raise
-  except Exception as error:  # A config is the user's code, which can raise anything.
+  except Exception as error:  # A config is the user's code and may raise any error.
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     line = lines[-1] if lines else getattr(error, "lineno", None)
     where = f"{path}, line {line}" if line else str(path)

@@ -46,7 +46,7 @@ def words() -> dict[str, dict[str, list[str]]]:
 def bash(commands: dict[str, dict[str, list[str]]]) -> str:
   """Returns the script for bash; values without choices complete as files do."""
   lines = [
-    # bash takes a colon for the end of a word, so what stands before it is not repeated.
+    # A colon ends a word in bash, so the text before it is not repeated.
     "_albert_jax_values() {",
     '  COMPREPLY=($(compgen -W "$1" -- "${word#*=}"))',
     '  [[ $word != *:* ]] || COMPREPLY=("${COMPREPLY[@]#*:}")',
@@ -80,7 +80,7 @@ def bash(commands: dict[str, dict[str, list[str]]]) -> str:
 
 
 def zsh(commands: dict[str, dict[str, list[str]]]) -> str:
-  """Returns the script for zsh, which runs that for bash."""
+  """Returns the script for zsh, which runs the script for bash."""
   return "autoload -U +X compinit && compinit -u\nautoload -U +X bashcompinit && bashcompinit\n" + bash(commands)
 
 

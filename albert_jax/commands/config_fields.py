@@ -1,4 +1,4 @@
-"""Every field of a config with its value, type and meaning: for --show_config, and for docs/config_fields.md."""
+"""Lists the fields of a config with value, type and meaning, for --show_config and docs/config_fields.md."""
 
 import dataclasses
 import importlib
@@ -28,7 +28,7 @@ _DATA = {
   "retrieve": f"{_FINETUNING}:RetrieveData",
   "summarize": f"{_FINETUNING}:SummarizeData",
 }
-# Fields that have no comment where they are defined.
+# The meaning of fields without a comment at their definition.
 _MEANINGS = {
   "seed": "of the parameters, the order of the data, masks and dropout",
   "steps": "steps of the optimizer in the whole run",
@@ -85,7 +85,7 @@ class Field:
 
   Attributes:
     name: with dots, as on the command line after `--config.`.
-    value: what it is in this config.
+    value: its value in this config.
     type: its Python type's name.
     meaning: one sentence, '' if none is known.
   """
@@ -97,7 +97,7 @@ class Field:
 
 
 def structure() -> tuple[str, ...]:
-  """The fields of `model` that are a checkpoint's shape; the import takes a second, and not every command needs it."""
+  """Returns the fields of `model` that are part of a checkpoint's shape. The import takes a second."""
   return importlib.import_module("albert_jax.model.config").STRUCTURE
 
 
@@ -106,7 +106,7 @@ def fields_of(config: ConfigDict, source: str = "") -> list[Field]:
 
   Args:
     config: the config.
-    source: the text of the file that made it; its comments come before those of the installed configs.
+    source: the text of its file; its comments take precedence over those of the installed configs.
   """
   known = meanings(source, config.get("task", {}).get("name", ""))
   return [
@@ -124,7 +124,7 @@ def flat(config: ConfigDict, prefix: str = "") -> dict:
 
 
 def meanings(source: str = "", task: str = "") -> dict[str, str]:
-  """{field: what it means}, from the comments in `source`, the installed configs and the dataclasses of a task."""
+  """Returns {field: meaning} from the comments in `source`, the installed configs and a task's dataclasses."""
   comments = dict(_MEANINGS)
   folder = pathlib.Path(importlib.import_module("albert_jax.configs").__path__[0])
   for path in sorted(folder.glob("*.py"), key=lambda path: path.name != "common.py", reverse=True):
@@ -145,10 +145,10 @@ def table(config: ConfigDict, source: str = "") -> str:
 
 
 def markdown(configs: dict[str, ConfigDict]) -> str:
-  """docs/config_fields.md: one table of the first config's fields, and one for each other config's own.
+  """Returns docs/config_fields.md: a table of the first config's fields, and of the additional fields of the others.
 
   Args:
-    configs: {name, such as "pretrain:base": config}; the first is pre-training's.
+    configs: {name, such as "pretrain:base": config}; the first one is for pre-training.
   """
   first, *remaining = configs
   lines = [

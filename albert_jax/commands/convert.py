@@ -1,4 +1,4 @@
-"""`albert-jax convert`: weights from any format to another, looked into, or turned into a start for another model."""
+"""`albert-jax convert`: converts weights between formats, inspects them, or adapts them to another model."""
 
 import re
 import sys
@@ -25,22 +25,30 @@ def main(argv: list[str]) -> None:
   parser = common.parser(
     "convert",
     "Converts weights: a checkpoint of google-research/albert, a Hugging Face directory, the folder of a run, or a\n"
-    "PL-BERT of StyleTTS2 or Kokoro, to a Hugging Face directory or to Google's names. What does not fit is an error\n"
-    "that lists it all.",
+    "PL-BERT of StyleTTS2 or Kokoro, to a Hugging Face directory or to Google's names. An error lists all tensors\n"
+    "that do not fit.",
     "albert-jax convert --checkpoint=albert_base_v2 --out=albert-base-v2 --to=hf",
   )
   parser.add_argument("--checkpoint", metavar="PATH", help="what to read")
-  parser.add_argument("--out", metavar="DIR", help="the folder to write; it appears whole or not at all")
+  parser.add_argument("--out", metavar="DIR", help="the folder to write; it is written atomically")
   parser.add_argument("--to", choices=("hf", "google"), default="hf", help="the format to write (default hf)")
   parser.add_argument(
     "--inspect", metavar="PATH", help="only show every variable at PATH: names, shape, mean, deviation"
   )
-  parser.add_argument("--overwrite", action="store_true", help="replace what is at --out")
+  parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
 
   strict = parser.add_argument_group("what may differ from the config beside the weights")
-  strict.add_argument("--allow_missing", metavar="PATTERN", action="append", default=[], help="these may be fresh")
-  strict.add_argument("--allow_unused", metavar="PATTERN", action="append", default=[], help="these may be left out")
-  strict.add_argument("--keep_config", action="store_true", help="believe the config of a known model even if wrong")
+  strict.add_argument(
+    "--allow_missing",
+    metavar="PATTERN",
+    action="append",
+    default=[],
+    help="parameters that may be missing; they are fresh",
+  )
+  strict.add_argument(
+    "--allow_unused", metavar="PATTERN", action="append", default=[], help="tensors that may stay unused"
+  )
+  strict.add_argument("--keep_config", action="store_true", help="keep the config of a known model even if it is wrong")
   strict.add_argument(
     "--architecture", choices=ARCHITECTURES, help="the transformers class of the result, if not plain"
   )
@@ -80,7 +88,7 @@ def main(argv: list[str]) -> None:
     print(inspect(args.inspect))
     return
   if not args.checkpoint or not args.out:
-    raise UserError("say what to read and where to write: --checkpoint=PATH --out=DIR (or only look: --inspect=PATH)")
+    raise UserError("give --checkpoint=PATH --out=DIR to convert, or --inspect=PATH to inspect")
   format, place = find(args.checkpoint)
   cfg, params = load(
     args.checkpoint, allow_missing=args.allow_missing, allow_unused=args.allow_unused, keep_config=args.keep_config
@@ -95,7 +103,7 @@ def main(argv: list[str]) -> None:
   if args.symbols:
     new_tokenizer = symbols.load(args.symbols)
     if params.pop("word", None) is not None:
-      _say("left out the head that predicts words: its words are those of the data it was trained on")
+      _say("left out the head that predicts words: its words belong to its training data")
   if new_tokenizer is None and any(value is not None for value in rules.values()):
     if not isinstance(old, Tokenizer):
       raise UserError("--cased and --keep_accents are for a vocabulary of text; give one with --spm=FILE")
@@ -136,7 +144,7 @@ def main(argv: list[str]) -> None:
 
 
 def describe(cfg: AlbertConfig, params: Params) -> str:
-  """One line about a model."""
+  """Returns one line about a model."""
   extra = sorted(params.keys() - {"embeddings", "projection", "attention", "ffn"})
   return (
     f"{model.param_count(params):,} parameters ({cfg.num_hidden_layers} layers of {cfg.hidden_size}, "

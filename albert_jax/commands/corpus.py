@@ -1,4 +1,4 @@
-"""What the commands that read a corpus share: --input and how to read it."""
+"""The flags of all commands that read a corpus."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""`albert-jax doctor`: what this machine has, whether training works here, and what is missing for what."""
+"""`albert-jax doctor`: shows the machine, tests training on it, and lists missing packages."""
 
 import glob
 import importlib.metadata
@@ -19,7 +19,7 @@ from albert_jax.errors import one_line
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "array-record",
             "sentencepiece", "safetensors", "numpy")  # fmt: skip
-NEEDED_BYTES = 5 << 30  # Less room than this is said: a checkpoint of xlarge with LAMB's slots is 0.7 GB.
+NEEDED_BYTES = 5 << 30  # Less room is reported: a checkpoint of xlarge with LAMB's slots is 0.7 GB.
 
 
 def main(argv: list[str]) -> int:
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
 
 
 def versions() -> dict[str, str]:
-  """Returns {package: version} of what training needs."""
+  """Returns {package: version} of the packages that training needs."""
   versions_of = {"albert-jax": albert_jax.__version__, "python": platform.python_version()}
   for name in PACKAGES:
     try:
@@ -64,7 +64,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-  """Devices, processors, memory, and room on disk."""
+  """Returns devices, processors, memory, and room on disk."""
   import jax
 
   facts = {}
@@ -98,7 +98,7 @@ def _memory():
 
 
 def self_test() -> dict[str, str]:
-  """Trains a tiny model: yields (what was tried, seconds, '' or the error), and ends at the first error."""
+  """Trains a tiny model; yields (test, seconds, '' or the error) and stops at the first error."""
   with tempfile.TemporaryDirectory(prefix="albert_jax.doctor.") as folder:
     state = {}
     for name, part in {
@@ -107,7 +107,7 @@ def self_test() -> dict[str, str]:
       begin, error = time.perf_counter(), ""
       try:
         part(state, folder)
-      except Exception as failure:  # Whatever is wrong with this machine is what is asked for.
+      except Exception as failure:  # The report shows any failure of this machine.
         error = f"FAILED: {one_line(failure)}"
       yield name, time.perf_counter() - begin, error
       if error:
@@ -190,7 +190,7 @@ def _restore(state, folder):
 
 
 def missing() -> dict[str, str]:
-  """Returns {what: what to type to get it, '' if it is there}."""
+  """Returns {feature: the command that installs it, '' if it is installed}."""
   return {
     "TPU": _tpu(),
     "GPU": _gpu(),

@@ -1,4 +1,4 @@
-"""`albert-jax evaluate`: the numbers of a checkpoint on held-out data, as JSON."""
+"""`albert-jax evaluate`: computes the held-out metrics of a checkpoint, as JSON."""
 
 import json
 
@@ -8,15 +8,17 @@ from albert_jax.errors import UserError
 
 
 def score_predictions(argv: list[str]) -> None:
-  """`evaluate --task=… --predictions=FILE --gold=FILE`: no model, no config."""
+  """Runs `evaluate --task=… --predictions=FILE --gold=FILE`, without model and config."""
   parser = common.parser(
     "evaluate",
-    "Scores answers made elsewhere and prints the numbers as one JSON object.",
+    "Scores answers of another program and prints the metrics as one JSON object.",
     "albert-jax evaluate --task=glue --predictions=SST-2.tsv --gold=glue_data/SST-2/dev.tsv",
   )
-  parser.add_argument("--task", required=True, choices=tasks.scorers(), help="what the answers are of")
+  parser.add_argument("--task", required=True, choices=tasks.scorers(), help="the task of the answers")
   parser.add_argument("--predictions", required=True, metavar="FILE", help="the answers")
-  parser.add_argument("--gold", required=True, metavar="FILE", help="the right ones, as the task's data has them")
+  parser.add_argument(
+    "--gold", required=True, metavar="FILE", help="the right answers, in the format of the task's data"
+  )
   parser.add_argument("--null_odds", metavar="FILE", help="squad: how sure each question has no answer, by its id")
   parser.add_argument("--json", metavar="FILE", help="write the JSON there too")
   args = parser.parse_args(argv)
@@ -38,8 +40,8 @@ def main(argv: list[str]) -> int | None:
     return score_predictions(argv)
   parser = common.parser(
     "evaluate",
-    "Computes the held-out numbers of a checkpoint and prints them as one JSON object. Answers made elsewhere are\n"
-    "scored with --task=TASK --predictions=FILE --gold=FILE instead, where TASK is one of "
+    "Computes the held-out metrics of a checkpoint and prints them as one JSON object. To score answers of another\n"
+    "program, give --task=TASK --predictions=FILE --gold=FILE, where TASK is one of "
     f"{', '.join(tasks.scorers())}.",
     "albert-jax evaluate --checkpoint=RUN",
   )
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> int | None:
     help="a complete run, whose own config is used if there is no --config, or a checkpoint of any kind",
   )
   parser.add_argument("--json", metavar="FILE", help="write the JSON there too")
-  parser.add_argument("--out", metavar="DIR", help="write the answers there, in the files the task's community uses")
+  parser.add_argument("--out", metavar="DIR", help="write the answers there, in the standard format of the task")
   args, config = common.parse_with_config(parser, argv, lambda args: evaluation.recorded_config(args.checkpoint))
   names = [arg.removeprefix("--config.").split("=")[0] for arg in argv if arg.startswith("--config.")]
   common.refuse_structure(names, f"--checkpoint={args.checkpoint}")

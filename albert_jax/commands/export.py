@@ -18,7 +18,7 @@ def main(argv: list[str]) -> None:
   )
   parser.add_argument("--checkpoint", required=True, metavar="PATH", help="a run's workdir, or any checkpoint")
   parser.add_argument("--out", required=True, metavar="DIR", help="the new folder")
-  parser.add_argument("--overwrite", action="store_true", help="replace what is at --out")
+  parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
   parser.add_argument(
     "--formats", default=",".join(folder.FORMATS), metavar="A,B",
     help="what to write besides the Hugging Face directory: onnx, stablehlo, or '' for neither (default: both)",

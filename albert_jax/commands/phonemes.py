@@ -12,11 +12,11 @@ from albert_jax.errors import UserError
 
 
 def main(argv: list[str]) -> int | None:
-  """Returns the command; see `albert-jax phonemes --help`."""
+  """Runs the command, see `albert-jax phonemes --help`."""
   parser = common.parser(
     "phonemes",
-    "Turns a corpus into a dataset of words with phonemes, on which configs/plbert.py trains a PL-BERT. Words are\n"
-    "phonemised by espeak-ng (pip install 'albert-jax[speech]'), or come with their phonemes.",
+    "Converts a corpus to a dataset of words with phonemes, on which configs/plbert.py trains a PL-BERT. espeak-ng\n"
+    "makes the phonemes (pip install 'albert-jax[speech]'), unless the corpus has them.",
     "albert-jax phonemes --input='corpus/*.txt' --language=en-us --out=data/phonemes",
   )
   corpus.add_arguments(parser)

@@ -1,4 +1,4 @@
-"""`albert-jax plan`: compiles the train step for a machine that is not there."""
+"""`albert-jax plan`: compiles the train step for another machine, and estimates memory and time."""
 
 import jax
 
@@ -9,17 +9,19 @@ from albert_jax.commands import common
 def main(argv: list[str]) -> int:
   parser = common.parser(
     "plan",
-    "Compiles the train step of a config for TPUs or GPUs that are not there, and says whether it fits, how much it\n"
-    "sends between devices, and about how long the run takes.",
+    "Compiles the train step of a config for TPUs or GPUs that you do not have, and estimates whether it fits, the\n"
+    "traffic between devices, and the time of the run.",
     "albert-jax plan --config=configs/pretrain.py:xxlarge --config.model.dtype=bfloat16 --topology=v5e:16x16",
   )
   parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help="as v4:2x2x4, v5e:4x4, h200:8")
   parser.add_argument("--mfu", type=float, default=0.5, help="share of the peak the estimate assumes (default 0.5)")
   parser.add_argument("--price_per_chip_hour", type=float, metavar="PRICE", help="to print the run's cost")
-  parser.add_argument("--find_batch", action="store_true", help="also find the most rows a device that fit")
+  parser.add_argument(
+    "--find_batch", action="store_true", help="also find the largest number of rows that fits on a device"
+  )
   parser.add_argument("--json", metavar="FILE", help="write the numbers there")
   args, config = common.parse_with_config(parser, argv)
-  jax.config.update("jax_platforms", "cpu")  # Nothing runs; a chip that is here is left alone.
+  jax.config.update("jax_platforms", "cpu")  # Nothing runs, so an accelerator of this machine is not used.
   numbers = planning.plan(config, args.topology, args.mfu)
   if args.find_batch:
     numbers |= planning.largest_batch(config, args.topology, numbers)

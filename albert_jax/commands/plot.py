@@ -1,4 +1,4 @@
-"""`albert-jax plot`: the curves of runs, or what a model does, as a picture."""
+"""`albert-jax plot`: draws the curves of runs, or the behaviour of a model."""
 
 import re
 

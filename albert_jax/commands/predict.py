@@ -1,4 +1,4 @@
-"""Lines in, JSON lines out: what a trained model says of texts."""
+"""`albert-jax predict`: runs a trained model on texts, lines in, JSON lines out."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from albert_jax.commands import common
 from albert_jax.errors import UserError
 
 CHUNK = 1024  # lines that are sorted by length together
-CHUNK_BYTES = 1 << 26  # after which a chunk takes no further line
+CHUNK_BYTES = 1 << 26  # the size at which a chunk is complete
 MAX_LINE_BYTES = strict_json.MAX_VALUE_BYTES
 FORMATS = ("auto", "text", "pairs", "json")
 
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
       write = stack.enter_context(_output(args.output))
       sources = [(f"{file} ", stack.enter_context(open(file, "rb"))) for file in args.input]
       sources = sources or [("", [text.encode("utf-8", "surrogateescape") for text in args.texts] or _stdin())]
-      # On a terminal the bar would stand between the answers.
+      # On a terminal the bar would mix with the answers.
       bar = stack.enter_context(tqdm.tqdm(unit=" lines", mininterval=1, disable=_quiet(args.output)))
       for name, lines in sources:
         for chunk in _chunks(lines):
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
             else:
               write(json.dumps({**id, **result}, ensure_ascii=False) + "\n")
           bar.update(len(chunk))
-  except BrokenPipeError:  # Whoever reads has enough, as `head`.
+  except BrokenPipeError:  # The reader, such as `head`, has closed the pipe.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return
   for count, what in ((skipped, "lines could not be read and were skipped"), (blank, "blank lines were passed over")):
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
 
 
 def _stdin():
-  """Standard input with a buffer of its own: Python aborts if `_chunks` still waits in that of sys.stdin at the end."""
+  """Returns standard input with a separate buffer: Python aborts if `_chunks` waits on that of sys.stdin at exit."""
   return open(sys.stdin.fileno(), "rb", closefd=False)
 
 
@@ -102,7 +102,7 @@ def _quiet(output):
 
 @contextlib.contextmanager
 def _output(path):
-  """Yields a function that writes a line to standard output, or to a file that appears when all is written."""
+  """Yields a function that writes a line to standard output, or to a file that is written atomically."""
   if not path:
     yield lambda line: print(line, end="", flush=True)
     return
@@ -114,9 +114,9 @@ def _output(path):
 
 
 def _chunks(lines):
-  """Lists of (number from 1, line): of a file always as many lines, of a pipe those that have come.
+  """Yields lists of (number from 1, line): a fixed number of lines of a file, the available lines of a pipe.
 
-  So a program that writes a line and waits for its answer gets it.
+  So a program that writes a line to the pipe and waits for the answer receives it.
   """
   is_file = hasattr(lines, "fileno")
   numbered = enumerate(_lines(lines) if is_file else lines, 1)
@@ -140,7 +140,7 @@ def _chunks(lines):
   end: list[OSError | None] = []
 
   def arrived():
-    """What has come: waits for one line, then takes those that wait."""
+    """Yields the available lines, and waits for at least one."""
     is_first = True
     while is_first or not waiting.empty():
       each = waiting.get()
@@ -169,7 +169,7 @@ def _next_chunk(lines):
 
 
 def _lines(file):
-  """Yields the lines of a binary file. Of a line over the limit only the beginning is kept, which `_read` refuses."""
+  """Yields the lines of a binary file. A line over the limit is cut, and `_read` refuses it."""
   while line := file.readline(MAX_LINE_BYTES + 1):
     yield line
     if len(line) > MAX_LINE_BYTES:
@@ -178,7 +178,7 @@ def _lines(file):
 
 
 def _read(model, line, format, fields):
-  """Returns a line as (what to hand on: {} or {"id": …}, the task's item or a UserError)."""
+  """Parses a line; returns ({} or {"id": …} for the answer, the task's item or a UserError)."""
   id = {}
   if len(line) > MAX_LINE_BYTES:
     return id, UserError(f"it is over the limit of {MAX_LINE_BYTES:,} bytes; split the text")

@@ -1,4 +1,4 @@
-"""`albert-jax prepare`: turns a corpus into a dataset of token segments."""
+"""`albert-jax prepare`: converts a corpus to a dataset of token segments."""
 
 import argparse
 import dataclasses
@@ -13,7 +13,7 @@ from albert_jax.data.corpus.segments import Settings
 def main(argv: list[str]) -> int | None:
   parser = common.parser(
     "prepare",
-    "Turns a corpus into a TFDS dataset of token segments, from which examples are made while training.",
+    "Converts a corpus to a TFDS dataset of token segments; training makes examples of them.",
     "albert-jax prepare --input='corpus/*.txt' --spm=vocab/spiece.model --out=data/corpus",
   )
   corpus.add_arguments(parser)
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int | None:
   parser.add_argument(
     "--beam_options", default="", help="Beam's flags in quotes, such as '--runner=DataflowRunner --project=NAME …'"
   )
-  parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
+  parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
   parser.add_argument("--mlm_only", action="store_true", help="accept a corpus in which no document has two sentences")
   parser.needs("--beam_options", "--runner")
   args = parser.parse_args(argv)

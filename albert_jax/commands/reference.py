@@ -1,4 +1,4 @@
-"""docs/commands.md: every command with its usage and options, from the parsers themselves."""
+"""Generates docs/commands.md: all commands with usage and options, from their parsers."""
 
 import argparse
 import re
@@ -32,7 +32,7 @@ def markdown(commands: Iterable[str] = COMMANDS) -> str:
 
 
 def _section(name, parser):
-  """The lines of one command."""
+  """Returns the lines of one command."""
   example = parser.epilog.removeprefix("example:\n").strip()
   lines = [f"## {name}", "", *_prose(parser.description).splitlines(), "", "```sh", example, "```", ""]
   lines += ["| argument | meaning |", "|---|---|"]
@@ -43,7 +43,7 @@ def _section(name, parser):
 
 
 def _argument(action):
-  """How an argument is written, as `--out=DIR`."""
+  """Returns the form of an argument, as `--out=DIR`."""
   if action.choices and not action.metavar:
     value = "{" + ",".join(map(str, action.choices)) + "}"
   else:
@@ -56,7 +56,7 @@ def _argument(action):
 
 
 def _meaning(parser, action):
-  """The help of an argument, with its default filled in and a word if it is required."""
+  """Returns the help of an argument, with its default, and whether it is required."""
   text = parser._get_formatter()._expand_help(action) if action.help else ""
   return f"{text} (required)" if action.required and action.option_strings else text
 
@@ -67,7 +67,7 @@ def _cell(text):
 
 
 def _prose(text):
-  """Text that Markdown shows as it is: < and > are no tags, * and _ no emphasis."""
+  """Escapes a text for Markdown: < and > are not tags, * and _ not emphasis."""
   return re.sub(r"[<>]", lambda match: {"<": "&lt;", ">": "&gt;"}[match[0]], text)
 
 

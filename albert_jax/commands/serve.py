@@ -1,4 +1,4 @@
-"""Models behind HTTP: an API, metrics, and a page."""
+"""`albert-jax serve`: serves models over HTTP with an API, metrics and a page."""
 
 import importlib.util
 

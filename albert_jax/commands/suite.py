@@ -1,4 +1,4 @@
-"""`albert-jax suite`: a set of fine-tuning tasks and seeds, and one table."""
+"""`albert-jax suite`: fine-tunes on several tasks and seeds, and writes one table."""
 
 import signal
 
@@ -11,16 +11,16 @@ def main(argv: list[str]) -> int:
   parser = common.parser(
     "suite",
     "Fine-tunes a checkpoint on a set of tasks with several seeds, MNLI first, and writes suite.md and suite.json in\n"
-    "the folder of the runs. Run again, it goes on. --config.x=y is for every run.",
+    "the folder of the runs. A repeated command resumes. --config.x=y applies to every run.",
     "albert-jax suite --tasks=glue,squad,race --checkpoint=albert-base-v2 --seeds=5 --data=DIR --out=runs/suite",
   )
   parser.add_argument("--tasks", required=True, help=f"with commas: {', '.join([*suites.GROUPS, *suites.TASKS])}")
-  parser.add_argument("--checkpoint", required=True, metavar="DIR", help="what to fine-tune, of any kind")
+  parser.add_argument("--checkpoint", required=True, metavar="DIR", help="the checkpoint to fine-tune, of any kind")
   parser.add_argument("--out", required=True, metavar="DIR", help="the folder of all runs")
   parser.add_argument("--seeds", type=int, default=5, help="runs of each task (default 5)")
   official = "official files, in DIR/glue/CoLA …, DIR/squad1.1, DIR/squad2.0, DIR/race; or TASK=DIR, also several times"
   parser.add_argument("--data", action="append", default=[], metavar="DIR", help=f"{official} (default: TFDS)")
-  parser.add_argument("--mnli", default="", metavar="DIR", help="a run of MNLI to begin RTE, STS-B and MRPC with")
+  parser.add_argument("--mnli", default="", metavar="DIR", help="a run of MNLI from which RTE, STS-B and MRPC start")
   parser.add_argument("--published", choices=("v1", "v2"), default="v2", help="which weights to compare with (v2)")
   parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
   parser.add_argument("--config.FIELD", metavar="VALUE", dest="override", help="a value for every run")
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
   args = parser.parse_args([arg for arg in argv if not arg.startswith("--config.")])
   for fixed in ("seed", "init_from", "data.dataset"):
     if any(arg.startswith(f"--config.{fixed}=") for arg in overrides):
-      raise UserError(f"--config.{fixed} is what the suite sets itself; see --seeds, --checkpoint and --data")
+      raise UserError(f"--config.{fixed} is set by the suite; see --seeds, --checkpoint and --data")
   signal.signal(signal.SIGTERM, suites.interrupted)
   results = suites.suite([name for name in args.tasks.split(",") if name], args.checkpoint, args.out, seeds=args.seeds,
                 data=args.data, overrides=overrides, version=args.published, mnli=args.mnli)  # fmt: skip

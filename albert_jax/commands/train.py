@@ -11,7 +11,7 @@ def main(argv: list[str]) -> None:
   parser = common.parser(
     "train",
     "Trains a model in a folder: checkpoints, metrics.jsonl, TensorBoard events, and at the end curves.png and\n"
-    "export/, a Hugging Face directory. Run again, it goes on from the newest checkpoint.",
+    "export/, a Hugging Face directory. A repeated command resumes from the newest checkpoint.",
     "albert-jax train --config=configs/pretrain.py:tiny --config.data.dataset=DIR --workdir=RUN",
   )
   parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder of this run, or gs://BUCKET/FOLDER")
