@@ -1,4 +1,4 @@
-"""What a task is: `Task`, which the loop runs; `Prediction`, which `albert_jax.pipeline` runs; `Spec`, which has both.
+"""Defines a task: `Task` for the training loop, `Prediction` for `albert_jax.pipeline`, and `Spec`, which has both.
 
 Each task is one file or folder in this package, with a `SPEC`. docs/contributing/adding_a_task.md has an example.
 """
@@ -27,7 +27,7 @@ Baselines = dict[str, tuple[float, str]]  # {metric: (value, what gives it)}
 
 @dataclass(frozen=True)
 class Task:
-  """What the training loop knows of a task.
+  """A task as the training loop runs it.
 
   Attributes:
     model: the sizes of the encoder.
@@ -77,7 +77,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Sketch:
-  """What a pre-training task computes, without its data: enough to compile its train step for another machine.
+  """A pre-training task without its data, for compiling its train step for another machine.
 
   Attributes:
     model: as of Task.
@@ -100,7 +100,7 @@ class Sketch:
 
 @dataclass(frozen=True)
 class Prediction:
-  """What a trained model answers, for `albert_jax.pipeline` and `albert-jax predict`.
+  """The prediction of a trained model, for `albert_jax.pipeline` and `albert-jax predict`.
 
   Attributes:
     name: what users call it, such as classify.
@@ -132,7 +132,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Spec:
-  """All that is known of a kind of task before there are data or weights.
+  """The properties of a kind of task that do not depend on data or weights.
 
   Attributes:
     make: (config, vocabulary, first_row) -> Task, see `tasks.make`.
@@ -281,7 +281,7 @@ def batches(config: ConfigDict, training: Callable, held_out: Callable, first_ro
 
 
 def about(name: str, labels: Iterable[str] = (), **options: Any) -> dict[str, Any]:
-  """Makes what an export says of its task: keys of config.json, of which pipelines read "albert_jax_task".
+  """Makes the facts about the task in an export: keys of config.json; pipelines read "albert_jax_task".
 
   Args:
     name: the name of its Prediction.
@@ -299,7 +299,7 @@ def about(name: str, labels: Iterable[str] = (), **options: Any) -> dict[str, An
 
 
 def unused(*own_heads: str, keep: bool = False, pooler: bool = False) -> tuple[str, ...]:
-  """Makes `Task.unused`: what of a checkpoint a fine-tuning task leaves out.
+  """Makes `Task.unused`: the parameters of a checkpoint that a fine-tuning task leaves out.
 
   Args:
     own_heads: the task's own heads.

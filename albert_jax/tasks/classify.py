@@ -1,4 +1,4 @@
-"""A text or a pair of texts to a label, several labels or a number: classification, multi-label, regression.
+"""Predicts a label, several labels or a number from a text or a pair of texts.
 
 The head is the original's: dropout and one dense layer on the pooled [CLS] (run_classifier.py, `create_model`).
 """
@@ -52,19 +52,19 @@ METRICS = {
   "classification": ("accuracy", "macro_f1", "mcc", "auc"), "regression": ("pearson", "spearman"),
   "multilabel": ("accuracy", "macro_f1", "micro_f1", "auc"),
 }  # fmt: skip
-MOST_LABELS = 100  # as many may there be, whatever the number of rows
+MOST_LABELS = 100  # the number of labels that is accepted for any number of rows
 HEAD = "classifier"
 
 
 @dataclass(frozen=True)
 class LossSettings:
-  """What the loss of any classifier may be changed by.
+  """The settings of a classifier's loss.
 
   Attributes:
-    keep_head: go on with the checkpoint's classifier.
+    keep_head: continue with the checkpoint's classifier.
     class_weights: "balanced" to give every label the same weight, however few rows it has; else "".
     label_smoothing: from 0 to below 1.
-    r_drop: the weight of R-Drop (arXiv 2106.14448): two passes with other dropout are to agree.
+    r_drop: the weight of R-Drop (arXiv 2106.14448), the distance of two passes with different dropout.
   """
 
   keep_head: bool
@@ -119,9 +119,9 @@ class Split:
   Attributes:
     first: n texts.
     second: the other texts of pairs; None where they are no pairs.
-    gold: int [n] (classification), float32 [n] (regression) or float32 [n, C] of 0 and 1; None where nobody knows.
+    gold: int [n] (classification), float32 [n] (regression) or float32 [n, C] of 0 and 1; None if unknown.
     source: where they are from.
-    index: how the data's owner numbers the rows, n ints.
+    index: the official numbers of the rows, n ints.
   """
 
   first: list[str]
@@ -201,7 +201,7 @@ def build(
   score: Callable,
   baselines: Baselines,
 ) -> Task:
-  """Makes a Task of texts that are at hand.
+  """Makes a Task of texts in memory.
 
   Args:
     config: the whole config.
@@ -317,7 +317,7 @@ def _lacks(value, kind):
 
 
 def _names(rows, field, kind, separator):
-  """For each row the names of its labels; none for a missing label."""
+  """Returns the names of the labels of each row; none for a missing label."""
   for row, value in enumerate(rows.columns[field]):
     if cells.is_missing(value):
       yield []
@@ -383,8 +383,8 @@ def sums(
 ) -> Sums:
   """Is `Task.sums`: {"loss", of single labels "accuracy", in training with R-Drop "r_drop": (total, weight)}.
 
-  R-Drop (arXiv 2106.14448): two passes that drop other values; the loss is the mean of theirs, plus how far apart the
-  two answers are, which `terms` weighs.
+  R-Drop (arXiv 2106.14448): two passes with different dropout. The loss is the mean of both losses, plus the distance
+  of the two answers with the weight in `terms`.
   """
   training = keys is not None
   weights = batch["weight"] * batch["counts"]
@@ -418,7 +418,7 @@ def _loss(kind, logits_BC, batch, weights, smoothing):
 
 
 def _distance(kind, a, b):
-  """[B]: the mean of the two Kullback-Leibler divergences between answers; of numbers, the squared difference."""
+  """Returns [B]: the mean of the two Kullback-Leibler divergences of answers; for numbers, the squared difference."""
   if kind == "regression":
     return jnp.square(a - b)[:, 0]
   if kind == "multilabel":  # Each label is a distribution over yes and no.
@@ -552,7 +552,7 @@ def classify(
     cfg: the sizes of the model.
     params: the parameters.
     tokenizer: the model's.
-    items: texts, or (first, second). Longer ones than `seq_length` are cut as in training, and counted on stderr.
+    items: texts, or (first, second). Texts longer than `seq_length` are cut as in training, with a warning.
     labels: names, in the order of the classifier's outputs; () numbers them.
     kind: one of KINDS.
     pair: whether the model is for pairs; None for either.

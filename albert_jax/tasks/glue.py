@@ -19,18 +19,18 @@ from albert_jax.tasks.base import Spec, Task, files_of, settings_of
 
 @dataclass(frozen=True)
 class Row:
-  """How one dataset is written, and scored.
+  """The files, labels and metrics of one dataset.
 
   Attributes:
-    folder: what its folder of TSV files is called.
+    folder: the name of its folder of TSV files.
     tfds: its TFDS name behind "glue/".
     texts: columns of the texts in the TSV files.
-    tfds_texts: the same in TFDS, where the label is "label".
+    tfds_texts: its columns of texts in TFDS, where the label is "label".
     label: the column of the label in the TSV files.
     labels: names in the order of the head's outputs, which are TFDS' own; () is regression.
     written: how the TSV files and submissions write them.
     metrics: of METRICS; the first is the one to choose a checkpoint by.
-    submission: what the file of answers is called.
+    submission: the name of the file of answers.
   """
 
   folder: str
@@ -77,9 +77,9 @@ FILES = {
 }
 # CoLA's training and dev files have no header: source, label, the author's mark, sentence.
 HEADLESS = {"sentence": "3", "label": "1"}
-# The diagnostics with labels are a file of its own, with names of its own: texts, label.
+# The diagnostics with labels are a separate file, with other names: texts, label.
 DIAGNOSTICS, DIAGNOSTICS_COLUMNS = "diagnostic-full.tsv", (("Premise", "Hypothesis"), "Label")
-INDEX = ("index", "id", "idx")  # what the column with a row's number is called, in files and TFDS
+INDEX = ("index", "id", "idx")  # the names of the column with a row's number, in files and TFDS
 METRICS = {
   "accuracy": lambda gold, outputs: metrics.accuracy(gold, outputs.argmax(axis=1)),
   "f1": lambda gold, outputs: metrics.f1(gold, outputs.argmax(axis=1)),
@@ -151,10 +151,10 @@ def read(row: Row, dataset: str, split: str, tfds_dir: str = "", skip_ragged: bo
   """Reads a split.
 
   Args:
-    row: of which dataset.
+    row: the dataset.
     dataset: the dataset's own folder of TSV files, the folder that holds those of all datasets, or a TFDS name.
     split: its name.
-    tfds_dir: where TFDS datasets are; "" for TFDS' own place.
+    tfds_dir: the folder of TFDS datasets; "" for TFDS' default.
     skip_ragged: whether rows with another number of columns are skipped and counted, else they are an error.
 
   Returns:
@@ -172,7 +172,7 @@ def read(row: Row, dataset: str, split: str, tfds_dir: str = "", skip_ragged: bo
 
 
 def find(row: Row, dataset: str, split: str) -> pathlib.Path | None:
-  """Finds the file of a split, see `read`; None where TFDS reads the dataset."""
+  """Finds the file of a split, see `read`; None if TFDS reads the dataset."""
   folder = pathlib.Path(dataset).expanduser()
   folder = folder / row.folder if (folder / row.folder).is_dir() else folder
   names = (DIAGNOSTICS,) if row.folder == "AX" and split == "validation" else FILES.get(split)
@@ -203,7 +203,7 @@ def _read_file(row, path, has_labels, skip_ragged):
 
 
 def _index(rows):
-  """Returns the rows' numbers by their owner, or their places."""
+  """Returns the official numbers of the rows, or their positions."""
   for name in INDEX:
     values = rows.columns[name]
     if values and None not in values:
@@ -211,13 +211,13 @@ def _index(rows):
         index = [int(value) for value in values]
       except ValueError:
         raise UserError(f"{rows.source}: the column {name!r} should hold the rows' numbers") from None
-      if len({*index}) == len(index):  # Not so in all of QQP.
+      if len({*index}) == len(index):  # QQP has repeated numbers.
         return index
   return list(range(len(rows)))
 
 
 def _joined(parts):
-  """Several splits as one."""
+  """Concatenates several splits."""
   if len({part.gold is None for part in parts}) > 1:
     raise UserError(f"only some of {', '.join(part.source for part in parts)} have labels")
   return classify.Split(
@@ -246,7 +246,7 @@ def _measure(row, parts, outputs):
 
 
 def _baselines(row, kind, parts):
-  """Those of `classify` for the first part, and of every metric with one and the same answer everywhere."""
+  """Returns the baselines of `classify` for the first part, and every metric of a constant answer."""
   first = parts[""]
   if first.gold is None:
     return {}
@@ -258,7 +258,7 @@ def _baselines(row, kind, parts):
 
 
 def _score(row, parts, split, outputs):
-  """Task.score: the metrics, and the answers as GLUE's site takes them."""
+  """Is `Task.score`: the metrics, and the answers in the format of GLUE's site."""
   logits, start, by_part, files = metrics.finite(np.stack(outputs["outputs"])), 0, {}, {}
   for ending, part in parts.items():
     by_part[ending] = logits[start : start + len(part)]
@@ -274,7 +274,7 @@ def _score(row, parts, split, outputs):
 
 
 def score_files(predictions: str, gold: str) -> dict[str, float]:
-  """Scores answers made elsewhere.
+  """Scores answers of another program.
 
   Args:
     predictions: a TSV with the columns index and prediction, whose name ends as GLUE calls it, such as SST-2.tsv.
@@ -310,7 +310,7 @@ def submission(row: Row, index: list[int], outputs: np.ndarray) -> bytes:
   """Writes the TSV of GLUE's site: a header, and each row's number and answer, by number.
 
   Args:
-    row: of which dataset.
+    row: the dataset.
     index: the rows' numbers.
     outputs: the head's, [n, C].
 
@@ -326,7 +326,7 @@ def submission(row: Row, index: list[int], outputs: np.ndarray) -> bytes:
 
 
 def zipped(files: dict[str, bytes]) -> bytes:
-  """Packs {file name: bytes} as a zip, which is the same for the same files."""
+  """Packs {file name: bytes} as a zip; equal files give equal bytes."""
   buffer = io.BytesIO()
   with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
     for name, content in files.items():

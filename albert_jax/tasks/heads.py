@@ -1,4 +1,4 @@
-"""What several tasks share: layers on top of the encoder, losses, and running many rows in prediction."""
+"""Layers on top of the encoder, losses, and batched prediction, shared by several tasks."""
 
 import functools
 import itertools
@@ -15,9 +15,9 @@ from albert_jax.model import AlbertConfig
 from albert_jax.model.layers import dropout, initializer
 from albert_jax.types import Batch, Params
 
-BATCH = 64  # rows that are run together in prediction, at most
-# And tokens: as many as keep the machine busy. More make processors slower (base, one core: 555 tokens/s in batches of
-# 512, 485 in batches of 2048), as what is between two layers leaves their caches.
+BATCH = 64  # the most rows of a batch in prediction
+# The most tokens of a batch. Larger batches are slower on CPUs (base, one core: 555 tokens/s in batches of 512, 485 in
+# batches of 2048), because the activations exceed the cache.
 TOKENS, TOKENS_A_CORE = 32768, 512
 
 
@@ -54,7 +54,7 @@ def with_head(cfg: AlbertConfig, key: jax.Array, head: str, size: int, pooler: b
 
 
 def dense(cfg: AlbertConfig, key: jax.Array, size_in: int, size_out: int) -> Params:
-  """Makes a dense layer {"kernel" [in, out], "bias" [out]}, its kernel drawn as the encoder's are."""
+  """Makes a dense layer {"kernel" [in, out], "bias" [out]} with the encoder's initialiser."""
   return {"kernel": initializer(cfg)(key, (size_in, size_out)), "bias": jnp.zeros(size_out)}
 
 
@@ -81,7 +81,7 @@ def at_positions(cfg: AlbertConfig, head: str, params: Params, batch: Batch, key
 
 
 def head_keys(keys_B: jax.Array | None, name_number: int) -> jax.Array | None:
-  """Makes the keys of a head's own dropout of those of the rows, so that rows may lie on any device."""
+  """Derives the keys of a head's dropout from those of the rows, so that rows may be on any device."""
   return None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, 1_000_000 + name_number)
 
 
@@ -106,7 +106,7 @@ def cross_entropy(
 
 
 def losses_and_hits(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> tuple[jax.Array, jax.Array]:
-  """Returns the loss of each label, and whether it is the answer.
+  """Returns the loss of each label, and whether its logit is the highest.
 
   Args:
     logits: see `cross_entropy`.
@@ -122,8 +122,8 @@ def losses_and_hits(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0
 
 def _losses(logits, labels, smoothing):
   """Returns (losses, whether the label exists, its logit less the highest one), all [...]."""
-  # In these terms the gradient is one pass over the logits: gathering the label's makes it a scatter into zeros, and
-  # argmax is a slow loop on CPUs. A label that does not exist makes the loss NaN.
+  # In this form the gradient is one pass over the logits. The gradient of a gather is a scatter into zeros, and argmax
+  # is a slow loop on CPUs. A label out of range makes the loss NaN.
   classes = logits.shape[-1]
   is_label = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
   top = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
@@ -141,7 +141,7 @@ def _losses(logits, labels, smoothing):
 def chunked_cross_entropy(
   x_BPD: jax.Array, kernel_DC: jax.Array, bias_C: jax.Array, labels_BP: jax.Array, weights_BP: jax.Array, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns the weighted loss of a dense layer with many classes, without ever holding all its logits.
+  """Returns the weighted loss of a dense layer with many classes, without keeping all logits in memory.
 
   Logits are made for about `chunk` positions at a time. For a gradient they are made once, too: a chunk's part of the
   gradient is computed with its loss.
@@ -164,7 +164,7 @@ def _in_chunks(x_BPD, kernel_DC, bias_C, labels_BP, weights_BP, chunk, with_grad
   size = max(n for n in range(1, P + 1) if P % n == 0 and n <= max(1, chunk // B))
   kernel = kernel_DC.astype(x_BPD.dtype)
 
-  def cut(values):  # [B, P, ...] -> [P / size, B, size, ...]: rows stay where they are
+  def cut(values):  # [B, P, ...] -> [P / size, B, size, ...]; rows stay on their devices
     return values.reshape(B, P // size, size, *values.shape[2:]).swapaxes(0, 1)
 
   def add_chunk(carry, part):
@@ -183,7 +183,7 @@ def _in_chunks(x_BPD, kernel_DC, bias_C, labels_BP, weights_BP, chunk, with_grad
     d_kernel += jnp.einsum("bpd,bpc->dc", x, d_logits, preferred_element_type=jnp.float32)
     return (total, d_kernel, d_bias), (is_hit, d_x)
 
-  # Sums begin as 0 times what they are sums of, so that on a mesh they are known to differ between devices.
+  # Sums start as 0 times their terms, so that JAX knows that they differ between devices of a mesh.
   start = 0 * jnp.sum(weights_BP), *((0 * kernel_DC, 0 * bias_C) if with_gradient else (None, None))
   (total, d_kernel, d_bias), (is_hit, d_x) = jax.lax.scan(
     add_chunk, start, (cut(x_BPD), cut(labels_BP), cut(weights_BP))
@@ -228,17 +228,17 @@ def batch_limits() -> dict[str, Any]:
   cores = os.cpu_count() or 1
   return {
     "tokens": min(TOKENS, TOKENS_A_CORE * cores) if cpu else TOKENS,
-    "filled": 0.75 if cpu else 0.5,  # A processor takes as long for a row of padding as for any other.
+    "filled": 0.75 if cpu else 0.5,  # On a CPU, a row of padding takes as long as any other row.
     "lengths": batching.FINE_LENGTHS if cpu else batching.LENGTHS,
   }
 
 
 def by_row(function: Callable, params: Any, rows: batching.Rows, batch_size: int = BATCH) -> dict[str, list]:
-  """Runs rows through a compiled function, the shortest first, in batches of a few shapes.
+  """Runs a compiled function on rows, shortest first, in batches of a few shapes.
 
   Args:
     function: (params, batch) -> {name: [B, ...]}.
-    params: its first argument; or an onnx_runtime.OnnxModel, which is called instead of the function.
+    params: its first argument; or an onnx_runtime.OnnxModel to call instead of the function.
     rows: the encoded inputs.
     batch_size: the most rows in a batch.
 

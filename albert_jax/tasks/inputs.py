@@ -1,4 +1,4 @@
-"""What users may give for one input of a prediction. Each function returns None for anything else."""
+"""Reads the inputs of predictions. Each function returns None for an input of another form."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""Held-out numbers that are not ratios of sums. Correlations and ranks are scipy's, which JAX brings.
+"""Metrics that are not ratios of sums. Correlations and ranks come from scipy, a dependency of JAX.
 
-The others are a few lines of numpy each, by scikit-learn's definitions, which would be one more dependency. scipy is
-imported where it is used: its import takes a second, and training does not need it before the first evaluation.
+The others are a few lines of numpy each, by the definitions of scikit-learn, which would be an additional dependency.
+scipy is imported in functions: its import takes a second, and training needs it only at the first evaluation.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ def accuracy(gold: Any, predicted: Any) -> float:
 
 
 def f1(gold: Any, predicted: Any) -> float:
-  """Returns F1 of the positive class of two bool or 0/1 arrays [n]; 0 where nothing is positive in either."""
+  """Returns F1 of the positive class of two bool or 0/1 arrays [n]; 0 if neither has a positive row."""
   gold, predicted = np.asarray(gold, bool), np.asarray(predicted, bool)
   total = gold.sum() + predicted.sum()
   return float(2 * (gold & predicted).sum() / total) if total else 0.0
@@ -47,7 +47,7 @@ def mcc(gold: Any, predicted: Any) -> float:
 
 
 def pearson(gold: Any, predicted: Any) -> float:
-  """Returns the correlation of two float arrays [n]; 0 where either is constant, and so tells nothing."""
+  """Returns the correlation of two float arrays [n]; 0 if either is constant."""
   from scipy import stats
 
   gold, predicted = finite(gold), finite(predicted)
@@ -64,7 +64,7 @@ def spearman(gold: Any, predicted: Any) -> float:
 
 
 def auc(gold: Any, scores: Any) -> float | None:
-  """Computes the area under the ROC curve: how often a positive row scores above a negative one, ties counting half.
+  """Computes the area under the ROC curve: the share of pairs in which a positive row scores above a negative one.
 
   Args:
     gold: bool or 0/1 [n].
@@ -99,7 +99,7 @@ def macro_auc(gold: np.ndarray, scores: np.ndarray) -> float | None:
 
 
 def finite(values: Any) -> np.ndarray:
-  """Returns `values` as float64. Raises UserError where one is NaN or infinite, since no metric of it means much."""
+  """Returns `values` as float64; raises UserError if one is NaN or infinite."""
   values = np.asarray(values, np.float64)
   if broken := int(np.sum(~np.isfinite(values))):
     raise UserError(

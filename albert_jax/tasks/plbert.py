@@ -28,7 +28,7 @@ USUAL_WORDS = 30_000 + lexicon.FIRST_WORD  # what albert-jax phonemes makes
 
 
 def make(config: ConfigDict, vocabulary: Any = None, first_row: int = 0) -> Task:
-  """Returns the task of configs/plbert.py. The symbols and the words are the dataset's, whatever is given."""
+  """Makes the task of configs/plbert.py. Symbols and words are those of the dataset; `vocabulary` is ignored."""
   cfg = model.AlbertConfig(**config.model)
   data = SpeechConfig(**config.data)
   slots = word_slots(config)
@@ -77,7 +77,7 @@ def make(config: ConfigDict, vocabulary: Any = None, first_row: int = 0) -> Task
 
 
 def sketch(config: ConfigDict) -> Sketch:
-  """Returns the train step of a config whose dataset need not be there; then the words are as many as are usual."""
+  """Makes the train step of a config; without a dataset, the number of words is USUAL_WORDS."""
   cfg, slots = model.AlbertConfig(**config.model), word_slots(config)
   words = batching.describe(config.data.dataset)["vocabulary"]["words"] if config.data.dataset else USUAL_WORDS
   B, L = config.batch_size, config.data.seq_length
@@ -115,7 +115,7 @@ def word_slots(config: ConfigDict) -> int:
 
 
 def init(cfg: AlbertConfig, words: int, key: Any) -> dict:
-  """Fresh parameters: the encoder without a pooler, and the heads "phoneme" [D, V] and "word" [D, words]."""
+  """Makes fresh parameters: the encoder without a pooler, and the heads "phoneme" [D, V] and "word" [D, words]."""
   params = heads.encoder(cfg, key, pooler=False)
   key_phoneme, key_word = jax.random.split(jax.random.fold_in(key, 1))
   params["phoneme"] = heads.dense(cfg, key_phoneme, cfg.hidden_size, cfg.vocab_size)
@@ -150,7 +150,7 @@ def sums(cfg: AlbertConfig, chunk: int, params: Params, batch: Batch, key: Any) 
 
 
 def terms(phoneme_weight: float, word_weight: float, batch: Batch) -> dict:
-  """Returns the loss as coefficients of the totals, as PL-BERT's loop has it.
+  """Returns the loss as coefficients of the totals, as in PL-BERT's loop.
 
   Words: the mean over rows. Phonemes: the sum over rows with masked positions, divided by one more than how many those
   rows are.
@@ -163,12 +163,12 @@ def terms(phoneme_weight: float, word_weight: float, batch: Batch) -> dict:
 
 
 def head_flops(cfg: AlbertConfig, words: int, length: int, slots: int) -> float:
-  """Operations of the two heads for a row of a training step."""
+  """Returns the operations of the two heads for a row of a training step."""
   return 3.0 * 2 * cfg.hidden_size * (length * cfg.vocab_size + slots * words)
 
 
 def _other_heads(init_from, dataset):
-  """Patterns of heads in the checkpoint `init_from` that predict other symbols or words than the dataset has.
+  """Returns patterns of the heads of `init_from` that predict other symbols or words than those of the dataset.
 
   Raises:
     UserError: the checkpoint has another symbol table, so its embeddings belong to other symbols.

@@ -24,7 +24,7 @@ METRICS = ("mlm_loss", "mlm_accuracy", "sop_loss", "sop_accuracy")
 
 
 def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int = 0) -> Task:
-  """Makes the task of configs/pretrain.py, see `tasks.make`. The vocabulary is the dataset's, whatever is given."""
+  """Makes the task of configs/pretrain.py, see `tasks.make`. The vocabulary is always that of the dataset."""
   data = DataConfig(**config.data)
   mlm_weight, sop_weight = _loss_weights(config)
   vocabulary = datasets.tokenizer(data.dataset, data.spm)
@@ -78,12 +78,12 @@ def _loss_weights(config):
 
 
 def model_config(config: ConfigDict, vocab_size: int) -> AlbertConfig:
-  """Makes the model of a config; `vocab_size` is used where the config leaves it open with 0."""
+  """Makes the model of a config; `vocab_size` is used if the config has 0."""
   return AlbertConfig(**{**config.model, "vocab_size": config.model.vocab_size or vocab_size})
 
 
 def sketch(config: ConfigDict) -> Sketch:
-  """Makes the train step of a config whose dataset need not be there; examples.py says what its arrays are."""
+  """Makes the train step of a config without its dataset; examples.py defines its arrays."""
   cfg, data = model_config(config, AlbertConfig().vocab_size), DataConfig(**{**config.data, "dataset": "-"})
   B, L, M, P = config.batch_size, data.seq_length, data.slots, data.packing
   pairs = (B, P) if P > 1 else (B,)
@@ -144,7 +144,7 @@ def fill_mask(
   top_k: int = 5,
   batch_size: int = heads.BATCH,
 ) -> list[dict[str, Any]]:
-  """Predicts what stands at each `[MASK]` of each text.
+  """Predicts the token of each `[MASK]` of each text.
 
   Args:
     cfg: the sizes of the model.
@@ -171,7 +171,7 @@ def fill_mask(
         f"a text has {len(row)} tokens, the model {cfg.max_position_embeddings} positions; shorten the text, which "
         f"begins {text[:60]!r}"
       )
-  slots = 1 << (max(map(len, masks_of)) - 1).bit_length()  # Each number of slots is a program of its own.
+  slots = 1 << (max(map(len, masks_of)) - 1).bit_length()  # Each number of slots is a separate program.
   positions = np.stack([np.pad(masks, (0, slots - len(masks))) for masks in masks_of]).astype(np.int32)
   rows = Rows({"input_ids": ids}, {"mlm_positions": positions}, {"input_ids": tokenizer.pad_id})
   ordinary = jax.device_put(tokenizer.ordinary_ids)

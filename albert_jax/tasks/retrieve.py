@@ -1,4 +1,4 @@
-"""Sentence embeddings: texts that belong together come to lie close, so that an answer, or a like text, can be found.
+"""Sentence embeddings for retrieval: texts that belong together get similar vectors.
 
 Two towers with one set of weights: query and answer go through the encoder one by one, and an embedding is the mean of
 the encoder's output over the text's pieces, or its output at [CLS], of length 1. Similarity is the cosine.
@@ -56,7 +56,7 @@ class Settings:
   """`config.task` of configs/retrieve.py.
 
   Attributes:
-    pooling: one of POOLING: what of the encoder's output is a text's embedding.
+    pooling: one of POOLING: how the encoder's output becomes the embedding of a text.
     temperature: cosines are divided by it.
     score_range: "low,high": the lowest and the highest score there can be.
   """
@@ -74,7 +74,7 @@ class Settings:
 
   @property
   def bounds(self) -> tuple[float, float]:
-    """The lowest and the highest score."""
+    """Returns the lowest and the highest score."""
     try:
       low, high = map(float, self.score_range.split(","))
     except ValueError:
@@ -86,7 +86,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Pairs:
-  """Texts that belong to each other.
+  """Pairs of texts that belong together.
 
   Attributes:
     queries: n texts.
@@ -201,7 +201,7 @@ def rows(pairs: Pairs, vocabulary: Tokenizer, seq_length: int, source: str) -> b
 def embeddings_BD(
   cfg: AlbertConfig, pooling: str, params: Params, batch: Batch, key: jax.Array | None = None
 ) -> jax.Array:
-  """Computes texts as vectors.
+  """Computes the vectors of texts.
 
   Args:
     cfg: the sizes of the model.
@@ -224,7 +224,7 @@ def pooled_BD(pooling: str, x_BLD: jax.Array, mask_BL: jax.Array) -> jax.Array:
   Args:
     pooling: one of POOLING.
     x_BLD: the encoder's output.
-    mask_BL: 1 where there is a token.
+    mask_BL: 1 for tokens, 0 for padding.
 
   Returns:
     float32 [B, D].
@@ -239,9 +239,9 @@ def pooled_BD(pooling: str, x_BLD: jax.Array, mask_BL: jax.Array) -> jax.Array:
 
 
 def _towers(cfg, pooling, params, batch, key=None):
-  """Embeddings [B, D] of the queries, and of the answers."""
+  """Computes the embeddings [B, D] of the queries and of the answers."""
   flat = {name: batch[name].reshape(-1, batch[name].shape[-1]) for name in ("input_ids", "attention_mask")}
-  if key is not None:  # Each of the two texts of a row has a key of its own.
+  if key is not None:  # The two texts of a row have different keys.
     key = jax.vmap(lambda k: jax.random.split(k, 2))(key).reshape(-1)
   x_BTD = embeddings_BD(cfg, pooling, params, flat, key).reshape(batch["input_ids"].shape[0], 2, -1)
   return x_BTD[:, 0], x_BTD[:, 1]
@@ -272,13 +272,13 @@ def sums(
 
 
 def _own_among_all(x_BD, y_BD, numbers_B, weights_B, temperature):
-  """For each x the cross entropy of finding its own y among all that there are, and whether it did: [B] each.
+  """Computes, for each x, the cross-entropy of its own y among the y of all rows, and whether it ranks first: [B] each.
 
   Args:
-    numbers_B: equal for equal y, which are no negatives of each other.
+    numbers_B: equal for equal y, which are not negatives of each other.
     weights_B: rows of weight 0 are none either.
   """
-  # In a training step those over which rows are split, else ().
+  # In a training step, the axes over which rows are split; else ().
   axes = tuple(axis for axis in jax.sharding.get_abstract_mesh().manual_axes if axis != "tensor")
   everyone = (y_BD, numbers_B, weights_B)
   row_index = jnp.arange(x_BD.shape[0])
@@ -325,7 +325,7 @@ def score(dev: Pairs, outputs: dict[str, list]) -> tuple[dict[str, float], dict[
 def own_ranks(queries: np.ndarray, answers: np.ndarray, query_texts: list[str], answer_texts: list[str]) -> np.ndarray:
   """Ranks each query's own answer among all different answers.
 
-  Other right answers of the same query are left out. Of equal cosines one's own is the last, so that embeddings which
+  Other right answers of the same query are left out. Of equal cosines the own answer is last, so that embeddings which
   are all the same find nothing.
 
   Args:
@@ -337,7 +337,7 @@ def own_ranks(queries: np.ndarray, answers: np.ndarray, query_texts: list[str], 
   Returns:
     int [n], from 1.
   """
-  first = {text: i for i, text in reversed(list(enumerate(answer_texts)))}  # where each answer first occurs
+  first = {text: i for i, text in reversed(list(enumerate(answer_texts)))}  # The first index of each answer.
   number = {text: k for k, text in enumerate(first)}
   candidates = answers[list(first.values())]
   right: dict[str, set[int]] = {}
@@ -349,7 +349,7 @@ def own_ranks(queries: np.ndarray, answers: np.ndarray, query_texts: list[str], 
     for row, i in enumerate(range(start, min(start + 1024, len(queries)))):
       answer_id = number[answer_texts[i]]
       other_answers = [k for k in right[query_texts[i]] if k != answer_id]
-      best = cosines[row, answer_id] - 1e-9  # what rounding makes of equal ones is not better
+      best = cosines[row, answer_id] - 1e-9  # Differences by rounding do not count.
       cosines[row, other_answers] = -np.inf
       ranks[i] = np.sum(cosines[row] >= best)
   return ranks
@@ -382,13 +382,13 @@ def embed(
   seq_length: int = 512,
   batch_size: int = heads.BATCH,
 ) -> list[dict[str, Any]]:
-  """Computes texts as vectors.
+  """Computes the vectors of texts.
 
   Args:
     cfg: the sizes of the model.
     params: the parameters.
     tokenizer: the model's.
-    texts: texts; what is longer than `seq_length` pieces is cut, and counted on stderr.
+    texts: texts; a text longer than `seq_length` pieces is cut, with a warning.
     pooling: one of POOLING, as the model was trained.
     seq_length: the longest row.
     batch_size: the most texts that are run in one batch.

@@ -1,4 +1,4 @@
-"""Entities in tags, and how many were found: precision, recall and F1 as conlleval and `seqeval` define them.
+"""Scores entities in tags: precision, recall and F1 as defined by conlleval and `seqeval`.
 
 Written here because `seqeval` needs scikit-learn, and is slower; a test shows that the numbers are equal.
 """

@@ -1,4 +1,4 @@
-"""Tagging: a label for every word, such as names and what they name."""
+"""Tagging: predicts a label for every word, such as the type of a name."""
 
 import collections
 import functools
@@ -50,7 +50,7 @@ class Settings:
 
   Attributes:
     labels: names in the order of the outputs, see base.named; "" for those of the training data.
-    keep_head: go on with the checkpoint's classifier, which has to have the same labels.
+    keep_head: continue with the checkpoint's classifier, which must have the same labels.
     label_smoothing: from 0 to below 1.
   """
 
@@ -81,7 +81,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     _log_counts(split, sentences, notes | odd)
     return encoded
 
-  # The training data is read when needed: to evaluate a checkpoint, which knows its labels, takes none.
+  # The training data is read when needed: evaluating a checkpoint with labels needs none.
   train = functools.cache(lambda: read(data.split))
 
   @functools.cache
@@ -116,7 +116,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
 
 
 def _baselines(dev, tags):
-  """Returns the numbers of a model that always gives the most frequent tag; {} where the tags are hidden."""
+  """Returns the metrics of a model that always predicts the most frequent tag; {} if the tags are hidden."""
   if dev.tags is None:
     return {}
   [(most, count)] = tags.most_common(1)
@@ -139,7 +139,7 @@ def sums(cfg: AlbertConfig, smoothing: float, params: Params, batch: Batch, key:
     cfg: the sizes of the model.
     smoothing: of labels, in training only.
     params: the parameters.
-    batch: token ids and "labels" [B, L], -1 where there is none.
+    batch: token ids and "labels" [B, L], -1 for none.
     key: see Task.
 
   Returns:
@@ -174,7 +174,7 @@ def score(
 
 
 def score_files(predictions: str, gold: str, token_column: int = 0, tag_column: int = -1) -> dict[str, float]:
-  """Scores tags made elsewhere.
+  """Scores tags of another program.
 
   Args:
     predictions: a file of the same sentences as `gold`, in any format that `tagged.read` takes, with the predicted tag
@@ -221,7 +221,7 @@ def tag(
     cfg: the sizes of the model.
     params: the parameters.
     tokenizer: the model's.
-    texts: texts, which data/words.py cuts into words, or lists of words.
+    texts: texts, which data/words.py splits into words, or lists of words.
     labels: names, in the order of the classifier's outputs.
     seq_length: the longest row; longer texts take several.
     batch_size: the most rows that are run in one batch.
@@ -254,7 +254,7 @@ def _best_labels(cfg, params, batch):
 
 
 def _words(text):
-  """Returns (the text, where each of its words begins and ends)."""
+  """Returns (the text, the start and end of each word)."""
   if isinstance(text, str):
     return text, word_rule.spans(text)
   starts = itertools.accumulate((len(word) + 1 for word in text), initial=0)

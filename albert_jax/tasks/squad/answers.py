@@ -1,4 +1,4 @@
-"""From scores of starts and ends to texts: the best answers of a question, over all windows of its passage."""
+"""Finds the best answers of a question from scores of starts and ends, over all windows of its passage."""
 
 import dataclasses
 import functools
@@ -18,12 +18,12 @@ from albert_jax.tasks import heads
 from albert_jax.tasks.base import Batch, Params
 from albert_jax.tasks.squad.heads import HEADS, Head, get
 
-NOTHING = -2e6  # the score of an answer where there is no candidate, as in the original
+NOTHING = -2e6  # the score of an answer without a candidate, as in the original
 
 
 @dataclass(frozen=True)
 class Search:
-  """How answers are searched for. Lengths are in tokens.
+  """The settings of the search for answers. Lengths are in tokens.
 
   Attributes:
     seq_length: question and window in one row.
@@ -149,7 +149,7 @@ def predict(
 
 
 def decide(texts: dict[str, str], odds: dict[str, float], search: Search) -> dict[str, str]:
-  """Returns {id: text}, '' where no answer is the better guess."""
+  """Returns {id: text}, '' if no answer is more likely."""
   return {id: "" if search.no_answer and odds[id] > search.null_threshold else text for id, text in texts.items()}
 
 
@@ -200,7 +200,7 @@ def answer(
   if not questions:
     return []
   windows = encode(questions, tokenizer, settings)
-  # Of the search the program knows only these: the others change nothing that is compiled.
+  # The compiled program depends on these fields of the search only.
   sizes = Search(n_best=settings.n_best, start_n_top=settings.start_n_top, end_n_top=settings.end_n_top)
   outputs = heads.by_row(functools.partial(_run, cfg, names[0], sizes), params, windows.rows, batch_size)
   texts, odds, lists = predict(get(names[0]), windows, outputs, settings)

@@ -1,4 +1,4 @@
-"""What answers questions on top of the encoder: two heads, by the name of `task.head`.
+"""The heads for question answering, by the name of `task.head`.
 
 span: a start and an end logit for each token, as in run_squad_v1.py and transformers' AlbertForQuestionAnswering; that
 there is no answer is the span of [CLS] alone. beam: the paper's for SQuAD 2.0 (run_squad_v2.py, after XLNet): the end
@@ -78,7 +78,7 @@ def span_losses(cfg: AlbertConfig, head: Params, x_BLD: jax.Array, batch: Batch,
 def span_spans(head: Params, x_BLD: jax.Array, batch: Batch, search: Any) -> dict[str, jax.Array]:
   """Finds the best starts and ends, each by itself, see Head."""
   logits_BL2 = heads.affine(head, x_BLD)
-  # [CLS], the first position, is no answer; it is scored apart, as the span that says so.
+  # [CLS], the first position, is scored separately, as the span for no answer.
   passage_BL = (batch["allowed"] > 0) & (jnp.arange(x_BLD.shape[1]) > 0)[None]
   starts, ends = (jnp.where(passage_BL, logits_BL2[:, :, i], NEVER) for i in (0, 1))
   count = min(search.n_best, x_BLD.shape[1])
@@ -122,7 +122,7 @@ def beam_end(head: Params, x_BLD: jax.Array, allowed_BL: jax.Array, starts_BK: j
   part, D = head["end"], x_BLD.shape[-1]
   x_BLD = x_BLD.astype(jnp.float32)
   start_BKD = jnp.take_along_axis(x_BLD, starts_BK[:, :, None], axis=1)
-  # The dense layer over [x; start] is the sum of two, of which one does not depend on the start, the other not on x.
+  # The dense layer over [x; start] is the sum of two layers: one of x alone, and one of the start alone.
   kernel, bias = part["dense_0"]["kernel"], part["dense_0"]["bias"]
   from_x_BLD, from_start_BKD = x_BLD @ kernel[:D], start_BKD @ kernel[D:] + bias[None, None, :]
   h_BKLD = jnp.tanh(from_x_BLD[:, None] + from_start_BKD[:, :, None])

@@ -1,4 +1,4 @@
-"""Exact match and F1 by the definitions of the official scorers, to the digit, their oddities included.
+"""Exact match and F1 exactly as the official scorers compute them, special cases included.
 
 Written here because the official scorers are scripts, not packages; tests show that the numbers are equal.
 `evaluate-v1.1.py` and `evaluate-v2.0.py` of SQuAD, and `cmrc2018_evaluate.py` for Chinese. Numbers are percentages.
@@ -17,21 +17,21 @@ from albert_jax.errors import UserError
 log = logging.getLogger(__name__)
 
 _PUNCTUATION = set(string.punctuation)
-# What CMRC leaves out; its list also has "……", which as two characters never matches one.
+# The characters that CMRC ignores; its list also has "……", which as two characters never matches.
 _CMRC_PUNCTUATION = set("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
 _CHINESE = re.compile(r"([\u4e00-\u9fa5])")
-# Words as NLTK cuts them, nearly: brackets and the like stand alone, commas but in numbers, and a period at the end.
+# Approximates NLTK's words: brackets are separate, commas except in numbers, and a period at the end.
 _CMRC_TOKEN = re.compile(r"""[][(){}<>;@#$%&?!"—]|,(?!\d)|\.\Z|(?:[^][(){}<>;@#$%&?!"—,.\s]|,(?=\d)|\.(?!\Z))+""")
 
 
 def normalize(text: str) -> str:
-  """Makes a text lower case, without ASCII punctuation, then without a, an, the, then without extra white space."""
+  """Normalises a text: lower case, no ASCII punctuation, no a, an, the, no extra white space."""
   text = "".join(c for c in text.lower() if c not in _PUNCTUATION)
   return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def _overlap(gold: list, predicted: list) -> float:
-  """F1 of two bags of words."""
+  """Returns F1 of two bags of words."""
   same = sum((collections.Counter(gold) & collections.Counter(predicted)).values())
   if not same:
     return 0
@@ -61,7 +61,7 @@ def squad2(golds: list[str], predicted: str) -> tuple[float, float]:
 def cmrc(golds: list[str], predicted: str) -> tuple[float, float]:
   """Returns (exact, f1) by cmrc2018_evaluate.py: F1 over the longest run that both have, in characters.
 
-  What is not Chinese is counted in words, which that scorer has NLTK cut; docs/finetuning.md says how near this is.
+  Text that is not Chinese is counted in words. The scorer uses NLTK; docs/finetuning.md has the difference.
   Questions without an answer, which CMRC does not have, want ''.
   """
   if not any(golds):
@@ -81,13 +81,13 @@ def _cmrc_text(text):
 
 
 def _cmrc_tokens(text):
-  # Chinese characters each by themselves; between them, words.
+  # Single Chinese characters; between them, words.
   parts = _CHINESE.split(_cmrc_text(text))
   return [token for i, part in enumerate(parts) for token in ([part] if i % 2 else _CMRC_TOKEN.findall(part))]
 
 
 def _longest_run(a, b):
-  """Returns how many tokens the longest run has that both contain."""
+  """Returns the length of the longest common run of tokens."""
   longest, previous = 0, [0] * (len(b) + 1)
   for x in a:
     runs = [0] * (len(b) + 1)
@@ -110,7 +110,7 @@ def check_language(language: str) -> None:
 
 
 def rules_of(questions: list[squad.Question], language: str = "") -> str:
-  """Chooses which of RULES scores questions: by the language, and by whether some have no answer.
+  """Chooses the RULES for questions, by the language and by whether some questions have no answer.
 
   Args:
     questions: with their answers.
@@ -137,7 +137,7 @@ def score(
   null_odds: dict[str, float] | None = None,
   null_threshold: float = 1.0,
 ) -> dict[str, float]:
-  """Computes the numbers that the official scorer prints.
+  """Computes the metrics that the official scorer prints.
 
   Args:
     questions: with their answers.
@@ -211,7 +211,7 @@ def best_threshold(
 
 
 def score_files(predictions: str, gold: str, null_odds: str = "", language: str = "") -> dict[str, float]:
-  """Scores predictions made elsewhere.
+  """Scores predictions of another program.
 
   Args:
     predictions: a JSON file {id: text}, as predictions.json.

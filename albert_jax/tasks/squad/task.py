@@ -64,7 +64,7 @@ class Settings:
     scorer.check_language(self.language)
 
   def search(self, seq_length: int) -> Search:
-    """Returns how answers are searched for in rows of a length; checks the values."""
+    """Returns the Search for rows of a length; checks the values."""
     fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(Search) if f.name != "seq_length"}
     return Search(seq_length=seq_length, **fields)
 

@@ -1,4 +1,4 @@
-"""ROUGE: how much of a summary's words, pairs of words and word order is in a reference; `rouge-score`'s definitions.
+"""ROUGE: the overlap of words, word pairs and word order of a summary and a reference, as defined by `rouge-score`.
 
 Written here because every evaluation scores every summary: `rouge-score` takes 12 ms for a pair of 100 words, this
 0.7 ms (measured on one processor); a test shows that the numbers are equal. Without stemming; ROUGE-L is of the whole
@@ -49,7 +49,7 @@ def longest_common(a: Sequence, b: Sequence) -> int:
 
 
 def oracle(sentences: list[str], reference: str, most: int) -> list[int]:
-  """Selects the sentences of the best summary: again and again the one that adds most ROUGE-1 + ROUGE-2.
+  """Selects the sentences of the best summary greedily, each time the one that adds most ROUGE-1 + ROUGE-2.
 
   Nallapati et al. (2017), as in BertSum; pairs of words over the end of a sentence are not counted.
 

@@ -187,14 +187,14 @@ def read(data: SummarizeData, split: str, most: int, *, may_hide: bool = False) 
 
 
 def sentences_of(document: str | list[str]) -> list[str]:
-  """Cuts a text into sentences, each line by itself; a list is taken as it is."""
+  """Splits a text into sentences, each line separately; a list is returned unchanged."""
   if isinstance(document, str):
     return [sentence for line in document.splitlines() for sentence in split_sentences(line)]
   return document
 
 
 def _encode(documents, tokenizer, seq_length, labels):
-  """windows.Encoded of documents, and how many sentences were cut."""
+  """Returns the windows.Encoded of documents, and the number of sentences that were cut."""
   longest = windows.longest_item(seq_length)
   if longest < 3:
     raise UserError(f"data.seq_length={seq_length} leaves no room for sentences; give 512 or so")
