@@ -17,4 +17,5 @@ export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 ruff check .
 ruff format --check .
 mypy
-python -m pytest -n "${WORKERS:-2}" --dist loadfile "${lane[@]}" "$@"
+# In the order of the names, as the end-to-end tests are the longest file: taken last, one worker would wait for it.
+python -m pytest -n "${WORKERS:-2}" --dist loadfile --no-loadscope-reorder "${lane[@]}" "$@"

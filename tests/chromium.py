@@ -46,7 +46,7 @@ def windows():
     yield start
 
 
-def until(condition, seconds=60):
+def until(condition, seconds=300):
   """Waits for a condition and returns its value."""
   end = time.monotonic() + seconds
   while not (value := condition()):

@@ -1,22 +1,36 @@
-"""What every test shares: strict arithmetic, and the real data where ALBERT_DATA names it."""
+"""What every test shares: quick compiles, strict arithmetic, and the real data where ALBERT_DATA names it."""
 
 import importlib.util
 import os
 import pathlib
+import shutil
 
-import fsspec
-import gcs_stand_in
-import jax
-import pytest
-from hypothesis import HealthCheck, settings
+# Most of the time of these tests is compiling. So programs are compiled without optimizations, which costs a third, and
+# are kept for the other workers, the commands that tests start, and the next run. JAX reads both when it is imported.
+COMPILED = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 
-from albert_jax import files
+import fsspec  # noqa: E402
+import gcs_stand_in  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+from albert_jax import files  # noqa: E402
 
 # How long an example takes depends on how busy the machine is.
 settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy machine")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)  # So that meshes can be tested on any machine.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)  # Not each operation that runs by itself.
+
+
+def pytest_sessionstart(session):
+  """Clears the compiled programs when there are many: those of changed programs are never read again."""
+  if not hasattr(session.config, "workerinput") and COMPILED.is_dir() and len(os.listdir(COMPILED)) > 5000:
+    shutil.rmtree(COMPILED)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,9 @@
 """What every command does before it begins."""
 
 import os
-import platform
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -52,25 +52,14 @@ def test_a_home_that_cannot_be_written_to_is_no_reason_to_stop(environment):
   assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the switches are those of glibc")
-def test_memory_of_one_step_is_there_for_the_next():
-  program = """if True:
-    import resource, sys
-    from albert_jax.commands import common
-    if sys.argv[1] == "keep":
-      common.keep_memory()
-    import jax, jax.numpy as jnp
-    step = jax.jit(lambda x: jax.lax.scan(lambda x, _: (x * 1.01, x), x, length=256)[1].max(0).sum())
-    x = jnp.ones(65536)
-    step(x).block_until_ready()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(40):
-      step(x).block_until_ready()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"""
-  keep, plain = (
-    int(subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, check=True).stdout)
-    for how in ("keep", "plain")
-  )
-  pages = 256 * 65536 * 4 // 4096  # of the temporary array
-  assert plain > 36 * pages
-  assert keep < 10 * pages  # The heap grows a few times, until every step finds a hole that is large enough.
+def test_memory_of_one_step_is_kept_for_the_next_on_processors_only(monkeypatch):
+  switches = {}
+  libc = types.SimpleNamespace(mallopt=lambda switch, value: switches.update({switch: value}))
+  monkeypatch.setattr(common.ctypes, "CDLL", lambda name: libc)
+  monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+  common.keep_memory()
+  assert switches == {}
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  common.keep_memory()
+  # malloc.h: M_ARENA_MAX = -8, M_MMAP_MAX = -4, M_TRIM_THRESHOLD = -1.
+  assert switches == {-8: 1, -4: 0, -1: 2**31 - 1}

@@ -17,6 +17,7 @@ from conftest import end, flags, run, start
 
 import albert_jax
 from albert_jax import files, paths
+from albert_jax.__main__ import main
 from albert_jax.training.writer import read
 
 pytestmark = pytest.mark.slow
@@ -98,7 +99,7 @@ def test_asked_to_stop_a_run_saves_and_goes_on(whole, dataset, tmp_path):
   while process.poll() is None and not read_while_written(workdir):
     time.sleep(0.01)
   process.send_signal(signal.SIGTERM)
-  _, err = process.communicate(timeout=60)
+  _, err = process.communicate(timeout=600)
   assert process.returncode == 0
   assert "Stopped at step" in err or "SIGTERM" not in err  # It may have been done already.
   assert "Goodput: " in err
@@ -147,7 +148,7 @@ def two(dataset, workdir, devices=1, program=("-m", "albert_jax"), **overrides):
 
 
 def test_hosts_that_would_compute_the_same_rows_are_an_error_on_each(dataset, tmp_path):
-  for code, _, err in end(two(dataset, tmp_path / "run", mesh__tensor=2), seconds=60):
+  for code, _, err in end(two(dataset, tmp_path / "run", mesh__tensor=2), seconds=300):
     assert code == 2, err
     assert "mesh.tensor=2 would put the same rows on several hosts" in err
     assert "Traceback" not in err
@@ -166,7 +167,7 @@ sys.exit(__main__.main())
 def test_a_host_with_an_error_of_its_own_does_not_wait_for_long(dataset, tmp_path):
   other, broken = two([dataset, tmp_path / "nowhere"], tmp_path / "run", program=("-c", IMPATIENT))
   try:
-    ((code, _, err),) = end([broken], seconds=60)
+    ((code, _, err),) = end([broken], seconds=300)
   finally:
     other.kill()  # It would see within half a minute that nobody answers.
     other.communicate()
@@ -182,7 +183,7 @@ def test_a_host_that_dies_takes_the_other_along_and_both_go_on(dataset, tmp_path
     time.sleep(0.01)
   processes[1].kill()
   # A lost connection is seen at once, silence within a minute.
-  (code, _, err), _ = end(processes, seconds=150)
+  (code, _, err), _ = end(processes, seconds=300)
   assert code > 0
   assert "host 0 of 2 ends" in err
   assert "Start all of them again" in err
@@ -291,11 +292,9 @@ def same_weights(a, b):
     np.testing.assert_array_equal(a[path], b[path], err_msg=path)
 
 
-def test_another_config_in_the_same_folder_is_refused(whole, dataset):
-  code, _, err = run("train", *flags(dataset, whole[0], optimizer__learning_rate=0.5))
-  assert code == 2
-  assert "optimizer.learning_rate: 0.001 there, 0.5 here" in err
-  assert "Traceback" not in err
+def test_another_config_in_the_same_folder_is_refused(whole, dataset, capsys):
+  assert main(["train", *flags(dataset, whole[0], optimizer__learning_rate=0.5)]) == 2
+  assert "optimizer.learning_rate: 0.001 there, 0.5 here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -313,21 +312,18 @@ def test_another_config_in_the_same_folder_is_refused(whole, dataset):
   ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(overrides, words, dataset, tmp_path, capsys):
-  from albert_jax.__main__ import main
-
   assert main(["train", *flags(dataset, tmp_path / "run", **overrides)]) == 2
   assert words in capsys.readouterr().err
   assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_run_begins_from_given_weights_and_says_what_is_new(whole, dataset, tmp_path):
+def test_a_run_begins_from_given_weights_and_says_what_is_new(whole, dataset, tmp_path, capsys):
   cfg, params = albert_jax.load(whole[0])
   del params["sop"]
   albert_jax.save(tmp_path / "weights", cfg, params)
   settings = {"init_from": tmp_path / "weights", "steps": 2, "optimizer__warmup_steps": 1, "eval_every": 1}
-  code, _, err = run("train", *flags(dataset, tmp_path / "run", **settings))
-  assert code == 2
-  assert "missing: sop/dense/bias [2]" in err
+  assert main(["train", *flags(dataset, tmp_path / "run", **settings)]) == 2
+  assert "missing: sop/dense/bias [2]" in capsys.readouterr().err
   code, _, err = run("train", *flags(dataset, tmp_path / "run", **settings, init_missing="sop/"))
   assert code == 0, err
   assert "new: sop/dense/bias, sop/dense/kernel" in err
@@ -337,8 +333,6 @@ def test_a_run_begins_from_given_weights_and_says_what_is_new(whole, dataset, tm
 
 
 def test_a_folder_in_use_is_refused(dataset, tmp_path, capsys):
-  from albert_jax.__main__ import main
-
   with open(tmp_path / ".lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     assert main(["train", *flags(dataset, tmp_path)]) == 2
@@ -357,7 +351,7 @@ def test_evaluate_gives_the_numbers_of_the_run(whole, dataset, tmp_path):
   assert json.loads((tmp_path / "x.json").read_text()) == json.loads(out)
 
 
-def test_predict_fills_masks(whole, tmp_path):
+def test_predict_fills_masks(whole, tmp_path, capsys):
   (tmp_path / "texts").write_text('the [MASK] of [MASK]\n\n{"text": "a [MASK]"}\n')
   code, out, err = run(
     "predict", f"--checkpoint={whole[0]}", "--task=fill-mask", f"--input={tmp_path / 'texts'}", "--top_k=2"
@@ -369,6 +363,5 @@ def test_predict_fills_masks(whole, tmp_path):
   assert second["text"] == "a [MASK]"
   scores = [answer["score"] for answer in second["masks"][0]]
   assert scores == sorted(scores, reverse=True)
-  code, _, err = run("predict", f"--checkpoint={whole[0]}", "--task=fill-mask", "no mask here")
-  assert code == 2
-  assert "no [MASK]" in err
+  assert main(["predict", f"--checkpoint={whole[0]}", "--task=fill-mask", "no mask here"]) == 2
+  assert "no [MASK]" in capsys.readouterr().err
