@@ -112,7 +112,7 @@ def assert_agree(ours, theirs, mask):
 
 
 @pytest.mark.parametrize("architecture", HEADS)
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))  # For each, a model is compiled.
 @given(cfg=configs(), seed=st.integers(0, 2**16), padded=st.booleans())
 def test_what_we_write_they_run_and_write_back(tmp_path_factory, architecture, cfg, seed, padded):
   parts, heads = HEADS[architecture]
@@ -134,8 +134,9 @@ def test_what_we_write_they_run_and_write_back(tmp_path_factory, architecture, c
   assert_same(read, params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", HEADS)
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
 @given(cfg=configs(), seed=st.integers(0, 2**16))
 def test_what_they_made_we_run(tmp_path_factory, architecture, cfg, seed):
   """Models that transformers initialised, from its own config."""
@@ -152,7 +153,7 @@ def test_what_they_made_we_run(tmp_path_factory, architecture, cfg, seed):
   assert_agree(our_outputs(read_cfg, read, batch), their_outputs(architecture, model, batch), batch["attention_mask"])
 
 
-@pytest.mark.parametrize("hidden_act", ["gelu_new", "relu"])
+@pytest.mark.parametrize("hidden_act", ["gelu_new", pytest.param("relu", marks=pytest.mark.slow)])
 def test_the_same_training(tmp_path, hidden_act):
   """Twenty steps of AdamW from the same weights on the same batches, without dropout: the same losses."""
   cfg = albert_jax.AlbertConfig(

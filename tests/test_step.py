@@ -63,7 +63,7 @@ def make(cfg, mesh_config, devices=None, accumulate=1):
   return mesh, step, abstract, shardings, lambda: state.create(init, tx, key, shardings)
 
 
-def losses(cfg, mesh_config, devices=None, accumulate=1, count=20):
+def losses(cfg, mesh_config, devices=None, accumulate=1, count=10):
   mesh, step, _, shardings, create = make(cfg, mesh_config, devices, accumulate)
   with jax.set_mesh(mesh):
     train_state, numbers = create(), []
@@ -82,12 +82,14 @@ def on_one_device():
   return losses(CFG, MeshConfig(), jax.devices()[:1])
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(
+  "mesh", ["zero1", "all three", *(pytest.param(name, marks=pytest.mark.slow) for name in ("data", "fsdp", "tensor"))]
+)
 def test_every_mesh_gives_the_same_losses(mesh, on_one_device):
   np.testing.assert_allclose(losses(CFG, MESHES[mesh]), on_one_device, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("devices", "accumulate"), [(1, 4), (8, 2)])
+@pytest.mark.parametrize(("devices", "accumulate"), [pytest.param(1, 4, marks=pytest.mark.slow), (8, 2)])
 def test_micro_batches_give_the_same_losses(devices, accumulate, on_one_device):
   np.testing.assert_allclose(
     losses(CFG, MeshConfig(), jax.devices()[:devices], accumulate), on_one_device, rtol=1e-5
@@ -110,8 +112,13 @@ def compiled(cfg, mesh_config, accumulate=1):
     return step.lower(abstract, batch, sharding.everywhere(mesh, 0.1)).compile().as_text()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+  ("dtype", "accumulate"),
+  [
+    ("bfloat16", 2),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (("float32", 1), ("float32", 2), ("bfloat16", 1))),
+  ],
+)
 def test_one_all_reduce_of_float32_gradients_a_step(dtype, accumulate):
   cfg = dataclasses.replace(CFG, dtype=dtype)
   transfers = collectives(compiled(cfg, MeshConfig(), accumulate))
