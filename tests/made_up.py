@@ -1,6 +1,7 @@
 """A made-up language for the data tests: enough text for a vocabulary, in a moment, from nothing."""
 
 import contextlib
+import functools
 import io
 import random
 
@@ -31,11 +32,17 @@ def write(path, docs):
   return path
 
 
-def vocabulary(folder, size=400):
-  """Trains `folder/spiece.model` on made-up text; returns its path."""
+@functools.cache
+def trained(size):
+  """The bytes of a vocabulary that is trained on made-up text; many test files use the same."""
   sentences = [line.lower() for document in documents(150, seed=1) for line in document]
+  return vocab.train_model(sentences, vocab_size=size)
+
+
+def vocabulary(folder, size=400):
+  """Writes `folder/spiece.model`; returns its path."""
   path = folder / "spiece.model"
-  path.write_bytes(vocab.train_model(sentences, vocab_size=size))
+  path.write_bytes(trained(size))
   return path
 
 

@@ -74,7 +74,10 @@ INPUTS = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+  scope="module",
+  params=[name if name in ("pretrained", "tag") else pytest.param(name, marks=pytest.mark.slow) for name in CASES],
+)
 def exported(request, tmp_path_factory, vocabulary):
   """Returns (name, checkpoint, exported folder, report)."""
   place = tmp_path_factory.mktemp(request.param)
