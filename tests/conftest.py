@@ -1,5 +1,6 @@
 """What every test shares: quick compiles, strict arithmetic, and the real data where ALBERT_DATA names it."""
 
+import functools
 import importlib.util
 import os
 import pathlib
@@ -18,6 +19,7 @@ import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 from albert_jax import files  # noqa: E402
+from albert_jax.training import sharding  # noqa: E402
 
 # How long an example takes depends on how busy the machine is.
 settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -45,6 +47,14 @@ def cloud_storage():
   store = gcs_stand_in.Store("bucket")
   with store.running() as environment:
     yield store, environment
+
+
+@pytest.fixture(scope="module")
+def one_device():
+  """Runs in this process use one device, which compiles and runs sooner than eight; meshes have tests of their own."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
+    yield
 
 
 @pytest.fixture

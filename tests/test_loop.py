@@ -64,7 +64,7 @@ def batch(number, rows, length, slots=3):
 
 
 @pytest.fixture
-def go(vocabulary, tmp_path, monkeypatch, caplog):
+def go(vocabulary, tmp_path, monkeypatch, caplog, one_device):
   """Returns a function that trains a tiny model in a folder: go("name", steps=…) -> its metrics, see `numbers`."""
   sick, absent, served = set(), [], []
 
@@ -93,10 +93,6 @@ def go(vocabulary, tmp_path, monkeypatch, caplog):
 
   monkeypatch.setattr(tasks, "make", make)
   monkeypatch.setattr(loop.curves, "plot", lambda *args: None)  # It is slow, and end_to_end has it.
-  one_device = functools.partial(
-    run.sharding.make_mesh, devices=jax.devices()[:1]
-  )  # Quicker; meshes have their own tests.
-  monkeypatch.setattr(run.sharding, "make_mesh", one_device)
   caplog.set_level(logging.INFO, "albert_jax")
 
   def go(name, profile=None, **overrides):

@@ -192,6 +192,7 @@ class TestRows:
     assert (spread > 0).sum() > 55
 
 
+@pytest.mark.usefixtures("one_device")
 class TestRun:
   @pytest.mark.slow
   def test_it_resumes_exactly_and_is_exported(self, dataset, tmp_path, capsys):
