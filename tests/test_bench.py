@@ -128,7 +128,7 @@ def test_a_bench_told_to_stop_keeps_its_rows_prints_the_table_and_leaves_no_proc
     rows.Rows(folder, name, 0).add("machine", device="a device", platform="cpu")
     stages.append(name)
     # The stage's process tells the bench to stop, then never ends.
-    return ["sh", "-c", f"echo $$ > {folder}/pid; kill -TERM {os.getpid()}; sleep 600"]
+    return ["sh", "-c", f"echo $$ > {folder}/pid; sleep 0.5; kill -TERM {os.getpid()}; sleep 600"]
 
   monkeypatch.setattr(bench, "_command", command)
   with pytest.raises(SystemExit) as stop:
