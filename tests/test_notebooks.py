@@ -153,3 +153,23 @@ def test_the_fine_tuning_notebook_runs_from_top_to_bottom(tmp_path, wheel):
   }  # fmt: skip
   assert f"{answers[0]['score']:6.1%}  {answers[0]['label']}" in printed, "Python says the same"
   assert {path.name for path in work.iterdir()} >= {"labels", "run", "albert_classifier.zip"}
+
+
+@pytest.mark.slow
+def test_the_phoneme_notebook_runs_from_top_to_bottom(tmp_path):
+  for needed in ("phonemizer", "espeakng_loader"):
+    pytest.importorskip(needed, reason="needs espeak-ng: pip install 'albert-jax[speech]'")
+  corpus = made_up.write(tmp_path / "corpus.txt", made_up.documents(40))
+  more = SMALL["ALBERT_MORE"].replace("=64 ", "=64 --config.model.max_position_embeddings=32 ")
+  printed, outputs, work = run_notebook(
+    "colab_plbert.ipynb", tmp_path, **SMALL | {"ALBERT_MORE": more}, ALBERT_CORPUS=str(corpus), ALBERT_LANGUAGE="de",
+    XDG_CACHE_HOME=str(tmp_path / "cache"),
+  )  # fmt: skip
+  assert any("image/png" in out.get("data", {}) for out in outputs), "no curves"
+  assert "strangest words: " in printed, "the audit"
+  assert "always the most frequent symbol" in printed, "numbers beside baselines"
+  rows = printed[printed.index("predicted phonemes") :].splitlines()[1:13]
+  assert "MM" in rows[0] and len(rows[1].split()) >= 4
+  assert "all weights are bit for bit the model's" in printed
+  assert {path.name for path in work.iterdir()} >= {"phonemes", "run", "plbert", "plbert.zip"}
+  assert (work / "plbert" / "step_12.t7").exists()

@@ -262,6 +262,13 @@ class TestRun:
       tasks.make(config_of(dataset, **change))
 
 
+  def test_packing_is_refused_in_one_line(self, dataset, tmp_path, capsys):
+    argv = ["train", "--config=plbert:small", f"--config.data.dataset={dataset}", f"--workdir={tmp_path / 'run'}"]
+    assert __main__.main([*argv, "--config.data.packing=4"]) == 2
+    [error] = capsys.readouterr().err.strip().split("\n")
+    assert "the config has no field data.packing" in error and not (tmp_path / "run").exists()
+
+
 class TestPlanning:
   @pytest.mark.parametrize("share", [1.0, 0.25])
   def test_the_sketch_of_a_batch_is_the_batch(self, dataset, share):
@@ -289,7 +296,7 @@ class TestAudit:
     out = capsys.readouterr().out
     numbers = json.loads((tmp_path / "audit.json").read_text())
     assert "strangest words: " in out and "/{" in out
-    assert code == 1 and numbers["problems"] == ["padding_share"] and "OUT OF RANGE: segments are shorter" in out
+    assert code == 1 and numbers["problems"] == ["padding_share"] and "OUT OF RANGE: documents are shorter" in out
     assert numbers["mask_rate"] == pytest.approx(0.15, abs=0.02)
     assert __main__.main([*argv, "--config=configs/pretrain.py:tiny"]) == 2
 
