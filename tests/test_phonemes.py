@@ -140,6 +140,12 @@ class TestDataset:
     assert numbers["vocabulary"]["size"] == 179 and numbers["words"]["outside_the_table"]["occurrences"] == 0
     assert symbols.load(tmp_path / "more").pieces[178] == "ȸ"
 
+  def test_a_word_with_tabs_and_line_feeds_keeps_its_phonemes(self, tmp_path):
+    line = {"words": ["a\tb", "c\r\nd", "e"], "phonemes": ["x\ty", "z", "w"]}
+    (tmp_path / "x.jsonl").write_text(json.dumps(line) + "\n")
+    make(tmp_path, source=tmp_path / "x.jsonl", validation_fraction=0.0)
+    assert read(tmp_path / "dataset", "train") == [[("a b", "xy"), ("c d", "z"), ("e", "w")]]
+
 
 class TestEspeak:
   @pytest.fixture(autouse=True)
@@ -164,6 +170,14 @@ class TestEspeak:
     monkeypatch.setattr(prepare.units, "phonemise_words", None)
     make(tmp_path, "two", **options)
     assert read(tmp_path / "one", "train") == read(tmp_path / "two", "train")
+
+  def test_a_damaged_cache_is_one_line(self, tmp_path):
+    options = {"source": self.corpus(tmp_path), "language": "en-us", "cache": str(tmp_path / "cache")}
+    make(tmp_path, "one", **options)
+    [file] = (tmp_path / "cache").iterdir()
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="the cache of phonemised words, is damaged; remove it"):
+      make(tmp_path, "two", **options)
 
   def test_an_unknown_language_names_near_ones(self, tmp_path):
     with pytest.raises(UserError, match=r"unknown to espeak-ng; near it are .*en-us") as caught:
@@ -216,6 +230,14 @@ class TestBadInput:
   def test_the_command_says_what_is_missing(self, tmp_path, capsys):
     assert __main__.main(["phonemes", f"--input={tmp_path}", f"--out={tmp_path / 'x'}"]) == 2
     assert "either --language=CODE" in capsys.readouterr().err
+
+  @pytest.mark.parametrize("option", ["--numbers=keep", "--beam_options=--x", "--add_symbols=-1", "--workers=0"])
+  def test_an_option_that_would_be_ignored(self, tmp_path, capsys, option):
+    source = write_lines(tmp_path / "x.jsonl")
+    argv = ["phonemes", f"--input={source}", "--phonemised", f"--out={tmp_path / 'out'}", option]
+    assert __main__.main(argv) == 2
+    [error] = capsys.readouterr().err.strip().split("\n")
+    assert option in error and not (tmp_path / "out").exists()
 
   def test_the_command(self, tmp_path, capsys):
     source = write_lines(tmp_path / "x.jsonl")

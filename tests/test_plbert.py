@@ -252,6 +252,10 @@ class TestRun:
     ("change", "message"),
     [
       ({"loss": {"word_positions": 0.0}}, "loss.word_positions=0.0 must be a share"),
+      ({"loss": {"phoneme_weight": -1.0}}, "loss.phoneme_weight=-1.0 must be 0 or above"),
+      ({"loss": {"phoneme_weight": 0.0, "word_weight": 0.0}}, "one of the two weights above 0"),
+      ({"data": {"mask_rate": 0.0}}, "leaves no phoneme to learn"),
+      ({"data": {"dataset": "absent"}}, "data.dataset=absent is no dataset; make one with: albert-jax phonemes"),
       ({"model": {"vocab_size": 99}}, "try --config.model.vocab_size=178"),
       ({"data": {"seq_length": 512}}, "exceeds model.max_position_embeddings=64"),
       ({"data": {"mask_share": 0.95}}, "add up to more than 1"),
@@ -260,7 +264,6 @@ class TestRun:
   def test_what_cannot_be_is_one_line(self, dataset, change, message):
     with pytest.raises(UserError, match=message):
       tasks.make(config_of(dataset, **change))
-
 
   def test_packing_is_refused_in_one_line(self, dataset, tmp_path, capsys):
     argv = ["train", "--config=plbert:small", f"--config.data.dataset={dataset}", f"--workdir={tmp_path / 'run'}"]

@@ -159,6 +159,24 @@ class TestSymbols:
     assert "outputs equal the model's" in capsys.readouterr().out
     assert (tmp_path / "out/onnx/model.onnx").is_file() and (tmp_path / "out/symbols.json").is_file()
 
+  def test_export_takes_the_last_whole_line_of_the_metrics(self, tmp_path):
+    run = tmp_path / "run"
+    self.checkpoint(run / "export")
+    (run / "checkpoints").mkdir()
+    (run / "metrics.jsonl").write_text('{"step": 40, "split": "train"}\n{"step": 50, "spl')
+    assert __main__.main(["export", f"--checkpoint={run}", f"--out={tmp_path / 'out'}", "--to=styletts2"]) == 0
+    assert (tmp_path / "out/step_40.t7").is_file()
+
+  def test_a_table_of_another_model_and_a_format_without_phonemes_are_refused(self, tmp_path, capsys):
+    self.checkpoint(tmp_path / "x")
+    argv = ["convert", f"--checkpoint={tmp_path / 'x'}", f"--out={tmp_path / 'out'}"]
+    assert __main__.main([*argv, "--to=google"]) == 2
+    assert "this model reads phonemes" in capsys.readouterr().err
+    symbols.load("kokoro").extended(["ꜛ"]).write(tmp_path / "x")
+    assert __main__.main(argv) == 2
+    assert "has 179 symbols, the model 178" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
   def test_a_larger_table_keeps_what_both_have(self, tmp_path, capsys):
     params = self.checkpoint(tmp_path / "old")
     symbols.load("kokoro").extended(["ꜛ", "ʬ"]).write(tmp_path)

@@ -50,6 +50,9 @@ def test_a_text_file_has_a_symbol_a_line(tmp_path):
     ('{"vocab": 3}', "no symbol table"),
     ('{"vocab": ', "is not JSON"),
     ("$\nM\nU\na\n", "has no ' ', the symbol for space"),
+    ('{"$": 0, "M": 1, "U": 2, " ": 3, "a": 99999999999}', "has 100000000000 ids; expected 1 to 65536"),
+    ('{"vocab": {"$": 0, "M": 1, "U": 2, " ": 3}, "size": 1000000000}', "has 1000000000 ids"),
+    ('{"vocab": {"$": 0, "M": 1, "U": 2, " ": 3}, "size": "4"}', "has 4 ids; expected"),
   ],
 )
 def test_bad_tables_are_one_line(tmp_path, text, message):

@@ -125,6 +125,8 @@ def main(argv: list[str]) -> None:
     cfg, params = surgery.restructured(cfg, params, from_group0=args.init_from_group0, **fields)
 
   if args.to == "google":
+    if isinstance(tokenizer, symbols.Symbols):
+      raise UserError("--to=google: google-research/albert reads text, and this model reads phonemes; leave --to out")
     google_tf1.save(args.out, cfg, params, vocabulary=tokenizer, overwrite=args.overwrite)
   else:
     fields = hf.read_fields(place) if format is hf else {}

@@ -175,7 +175,16 @@ def load_symbols(path: str | os.PathLike) -> Symbols | None:
   format, folder = find(path)
   folder = pathlib.Path(folder)
   if (folder / symbols.FILE).is_file():
-    return symbols.load(folder)
+    table = symbols.load(folder)
+    if format is styletts2:
+      rows = format.load(folder, Rules(say=lambda line: None))[0].vocab_size
+    else:
+      rows = strict_json.read_object(folder / "config.json").get("vocab_size")
+    if table.vocab_size != rows:
+      raise UserError(
+        f"{folder / symbols.FILE} has {table.vocab_size} symbols, the model {rows}; is it another model's?"
+      )
+    return table
   if format is not styletts2:
     return None
   if not (folder / "config.yml").is_file():

@@ -102,7 +102,7 @@ def _describe_folder(dataset):
   return description
 
 
-_MAKE_AGAIN = "copy the dataset again, or make it again with: albert-jax prepare"
+_MAKE_AGAIN = "copy the dataset again, or make it again with: albert-jax prepare, or phonemes"
 _SECTIONS = ("settings", "vocabulary", "splits", "baselines", "files")
 _COUNTS = ("documents", "segments")
 

@@ -1,6 +1,5 @@
 """A PL-BERT as the folder that StyleTTS2 reads (`PLBERT_dir` of its config)."""
 
-import json
 import os
 import pathlib
 
@@ -9,6 +8,7 @@ import numpy as np
 from albert_jax import convert, files, paths
 from albert_jax.convert import styletts2
 from albert_jax.exports.folder import Differs
+from albert_jax.training import writer
 
 
 def export(checkpoint: str | os.PathLike, out: str | os.PathLike, *, overwrite: bool = False) -> dict:
@@ -41,6 +41,5 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike, *, overwrite: 
 
 def _step(checkpoint) -> int:
   """Returns the last step of a run; 1 for what is no run."""
-  file = pathlib.Path(checkpoint) / "metrics.jsonl"
-  lines = file.read_text().splitlines() if file.is_file() else []
-  return json.loads(lines[-1])["step"] if lines else 1
+  lines = writer.read(checkpoint)
+  return lines[-1]["step"] if lines else 1

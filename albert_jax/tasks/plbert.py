@@ -100,7 +100,11 @@ def sketch(config: ConfigDict) -> Sketch:
 
 
 def word_slots(config: ConfigDict) -> int:
-  """Returns the number of positions of a row at which the word loss is computed; 0 for all."""
+  """Returns the number of positions of a row at which the word loss is computed; 0 for all.
+
+  Raises:
+    UserError: a field of `config.loss` is out of range.
+  """
   if config.loss.phoneme_weight and not config.data.mask_rate:
     raise UserError(
       "data.mask_rate=0 leaves no phoneme to learn; try --config.data.mask_rate=0.15, or for words alone "
@@ -111,6 +115,10 @@ def word_slots(config: ConfigDict) -> int:
     raise UserError(f"loss.word_positions={share} must be a share of the positions, above 0 and up to 1, such as 0.25")
   if config.loss.word_chunk < 1:
     raise UserError(f"loss.word_chunk={config.loss.word_chunk} must be 1 or more positions")
+  weights = {name: config.loss[name] for name in ("phoneme_weight", "word_weight")}
+  for name, weight in weights.items():
+    if not (0 <= weight < float("inf") and any(weights.values())):
+      raise UserError(f"loss.{name}={weight} must be 0 or above, and one of the two weights above 0; 1.0 is usual")
   return 0 if share == 1 else max(1, round(share * length))
 
 

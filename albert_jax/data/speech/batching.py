@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from albert_jax import files
 from albert_jax.data import datasets, records, rng
 from albert_jax.data.pretraining import batching, mixture
 from albert_jax.data.records import ragged
@@ -226,6 +227,11 @@ def describe(dataset: str) -> dict:
     raise UserError(
       "data.dataset is not set; make one with: albert-jax phonemes --input=… --language=en-us --out=DIR, and give "
       "--config.data.dataset=DIR"
+    )
+  if not files.exists(f"{files.user_path(dataset)}/{datasets.DESCRIPTION_FILE}"):
+    raise UserError(
+      f"data.dataset={dataset} is no dataset; make one with: albert-jax phonemes --input=… --language=en-us --out="
+      f"{dataset}"
     )
   description = datasets.describe(dataset)
   if description.get("kind") != KIND:

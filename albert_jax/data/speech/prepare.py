@@ -205,7 +205,10 @@ def _phonemes(entries, phonemiser, language, run, folder, cache) -> dict[str, st
 
 
 def _read_cache(file):
-  lines = files.read(file).decode().split("\n")[:-1]
+  try:
+    lines = files.read(file).decode().split("\n")[:-1]
+  except UnicodeDecodeError:
+    raise UserError(f"{file}, the cache of phonemised words, is damaged; remove it, or add --no_cache") from None
   return dict(line.split("\t", 1) for line in lines if "\t" in line)
 
 

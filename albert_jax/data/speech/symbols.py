@@ -29,6 +29,7 @@ BUILT_IN = {"styletts2": STYLETTS2, "kokoro": KOKORO}
 _EMPTY = "·"
 _ROLES = {"pad": "$", "mask": "M", "unk": "U", "space": " "}
 _CODES = 0x110000
+_MOST_IDS = 1 << 16  # ids are stored in 16 bits
 
 
 class Symbols:
@@ -58,6 +59,8 @@ class Symbols:
     self.path = str(path)
     where, roles = path or "the symbol table", _ROLES | (roles or {})
     size = 1 + max(ids.values(), default=-1) if size is None else size
+    if type(size) is not int or not 0 < size <= _MOST_IDS:
+      raise UserError(f"{where} has {size} ids; expected 1 to {_MOST_IDS}, a whole number")
     self.pieces = [""] * size
     for symbol, number in ids.items():
       if len(symbol) != 1:

@@ -100,7 +100,7 @@ def _phonemised_documents(unit, tally):
         entries = []
       name = record.get("document")
       entries += [
-        word.replace("\n", " ") + _SEPARATOR + "".join(phonemes.split())
+        " ".join(word.split()) + _SEPARATOR + "".join(phonemes.split())
         for word, phonemes in zip(record["words"], record["phonemes"], strict=True)
       ]
   if entries:
