@@ -235,9 +235,13 @@ class TestBadInput:
   def test_an_option_that_would_be_ignored(self, tmp_path, capsys, option):
     source = write_lines(tmp_path / "x.jsonl")
     argv = ["phonemes", f"--input={source}", "--phonemised", f"--out={tmp_path / 'out'}", option]
-    assert __main__.main(argv) == 2
+    try:
+      code = __main__.main(argv)
+    except SystemExit as stop:  # argparse's way
+      code = stop.code
+    assert code == 2
     [error] = capsys.readouterr().err.strip().split("\n")
-    assert option in error and not (tmp_path / "out").exists()
+    assert option.split("=")[0] in error and not (tmp_path / "out").exists()
 
   def test_the_command(self, tmp_path, capsys):
     source = write_lines(tmp_path / "x.jsonl")

@@ -252,8 +252,6 @@ class TestRun:
     ("change", "message"),
     [
       ({"loss": {"word_positions": 0.0}}, "loss.word_positions=0.0 must be a share"),
-      ({"loss": {"phoneme_weight": -1.0}}, "loss.phoneme_weight=-1.0 must be 0 or above"),
-      ({"loss": {"phoneme_weight": 0.0, "word_weight": 0.0}}, "one of the two weights above 0"),
       ({"data": {"mask_rate": 0.0}}, "leaves no phoneme to learn"),
       ({"data": {"dataset": "absent"}}, "data.dataset=absent is no dataset; make one with: albert-jax phonemes"),
       ({"model": {"vocab_size": 99}}, "try --config.model.vocab_size=178"),

@@ -60,15 +60,10 @@ def main(argv: list[str]) -> int | None:
   parser.add_argument("--no_cache", action="store_true", help="keep no phonemised words between runs")
   parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
   parser.needs("--beam_options", "--runner")
+  parser.needs("--numbers", "--language")
   args = parser.parse_args(argv)
   if bool(args.language) == args.phonemised:
     raise UserError("give either --language=CODE, such as en-us, or --phonemised for a corpus that has phonemes")
-  if args.phonemised and args.numbers != parser.get_default("numbers"):
-    raise UserError(
-      f"--numbers={args.numbers} is for --language: the corpus of --phonemised says how numbers are spoken"
-    )
-  if args.beam_options and args.runner != "beam":
-    raise UserError(f"--beam_options={args.beam_options} is for --runner=beam; add it, or leave the options out")
   for name, least in {"add_symbols": 0, "workers": 1}.items():
     if getattr(args, name) < least:
       raise UserError(f"--{name}={getattr(args, name)}: expected {least} or more")

@@ -1,5 +1,7 @@
 """A PL-BERT as the folder that StyleTTS2 reads (`PLBERT_dir` of its config)."""
 
+import contextlib
+import json
 import os
 import pathlib
 
@@ -8,7 +10,6 @@ import numpy as np
 from albert_jax import convert, files, paths
 from albert_jax.convert import styletts2
 from albert_jax.exports.folder import Differs
-from albert_jax.training import writer
 
 
 def export(checkpoint: str | os.PathLike, out: str | os.PathLike, *, overwrite: bool = False) -> dict:
@@ -41,5 +42,8 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike, *, overwrite: 
 
 def _step(checkpoint) -> int:
   """Returns the last step of a run; 1 for what is no run."""
-  lines = writer.read(checkpoint)
-  return lines[-1]["step"] if lines else 1
+  file = pathlib.Path(checkpoint) / "metrics.jsonl"
+  for line in reversed(file.read_text("utf-8", "replace").splitlines() if file.is_file() else []):
+    with contextlib.suppress(ValueError, TypeError, KeyError):  # The last line of a run that was killed is cut off.
+      return json.loads(line)["step"]
+  return 1

@@ -115,10 +115,6 @@ def word_slots(config: ConfigDict) -> int:
     raise UserError(f"loss.word_positions={share} must be a share of the positions, above 0 and up to 1, such as 0.25")
   if config.loss.word_chunk < 1:
     raise UserError(f"loss.word_chunk={config.loss.word_chunk} must be 1 or more positions")
-  weights = {name: config.loss[name] for name in ("phoneme_weight", "word_weight")}
-  for name, weight in weights.items():
-    if not (0 <= weight < float("inf") and any(weights.values())):
-      raise UserError(f"loss.{name}={weight} must be 0 or above, and one of the two weights above 0; 1.0 is usual")
   return 0 if share == 1 else max(1, round(share * length))
 
 
