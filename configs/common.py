@@ -1,4 +1,4 @@
-"""What every config shares. A value is here, in a file that builds on this one, or on the command line."""
+"""The fields that all configs share. A value comes from this file, from a file that extends it, or from a flag."""
 
 import dataclasses
 
@@ -18,15 +18,15 @@ def get_config(variant: str) -> ConfigDict:
     raise UserError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
   config = ConfigDict()
   config.seed = 0
-  # One of these four limits the run, and the others are 0; one given on the command line replaces the config's.
+  # One of these four limits the run, and the others are 0; a limit on the command line replaces that of the config.
   config.steps = 125_000
-  config.epochs = 0.0  # how often the training data is read
-  config.tokens = 0.0  # how many tokens are read, padding included
-  config.hours = 0.0  # how long the run takes, timed with a few steps when it begins
+  config.epochs = 0.0  # passes over the training data
+  config.tokens = 0.0  # tokens of all batches, padding included
+  config.hours = 0.0  # duration of the run, converted to steps by timing a few steps at its start
   config.batch_size = 4096  # rows over all devices
   config.accumulate = 1  # micro-batches a step: more need less memory; the result is the same
   config.log_every = 100  # steps between lines of metrics.jsonl
-  config.log_to = ""  # more places for the numbers: wandb, mlflow or "wandb,mlflow", which have to be installed
+  config.log_to = ""  # trackers that also receive the metrics: wandb, mlflow or "wandb,mlflow"; each needs its package
   config.eval_every = 5_000
   config.eval_batches = 100  # batches of held-out data to evaluate; 0: all
   config.checkpoint_every = 5_000
@@ -35,14 +35,14 @@ def get_config(variant: str) -> ConfigDict:
   config.best = ""  # also keep the best by this held-out metric, and export it; '' exports the last
   config.early_stop = 0  # evaluations without a new best after which the run ends; 0: never
   config.hang_minutes = 30.0  # minutes without a step after which the stacks of all threads are printed; 0: never
-  config.init_from = ""  # weights to begin with: a checkpoint of any kind, or '' for fresh ones
-  config.init_optimizer = False  # also take its moments and step, to continue a run of google-research/albert
+  config.init_from = ""  # initial weights: a checkpoint of any kind, or '' for fresh weights
+  config.init_optimizer = False  # also restore its moments and step, to continue a run of google-research/albert
   config.init_structure = False  # take the model's shape and the vocabulary from `init_from`
   config.init_missing = ""  # regular expression: parameters that `init_from` may lack, such as "sop/"
   # VALUE:UNTIL pairs such as "128:0.9": the value holds until that share of the run, then the config's own.
   config.curriculum = ConfigDict({"seq_length": "", "batch_size": "", "num_hidden_layers": ""})
   config.model = ConfigDict(dataclasses.asdict(VARIANTS[variant]))
-  config.model.vocab_size = 0  # that of the dataset, or of the vocabulary that a fine-tuning run has
+  config.model.vocab_size = 0  # 0 for the size of the dataset's vocabulary, or of that of a fine-tuning run
   config.optimizer = ConfigDict(dataclasses.asdict(OptimizerConfig()))
   config.guard = ConfigDict(dataclasses.asdict(GuardConfig()))
   config.mesh = ConfigDict(dataclasses.asdict(MeshConfig()))
@@ -50,7 +50,7 @@ def get_config(variant: str) -> ConfigDict:
 
 
 def finetune(variant: str, task: str, data: FinetuningData | None = None) -> ConfigDict:
-  """The fields of any fine-tuning run: from `init_from`, whose shape and vocabulary it takes, for a few epochs."""
+  """Returns the fields of a fine-tuning run, which takes shape and vocabulary from `init_from`."""
   config = get_config(variant)
   config.task = ConfigDict({"name": task})
   config.init_structure = True

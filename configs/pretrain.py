@@ -21,16 +21,16 @@ def get_config(variant: str = "base") -> ConfigDict:
   config.task = ConfigDict({"name": "pretrain"})
   config.loss = ConfigDict({"mlm_weight": 1.0, "sop_weight": 1.0})
   config.data = ConfigDict(dataclasses.asdict(DataConfig(dataset="", seq_length=512)))
-  # Far from what is healthy: in four runs of pre-training no line's loss was above the median of those before it, and
-  # no gradient norm above 1.7 times it. (In fine-tuning a loss was 3.4 times its median, so there this is off.)
+  # Far outside the normal range: in four pre-training runs no logged loss was above the median of those before it, and
+  # no gradient norm above 1.7 times its median. (In fine-tuning a loss was 3.4 times its median, so the check is off.)
   config.guard.loss_spike, config.guard.grad_spike = 2.5, 100.0
   if small:
     config.update(SMALL[variant])
   return config
 
 
-# For one machine without an accelerator; measured numbers are in docs/benchmarks/tasks.md. AdamW in its textbook form:
-# with the original's, which has no bias correction, the first steps of a short run are several times larger.
+# For one machine without an accelerator; measured numbers are in docs/benchmarks/tasks.md. AdamW has its textbook form:
+# without bias correction, as in the original, the first steps of a short run are several times larger.
 SMALL = {
   # The first run (launch/local.sh), on the documentation that ships with Python. In 450 steps Muon, with 30 % of the
   # words masked one by one, reaches the held-out loss that AdamW at 1e-3 with the paper's masks has after 1,800.

@@ -32,7 +32,7 @@ __all__ = [
 INPUTS = (
   "input_ids", "attention_mask", "token_type_ids", "mlm_positions", "segment_ids", "position_ids", "cls_positions",
 )  # fmt: skip
-# What a pre-training batch has besides; `apply` accepts and ignores these.
+# Additional arrays of a pre-training batch; `apply` accepts and ignores them.
 LABELS = ("mlm_labels", "mlm_weights", "sop_label", "sop_weight")
 OPTIONAL = ("pooler", "mlm", "sop")  # Parts a checkpoint may lack.
 
@@ -62,7 +62,7 @@ def shapes(cfg: AlbertConfig, parts: tuple[str, ...] = OPTIONAL) -> Params:
 
 
 def apply(cfg: AlbertConfig, params: Params, batch: Batch, key: jax.Array | None = None) -> dict[str, jax.Array]:
-  """Runs the model. Without a key nothing is dropped out, and the result depends on `params` and `batch` alone.
+  """Runs the model. Without a key there is no dropout, and the result depends on `params` and `batch` alone.
 
   Args:
     cfg: the model.
@@ -89,7 +89,7 @@ def apply(cfg: AlbertConfig, params: Params, batch: Batch, key: jax.Array | None
   return _apply(cfg, parts, key is not None, {name: params[name] for name in needed}, batch, keys_B)
 
 
-# Compiled also when nobody asked for it: run op by op, the scan would be compiled anew at every call.
+# Always compiled: run op by op, the scan would be compiled again at every call.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
 def _apply(cfg, parts, is_training, params, batch, keys_B):
   return nnx.merge(structure(cfg, parts)[0], params)(batch, keys_B, is_training)
@@ -97,7 +97,7 @@ def _apply(cfg, parts, is_training, params, batch, keys_B):
 
 def _row_keys(cfg: AlbertConfig, batch: Batch, key: jax.Array | None) -> jax.Array | None:
   if key is None or cfg.hidden_dropout_prob == cfg.attention_probs_dropout_prob == cfg.least_layers == 0:
-    return None  # Then no random number is drawn at all.
+    return None  # Without dropout, no random numbers are drawn.
   rows = batch["input_ids"].shape[0]
   return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
 
@@ -134,7 +134,7 @@ def layer_axes(cfg: AlbertConfig, params: Params) -> Params:
 def _checked(cfg: AlbertConfig, batch: dict[str, Any]) -> dict[str, Any]:
   absent = [name for name in INPUTS if name not in batch]
   for name in sorted(batch.keys() - {*INPUTS, *LABELS}):
-    # A batch may hold a task's own arrays, so only a name that looks like an input's is a mistake.
+    # A batch may have arrays of a task, so only a name similar to that of an input is a mistake.
     if near := difflib.get_close_matches(name, absent, 1, 0.6) or ["attention_mask"] * (name == "mask"):
       raise UserError(f"a batch has no {name!r}; did you mean {near[0]!r}? There are {', '.join(INPUTS)}")
   if "input_ids" not in batch:
@@ -151,7 +151,7 @@ def _checked(cfg: AlbertConfig, batch: dict[str, Any]) -> dict[str, Any]:
   batch.setdefault("attention_mask", jnp.ones_like(ids_BL))
   batch.setdefault("token_type_ids", jnp.zeros_like(ids_BL))
   for name, size in {"input_ids": cfg.vocab_size, "token_type_ids": cfg.type_vocab_size}.items():
-    # Inside jit values are not known; there the lookup clamps, so callers check what they feed (tasks do).
+    # Inside jit, values are unknown and the lookup clamps, so callers check the ids (tasks do).
     if not isinstance(batch[name], jax.core.Tracer) and batch[name].size:
       values = np.asarray(batch[name])
       low, high = values.min(), values.max()

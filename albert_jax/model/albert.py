@@ -1,4 +1,4 @@
-"""ALBERT: factorised embeddings, one layer used again and again, two pre-training heads.
+"""ALBERT: factorised embeddings, one layer applied repeatedly, two pre-training heads.
 
 Lan et al., "ALBERT: A Lite BERT for Self-supervised Learning of Language Representations" (arXiv 1909.11942);
 the original is modeling.py and run_pretraining.py of google-research/albert.
@@ -31,8 +31,8 @@ from albert_jax.model.layers import (
 )
 from albert_jax.types import Batch
 
-# What the backward pass keeps of a layer, besides its input: results by their names in layers.py and attention.py.
-# Scores and probabilities of attention are never kept; they are the largest and cheap to compute again.
+# The results of a layer that are saved for the backward pass, besides its input, by their names in layers.py and
+# attention.py. Attention scores and probabilities are never saved; they are the largest and cheap to recompute.
 _PROJECTIONS = ("query", "key", "value", "context")
 REMAT = {"dots": (*_PROJECTIONS, "output", "up", "down"), "attention": _PROJECTIONS, "full": ()}
 
@@ -41,7 +41,7 @@ def _policy(remat):
   named = jax.checkpoint_policies.save_only_these_names(*REMAT[remat])
 
   def keeps(primitive, *inputs, **parameters):
-    # The kernel of cuDNN returns what its backward pass needs beside the context, which has no name.
+    # cuDNN's kernel returns the residuals of its backward pass, which have no name, beside the context.
     fused = primitive.name.startswith("dot_product_attention_fwd") and "context" in REMAT[remat]
     return fused or named(primitive, *inputs, **parameters)
 
@@ -71,7 +71,7 @@ class Embeddings(nnx.Module):
 
 
 class Albert(nnx.Module):
-  """The whole model. `parts` names which of the optional parts exist: pooler, mlm, sop."""
+  """The whole model. `parts` lists its optional parts: pooler, mlm, sop."""
 
   def __init__(self, cfg: AlbertConfig, rngs: Keys, parts: tuple[str, ...] = ("pooler", "mlm", "sop")):
     E, D = cfg.embedding_size, cfg.hidden_size
@@ -88,7 +88,7 @@ class Albert(nnx.Module):
     """Runs the model; see `albert_jax.apply`.
 
     Args:
-      batch: with all defaults filled in.
+      batch: the batch, with all defaults.
       keys_B: [B] keys for dropout, or None.
       is_training: whether there will be a gradient. It changes the layout of the layers, and no number.
     Returns:
@@ -120,7 +120,7 @@ class Albert(nnx.Module):
     return x_BLD if self.projection is None else self.projection(x_BLD)
 
   def layers(self, x_BLD: jax.Array, attend: Callable, keys_B: Any, is_training: bool) -> jax.Array:
-    """All N layers. Groups follow each other; within one, what is shared is closed over and the rest is scanned."""
+    """Runs all N layers, group by group. Shared parameters are closed over, all others are scanned."""
     cfg = self.cfg
     N = cfg.num_hidden_layers
     keys_NB = None if keys_B is None else jnp.stack(split_keys(keys_B, N))
@@ -146,7 +146,7 @@ class Albert(nnx.Module):
         return y_BLD if depth_B is None else jnp.where((n < depth_B)[:, None, None], y_BLD, x_BLD), None
 
       if cfg.remat != "none":
-        # Inside a scan nothing can be merged across the loop, so guarding against it (prevent_cse) only costs.
+        # A scan body is not merged across iterations, so preventing that (prevent_cse) only costs time.
         layer = jax.checkpoint(layer, policy=_policy(cfg.remat), prevent_cse=False)
       numbers = None if depth_B is None else jnp.arange(span.start, span.stop)
       xs = (states, None if keys_NB is None else keys_NB[span], numbers)
@@ -154,14 +154,14 @@ class Albert(nnx.Module):
     return x_BLD
 
   def depth(self, keys_B: Any) -> jax.Array | None:
-    """Returns the number of layers each row goes through in training, int [B], drawn by row; None is all."""
+    """Draws the number of layers of each row in training, int [B]; None for all layers."""
     least, N = self.cfg.least_layers, self.cfg.num_hidden_layers
     if keys_B is None or not 0 < least < N:
       return None
     return jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, N), (), least, N + 1))(keys_B)
 
   def layer(self, parts: Any, x_BLD: jax.Array, attend: Callable, keys_B: Any) -> jax.Array:
-    """One layer: `inner_group_num` blocks of attention and feed-forward, one after the other."""
+    """Runs one layer: `inner_group_num` blocks of attention and feed-forward."""
     inner = self.cfg.inner_group_num
     for i, key_i in enumerate(split_keys(keys_B, inner)):
       attention, ffn = (parts[name] if inner == 1 else at(parts[name], i) for name in ("attention", "ffn"))

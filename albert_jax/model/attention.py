@@ -28,19 +28,19 @@ from albert_jax.types import Batch
 logger = logging.getLogger(__name__)
 
 LOWEST = float(jnp.finfo(jnp.float32).min)
-# Of the Pallas kernel: a TPU's registers are 128 wide, and all scores of a head must fit the memory on the chip.
+# Limits of the Pallas kernel: TPU registers are 128 wide, and all scores of a head must fit into on-chip memory.
 LANES, WIDEST, LONGEST = 128, 256, 512
-# Of cuDNN's: the oldest compute capability it runs on, and the head size that it knows on all of them.
+# Limits of cuDNN's kernel: the oldest compute capability, and the largest head size that all of them support.
 NVIDIA, AMPERE, LARGEST_HEAD = ("gpu", "cuda"), 8.0, 128
 
 
 def make(cfg: AlbertConfig, batch: Batch, drops: bool) -> tuple[Callable, jax.Array | None]:
-  """Chooses how all layers attend in this batch.
+  """Chooses the attention function of all layers for a batch.
 
   Args:
     cfg: the model; cfg.attention names the kernel.
     batch: as `apply` checked it.
-    drops: whether attention weights will be dropped out, which only XLA's form does.
+    drops: whether there is dropout of attention weights, which only the XLA form supports.
   Returns:
     (attend, order): attend is (q_BLD, k_BLD, v_BLD, keys_B) -> context_BLD; order is int [B, L], the order in which
     the layers must see the positions, or None for the order they have.
@@ -72,8 +72,8 @@ def _xla(cfg, mask_B1Ll, q_BLD, k_BLD, v_BLD, keys_B):
     return checkpoint_name(context_BLD, "context")
   scores_BHLl = jnp.einsum("BLHK,BlHK->BHLl", q_BLHK, k_BLHK, preferred_element_type=jnp.float32)
   scores_BHLl = scores_BHLl * cfg.head_size**-0.5
-  # The lowest float, not the original's -10000: the same result at every position that is a token, and no row
-  # without any token turns into NaN.
+  # The lowest float, not the original's -10000: the results at tokens are the same, and a row without tokens does not
+  # become NaN.
   probs_BHLl = jax.nn.softmax(jnp.where(mask_B1Ll, scores_BHLl, LOWEST), axis=-1)
   probs_BHLl = dropout(probs_BHLl.astype(v_BLHK.dtype), cfg.attention_probs_dropout_prob, keys_B)
   return checkpoint_name(jnp.einsum("BHLl,BlHK->BLHK", probs_BHLl, v_BLHK).reshape(q_BLD.shape), "context")
@@ -81,10 +81,10 @@ def _xla(cfg, mask_B1Ll, q_BLD, k_BLD, v_BLD, keys_B):
 
 @jax.custom_vjp
 def _on_cpu(q_BHLK, k_BHlK, v_BHlK, mask_B1Ll):
-  """Returns the same in the form that is quickest on a CPU: softmax(q k' / sqrt(K)) v as [B, L, D], without dropout.
+  """Computes softmax(q k' / sqrt(K)) v as [B, L, D], without dropout, in the form that is fastest on a CPU.
 
-  Heads stand before positions, and the gradient is written out: what is L x L is computed again, not kept, and is never
-  divided by the softmax's sums. On a TPU this form needs more of everything (docs/performance.md).
+  The head axis precedes the positions, and the gradient is explicit: L x L arrays are recomputed, not saved, and never
+  divided by the sums of the softmax. On a TPU this form is slower and needs more memory (docs/performance.md).
   """
   weights_BHLl, sums_BHL1 = _weights(q_BHLK, k_BHlK, mask_B1Ll)
   context_BHLK = jnp.einsum(
@@ -129,7 +129,7 @@ def _columns(x_BHLK):
 
 
 def _mask(batch):
-  """bool [B, 1, 1 or L, l]: which positions l may be attended to; in packed rows only those of the same segment."""
+  """Returns bool [B, 1, 1 or L, l]: the positions l to attend to; in packed rows only those of the same segment."""
   if "segment_ids" in batch:
     segments_BL = batch["segment_ids"]
     same_BLl = segments_BL[:, :, None] == segments_BL[:, None, :]
@@ -149,7 +149,7 @@ def pallas(cfg: AlbertConfig, batch: Batch) -> tuple[Callable, jax.Array | None]
 def _pallas(cfg, q_ids_BL, k_ids_BL, q_BLD, k_BLD, v_BLD, keys_B):
   del keys_B
   kernel = functools.partial(_fused, cfg.head_size, _device().platform == "cpu")
-  # The compiler cannot split a kernel: where the mesh has axes that are still its business, they are made ours.
+  # The compiler cannot partition a kernel, so all automatic axes of the mesh become manual here.
   if axes := jax.sharding.get_abstract_mesh().auto_axes:
     x = P(tuple(axis for axis in axes if axis != "tensor"), None, "tensor" if "tensor" in axes else None)
     ids = P(x[0])
@@ -176,7 +176,7 @@ _fused.defvjp(_fused_forward, _fused_backward)
 
 
 def _call(kernel, head_size, interpret, outputs, q_ids_BL, k_ids_BL, *inputs):
-  """Runs a kernel on each row and each 128 columns of [B, L, D], which are one head or several."""
+  """Runs a kernel on each row and each block of 128 columns of [B, L, D], which has one or more heads."""
   from jax.experimental import pallas as pl
   from jax.experimental.pallas import tpu as pltpu
 
@@ -247,8 +247,8 @@ def _backward_kernel(head_size, q_ids, k_ids, q, k, v, d_context, dq, dk, dv):
 
 
 def cudnn(cfg: AlbertConfig, batch: Batch) -> tuple[Callable, jax.Array | None]:
-  # The kernel takes lengths; a mask would become a bias of size L x L. So that any mask is one, padding goes to the
-  # end: attention does not know positions. Where it is there already, as in all of our data, nothing moves.
+  # The kernel takes lengths; a mask would become a bias of size L x L. Padding is moved to the end, so that any mask is
+  # a length; attention does not depend on the order. In our data, padding is at the end already.
   mask_BL = batch["attention_mask"] > 0
   order_BL = jnp.argsort(~mask_BL, axis=1, stable=True)
   return functools.partial(_cudnn, cfg, jnp.sum(mask_BL, axis=1, dtype=jnp.int32)), order_BL
@@ -288,15 +288,15 @@ def _no_cudnn(cfg, batch, drops):
   if drops:
     return "does not drop out attention weights: set attention_probs_dropout_prob=0"
   if "segment_ids" in batch:
-    return "does not know packed rows"
+    return "does not support packed rows"
   if cfg.dtype != "bfloat16":
     return "needs dtype=bfloat16"
   if cfg.head_size % 8 or cfg.head_size > LARGEST_HEAD:
     return f"needs a head_size that 8 divides, up to {LARGEST_HEAD}, not {cfg.head_size}"
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.manual_axes and mesh.auto_axes:  # jax 0.10.2 puts together wrongly what its backward pass keeps.
+  if mesh.manual_axes and mesh.auto_axes:  # jax 0.10.2 assembles the residuals of the backward pass incorrectly.
     return "cannot be used with mesh.tensor over 1"
-  # Of a machine compiled for from afar the capability is not known here.
+  # The compute capability is unknown when compiling for another machine.
   old = float(getattr(device, "compute_capability", AMPERE)) < AMPERE
   return f"needs an NVIDIA GPU from Ampere on; this is a {device.device_kind}" if old else ""
 
@@ -305,10 +305,10 @@ def _no_cudnn(cfg, batch, drops):
 def _disagrees(name, cfg) -> str:
   """Checks a kernel against the plain form on a small example, on this device.
 
-  The model is being traced at this time. The example runs in a thread of its own, which no trace reaches.
+  The model is being traced at this time, so the example runs in a separate thread, without a trace.
 
   Returns:
-    the reason why the kernel cannot be used, or '' where it agrees.
+    The reason why the kernel cannot be used, or '' if it agrees.
   """
   trial = concurrent.futures.ThreadPoolExecutor(1)
   try:
@@ -317,7 +317,7 @@ def _disagrees(name, cfg) -> str:
     why = (
       "" if worst < 0.03 else f"differs from the plain formula by {worst:.0%}"
     )  # 3 % is far above bfloat16's rounding.
-  except Exception as error:  # Whatever a compiler or driver may raise.
+  except Exception as error:  # Compilers and drivers raise many kinds of errors.
     why = f"fails: {next(iter(str(error).splitlines()), type(error).__name__)[:200]}"
   finally:
     trial.shutdown()
@@ -327,7 +327,7 @@ def _disagrees(name, cfg) -> str:
 
 
 def _example(form, cfg):
-  """Context and gradients (float32 numpy) of two rows, one of them padded, of 128 tokens."""
+  """Returns context and gradients (float32 numpy) of two rows of 128 tokens, one of them padded."""
   shape = (2, LANES, cfg.hidden_size)
   batch = {
     "input_ids": jnp.ones(shape[:2], jnp.int32),
@@ -345,11 +345,11 @@ def _example(form, cfg):
 
 
 def _device():
-  """What the program is being made for: the mesh's devices where one is set, which may not be this machine's."""
+  """Returns a device of the target: of the mesh if one is set (it may be another machine), else of this machine."""
   return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
 
 
 ATTENTION = {"xla": xla, "pallas": pallas, "cudnn": cudnn}
 REFUSALS = {"pallas": _no_pallas, "cudnn": _no_cudnn}
-# What `auto` tries first. docs/performance.md says why.
+# The kernels that `auto` tries first, see docs/performance.md.
 BEST = {"tpu": "pallas"} | dict.fromkeys(NVIDIA, "cudnn")

@@ -1,4 +1,4 @@
-"""What an ALBERT is: one frozen dataclass, and the sizes that have a name."""
+"""The configuration of an ALBERT, and the named sizes."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ SHARE = ("all", "matrices", "attention", "ffn", "none")
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "attention", "full")
 ATTENTION = ("auto", "xla", "pallas", "cudnn")
-# What the weights of a checkpoint are made for; the other fields are how to compute and what to drop out.
+# The fields that the weights of a checkpoint depend on; the others are settings of the computation and dropout.
 STRUCTURE = (
   "vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_hidden_groups", "inner_group_num",
   "num_attention_heads", "intermediate_size", "hidden_act", "max_position_embeddings", "type_vocab_size",
   "layer_norm_eps", "share", "square_projection",
 )  # fmt: skip
-# Larger values are mistakes (a count of bytes, a misplaced digit), which would only show as a crash of the compiler.
+# Larger values are mistakes (a count of bytes, a misplaced digit), which would otherwise crash the compiler.
 LIMITS = {
   "vocab_size": 1 << 24, "embedding_size": 1 << 16, "hidden_size": 1 << 16, "num_hidden_layers": 1024,
   "num_hidden_groups": 1024, "inner_group_num": 64, "num_attention_heads": 1024, "intermediate_size": 1 << 18,
   "max_position_embeddings": 1 << 20, "type_vocab_size": 1 << 16, "least_layers": 1024, "scan_unroll": 1024,
 }  # fmt: skip
 LARGEST = 1e6  # of rates, deviations and shares
-# How to compute, on which machine: no property of the model.
+# Settings of the computation, which are not properties of the model.
 COMPUTING = ("dtype", "remat", "scan_unroll", "attention", "least_layers")
 
 
@@ -52,7 +52,7 @@ class AlbertConfig:
   initializer_range: float = 0.02
   layer_norm_eps: float = 1e-12
   # Ours.
-  # In training each row goes through a number of layers drawn from this one to all, so that fewer work too; 0: all.
+  # In training, each row uses a random number of layers, at least this many, so that fewer layers work too; 0: all.
   least_layers: int = 0
   # What the layers of a group share: all | attention | ffn | none (paper, table 4) | matrices: the weight matrices, and
   # each layer has its own biases and layer norms.
@@ -134,7 +134,7 @@ class AlbertConfig:
 
 
 def _short(value) -> str:
-  """Returns a value of a user's file for a message: short, whatever it is."""
+  """Returns a short text of a value of a user's file, for a message."""
   if type(value) is int and abs(value) > 1 << 64:
     return f"(a number of {value.bit_length()} bits)"
   return f"{value!r:.60}"

@@ -1,4 +1,4 @@
-"""Checkpoints of the state. The only file that knows Orbax."""
+"""Checkpoints of the state, with Orbax, which no other module imports."""
 
 import concurrent.futures
 import contextlib
@@ -215,7 +215,7 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _plainly(self):
-    """Turns every error of a failed save into an OSError of one line."""
+    """Converts every error of a failed save to an OSError of one line."""
     try:
       yield
     except Exception as error:
@@ -293,7 +293,7 @@ def _kept(policies, keep, keep_every, keep_best):
 
 
 def _reading_device():
-  """The CPU as a device, from which a thread can write a copy of the state; None where the loop has to write it.
+  """Returns the CPU device, from which a thread can write a copy of the state; None if the loop has to write it.
 
   Orbax spends some 50 ms on a state of a hundred arrays before the first byte is written.
   """
@@ -306,7 +306,7 @@ def _reading_device():
 
 
 def _seal(write, folder, arrays, notes):
-  """Once a checkpoint is complete and can be opened, adds notes, and the checksum of each file.
+  """Adds notes and the checksums of all files to a complete and readable checkpoint.
 
   Args:
     write: () -> None, returns when the checkpoint is complete.

@@ -17,7 +17,7 @@ from albert_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
-EARLY, EARLY_FINETUNING = 1000, 100  # steps before which nothing can be said of whether a run learns
+EARLY, EARLY_FINETUNING = 1000, 100  # before these steps it is unknown whether a run learns
 HISTORY = "guard.json"  # in a run's folder: the alarms; in a checkpoint's: the numbers of the steps before it
 
 
@@ -121,7 +121,7 @@ class Guard:
     return self.alarms
 
   def numbers(self) -> dict[str, float]:
-    """What is logged of the newest alarm."""
+    """Returns the metrics of the newest alarm."""
     last = self._alarms()[-1]
     return {"sick_step": last["step"], "skipped_batches": len(self.skipped), "rate_factor": self.rate(last["step"])}
 
@@ -209,7 +209,7 @@ def advice(
   learning_rate: float,
   is_finetuning: bool,
 ) -> str:
-  """What to try where no held-out metric is better than its baseline; '' where one is.
+  """Returns advice if no held-out metric is better than its baseline, else ''.
 
   Args:
     metrics: the held-out metrics.

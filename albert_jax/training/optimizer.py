@@ -18,14 +18,14 @@ from albert_jax.training.schedule import ENDLESS, SCALES, SHAPES
 
 # Layer norms and biases get no weight decay and, under LAMB, no trust ratio ("LayerNorm", "bias" in the original).
 REGULARIZED = (("(^|/)norm/", False), ("(^|/)bias$", False), (".*", True))
-# How many axes of a hidden weight matrix are its input (H and K in the attention's output); the others are its output.
-# 0 is what is no hidden matrix: embeddings, the layers that make logits, biases and norms.
+# The number of input axes of a hidden weight matrix (H and K in the attention's output); the others are output axes. 0
+# for all other parameters: embeddings, the layers that make logits, biases and norms.
 INPUT_AXES = (
   ("^attention/output/kernel$", 2),
   ("^(attention|ffn|projection|pooler|mlm)/(.*/)?kernel$", 1),
   (".*", 0),
 )
-MUON_RMS = 0.2  # With it Muon moves matrices as far as AdamW, and takes AdamW's learning rates (arXiv 2502.16982).
+MUON_RMS = 0.2  # Makes Muon's updates as large as AdamW's, so that AdamW's learning rates apply (arXiv 2502.16982).
 
 
 # Fields that only some values of another field use.
@@ -38,7 +38,7 @@ USERS = {
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-  """How parameters move. Defaults are the original's, but for its batch of 4096 and 125,000 steps."""
+  """The settings of the optimizer. Defaults are those of the original, for a batch of 4096 and 125,000 steps."""
 
   name: str = "lamb"  # or adamw, lion, muon: docs/optimizers.md
   learning_rate: float = 0.00176  # the peak
@@ -115,7 +115,7 @@ def make(cfg: OptimizerConfig, layer_axes: Any) -> optax.GradientTransformation:
 
 @dataclass(frozen=True)
 class Kind:
-  """Facts about a parameter: see `make`, REGULARIZED, INPUT_AXES."""
+  """Properties of a parameter, see `make`, REGULARIZED, INPUT_AXES."""
 
   lead: int
   regularized: bool
@@ -224,7 +224,7 @@ def with_moments(opt_state: Any, m: Any, v: Any) -> Any:
 
 
 class TrustRatios(NamedTuple):
-  """Those of the last update, over the weight matrices; for `diagnostics` only."""
+  """The trust ratios of the last update, for `diagnostics` only."""
 
   smallest: jax.Array
   mean: jax.Array
@@ -232,7 +232,7 @@ class TrustRatios(NamedTuple):
 
 
 def trust_ratio(kinds: Any) -> optax.GradientTransformation:
-  """LAMB's scaling by |parameter| / |update| of each weight matrix; 1 where either norm is 0.
+  """Scales each weight matrix by |parameter| / |update| as LAMB; by 1 if either norm is 0.
 
   optax.scale_by_trust_ratio takes one norm over a whole array. Here an array may hold the matrices of many layers,
   and each must have its own, as if they were separate variables.
@@ -306,7 +306,7 @@ def _is_hidden(node):
 
 
 def _hidden(tree, trained):
-  """Returns the tree with optax.MaskedNode in place of what is not trained."""
+  """Returns the tree with optax.MaskedNode in place of parameters that are not trained."""
   return jax.tree.map(lambda moves, leaf: leaf if moves else optax.MaskedNode(), trained, tree)
 
 
@@ -342,7 +342,7 @@ def _checked(field, pattern):
 
 
 def _matched(field, rules, tree):
-  """paths.first_match, with the config's field in the error."""
+  """Calls paths.first_match, and names the config's field in its error."""
   try:
     return paths.first_match(rules, tree)
   except UserError as error:

@@ -1,4 +1,4 @@
-"""Where each array is stored: the mesh, the rules, and host batches as global arrays."""
+"""The mesh, the sharding rules, and global arrays of host batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes over which the rows of a batch are split
 BATCH = P(ROWS)
 
-# How the last axes of a weight are split; an axis of size 1 splits nothing, so one table serves every strategy. First
-# match wins, and optimizer slots end with their parameter's path. Under `fsdp` each device stores a part and the step
-# gathers the weights once; under `tensor` heads and feed-forward units stay where they are.
+# The sharding of the last axes of a weight; an axis of size 1 splits nothing, so one table serves every strategy. The
+# first match applies; paths of optimizer slots end with the path of their parameter. Under `fsdp`, each device stores a
+# part and the step gathers the weights once; under `tensor`, heads and feed-forward units stay on their devices.
 RULES = (
   (r"attention/(query|key|value)/kernel$", P("fsdp", "tensor", None)),  # D H K
   (r"attention/(query|key|value)/bias$", P("tensor", None)),
@@ -33,7 +33,7 @@ RULES = (
 
 @dataclass(frozen=True)
 class MeshConfig:
-  """How many devices each axis has (-1: all that the others leave), and whether optimizer slots are split too."""
+  """The number of devices of each axis (-1: all remaining ones), and whether optimizer slots are split too."""
 
   data: int = -1  # copies of the weights
   fsdp: int = 1  # each device stores a part of weights and slots, and computes with all of them
@@ -84,7 +84,7 @@ def make_mesh(cfg: MeshConfig, batch_size: int, devices: Sequence[Any] | None = 
 
 
 def _hosts_have_own_rows(devices):
-  """Returns whether all devices of [data, fsdp, tensor] that compute the same rows are of one host."""
+  """Returns whether all devices of [data, fsdp, tensor] that compute the same rows belong to one host."""
   return all(len({device.process_index for device in row}) == 1 for row in devices.reshape(-1, devices.shape[-1]))
 
 
@@ -118,7 +118,7 @@ def _is_like_its_weight(path, slot, weights):
 
 
 def _spec(mesh, path, shape, spec, zero1):
-  """The spec of one leaf: the rule's, for the last axes, without mesh axes of size 1; ZeRO-1 splits one more."""
+  """Returns the spec of a leaf: the rule for the last axes, without mesh axes of size 1; ZeRO-1 splits one more."""
   axes = [None] * (len(shape) - len(spec)) + [axis if axis and mesh.shape[axis] > 1 else None for axis in spec]
   for i, (size, axis) in enumerate(zip(shape, axes, strict=True)):
     if axis and size % mesh.shape[axis]:
@@ -136,7 +136,7 @@ def _spec(mesh, path, shape, spec, zero1):
 
 
 def global_batch(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-  """This host's rows {name: [B / P, ...]} as global arrays [B, ...], rows split over `data` and `fsdp`."""
+  """Makes global arrays [B, ...] of this host's rows {name: [B / P, ...]}, split over `data` and `fsdp`."""
   sharding = NamedSharding(mesh, BATCH)
   return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 

@@ -54,7 +54,7 @@ def from_params(
 
 
 def _new(init, tx):
-  # Its own jit is traced once a process, for shapes and arrays alike; building the modules takes a while.
+  # A separate jit is traced once a process, for shapes and arrays; building the modules takes a while.
   return lambda key: _state(jax.jit(init)(key), tx)
 
 

@@ -1,4 +1,4 @@
-"""One optimizer step: gradients where the rows are, one all-reduce, one update."""
+"""The train step: gradients on the devices of the rows, one all-reduce, one update."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ def make_train_step(
   shardings: dict,
   accumulate: int = 1,
 ) -> Callable:
-  """The compiled step: (state, batch, learning_rate) -> (state, (sums, scalars)); the old state's memory is reused.
+  """Compiles the step: (state, batch, learning_rate) -> (state, (sums, scalars)); the old state is donated.
 
   The loss is the sum of terms[name] * sums[name][0]. Every device computes it on its own rows, with gradients summed in
   float32 over layers, micro-batches and then devices: one all-reduce a step, whatever the backend's compiler does.
@@ -38,8 +38,8 @@ def make_train_step(
   tx = optax.with_extra_args_support(tx)
 
   def gradients(params, batch, keys, coefficients):
-    """Of this device's rows; `params` are whole, and the result is the same on every device."""
-    # Marked as differing between devices, or each layer's gradient would be summed over devices by itself.
+    """Computes gradients of this device's rows; `params` are complete, and the result is equal on all devices."""
+    # Marked as different between devices; otherwise each layer's gradient would be summed over devices separately.
     params = jax.lax.pcast(params, ROWS, to="varying")
 
     def loss(params, batch, keys):
@@ -47,12 +47,12 @@ def make_train_step(
       return sum(coefficients[name] * totals[name][0] for name in coefficients), totals
 
     def add(so_far, rows):
-      # The compiler unrolls a loop of one turn, and then computes both micro-batches at once, in twice the memory.
+      # The compiler unrolls a loop of one iteration and computes both micro-batches at once, in twice the memory.
       so_far, same = jax.lax.optimization_barrier((so_far, params))
       (value, totals), grads = jax.value_and_grad(loss, has_aux=True)(same, *rows)
       return jax.tree.map(jnp.add, so_far, (grads, value, totals)), None
 
-    # Rows are dealt out in turns, so that each micro-batch is like the whole.
+    # Rows are distributed in turns, so that each micro-batch is similar to the batch.
     micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), (batch, keys))
     first, rest = jax.tree.map(lambda x: x[0], micro), jax.tree.map(lambda x: x[1:], micro)
     (value, totals), grads = jax.value_and_grad(loss, has_aux=True)(params, *first)
@@ -65,7 +65,7 @@ def make_train_step(
     step, params = state["step"], state["params"]
     rows = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(base_key, step), rows)
-    # An axis of size 1 splits nothing; left to the compiler, it would keep fused kernels out.
+    # An axis of size 1 splits nothing, but as an automatic axis it would disable fused kernels.
     manual_axes = {*ROWS, *(axis for axis in mesh.axis_names if mesh.shape[axis] == 1)}
     grads, loss, totals = jax.shard_map(
       gradients, mesh=mesh, in_specs=(P(), BATCH, BATCH, P()), out_specs=P(), axis_names=manual_axes

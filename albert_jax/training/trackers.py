@@ -47,7 +47,7 @@ def start(modules: Mapping[str, ModuleType], workdir: pathlib.Path, card: Mappin
 
 
 class Tracker:
-  """Sends numbers to a service. A failure is reported once and ends the tracker, not the run."""
+  """Sends metrics to a service. A failure is reported once and stops the tracker, not the run."""
 
   def __init__(self, name: str, steps: Generator[None, tuple[int, dict[str, float]], None]):
     """Starts the tracker.
@@ -72,14 +72,14 @@ class Tracker:
       return
     try:
       action()
-    except Exception as error:  # Whatever a service or its client raises; training is worth more.
+    except Exception as error:  # No failure of a service may stop the training.
       log.warning("Nothing more goes to %s: %s: %s", self.name, type(error).__name__, str(error)[:200])
       self._steps = None
 
 
 def _wandb(wandb, workdir, config, run_id):
   run = wandb.init(dir=str(workdir), id=run_id, resume="allow", project="albert-jax", name=workdir.name, config=config)
-  run.define_metric("*", step_metric="step")  # Its own steps only ever grow; a run may go back.
+  run.define_metric("*", step_metric="step")  # W&B's own step cannot decrease, but a run may roll back.
   try:
     while True:
       step, numbers = yield

@@ -21,7 +21,7 @@ from albert_jax.errors import UserError, message_lines
 
 log = logging.getLogger(__name__)
 
-LEAVE_SECONDS = 20.0  # in which hosts that all see the same error should have reached it
+LEAVE_SECONDS = 20.0  # the time in which all hosts should reach an error that all of them see
 
 
 @contextlib.contextmanager
@@ -41,7 +41,7 @@ def stop_requests(hosts: int) -> Iterator[Callable[[], str]]:
 
   def note(number, _):
     if received and number == signal.SIGINT:
-      raise KeyboardInterrupt  # The second Ctrl-C means now.
+      raise KeyboardInterrupt  # The second Ctrl-C interrupts at once.
     received.append(signal.Signals(number).name)
 
   before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -1,4 +1,4 @@
-"""The folder of a run: one process at a time, one config, and a card with the origin of its numbers.
+"""The folder of a run: a lock for one process, one config, and a card with the origin of its metrics.
 
 It is a folder of this machine, or gs://BUCKET/FOLDER. Checkpoints, config.json and run.json are written there directly;
 files that grow are written to a folder of this machine, and pushed from there to the bucket.
@@ -31,7 +31,7 @@ from albert_jax.training.writer import METRICS
 
 log = logging.getLogger(__name__)
 
-# What may differ between a run and its continuation: how it is watched and computed, not what is computed. `best` is
+# The fields that may differ between a run and its continuation: logging and computation, but not the result. `best` is
 # not among them: the best checkpoint by another metric may have been removed.
 FREE = ("steps", "epochs", "tokens", "hours", "log_", "eval_every", "eval_batches", "checkpoint_every", "keep_",
         "early_stop", "guard.", "hang_", "init_", "accumulate", "data.workers", "model.remat", "mesh.")  # fmt: skip
@@ -45,7 +45,7 @@ PATTERN = "*?["  # Orbax takes a path with one of these for a pattern, and then 
 
 
 def resolve(workdir: str | os.PathLike) -> str:
-  """What --workdir names.
+  """Resolves --workdir to an absolute path or URL.
 
   Args:
     workdir: a path, in which ~ is the home directory, or a URL.
@@ -131,7 +131,7 @@ def lock(folder: pathlib.Path, name: str | None = None) -> Iterator[None]:
 
 
 class RunFolder:
-  """Where a run writes the files that grow: its workdir, or for one in a bucket a local folder that mirrors it.
+  """The folder for the growing files of a run: its workdir, or a local mirror of a workdir in a bucket.
 
   If the mirror and the bucket disagree, the bucket takes precedence. For a workdir on this machine all methods do
   nothing.
@@ -149,7 +149,7 @@ class RunFolder:
       self.path = files.cache() / "runs" / files.named_after(f"{directory} {jax.process_index()}") / self.path.name
 
   def fetch(self) -> None:
-    """Downloads from the bucket what resuming needs."""
+    """Downloads the files that resuming needs from the bucket."""
     if not self._url:
       return
     for name in NEEDED:
@@ -171,7 +171,7 @@ class RunFolder:
       self._is_ours = True
 
   def push(self) -> None:
-    """Uploads what is new, if this process owns the run.
+    """Uploads new files, if this process owns the run.
 
     Call it before a checkpoint is saved, so that no checkpoint is newer than the numbers beside it.
 
@@ -187,7 +187,7 @@ class RunFolder:
         f"{owner.get('host')}; this one ends"
       )
     states = self._states()
-    # Small ones last: a folder's config.json, which marks it as complete, comes after its weights.
+    # Small files last: config.json, which marks a folder as complete, comes after the weights.
     for path in sorted(states, key=lambda path: states[path][0], reverse=True):
       if states[path] != self._pushed.get(path):
         files.upload(path, self._name(path))
@@ -196,7 +196,7 @@ class RunFolder:
     self._pushed = states
 
   def share(self) -> None:
-    """Lets all hosts see what the first one has written."""
+    """Makes the files of the first host visible to all hosts."""
     self.push()
     if self._url and jax.process_count() > 1:
       multihost_utils.sync_global_devices("albert_jax.workdir")
@@ -213,7 +213,7 @@ class RunFolder:
 
 
 def settled_steps(config: ConfigDict, directory: str) -> int:
-  """Returns how many steps `config.hours` were when this run began; 0 if that is not known."""
+  """Returns the number of steps that `config.hours` gave at the start of this run; 0 if unknown."""
   old = _recorded_config(directory)
   return old["steps"] if old.get("hours") == config.hours else 0
 
