@@ -168,9 +168,18 @@ class TestAddedTokens:
     with pytest.raises(UserError, match="the vocabulary has 401 pieces, the model 400 rows"):
       convert.load_tokenizer(path)
 
-  def test_without_a_tokenizer_json_they_are_refused(self, tmp_path):
+  def test_a_list_that_is_none_is_one_line(self, tmp_path):
     path = made_up.checkpoint(tmp_path)
-    (path / "tokenizer.json").unlink()
+    fields = json.loads((path / "tokenizer.json").read_text())
+    (path / "tokenizer.json").write_text(json.dumps(fields | {"added_tokens": 5}))
+    with pytest.raises(UserError, match=r"tokenizer\.json: added_tokens: expected a list, got 5"):
+      convert.load_tokenizer(path)
+
+  @pytest.mark.parametrize("is_there", [True, False])
+  def test_where_tokenizer_json_lacks_them_they_are_refused(self, tmp_path, is_there):
+    path = made_up.checkpoint(tmp_path)
+    if not is_there:
+      (path / "tokenizer.json").unlink()
     (path / "added_tokens.json").write_text('{"<ent>": 400}')
     with pytest.raises(UserError, match="'<ent>' were added to the vocabulary"):
       convert.load_tokenizer(path)

@@ -154,3 +154,14 @@ def test_a_damaged_file_in_the_middle_is_named(tmp_path):
   with pytest.raises(UserError, match="is cut short"):
     vocab.train_vocabulary(str(tmp_path / "a.txt.gz"), tmp_path / "v", vocab_size=60)
   assert not (tmp_path / "v").exists()
+
+
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [("vocab_size", 0), ("vocab_size", 10**14), ("character_coverage", float("nan")), ("character_coverage", 2.0),
+   ("input_sentence_size", -1), ("input_sentence_size", 10**20)],
+)  # fmt: skip
+def test_a_value_that_no_vocabulary_can_have_is_refused_before_anything_is_read(tmp_path, name, value):
+  with pytest.raises(UserError, match=rf"--{name}={value} is out of range; expected"):
+    vocab.train_vocabulary(str(tmp_path / "nothing.txt"), tmp_path / "out", **{name: value})
+  assert not (tmp_path / "out").exists()

@@ -149,12 +149,13 @@ def load_tokenizer(path: str | os.PathLike, *, optional: bool = False) -> Tokeni
       return None
     raise
   if not tokenizer.path.endswith(".json") and (added := _added_tokens(folder, tokenizer)):
-    if not (folder / "tokenizer.json").is_file():
+    whole = Tokenizer(folder / "tokenizer.json", **flags) if (folder / "tokenizer.json").is_file() else tokenizer
+    if lacking := [token for token in added if token not in whole.pieces]:
       raise UserError(
-        f"{folder}: the tokens {', '.join(map(repr, added[:3]))} were added to the vocabulary, but {tokenizer.path} "
-        "does not hold them; save the tokenizer with transformers 5, so that there is a tokenizer.json"
+        f"{folder}: the tokens {', '.join(map(repr, lacking[:3]))} were added to the vocabulary, but {whole.path} "
+        "does not hold them; save the tokenizer with transformers 5, so that there is a whole tokenizer.json"
       )
-    tokenizer = Tokenizer(folder / "tokenizer.json", **flags)
+    tokenizer = whole
   elif not tokenizer.path.endswith(".json") and (folder / "tokenizer.json").is_file():
     _check_agreement(tokenizer, Tokenizer(folder / "tokenizer.json", **flags))
   _check_rows(folder, tokenizer)
@@ -200,6 +201,7 @@ def _added_tokens(folder: pathlib.Path, tokenizer: Tokenizer) -> list[str]:
     added += strict_json.read_object(folder / "added_tokens.json")
   if (folder / "tokenizer.json").is_file():
     tokens = strict_json.read_object(folder / "tokenizer.json").get("added_tokens") or []
+    strict_json.expect(tokens, f"{folder / 'tokenizer.json'}: added_tokens", list)
     added += [token["content"] for token in tokens if isinstance(token, dict) and isinstance(token.get("content"), str)]
   pieces = set(tokenizer.pieces) if added else set()
   return [token for token in dict.fromkeys(added) if token not in pieces]

@@ -1,6 +1,7 @@
 """`albert-jax vocab`: a SentencePiece vocabulary by the recipe of the original (its README's spm_train call)."""
 
 import collections
+import contextlib
 import logging
 import os
 import random
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 CONTROL_SYMBOLS = ("[CLS]", "[SEP]", "[MASK]")  # ids 2, 3, 4, after <pad> 0 and <unk> 1
 USER_DEFINED_SYMBOLS = ("(", ")", '"', "-", ".", "–", "£", "€")
 MAX_SENTENCE_BYTES = 4192  # SentencePiece leaves out what is longer
+# The values that SentencePiece takes, both ends included.
+LIMITS = {"vocab_size": (8, 1 << 24), "character_coverage": (0.98, 1.0), "input_sentence_size": (101, 2**31 - 1)}
 _RESERVED = "▅"  # SentencePiece leaves out sentences that hold this, its sign for an unknown character
 _SAMPLE = 2000  # sentences for the report
 
@@ -58,6 +61,12 @@ def train_vocabulary(
   Raises:
     UserError: the corpus cannot be read or does not suit the size, or it is not clear whether marks are to be kept.
   """
+  values = {
+    "vocab_size": vocab_size, "character_coverage": character_coverage, "input_sentence_size": input_sentence_size
+  }  # fmt: skip
+  for name, (low, high) in LIMITS.items():
+    if not low <= values[name] <= high:
+      raise UserError(f"--{name}={values[name]} is out of range; expected {low:,} to {high:,}")
   out = files.user_path(out, "--out").rstrip("/")
   path = f"{out}/spiece.model"
   if files.exists(path) and not overwrite:
@@ -76,12 +85,13 @@ def train_vocabulary(
       )
   sample, tally = [], collections.Counter()
   sentences = sentences_of(units, reading, lower=lower, keep_accents=keep_accents, sample=sample, tally=tally)
-  model = train_model(
-    sentences,
-    vocab_size=vocab_size,
-    character_coverage=character_coverage,
-    input_sentence_size=input_sentence_size,
-  )
+  with contextlib.closing(sentences):  # After an error its bar ends before the error's line.
+    model = train_model(
+      sentences,
+      vocab_size=vocab_size,
+      character_coverage=character_coverage,
+      input_sentence_size=input_sentence_size,
+    )
   # The rules first: a vocabulary without its rules would be read by the wrong ones.
   files.write(f"{out}/{RULES_FILE}", rules_file(lower, keep_accents))
   files.write(path, model)
