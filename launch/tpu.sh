@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU VM or pod slice: asks for it, installs on all its workers, starts, watches, and gives it back.
+# Trains on a Cloud TPU VM or pod slice: creates it, installs on all workers, starts and watches the training, deletes it.
 #
 #   launch/tpu.sh create --name=NAME --zone=ZONE --accelerator=v5litepod-16 --spot
 #   launch/tpu.sh setup  --name=NAME --zone=ZONE
@@ -8,33 +8,33 @@
 #   launch/tpu.sh logs   --name=NAME --zone=ZONE --follow
 #   launch/tpu.sh delete --name=NAME --zone=ZONE
 #
-# Or all of it at once, surviving preemption, and paying for nothing afterwards:
+# All of it in one command, which restarts after preemption and deletes the TPU at the end:
 #
 #   launch/tpu.sh train --babysit --delete_after --name=NAME --zone=ZONE --accelerator=v5litepod-256 --spot -- \
 #       --config=configs/pretrain.py:base --config.data.dataset=gs://BUCKET/data --workdir=gs://BUCKET/runs/base
 #
-# Every command can be given again: it does what is still to be done.
+# Every command can be repeated: it does only what is not done yet.
 #
-#   create   asks for the TPU as a queued resource, and waits until it is there
-#   setup    copies this checkout, or clones --repo, to every worker and installs it in a Python 3.12 of its own
+#   create   requests the TPU as a queued resource, and waits until it is ready
+#   setup    copies this checkout, or clones --repo, to every worker and installs it with a separate Python 3.12
 #   train    starts `albert-jax train ARGUMENTS` on every worker, in the background
 #   status   the state of the request, of the TPU and of the training on each worker
-#   logs     what the training wrote on one worker
+#   logs     the output of the training on one worker
 #   ssh      a shell on one worker; or a command on all: launch/tpu.sh ssh --name=NAME --zone=ZONE -- nproc
-#   stop     asks the training to save and stop; train goes on from there
-#   delete   gives the TPU back, with all that is on its disks
+#   stop     makes the training save and stop; train resumes it
+#   delete   deletes the TPU and its disks
 #
 # Flags, each with the environment variable that gives its default:
 #
 #   --name=NAME            ALBERT_TPU_NAME         of the queued resource and of the TPU
 #   --zone=ZONE            ALBERT_TPU_ZONE         such as us-central2-b
-#   --project=PROJECT      ALBERT_TPU_PROJECT      default: gcloud's own
+#   --project=PROJECT      ALBERT_TPU_PROJECT      default: that of gcloud
 #   --accelerator=TYPE     ALBERT_TPU_ACCELERATOR  such as v4-8, v5litepod-256, v5p-128, v6e-64
-#   --runtime=VERSION      ALBERT_TPU_RUNTIME      default: the one that goes with the accelerator
-#   --spot                 ALBERT_TPU_SPOT=1       cheaper, and can be taken away at any time
-#   --repo=URL             ALBERT_TPU_REPO         default: the files of this checkout, as they are now
+#   --runtime=VERSION      ALBERT_TPU_RUNTIME      default: by the accelerator
+#   --spot                 ALBERT_TPU_SPOT=1       cheaper; may be preempted at any time
+#   --repo=URL             ALBERT_TPU_REPO         default: the files of this checkout
 #   --branch=NAME          ALBERT_TPU_BRANCH       branch, tag or commit of --repo; default main
-#   --env=NAME             ALBERT_TPU_ENV          give the training this variable of your environment, such as
+#   --env=NAME             ALBERT_TPU_ENV          pass this variable of your environment to the training, as
 #                                                  WANDB_API_KEY; goes in a private file, never on a command line.
 #                                                  Repeat it, or separate names by commas
 #   --ssh_flag=FLAG                                more flags for `gcloud … tpu-vm ssh` and `scp`, as --internal-ip
@@ -42,28 +42,28 @@
 #   --worker=N                                     of logs and ssh; default 0, for an ssh command all
 #   --lines=N, --follow                            of logs; default 100
 #   --no_wait                                      create returns when the request is in the queue
-#   --babysit                                      train does everything, watches until the training is done, and
-#                                                  begins again when the TPU was taken away or something broke
+#   --babysit                                      train runs all commands, watches until the training is done, and
+#                                                  restarts after a preemption or a failure
 #   --delete_after                                 with --babysit: delete the TPU when the training is done
-#   --poll=SECONDS         ALBERT_TPU_POLL         between two looks; default 60
-#   --retries=N            ALBERT_TPU_RETRIES      tries of what failed, and failures of the training; default 8
+#   --poll=SECONDS         ALBERT_TPU_POLL         between two polls; default 60
+#   --retries=N            ALBERT_TPU_RETRIES      retries of a failed command, and of the training; default 8
 #   --backoff=SECONDS      ALBERT_TPU_BACKOFF      wait after the first failure, doubled after each; default 10
-#   --preemptions=N        ALBERT_TPU_PREEMPTIONS  times --babysit begins again because the TPU was lost; default 100
-#   --dry_run                                      print the commands and run nothing; what the workers are told is shown
-#                                                  without its checks, locks and waits
+#   --preemptions=N        ALBERT_TPU_PREEMPTIONS  restarts of --babysit after preemptions; default 100
+#   --dry_run                                      print the commands without running them; the commands of workers
+#                                                  are shown without checks, locks and waits
 #
-# Exit codes: 0 done, 1 it failed, 2 something to put right in the command, the quota or the training's arguments.
+# Exit codes: 0 success, 1 failure, 2 a mistake in the command, the quota or the training's arguments.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 COMMANDS=(create setup train status logs ssh stop delete)
-# A training that ran this long has left its trouble behind: failures are counted anew.
+# After a training has run this long, the count of failures restarts.
 HEALTHY_SECONDS=3600
 # Polls in a row: before a worker that does not answer costs the TPU its life, and in which all workers have to end.
 PATIENCE=3
-# What gcloud refuses now it refuses again in a minute.
+# Errors of gcloud that a retry does not solve.
 HOPELESS='^ERROR: \(gcloud[^)]*\).*(PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|invalid_grant|Reauthentication|active account|unrecognized arg|[Ii]nvalid (value|choice)|[Mm]ust be specified|required property)'
-# How a worker says that it is no use to try again; no other program here ends with it.
+# The exit code of a worker if a retry is useless; no other program here uses it.
 NO_USE=64
 
 # --- Words ---
