@@ -148,7 +148,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
       log.info("The best %s was at step %d; its checkpoint is exported.", config.best, best.step)
     if task.score is not None and not predictions:
       metrics, predictions = run.evaluate_program(settled.stages[-1], settled.eval_params(state), mesh)
-    replicate = jax.jit(lambda params: params, out_shardings=NamedSharding(mesh, P()))
+    replicate = jax.jit(task.exported, out_shardings=NamedSharding(mesh, P()))
     params = replicate(settled.eval_params(state))
     writer.finish()
     if host == 0:

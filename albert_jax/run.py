@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from albert_jax import convert, files, model, tasks
 from albert_jax.errors import UserError, message_lines
+from albert_jax.tasks import lora
 from albert_jax.training import duration, flops, held_out, optimizer, sharding, state, trackers, workdir
 from albert_jax.training.guard import GuardConfig
 from albert_jax.training.optimizer import OptimizerConfig
@@ -48,6 +49,7 @@ LIMITS = {
   "keep_checkpoints": (1, 10**6),
   "keep_every": (0, 2**31 - 1),
   "early_stop": (0, 10**6),
+  "lora_rank": (0, 4096),
 }
 MAX_WEIGHT = 1e6  # of a term of the loss
 HANG_MINUTES = (0.01, 1e6)  # or 0: faulthandler's timer crashes on shorter ones.
@@ -236,6 +238,14 @@ def check(config: ConfigDict) -> None:
   for name in ("init_optimizer", "init_missing"):
     if config[name] and not config.init_from:
       raise UserError(f"{name}={config[name]} has no effect without a checkpoint; add --config.init_from=CHECKPOINT")
+  if config.get("lora_rank", 0):
+    if not config.init_from:
+      raise UserError(f"lora_rank={config.lora_rank} changes a trained model; add --config.init_from=CHECKPOINT")
+    if config.optimizer.freeze:
+      raise UserError(
+        f"optimizer.freeze={config.optimizer.freeze!r} has no effect beside lora_rank={config.lora_rank}, which trains "
+        "nothing but low-rank differences and the task's head; set one of them"
+      )
   try:
     re.compile(config.init_missing)
   except re.error as error:
@@ -286,9 +296,12 @@ def _parts(config):
     part_config = copy.deepcopy(config)
     part_config.batch_size, part_config.data.seq_length = part.batch_size, part.seq_length
     part_config.model.num_hidden_layers = part.num_hidden_layers
-    return tasks.make(part_config, vocabulary, first_row)
+    task = tasks.make(part_config, vocabulary, first_row)
+    return lora.adapt(task, rank, config.init_missing) if (rank := config.get("lora_rank", 0)) else task
 
   last = task_of(parts[-1])
+  if config.get("lora_rank", 0):
+    config.optimizer.freeze = lora.frozen(last, config.init_missing)
   config.model.vocab_size = last.model.vocab_size
   config.steps = duration.total_steps(
     steps=config.steps, epochs=config.epochs, tokens=config.tokens, hours=config.hours, parts=parts,

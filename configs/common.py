@@ -54,6 +54,8 @@ def finetune(variant: str, task: str, data: FinetuningData | None = None) -> Con
   config = get_config(variant)
   config.task = ConfigDict({"name": task})
   config.init_structure = True
+  # Train low-rank differences of this rank to the layers' matrices, and the task's head, alone (LoRA); 0: everything.
+  config.lora_rank = 0
   config.steps, config.epochs = 0, 3.0
   config.batch_size = 32
   config.log_every = 20

@@ -174,11 +174,11 @@ def stacked(make: Callable, cfg: AlbertConfig, part: str, rngs: Keys) -> nnx.Mod
   lead, lead_of_rest = (lead_axes(cfg, part, leaf) for leaf in ("kernel", "bias"))
   key = rngs.params()
   module = _stacked(make, lead, key)
-  if lead_of_rest != lead:  # Biases and layer norms are constants at first, so the same key serves.
-    graphdef, kernels, _ = nnx.split(module, is_kernel, ...)  # type: ignore[misc]
-    _, _, others = nnx.split(_stacked(make, lead_of_rest, key), is_kernel, ...)  # type: ignore[misc]
-    module = nnx.merge(graphdef, kernels, others)
-  return module
+  if lead_of_rest == lead:
+    return module
+  mixed = _stacked(make, lead_of_rest, key)  # Biases and layer norms are constants at first, so the same key serves.
+  nnx.update(mixed, nnx.state(module, is_kernel))
+  return mixed
 
 
 def _stacked(make, lead, key):

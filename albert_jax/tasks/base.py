@@ -52,6 +52,7 @@ class Task:
     about: what an export says of the task, see `about`.
     architecture: the class of transformers that opens the export; '' for the one that the parameters imply.
     row_flops: operations of the task's own heads for a row of a training step, where they are not small.
+    exported: trained parameters -> those that an export holds.
   """
 
   model: AlbertConfig
@@ -73,6 +74,7 @@ class Task:
   about: dict[str, Any] = dataclasses.field(default_factory=dict)
   architecture: str = ""
   row_flops: float = 0.0
+  exported: Callable[[Params], Params] = lambda params: params
 
 
 @dataclass(frozen=True)
