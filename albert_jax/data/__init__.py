@@ -1,4 +1,4 @@
-"""Text to batches, with numpy only. Modules that moved into a wing are found under their old names until 0.3."""
+"""Makes batches from text, with numpy only. Modules that moved are available under their old names until 0.3."""
 
 import importlib
 import warnings

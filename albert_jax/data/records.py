@@ -1,4 +1,4 @@
-"""The one record format: a segment of a document as bytes, packed one at a time and read a batch at a time.
+"""The record format: a segment of a document as bytes, packed one at a time and read a batch at a time.
 
 Little-endian, in this order, padded with zeros to a multiple of 8 bytes so that joined records stay aligned:
 
@@ -47,7 +47,7 @@ def word_starts(pieces: list[str]) -> np.ndarray:
 
 
 def document_id(lines: list[str]) -> int:
-  """Returns a stable 64-bit name of a document's text: equal texts have equal names, on every machine."""
+  """Returns a stable 64-bit id of a document's text: equal texts have equal ids, on every machine."""
   digest = hashlib.blake2b(digest_size=8)
   for i, line in enumerate(lines):
     digest.update(("\n" + line if i else line).encode("utf-8", "surrogatepass"))
@@ -79,10 +79,10 @@ class Records:
     data: uint8 array, the joined bytes.
     ids: the same bytes as token ids.
     sentence_starts: int64 array, those of all records one after the other.
-    tokens, sentences: int64, how many.
-    id_base: where a record's first id is in `ids`.
-    word_base: where a record's word starts are in `data`.
-    sentence_base: where a record's first sentence is in `sentence_starts`.
+    tokens, sentences: int64, their numbers.
+    id_base: the index of a record's first id in `ids`.
+    word_base: the index of a record's word starts in `data`.
+    sentence_base: the index of a record's first sentence in `sentence_starts`.
     document: uint64.
   """
 
@@ -98,13 +98,13 @@ class Records:
 
 
 def ragged(base: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-  """The indices of runs: for each i, `base[i]`, `base[i] + 1`, … (`sizes[i]` of them), all in one int64 array."""
+  """Returns the indices of runs: for each i, `base[i]`, `base[i] + 1`, … (`sizes[i]` of them), in one int64 array."""
   ends = np.cumsum(sizes)
   return np.arange(ends[-1] if len(ends) else 0) + np.repeat(base - ends + sizes, sizes)
 
 
 def unpack(packed: list[bytes]) -> Records:
-  """Reads a batch of packed records without looking at their contents one by one.
+  """Reads a batch of packed records without a loop over their contents.
 
   Args:
     packed: list of R ≥ 1 bytes from `pack`.

@@ -1,4 +1,4 @@
-"""Text to ids by the rules of the original, and from ids back to characters of the text.
+"""Tokenizes text by the rules of the original, and maps ids back to characters of the text.
 
 The rules of google-research/albert's tokenization.py, for its SentencePiece models: `preprocess_text` (here
 `normalize`), SentencePiece, then `encode_pieces`' second look at pieces such as `▁2010,`, whose comma becomes a piece
@@ -23,14 +23,14 @@ from albert_jax import files, strict_json
 from albert_jax.errors import UserError, message_lines
 
 _SPACE = "▁"  # SentencePiece's mark for "a word starts here"
-# What a vocabulary is called in the folders of Hugging Face and of Google, English and Chinese.
+# The names of vocabulary files in folders of Hugging Face and Google, English and Chinese.
 _VOCABULARIES = ("spiece.model", "30k-clean.model", "vocab.txt", "vocab_chinese.txt", "tokenizer.json")
 _MAX_WORDPIECE_CHARS = 200  # a longer word is one unknown piece (tokenization.py, WordpieceTokenizer)
 
 
 @functools.cache
 def _dropped(keep_accents):
-  """Matches characters that never reach the vocabulary: combining marks, and halves of surrogate pairs.
+  """Returns a pattern of the characters that are always dropped: combining marks, and halves of surrogate pairs.
 
   A lone surrogate (a broken escape in a JSON file) is not a character, and SentencePiece refuses it.
   """
@@ -38,7 +38,7 @@ def _dropped(keep_accents):
   return re.compile("[\ud800-\udfff" + "".join(marks) + "]+")
 
 
-# No character below U+0300 is dropped, and asking the large class above about each one costs more than all the rest.
+# No character below U+0300 is dropped, and matching the large class above against each of them would be slow.
 _MAY_DROP = re.compile("[^\0-\u02ff]+")
 
 
@@ -53,7 +53,7 @@ def _long_run():
 
 
 def _decompose(text):
-  """NFKD of a text, in linear time: the standard library sorts a run of marks in the square of its length."""
+  """Returns NFKD of a text in linear time; the standard library takes quadratic time for a run of marks."""
   if len(text) < _LONG_TEXT:
     return unicodedata.normalize("NFKD", text)
   parts, end = [], 0
@@ -65,7 +65,7 @@ def _decompose(text):
 
 
 def _sort_marks(chars):
-  """Sorts each run of combining marks by class, as canonical ordering wants; a list of as many characters."""
+  """Sorts each run of combining marks by class (canonical ordering); returns a list of the same length."""
   result = []
   for _, run in itertools.groupby(chars, key=lambda c: unicodedata.combining(c) > 0):
     result += sorted(run, key=unicodedata.combining)
@@ -73,19 +73,19 @@ def _sort_marks(chars):
 
 
 def normalize(text: str, *, lower: bool = True, keep_accents: bool = False, hf_quotes: bool = False) -> str:
-  """What the original does to a text before SentencePiece sees it (tokenization.py, `preprocess_text`).
+  """Normalises a text for SentencePiece as the original (tokenization.py, `preprocess_text`).
 
   Args:
-    text: str, any Unicode.
-    lower: lower-case, as all released English models want.
+    text: any Unicode text.
+    lower: lower-case, as for all released English models.
     keep_accents: keep combining marks (the original always drops them).
-    hf_quotes: also turn ``` `` ``` and `''` into `"`, as Hugging Face does and the original does not.
+    hf_quotes: also replace ``` `` ``` and `''` by `"`, as Hugging Face does and the original does not.
 
   Returns:
     str: outer and repeated white space removed, NFKD, without combining marks, lower-cased. Idempotent but for
     characters that NFKD turns into a space and a mark.
   """
-  # Most texts have single spaces and nothing else that counts as white space, which is quicker to see than to mend.
+  # Most texts have only single spaces as white space; checking this is faster than splitting and joining.
   text = text.strip() if "  " not in text and text.isprintable() else " ".join(text.split())
   if hf_quotes:
     text = text.replace("``", '"').replace("''", '"')
@@ -96,14 +96,14 @@ def normalize(text: str, *, lower: bool = True, keep_accents: bool = False, hf_q
 
 
 def _normalize_with_spans(text, *, lower, keep_accents, hf_quotes):
-  """`normalize`, and where each of its characters comes from.
+  """Normalises a text as `normalize`, and returns the origin of each character.
 
   Returns:
-    str of n characters, and a sequence of n `(start, end)` in `text`. A dropped mark belongs to the character it stood
-    on.
+    A str of n characters, and a sequence of n `(start, end)` in `text`. A dropped mark belongs to the character before
+    it.
   """
   if text.isascii() and not hf_quotes and " ".join(text.split()) == text:
-    # Most text: every character stays where it is.
+    # In most texts, every character keeps its position.
     return (text.lower() if lower else text), [(i, i + 1) for i in range(len(text))]
 
   chars, spans = [], []
@@ -115,8 +115,8 @@ def _normalize_with_spans(text, *, lower, keep_accents, hf_quotes):
       chars.append('"' if len(piece.group()) == 2 else piece.group())
       spans.append((word.start() + piece.start(), word.start() + piece.end()))
 
-  # NFKD of a string is NFKD of its characters with each run of marks sorted by class (stable). The spans stay in the
-  # order of the text: the marks of one character share its place anyway, and spans must never go back.
+  # NFKD of a string is NFKD of its characters with each run of marks sorted by class (stable). The spans keep the order
+  # of the text: the marks of one character share its span, and spans must not decrease.
   decomposed = [(c, span) for char, span in zip(chars, spans, strict=True) for c in unicodedata.normalize("NFKD", char)]
   spans = [span for _, span in decomposed]
   chars = _sort_marks([c for c, _ in decomposed])
@@ -131,7 +131,7 @@ def _normalize_with_spans(text, *, lower, keep_accents, hf_quotes):
       spans[-1] = (spans[-1][0], max(spans[-1][1], span[1]))
   text = "".join(chars)
   if lower:
-    # Lower-casing looks at neighbours (the final sigma) but how many characters one becomes does not depend on them.
+    # Lower-casing depends on neighbours (the final sigma), but the number of resulting characters does not.
     spans = [span for c, span in zip(chars, spans, strict=True) for _ in c.lower()]
     text = text.lower()
   return text, spans
@@ -142,13 +142,13 @@ _RULE_NAMES = {"do_lower_case": "lower", "keep_accents": "keep_accents"}
 
 
 def recorded_rules(path: str | os.PathLike) -> dict[str, bool]:
-  """Reads how the text of a vocabulary is normalised, from the `tokenizer_config.json` beside it.
+  """Reads the normalisation rules of a vocabulary from the `tokenizer_config.json` in its folder.
 
   Args:
-    path: the vocabulary, or the folder that holds it; on this machine or in a store.
+    path: the vocabulary, or its folder; local or in a store.
 
   Returns:
-    `lower` and `keep_accents`, as far as the file says; {} where there is no file.
+    `lower` and `keep_accents`, if the file has them; {} without a file.
 
   Raises:
     UserError: the file is damaged, or a rule is neither true nor false.
@@ -173,7 +173,7 @@ def rules_file(lower: bool, keep_accents: bool) -> bytes:
 
 
 class Tokenizer:
-  """A vocabulary file and the rules that turn text into its ids.
+  """A vocabulary file and the rules for tokenizing text.
 
   The file is read at the first use, in each process anew: the object itself is a few strings and pickles as such.
 
@@ -182,8 +182,8 @@ class Tokenizer:
       of transformers), or a folder that holds one.
     pieces: list[str], the pieces by id.
     vocab_size: int.
-    pad_id, unk_id, cls_id, sep_id, mask_id: int, looked up by name in the vocabulary.
-    ordinary_ids: int32 array, the ids that stand for text: not special, control, unknown or unused.
+    pad_id, unk_id, cls_id, sep_id, mask_id: the ids of the special pieces, by their names in the vocabulary.
+    ordinary_ids: int32 array, the ids of text: not special, control, unknown or unused.
   """
 
   def __init__(
@@ -194,12 +194,12 @@ class Tokenizer:
     hf_quotes: bool = False,
     digit_comma: bool = True,
   ):
-    """Names a vocabulary; reads only the rules beside it.
+    """Makes a tokenizer; the vocabulary itself is read at the first use.
 
     Args:
       path: see the class.
-      lower: lower-case the text; None follows the `tokenizer_config.json` beside the vocabulary, or else lower-cases.
-      keep_accents: keep combining marks; None follows that file, or else drops them.
+      lower: lower-case the text; None follows the `tokenizer_config.json` in the folder, by default True.
+      keep_accents: keep combining marks; None follows that file, by default False.
       hf_quotes: see `normalize`.
       digit_comma: split the comma from pieces that end in a digit and a comma, as the original does.
 
@@ -264,7 +264,7 @@ class Tokenizer:
 
   @functools.cached_property
   def _special_ids(self):
-    """{'pad', 'unk', 'cls', 'sep', 'mask': id}; a UserError names those that the vocabulary lacks."""
+    """Returns {'pad', 'unk', 'cls', 'sep', 'mask': id}; raises UserError for those that the vocabulary lacks."""
     names = {"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
     if self._is_fast:
       names |= {"pad": "[PAD]", "unk": "[UNK]"} if "[PAD]" in self._ids else {"pad": "<pad>", "unk": "<unk>"}
@@ -297,12 +297,12 @@ class Tokenizer:
 
   @functools.cached_property
   def _resplit(self):
-    """{id of a piece such as `▁2010,`: the pieces it becomes}, the second half of the original's `encode_pieces`.
+    """Returns {id of a piece such as `▁2010,`: the pieces that replace it}, as the original's `encode_pieces`.
 
     What a piece becomes depends on nothing but the piece, so a table made once replaces the original's loop over all.
-    A piece inside a word stays inside it. That is what the original means; its code compares text with bytes there,
-    which is never true, so that the rest of such a piece would start a new word. No piece of the released vocabulary
-    is concerned.
+    A piece inside a word stays inside it. This is the intention of the original; its code compares text with bytes,
+    which is never equal, so that the rest of such a piece would start a new word. The released vocabulary has no such
+    piece.
     """
     table = {}
     for i, piece in enumerate(self.pieces):
@@ -316,7 +316,7 @@ class Tokenizer:
 
   @functools.cached_property
   def resplit_ids(self) -> dict[int, list[int]]:
-    """{id of a piece such as `▁2010,`: the ids that replace it}, as the original splits such pieces (see `encode`)."""
+    """Returns {id of a piece such as `▁2010,`: the ids that replace it}, see `encode`."""
     return {i: [self._id(part) for part in parts] for i, parts in self._resplit.items()}
 
   @functools.cached_property
@@ -325,13 +325,13 @@ class Tokenizer:
     return {piece: i for piece, i in self._ids.items() if not (sp.is_control(i) or sp.is_unknown(i) or sp.is_unused(i))}
 
   def _id(self, piece):
-    """The id of a piece of text. SentencePiece's own look-up would give `[CLS]`, in a text, the id of the symbol."""
+    """Returns the id of a piece of text. SentencePiece would map the text `[CLS]` to the id of the symbol."""
     return self._text_ids.get(piece, self._model.unk_id())
 
   # Text to ids.
 
   def normalize(self, text: str) -> str:
-    """`normalize` by this tokenizer's rules (what SentencePiece is given; WordPiece has rules of its own)."""
+    """Normalises a text by the rules of this tokenizer, for SentencePiece; WordPiece has its own rules."""
     return normalize(text, **self._rules)
 
   def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
@@ -345,13 +345,13 @@ class Tokenizer:
     """
     if self._is_fast:
       return [x.ids for x in self._model.encode_batch([_characters(text) for text in texts], add_special_tokens=False)]
-    # One thread: whoever has gigabytes runs several processes, and more threads than cores would slow them all.
+    # One thread: large corpora use several processes, and more threads than cores would be slower.
     batch = self._model.encode([normalize(text, **self._rules) for text in texts], out_type=int, num_threads=1)
     return [self._split_commas(ids) for ids in batch]
 
   def _split_commas(self, ids):
     table = self.resplit_ids
-    # One look in C at the whole list; most have nothing to split.
+    # One test in C for the whole list; most lists have nothing to split.
     return ids if table.keys().isdisjoint(ids) else [j for i in ids for j in table.get(i, (i,))]
 
   def encode(self, text: str, *, specials: bool = False) -> list[int]:
@@ -359,8 +359,8 @@ class Tokenizer:
 
     Args:
       text: str.
-      specials: `[CLS]`, `[SEP]` and `[MASK]` written in the text become their ids, as for filling masks. Otherwise they
-        are text like any other: what a user writes must not be able to forge the structure of an input.
+      specials: convert `[CLS]`, `[SEP]` and `[MASK]` in the text to their ids, as for filling masks. Otherwise they are
+        ordinary text, so that a user's text cannot change the structure of an input.
 
     Returns:
       list[int], without [CLS] and [SEP] at the ends.
@@ -383,9 +383,9 @@ class Tokenizer:
       specials: see `encode`.
 
     Returns:
-      list[int], and a list of as many `(start, end)`: `text[start:end]` is what the piece was made of, in the text as
-      it was given. Spans exclude white space around a piece (a lone `▁` gets an empty span), never go back, and cover
-      all other characters but those that are dropped; parts of one character (`½` is three pieces) share its span.
+      list[int], and a list of as many `(start, end)`: `text[start:end]` is the source of the piece in the original
+      text. Spans exclude white space around a piece (a lone `▁` has an empty span), do not decrease, and cover all
+      other characters except dropped ones; parts of one character (`½` is three pieces) share its span.
     """
     ids, spans = [], []
     parts = self._split_specials(text) if specials else [(text, 0, None)]
@@ -399,7 +399,7 @@ class Tokenizer:
     return ids, spans
 
   def _split_specials(self, text):
-    """Cuts a text at the special names in it: list of (part, its start, its id or None for plain text)."""
+    """Splits a text at special names; returns a list of (part, its start, its id or None for plain text)."""
     names = {"[CLS]": self.cls_id, "[SEP]": self.sep_id, "[MASK]": self.mask_id}
     parts = [
       (x.group(), x.start(), names.get(x.group()))
@@ -409,7 +409,7 @@ class Tokenizer:
 
   def _sentencepiece_spans(self, text):
     chars, spans = _normalize_with_spans(text, **self._rules)
-    # What SentencePiece's own normaliser made of `chars`, and for each of its characters the index in `chars`.
+    # The output of SentencePiece's normaliser for `chars`, and for each of its characters the index in `chars`.
     _, origin = self._model.normalize(chars, with_offsets=True)
     ids, result, position = [], [], 0
     for whole in self._model.encode(chars, out_type=str):
@@ -439,7 +439,7 @@ class Tokenizer:
   # Ids to text.
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Text of ids; special pieces are left out, unknown ones are ` ⁇ ` (SentencePiece) or `[UNK]` (WordPiece).
+    """Returns the text of ids without special pieces; unknown ones are ` ⁇ ` (SentencePiece) or `[UNK]` (WordPiece).
 
     Raises:
       UserError: an id is outside the vocabulary.
@@ -455,7 +455,7 @@ class Tokenizer:
 
 
 def _characters(text):
-  """The text with lone surrogates, which the `tokenizers` library refuses, as U+FFFD: same length, same offsets."""
+  """Replaces lone surrogates, which the `tokenizers` library refuses, by U+FFFD; offsets stay the same."""
   return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
@@ -492,7 +492,7 @@ def _load_wordpiece(tokenizer):
   model = tokenizers.Tokenizer(
     tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORDPIECE_CHARS)
   )
-  # The original strips accents exactly when it lower-cases.
+  # The original strips accents if and only if it lower-cases.
   model.normalizer = tokenizers.normalizers.BertNormalizer(
     lowercase=tokenizer.lower, strip_accents=tokenizer.lower and not tokenizer.keep_accents
   )
@@ -507,7 +507,7 @@ def _load_tokenizer_json(path):
 
   try:
     model = tokenizers.Tokenizer.from_file(path)
-  except Exception as error:  # The library raises plain Exception for whatever it cannot read.
+  except Exception as error:  # The library raises plain Exception for unreadable files.
     raise UserError(f"{path} is not a tokenizer.json that can be read: {message_lines(error)[0][:200]}") from None
   model.no_truncation()
   model.no_padding()

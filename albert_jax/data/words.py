@@ -1,6 +1,6 @@
-"""Cuts running text into words: the word boundaries of Unicode (UAX 29), joined and split where tagged corpora differ.
+"""Splits text into words at the word boundaries of Unicode (UAX 29), adapted to the conventions of tagged corpora.
 
-`regex` has the boundaries, compiled: a combining mark, a joiner and an emoji's modifiers stay with what they belong to.
+`regex` implements the boundaries: combining marks, joiners and emoji modifiers stay with their characters.
 """
 
 import itertools
@@ -30,7 +30,7 @@ def spans(text: str) -> list[tuple[int, int]]:
     text: any text.
 
   Returns:
-    for each word where it begins and where it ends in `text`, in characters.
+    (start, end) of each word in `text`, in characters.
   """
   bounds = [match.start() for match in _BOUNDARY.finditer(text)]
   word_spans: list[tuple[int, int]] = []
@@ -48,12 +48,12 @@ def spans(text: str) -> list[tuple[int, int]]:
 
 
 def split(text: str) -> list[str]:
-  """Cuts a text into its words, see `spans`."""
+  """Splits a text into words, see `spans`."""
   return [text[start:end] for start, end in spans(text)]
 
 
 def _continues(text, word_spans, start):
-  """Returns whether what begins at `start` belongs to the last word: `#` and `@`, and scripts without spaces."""
+  """Returns whether the part at `start` continues the last word: after `#` and `@`, and in scripts without spaces."""
   if not word_spans or word_spans[-1][1] != start:
     return False
   begin, end = word_spans[-1]
@@ -63,7 +63,7 @@ def _continues(text, word_spans, start):
 
 
 def _joins(text, word_spans, start):
-  """Returns whether the last word is a sign that joins the one before it with what begins at `start`."""
+  """Returns whether the last word is a sign that joins the word before it with the part at `start`."""
   (begin, middle), (sign, end) = word_spans[-2:]
   return (
     text[sign:end] in _JOINS
