@@ -25,13 +25,14 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
 
 # Programs that are not this project's: their commands are not checked.
-OTHERS = {"pip", "git", "source", "export", "curl", "kill", "zcat", "head", "mkdocs", "docker", "kubectl", "eval", "cd"}
+OTHERS = {"pip", "git", "source", "export", "curl", "kill", "zcat", "head", "mkdocs", "docker", "kubectl", "eval", "cd",
+          "node"}  # fmt: skip
 
 # Python blocks that are only compiled, by a line that no other block has, and why.
 NOT_RUN = {
   "import openai": "needs the package openai and a server; tests/test_serve.py sends the same requests",
   "from huggingface_hub import InferenceClient": "needs a server; tests/test_serve.py sends the same requests",
-  "import openvino": "needs the package openvino, which the project does not use",
+  "import openvino": "needs the package openvino; tests/test_exports_onnx.py runs it where that is installed",
   "from sentence_transformers import SentenceTransformer": "imports PyTorch; tests/test_exports_folder.py does this",
   "from transformers import pipeline": "imports PyTorch; tests/test_exports_folder.py does this",
   "from transformers import AutoTokenizer": "imports PyTorch; tests/test_exports_onnx.py runs the same graph",
@@ -95,6 +96,8 @@ def problem(words):
     return "" if args == ["--version"] else problem_of_command(args[0], args[1:])
   if program == "python" and args[:2] == ["-m", "albert_jax"]:
     return problem_of_command(args[2], args[3:])
+  if program == "python" and args[:2] == ["-m", "http.server"]:
+    return ""
   if program == "python" or program.startswith("launch/"):
     file, args = (args[0], args[1:]) if program == "python" else (program, args)
     if not (ROOT / file).is_file():

@@ -8,7 +8,7 @@ import pytest
 from small_models import SMALL, random_params
 
 import albert_jax
-from albert_jax import model
+from albert_jax import model, onnx_runtime
 from albert_jax.errors import UserError
 from albert_jax.model import task_heads
 from albert_jax.tasks import heads, retrieve
@@ -20,6 +20,7 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
 from albert_jax.exports import onnx as export_onnx  # noqa: E402
+from albert_jax.exports import quantize  # noqa: E402
 
 LENGTHS = (7, 1, 12, 16)
 
@@ -178,6 +179,26 @@ def test_the_base_model_with_all_heads_takes_less_than_50_megabytes():
     shapes = task_heads.HEADS[head](cfg.hidden_size, classes)
     params[head] = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
   assert len(export_onnx.build(cfg, params).SerializeToString()) < 50e6
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_openvino_computes_the_same_in_float32_and_in_int8(tmp_path):
+  openvino = pytest.importorskip("openvino", reason="OpenVINO opens the file: pip install openvino")
+  params = random_params(SMALL, ("pooler", "mlm", "sop"))
+  ids = np.random.default_rng(0).integers(1, SMALL.vocab_size, (3, 14))
+  mask = np.ones_like(ids)
+  mask[1:, 9:] = 0
+  batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": ids * 0}
+  uses = quantize.calibrate(SMALL, params, [batch])
+  for arithmetic in (None, quantize.Int8(quantize.Recipe(), uses)):
+    graph = export_onnx.build(SMALL, params, arithmetic=arithmetic)
+    (tmp_path / "model.onnx").write_bytes(graph.SerializeToString())
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    found = openvino.Core().compile_model(str(tmp_path / "model.onnx"), "CPU", exact)(batch)
+    for name, value in onnx_runtime.run(onnx_runtime.session(graph), batch).items():
+      of_tokens = value.shape[:2] == mask.shape
+      difference = np.abs(found[name] - value)[mask > 0] if of_tokens else np.abs(found[name] - value)
+      assert difference.max() < 1e-4, name
 
 
 @pytest.mark.realdata

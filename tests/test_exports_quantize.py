@@ -10,7 +10,7 @@ import pytest
 from small_models import SMALL, random_params
 
 import albert_jax
-from albert_jax import onnx_runtime
+from albert_jax import model, onnx_runtime
 from albert_jax.__main__ import main
 from albert_jax.data.speech import symbols
 from albert_jax.errors import UserError
@@ -112,6 +112,41 @@ def test_each_use_of_a_shared_matrix_has_a_scale_and_the_matrix_is_stored_once()
   assert sum(name.endswith("ffn/up/scale") for name in names) == cfg.num_hidden_layers
   assert sum(name.endswith("ffn.up.kernel.bytes") for name in names) == 1
   assert sum(len(tensor.raw_data) for tensor in graph.initializer) < 0.45 * 4 * albert_jax.param_count(params)
+
+
+def test_the_base_model_with_all_heads_takes_less_than_12_megabytes():
+  cfg = albert_jax.VARIANTS["base"]
+  params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), model.shapes(cfg))
+  observed = quantize.Observed()
+  onnx.build(cfg, params, arithmetic=observed)
+  uses = {}
+  for name, weights in observed.weights.items():
+    ones = np.ones(len(weights[0].kernel))
+    uses[name] = quantize.Use(-ones, ones, 0 * ones, 1, tuple(weights))
+  graph = onnx.build(cfg, params, arithmetic=quantize.Int8(quantize.Recipe(), uses))
+  quantize.compact(graph)
+  assert graph.ByteSize() < 12e6
+
+
+def test_short_names_change_no_output():
+  cfg, params = with_outlier()
+  [batch] = batches(cfg, 1, seed=1)
+  graph = onnx.build(cfg, params, arithmetic=quantize.Int8(quantize.Recipe(), quantize.calibrate(cfg, params, [batch])))
+  before, size = onnx_runtime.run(onnx_runtime.session(graph), batch), graph.ByteSize()
+  quantize.compact(graph)
+  assert graph.ByteSize() < size
+  after = onnx_runtime.run(onnx_runtime.session(graph), batch)
+  assert before.keys() == after.keys()
+  for name, value in before.items():
+    np.testing.assert_array_equal(value, after[name])
+
+
+def test_scales_are_what_float16_holds_and_never_smaller():
+  scale = np.abs(np.random.default_rng(0).normal(size=1000) * 10.0 ** -np.arange(1000).clip(max=9)).astype(np.float32)
+  above = quantize.float16_above(scale)
+  assert np.array_equal(above, above.astype(np.float16).astype(np.float32))
+  assert np.all(above >= scale) and np.all(above > 0)
+  assert np.all(above[scale > 1e-4] <= 1.001 * scale[scale > 1e-4])
 
 
 @pytest.mark.slow

@@ -97,7 +97,7 @@ async function run(rows, names, signal) {
       token_type_ids: tensor(part, width, (row, j) => row.types[j]),
     };
     if (session.inputNames.includes("allowed")) {
-      feeds.allowed = tensor(part, width, (row, j) => Number(j >= row.start && j < row.start + row.size));
+      feeds.allowed = tensor(part, width, (row, j) => Number(j === 0 || (j >= row.start && j < row.start + row.size)));
     }
     const out = await alone(() => { signal?.throwIfAborted(); return session.run(feeds, names); });
     part.forEach((_, k) => results.push(Object.fromEntries(names.map(name => {

@@ -1,0 +1,170 @@
+"""What int8 recipes lose on real tasks: ONNX Runtime's own quantization, and ours, on fine-tuned models.
+
+  ALBERT_DATA=DIR python benchmarks/int8_quality.py SST-2=RUN MRPC=RUN STS-B=RUN WNUT-17=RUN SQuAD=RUN --json=FILE
+
+Each RUN is a complete run of configs/glue.py, ner.py or squad.py on the task. Texts of the training split give the
+ranges of activations; the metric is that of the whole development split. SQuAD is `squad_v1/newwiki_dev.json`.
+"""
+
+import argparse
+import functools
+import json
+import logging
+import os
+import pathlib
+import tempfile
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+import albert_jax
+from albert_jax import convert, onnx_runtime
+from albert_jax.data.finetuning import squad, tagged
+from albert_jax.exports import onnx as graphs
+from albert_jax.exports import quantize
+from albert_jax.exports.quantize import Recipe
+from albert_jax.tasks.ner import entities
+from albert_jax.tasks.squad import score
+
+FEED_FORWARD = ("ffn/down",)
+NAIVE = {
+  "quantize_dynamic, as it comes": {},
+  "… per_channel": {"per_channel": True},
+  "… reduce_range": {"reduce_range": True},
+  "… per_channel, reduce_range": {"per_channel": True, "reduce_range": True},
+}
+OURS = {
+  "static, one scale for all uses of a matrix": Recipe(activations="shared", smoothing={}),
+  "static, a scale for each use": Recipe(smoothing={}),
+  **quantize.RECIPES,
+  "int8, full 8-bit matrices": Recipe(bits="8"),
+}
+
+
+def table(path, columns, label):
+  with open(path, encoding="utf-8-sig") as file:
+    rows = [line.rstrip("\n").split("\t") for line in file]
+  head = rows[0]
+  places = [head.index(name) for name in columns]
+  rows = [row for row in rows[1:] if len(row) == len(head)]
+  items = [tuple(row[i] for i in places) if len(places) > 1 else row[places[0]] for row in rows]
+  return items, [row[head.index(label)] for row in rows]
+
+
+def glue(folder, columns, label, data, split):
+  return table(data / "glue" / folder / f"{split}.tsv", columns, label)
+
+
+def accuracy(results, gold, labels):
+  return 100 * np.mean(
+    [labels.index(result["label"]) == int(value) for result, value in zip(results, gold, strict=True)]
+  )
+
+
+def pearson(results, gold, labels):
+  return 100 * np.corrcoef([result["score"] for result in results], np.asarray(gold, float))[0, 1]
+
+
+def wnut(data, split):
+  sentences = tagged.read(tagged.split_files(data / "ner_wnut17", split))
+  gold = []
+  for words, tags in zip(sentences.words, sentences.tags, strict=True):
+    starts = np.cumsum([0, *(len(word) + 1 for word in words)])
+    gold.append({(kind, int(starts[i]), int(starts[j]) - 1) for kind, i, j in entities.entities(list(tags))})
+  return [list(words) for words in sentences.words], gold
+
+
+def entity_f1(results, gold, labels):
+  predicted = [{(one["type"], one["start"], one["end"]) for one in result["entities"]} for result in results]
+  hits = sum(len(a & b) for a, b in zip(predicted, gold, strict=True))
+  return 200 * hits / max(sum(map(len, predicted)) + sum(map(len, gold)), 1)
+
+
+def questions(data, split):
+  asked = squad.read_file(data / "squad_v1" / f"newwiki_{split}.json")
+  return [{"question": one.text, "context": one.context} for one in asked], [list(one.answers) for one in asked]
+
+
+def answer_f1(results, gold, labels):
+  pairs = zip(results, gold, strict=True)
+  return 100 * np.mean([score.squad1([text for text, *_ in answers], result["answer"])[1] for result, answers in pairs])
+
+
+# name: pipeline's task, (data, split) -> (items, gold), metric's name, (results, gold, labels) -> percent
+TASKS = {
+  "SST-2": ("classify", functools.partial(glue, "SST-2", ["sentence"], "label"), "accuracy", accuracy),
+  "MRPC": ("classify", functools.partial(glue, "MRPC", ["#1 String", "#2 String"], "Quality"), "accuracy", accuracy),
+  "STS-B": ("classify", functools.partial(glue, "STS-B", ["sentence1", "sentence2"], "score"), "Pearson", pearson),
+  "WNUT-17": ("tag", wnut, "F1", entity_f1),
+  "SQuAD": ("answer", questions, "F1", answer_f1),
+}
+
+
+class Noting(onnx_runtime.OnnxModel):
+  """An OnnxModel that keeps the rows it is asked."""
+
+  def __call__(self, function, batch):
+    mask = batch["attention_mask"] > 0
+    self.rows += [
+      (ids[keep].tolist(), types[keep].tolist())
+      for ids, types, keep in zip(batch["input_ids"], batch["token_type_ids"], mask, strict=True)
+      if keep.any()
+    ]
+    return super().__call__(function, batch)
+
+
+def naive(model, options):
+  """The graph that ONNX Runtime's dynamic quantization makes of ours."""
+  with tempfile.TemporaryDirectory() as folder:
+    onnx.save(model, f"{folder}/a.onnx")
+    quantize_dynamic(f"{folder}/a.onnx", f"{folder}/b.onnx", weight_type=QuantType.QInt8, **options)
+    return onnx.load(f"{folder}/b.onnx")
+
+
+def measure(name, run, data, limit):
+  task, read, metric, score_of = TASKS[name]
+  cfg, params = convert.load(run)
+  pipe = albert_jax.pipeline(task, run)
+  build = {"task": task}
+  exact = graphs.build(cfg, params, **build)
+
+  def percent(model, items, gold):
+    pipe.params = onnx_runtime.OnnxModel(model, cfg, task, params)
+    return float(score_of(pipe(items), gold, pipe.labels))
+
+  items, gold = read(data, "dev")
+  items, gold = items[: limit or None], gold[: limit or None]
+  texts = read(data, "train")[0]
+  chosen = np.random.default_rng(0).permutation(len(texts))[: quantize.CALIBRATION_ROWS]
+  pipe.params = Noting(exact, cfg, task, params)
+  pipe.params.rows = []
+  pipe([texts[i] for i in chosen])
+  rows = pipe.params.rows[: quantize.CALIBRATION_ROWS]
+  uses = quantize.calibrate(cfg, params, [quantize.batch_of([row]) for row in rows], **build)
+  numbers = {"metric": metric, "rows": len(items), "float32": percent(exact, items, gold)}
+  for recipe, options in NAIVE.items():
+    numbers[recipe] = percent(naive(exact, options), items, gold)
+  for recipe, settings in OURS.items():
+    numbers[recipe] = percent(graphs.build(cfg, params, arithmetic=quantize.Int8(settings, uses), **build), items, gold)
+  return numbers
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("runs", nargs="+", metavar="TASK=RUN", help=f"tasks: {', '.join(TASKS)}")
+  parser.add_argument("--limit", type=int, default=0, help="rows of the development split (default all)")
+  parser.add_argument("--json", metavar="FILE")
+  args = parser.parse_args()
+  logging.getLogger().setLevel(logging.ERROR)  # quantize_dynamic advises on preprocessing.
+  data, found = pathlib.Path(os.environ["ALBERT_DATA"]), {}
+  for text in args.runs:
+    name, _, run = text.partition("=")
+    found[name] = measure(name, run, data, args.limit)
+    print(json.dumps({name: found[name]}, indent=2), flush=True)
+    if args.json:
+      pathlib.Path(args.json).write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+  main()
