@@ -46,9 +46,9 @@ def table(path, columns, label):
   with open(path, encoding="utf-8-sig") as file:
     rows = [line.rstrip("\n").split("\t") for line in file]
   head = rows[0]
-  places = [head.index(name) for name in columns]
+  indices = [head.index(name) for name in columns]
   rows = [row for row in rows[1:] if len(row) == len(head)]
-  items = [tuple(row[i] for i in places) if len(places) > 1 else row[places[0]] for row in rows]
+  items = [tuple(row[i] for i in indices) if len(indices) > 1 else row[indices[0]] for row in rows]
   return items, [row[head.index(label)] for row in rows]
 
 
@@ -76,14 +76,14 @@ def wnut(data, split):
 
 
 def entity_f1(results, gold, labels):
-  predicted = [{(one["type"], one["start"], one["end"]) for one in result["entities"]} for result in results]
+  predicted = [{(part["type"], part["start"], part["end"]) for part in result["entities"]} for result in results]
   hits = sum(len(a & b) for a, b in zip(predicted, gold, strict=True))
   return 200 * hits / max(sum(map(len, predicted)) + sum(map(len, gold)), 1)
 
 
 def questions(data, split):
-  asked = squad.read_file(data / "squad_v1" / f"newwiki_{split}.json")
-  return [{"question": one.text, "context": one.context} for one in asked], [list(one.answers) for one in asked]
+  rows = squad.read_file(data / "squad_v1" / f"newwiki_{split}.json")
+  return [{"question": row.question, "context": row.context} for row in rows], [list(row.answers) for row in rows]
 
 
 def answer_f1(results, gold, labels):
@@ -157,13 +157,13 @@ def main():
   parser.add_argument("--json", metavar="FILE")
   args = parser.parse_args()
   logging.getLogger().setLevel(logging.ERROR)  # quantize_dynamic advises on preprocessing.
-  data, found = pathlib.Path(os.environ["ALBERT_DATA"]), {}
+  data, numbers = pathlib.Path(os.environ["ALBERT_DATA"]), {}
   for text in args.runs:
     name, _, run = text.partition("=")
-    found[name] = measure(name, run, data, args.limit)
-    print(json.dumps({name: found[name]}, indent=2), flush=True)
+    numbers[name] = measure(name, run, data, args.limit)
+    print(json.dumps({name: numbers[name]}, indent=2), flush=True)
     if args.json:
-      pathlib.Path(args.json).write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+      pathlib.Path(args.json).write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -194,10 +194,10 @@ def test_openvino_computes_the_same_in_float32_and_in_int8(tmp_path):
     graph = export_onnx.build(SMALL, params, arithmetic=arithmetic)
     (tmp_path / "model.onnx").write_bytes(graph.SerializeToString())
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
-    found = openvino.Core().compile_model(str(tmp_path / "model.onnx"), "CPU", exact)(batch)
+    outputs = openvino.Core().compile_model(str(tmp_path / "model.onnx"), "CPU", exact)(batch)
     for name, value in onnx_runtime.run(onnx_runtime.session(graph), batch).items():
       of_tokens = value.shape[:2] == mask.shape
-      difference = np.abs(found[name] - value)[mask > 0] if of_tokens else np.abs(found[name] - value)
+      difference = np.abs(outputs[name] - value)[mask > 0] if of_tokens else np.abs(outputs[name] - value)
       assert difference.max() < 1e-4, name
 
 
