@@ -233,6 +233,7 @@ def test_a_run_leaves_a_folder_with_a_card_and_keeps_what_users_put_there(tmp_pa
   (run / "export" / "README.md").write_text(card + "\nIt took me a day.\n", "utf-8")
   assert finish().endswith("It took me a day.\n")
   assert (run / "export" / "notes.txt").read_text() == "mine"
+  assert convert.load(run)[1].keys() == params.keys()  # Without the pooler that transformers' class has to have.
   assert_alike(albert_jax.pipeline(None, source)(TEXTS), albert_jax.pipeline(None, run)(TEXTS))
 
 

@@ -105,7 +105,7 @@ def load(path: str | os.PathLike, rules: mapping.Rules | None = None) -> tuple[A
   fields = read_fields(path)
   cfg = from_fields(fields, path)
   tensors = canonical(read_tensors(path), path)
-  cfg, tensors = _without_identity(cfg, tensors)
+  cfg, tensors = _without_identity(cfg, _without_zero_pooler(tensors))
   if not any(name.startswith((NAMES["classifier"], NAMES["span"], FREE)) for name in tensors):
     cfg = configs.corrected(cfg, fields, path, rules)
   return cfg, params_of(cfg, tensors, path, rules)
@@ -259,6 +259,14 @@ def _without_identity(cfg, tensors):
   if kernel is None or bias is None or not np.array_equal(kernel, np.eye(len(bias))) or bias.any():
     return dataclasses.replace(cfg, square_projection=True), tensors  # A missing tensor is an error of the table.
   return cfg, {name: tensor for name, tensor in tensors.items() if name not in names}
+
+
+def _without_zero_pooler(tensors):
+  """Leaves out a pooler of zeros, which exports have because transformers' AlbertModel must have one."""
+  names = [f"{NAMES['pooler']}.{leaf}" for leaf in ("weight", "bias")]
+  if any(name not in tensors or np.any(tensors[name]) for name in names):
+    return tensors
+  return {name: tensor for name, tensor in tensors.items() if name not in names}
 
 
 def table_of(cfg: AlbertConfig, tensors: dict[str, np.ndarray]) -> list[mapping.Entry]:
