@@ -178,7 +178,7 @@ def load_symbols(path: str | os.PathLike) -> Symbols | None:
   if (folder / symbols.FILE).is_file():
     table = symbols.load(folder)
     if format is styletts2:
-      rows = format.load(folder, Rules(say=lambda line: None))[0].vocab_size
+      rows = format.load(folder, Rules(report=lambda line: None))[0].vocab_size
     else:
       rows = strict_json.read_object(folder / "config.json").get("vocab_size")
     if table.vocab_size != rows:

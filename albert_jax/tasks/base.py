@@ -256,7 +256,7 @@ def files_of(find: Callable[[str], list[pathlib.Path] | pathlib.Path | None], *n
   return sorted(files_of_splits)
 
 
-def batches(config: ConfigDict, training: Callable, held_out: Callable, first_row: int) -> dict[str, Callable]:
+def batches(config: ConfigDict, training: Callable, held_out: Callable, first_row: int) -> dict[str, Any]:
   """Makes `train_batches` and `eval_batches` of a Task whose splits are data.finetuning.batching.Rows.
 
   Args:
