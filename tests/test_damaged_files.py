@@ -12,6 +12,7 @@ import json
 import lzma
 import pathlib
 import random
+import re
 import resource
 import shutil
 import signal
@@ -167,6 +168,15 @@ def check_mutations(path, read, seed, monkeypatch):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
   return made_up.checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+def test_the_page_of_promises_names_tests_that_exist():
+  root, file = pathlib.Path(__file__).parents[1], ""
+  names = re.findall(r"`(tests/[\w/]+\.py|…)?(?:::(\w+))?`", (root / "docs/damage.md").read_text())
+  assert len(names) > 50
+  for path, test in names:
+    file = path.replace("…", "tests/end_to_end/test_train.py") or file
+    assert not test or re.search(rf"def {test}\b", (root / file).read_text()), f"{file}::{test}"
 
 
 @pytest.mark.slow

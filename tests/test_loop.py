@@ -6,6 +6,7 @@ import json
 import logging
 import pathlib
 import shutil
+import types
 
 import jax
 import made_up
@@ -278,6 +279,16 @@ def test_the_best_checkpoint_is_kept_and_exported(go, monkeypatch, caplog):
   same_weights(go.folder / "run", go.folder / "short")
   assert not left
   assert go("run", **more) == lines  # Run again it finds the same best, without an evaluation.
+
+
+def test_best_needs_held_out_labels():
+  config = common.load_config(f"{CONFIG}:tiny")
+  config.best = "f1"
+  task = types.SimpleNamespace(has_labels=True, metrics=("f1",))
+  run._check_best(config, task)
+  task.has_labels = False
+  with pytest.raises(UserError, match=r"best='f1' needs held-out labels, and data\.validation_split=.* has none"):
+    run._check_best(config, task)
 
 
 def test_it_ends_early_and_stays_ended(go, monkeypatch):
