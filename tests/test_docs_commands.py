@@ -26,7 +26,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p 
 
 # Programs that are not this project's: their commands are not checked.
 OTHERS = {"pip", "git", "source", "export", "curl", "kill", "zcat", "head", "mkdocs", "docker", "kubectl", "eval", "cd",
-          "node"}  # fmt: skip
+          "node", "npm"}  # fmt: skip
 
 # Python blocks that are only compiled, by a line that no other block has, and why.
 NOT_RUN = {
@@ -42,6 +42,8 @@ NOT_RUN = {
   'HEAD = "question"': "tests/test_adding_a_task.py runs the page's whole example",
   'config = common.finetune(variant, "question"': "tests/test_adding_a_task.py runs the page's whole example",
 }
+# Configs that a page makes up, and which test runs them.
+MADE_UP_CONFIGS = {"question:base": "tests/test_adding_a_task.py"}
 # Stand-ins: what is replaced in a block before it is run, so that it takes a moment.
 STAND_INS = {'VARIANTS["xxlarge"]': 'VARIANTS["tiny"]'}
 
@@ -96,7 +98,7 @@ def problem(words):
     return "" if args == ["--version"] else problem_of_command(args[0], args[1:])
   if program == "python" and args[:2] == ["-m", "albert_jax"]:
     return problem_of_command(args[2], args[3:])
-  if program == "python" and args[:2] == ["-m", "http.server"]:
+  if program == "python" and args[0] in ("-m", "-c"):
     return ""
   if program == "python" or program.startswith("launch/"):
     file, args = (args[0], args[1:]) if program == "python" else (program, args)
@@ -122,6 +124,8 @@ def problem_of_command(command, args):
     with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
       parsed = common.parser_of(command).parse_args([arg for arg in args if arg not in overrides])
       name = getattr(parsed, "config", None) or "classify:base"
+      if name in MADE_UP_CONFIGS:
+        return ""
       common.with_overrides(common.load_config(name), overrides)
   except SystemExit as error:
     return stderr.getvalue().strip() if error.code else ""

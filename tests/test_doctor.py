@@ -39,4 +39,5 @@ def test_a_platform_that_does_not_start_is_reported(monkeypatch):
     raise RuntimeError("Unable to initialize backend 'tpu': no TPU")
 
   monkeypatch.setattr("jax.devices", fails)
-  assert doctor.machine()["devices"] == "none: Unable to initialize backend 'tpu': no TPU; type: unset JAX_PLATFORMS"
+  devices = doctor.machine()["devices"]
+  assert devices.startswith("none: ") and "backend 'tpu': no TPU; type: unset JAX_PLATFORMS" in devices

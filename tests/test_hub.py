@@ -94,7 +94,7 @@ def test_push(world, tmp_path, monkeypatch, capsys):
   assert os.environ["HF_TOKEN"] not in capsys.readouterr().out
 
 
-def test_parquet_of_a_dataset_is_a_corpus(world):
+def test_parquet_of_a_dataset_is_a_corpus(world, monkeypatch):
   import pyarrow
   from pyarrow import parquet
 
@@ -103,6 +103,7 @@ def test_parquet_of_a_dataset_is_a_corpus(world):
     file = io.BytesIO()
     parquet.write_table(pyarrow.table({"text": [text]}), file)
     world.datasets.setdefault("owner/corpus", {})[f"data/train-{i}.parquet"] = file.getvalue()
+  monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", world.url)  # Read once, when the library is imported.
   for spec in ("hf://datasets/owner/corpus", "hf://datasets/owner/corpus/data/*.parquet"):
     tally = collections.Counter()
     [unit] = readers.plan(spec, readers.Reading())
@@ -112,6 +113,9 @@ def test_parquet_of_a_dataset_is_a_corpus(world):
 
 
 def test_a_dataset_without_the_library_names_the_extra(monkeypatch):
-  monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+  def without(path):
+    raise ImportError("Install huggingface_hub to access HfFileSystem")
+
+  monkeypatch.setattr("fsspec.core.url_to_fs", without)
   with pytest.raises(UserError, match=r"pip install 'albert-jax\[hub\]'"):
     readers.plan("hf://datasets/owner/corpus", readers.Reading())

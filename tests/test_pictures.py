@@ -27,10 +27,8 @@ def write_predictions(folder, rows, labels=("no", "yes")):
   "changes",
   [
     {},
-    {"share": "none"},
     {"share": "matrices", "num_hidden_groups": 2},
     {"share": "attention", "inner_group_num": 2},
-    {"num_hidden_groups": 2},
   ],
   ids=lambda changes: ",".join(changes) or "shared",
 )
