@@ -32,8 +32,8 @@ __all__ = [
 INPUTS = (
   "input_ids", "attention_mask", "token_type_ids", "mlm_positions", "segment_ids", "position_ids", "cls_positions",
 )  # fmt: skip
-# Additional arrays of a pre-training batch; `apply` accepts and ignores them.
-LABELS = ("mlm_labels", "mlm_weights", "sop_label", "sop_weight")
+# Additional arrays of a pre-training batch of text or phonemes; `apply` accepts and ignores them.
+LABELS = ("mlm_labels", "mlm_weights", "sop_label", "sop_weight", "word_positions")
 OPTIONAL = ("pooler", "mlm", "sop")  # Parts a checkpoint may lack.
 
 
