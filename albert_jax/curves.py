@@ -1,14 +1,13 @@
 """Draws the training curves of one or more runs."""
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from albert_jax import files
+from albert_jax import files, strict_json
 from albert_jax.errors import UserError
 
 BASELINES_FILE = "baselines.json"  # in a workdir: {metric: [value, what it is]}
@@ -61,20 +60,17 @@ def read_run(workdir: str | os.PathLike, name: str = "") -> Run:
   path = files.user_path(workdir).rstrip("/")
   if not files.exists(f"{path}/metrics.jsonl"):
     raise UserError(f"{path} has no metrics.jsonl; give the workdir of a run, as runs/base")
-  lines = []
-  for text in files.read(f"{path}/metrics.jsonl").decode("utf-8", "replace").splitlines():
-    try:
-      line = json.loads(text)
-    except ValueError:  # The last line of a run that is writing, or was killed.
-      continue
-    if isinstance(line, dict) and isinstance(line.get("step"), int):
-      lines.append(line)
+  objects = strict_json.sound_objects(files.read(f"{path}/metrics.jsonl").decode("utf-8", "replace"))
+  lines = [
+    {name: value for name, value in line.items() if value is not None}
+    for line in objects if isinstance(line.get("step"), int)
+  ]  # fmt: skip
   if not lines:
     raise UserError(f"{path}/metrics.jsonl holds no metrics yet; wait for the run's first line")
   baselines = {}
   if files.exists(f"{path}/{BASELINES_FILE}"):
     try:
-      noted = json.loads(files.read(f"{path}/{BASELINES_FILE}"))
+      noted = strict_json.loads(files.read(f"{path}/{BASELINES_FILE}"), BASELINES_FILE, dict)
       baselines = {str(metric): (float(value), str(meaning)) for metric, (value, meaning) in noted.items()}
     except (ValueError, TypeError, AttributeError):
       baselines = {}

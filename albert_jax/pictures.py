@@ -1,7 +1,6 @@
 """Pictures of what a model does: attention, how far each layer moves its input, confusion and reliability."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from albert_jax import convert, curves, files, model
+from albert_jax import convert, curves, files, model, strict_json
 from albert_jax.errors import UserError
 
 LONGEST = 48  # tokens of a text whose attention is drawn; more cannot be read
@@ -53,7 +52,7 @@ def read_predictions(path: str | os.PathLike) -> Predictions:
   rows = []
   for number, text in enumerate(files.read(file).decode("utf-8").splitlines(), 1):
     try:
-      row = json.loads(text)
+      row = strict_json.loads(text, "the line", dict)
       rows.append((row["gold"], row["probabilities"]))
     except (ValueError, TypeError, KeyError) as error:
       raise UserError(

@@ -7,6 +7,7 @@ import json
 import math
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from albert_jax.errors import UserError
@@ -71,6 +72,16 @@ def loads(
   except ValueError as error:
     raise UserError(f"{what}: {error}") from None
   return expect(value, what, kind) if kind else value
+
+
+def sound_objects(text: str) -> Iterator[dict[str, Any]]:
+  """Yields the objects of JSON lines; passes over damaged lines, such as the last one of a run that was killed."""
+  for line in text.splitlines():
+    try:
+      value = loads(line, "the line", dict, nan_as_null=True)
+    except UserError:
+      continue
+    yield value
 
 
 def read(

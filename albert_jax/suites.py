@@ -4,7 +4,6 @@ Each run is an `albert-jax train` process, so its memory is free afterwards and 
 skips finished runs and resumes the others.
 """
 
-import json
 import logging
 import pathlib
 import shutil
@@ -17,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from albert_jax import configs, convert, files
+from albert_jax import configs, convert, files, strict_json
 from albert_jax.convert import hub
 from albert_jax.errors import UserError
 from albert_jax.model import VARIANTS, AlbertConfig
@@ -199,8 +198,20 @@ def _absolute(checkpoint):
 
 def _finished(folder):
   """Returns {seed: held-out numbers} of the finished runs in a task's folder."""
-  return {int(path.parent.name.removeprefix("seed-")): json.loads(path.read_text())["numbers"]
-          for path in sorted(folder.glob("seed-*/finished.json"))}  # fmt: skip
+  found = {path.parent.name.removeprefix("seed-"): _read_finished(path) for path in folder.glob("seed-*/finished.json")}
+  return {int(seed): found[seed]["numbers"] for seed in sorted(found) if found[seed]}
+
+
+def _read_finished(path):
+  """Returns what a finished run noted; {} where the note is damaged, and the run is looked at again."""
+  try:
+    note = strict_json.read_object(path)
+    strict_json.expect(note.get("flags"), f"{path}: flags", list)
+    strict_json.expect(note.get("numbers"), f"{path}: numbers", dict)
+  except UserError as error:
+    print(f"{error}; the run is looked at again", file=sys.stderr)
+    return {}
+  return note
 
 
 def _run(name, seed, flags, workdir):
@@ -211,8 +222,7 @@ def _run(name, seed, flags, workdir):
   """
   done, mnli = workdir / "finished.json", f"--config.init_from={workdir.parents[1].absolute() / 'mnli'}"
   config = f"--config={CONFIGS / TASKS[name].config}"
-  if done.is_file():
-    before = json.loads(done.read_text())
+  if done.is_file() and (before := _read_finished(done)):
     # Which run of MNLI is the best changes with more seeds.
     changed = [flag for flag in sorted({*before["flags"]} ^ {*flags}) if not flag.startswith(mnli)]
     if changed:
@@ -249,7 +259,7 @@ def _run(name, seed, flags, workdir):
 def numbers_of(workdir: pathlib.Path) -> dict:
   """Returns {metric: number} of the checkpoint that a complete run exported: the best one, or the last."""
   lines = [line for line in read(workdir) if line["split"] == "eval"]
-  metric = json.loads((workdir / "config.json").read_text())["best"]
+  metric = strict_json.read_object(workdir / "config.json").get("best", "")
   step = Best(metric, 0, workdir, lines[-1]["step"]).step if metric else lines[-1]["step"]
   line = next(line for line in lines if line["step"] == step)
   return {key: value for key, value in line.items() if key not in ("step", "split")}

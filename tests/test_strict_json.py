@@ -106,3 +106,8 @@ def test_a_file_is_read_or_is_one_line(tmp_path):
   assert strict_json.read_object(path, nan_as_null=True) == {"a": None}
   with pytest.raises(UserError, match="over the limit of 5 bytes"):
     strict_json.read_object(path, max_bytes=5)
+
+
+def test_damaged_lines_are_passed_over():
+  lines = ['{"step": 1}', "", "[" * 100_000, '{"step": 2, "loss": NaN}', "[1]", '{"a": ' + "1" * 5000 + "}", '{"step": 3']
+  assert list(strict_json.sound_objects("\n".join(lines))) == [{"step": 1}, {"step": 2, "loss": None}]

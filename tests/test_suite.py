@@ -217,3 +217,12 @@ def test_two_tasks_and_two_seeds_stopped_and_gone_on_with(checkpoint, tmp_path):
   third = subprocess.run([*command, "--config.steps=5"], cwd=ROOT, capture_output=True, text=True, check=False)
   assert third.returncode == 2
   assert "holds a run with other values (--config.steps=" in third.stderr
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", '{"flags": [], "numbers": 3}', "[" * 100_000])
+def test_a_damaged_note_of_a_finished_run_is_said_and_passed_over(tmp_path, capsys, text):
+  for seed, note in ((0, text), (1, '{"flags": [], "numbers": {"f1": 0.5}}')):
+    (tmp_path / f"seed-{seed}").mkdir()
+    (tmp_path / f"seed-{seed}" / "finished.json").write_text(note)
+  assert suites._finished(tmp_path) == {1: {"f1": 0.5}}
+  assert "seed-0/finished.json" in capsys.readouterr().err

@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from albert_jax import strict_json
+from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig
 
 PIPELINE_TAGS = {
@@ -90,14 +92,8 @@ def _mark(text):
 def measured(run: Any, config: Any) -> tuple[int, dict]:
   """Returns (step, {metric: number}) of a run's held-out data: the best by config.best, else the last."""
   file = pathlib.Path(run) / "metrics.jsonl"
-  lines = []
-  for line in file.read_text("utf-8").splitlines() if file.is_file() else ():
-    try:
-      value = json.loads(line)
-    except ValueError:  # The last line of a run that was killed.
-      continue
-    if value.get("split") == "eval":
-      lines.append(value)
+  text = file.read_text("utf-8", "replace") if file.is_file() else ""
+  lines = [line for line in strict_json.sound_objects(text) if line.get("split") == "eval"]
   best = config.get("best", "")
   if not lines:
     return 0, {}
@@ -112,8 +108,8 @@ def measured(run: Any, config: Any) -> tuple[int, dict]:
 
 def _read_json(path):
   try:
-    return json.loads(path.read_text("utf-8"))
-  except (OSError, ValueError):
+    return strict_json.read_object(path)
+  except UserError:
     return {}
 
 

@@ -1,13 +1,11 @@
 """A PL-BERT as the folder that StyleTTS2 reads (`PLBERT_dir` of its config)."""
 
-import contextlib
-import json
 import os
 import pathlib
 
 import numpy as np
 
-from albert_jax import convert, files, paths
+from albert_jax import convert, files, paths, strict_json
 from albert_jax.convert import styletts2
 from albert_jax.exports.folder import Differs
 
@@ -43,7 +41,6 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike, *, overwrite: 
 def _step(checkpoint) -> int:
   """Returns the last step of a run; 1 for what is no run."""
   file = pathlib.Path(checkpoint) / "metrics.jsonl"
-  for line in reversed(file.read_text("utf-8", "replace").splitlines() if file.is_file() else []):
-    with contextlib.suppress(ValueError, TypeError, KeyError):  # The last line of a run that was killed is cut off.
-      return json.loads(line)["step"]
-  return 1
+  lines = strict_json.sound_objects(file.read_text("utf-8", "replace") if file.is_file() else "")
+  steps = [line["step"] for line in lines if isinstance(line.get("step"), int)]
+  return steps[-1] if steps else 1

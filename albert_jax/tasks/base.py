@@ -223,7 +223,7 @@ def named(labels: str) -> tuple[str, ...]:
   if labels.startswith("["):
     try:
       names = json.loads(labels)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
       raise UserError(f"task.labels={labels[:60]!r} is not a JSON list ({error}); write names with commas") from None
   else:
     names = labels.split(",") if labels else []
