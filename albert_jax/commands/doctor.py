@@ -9,6 +9,7 @@ import platform
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -97,7 +98,7 @@ def _memory():
   return f"{kib.get('MemAvailable', 0) / 2**20:.1f} of {kib.get('MemTotal', 0) / 2**20:.1f} GiB available"
 
 
-def self_test() -> dict[str, str]:
+def self_test() -> Iterator[tuple[str, float, str]]:
   """Trains a tiny model; yields (test, seconds, '' or the error) and stops at the first error."""
   with tempfile.TemporaryDirectory(prefix="albert_jax.doctor.") as folder:
     state = {}

@@ -35,9 +35,10 @@ def _print(numbers, file):
     files.write_json(file, numbers, indent=None)
 
 
-def main(argv: list[str]) -> int | None:
+def main(argv: list[str]) -> None:
   if any(arg.startswith("--predictions") for arg in argv):
-    return score_predictions(argv)
+    score_predictions(argv)
+    return
   parser = common.parser(
     "evaluate",
     "Computes the held-out metrics of a checkpoint and prints them as one JSON object. To score answers of another\n"

@@ -11,7 +11,7 @@ from albert_jax.data.speech.units import Settings
 from albert_jax.errors import UserError
 
 
-def main(argv: list[str]) -> int | None:
+def main(argv: list[str]) -> int:
   """Runs the command, see `albert-jax phonemes --help`."""
   parser = common.parser(
     "phonemes",

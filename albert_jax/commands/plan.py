@@ -6,7 +6,7 @@ from albert_jax import files, planning
 from albert_jax.commands import common
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
   parser = common.parser(
     "plan",
     "Compiles the train step of a config for TPUs or GPUs that you do not have, and estimates whether it fits, the\n"

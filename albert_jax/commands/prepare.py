@@ -10,7 +10,7 @@ from albert_jax.data.corpus import prepare, runners
 from albert_jax.data.corpus.segments import Settings
 
 
-def main(argv: list[str]) -> int | None:
+def main(argv: list[str]) -> int:
   parser = common.parser(
     "prepare",
     "Converts a corpus to a TFDS dataset of token segments; training makes examples of them.",

@@ -114,7 +114,7 @@ def load_optimizer(path: str | os.PathLike, rules: mapping.Rules | None = None) 
   cfg, tensors = _read(prefix, rules, _is_optimizer)
   if "global_step" not in tensors:
     raise UserError(f"{prefix} holds no global_step: the optimizer state was removed")
-  state = {"step": int(tensors["global_step"])}
+  state: dict[str, Any] = {"step": int(tensors["global_step"])}
   for slot, end in _SLOTS.items():
     slots = {name.removesuffix(end): tensor for name, tensor in tensors.items() if name.endswith(end)}
     if not slots:
@@ -125,7 +125,7 @@ def load_optimizer(path: str | os.PathLike, rules: mapping.Rules | None = None) 
 
 def find(path: str | os.PathLike) -> str:
   """Returns the prefix of the checkpoint at `path`; a TF-Hub module has it in a folder `variables`."""
-  path = pathlib.Path(files.local(path))
+  path = pathlib.Path(files.local(os.fspath(path)))
   hub = path / "variables"
   return tf_checkpoint.find(hub if not list(path.glob("*.index")) and (hub / "variables.index").is_file() else path)
 
@@ -210,7 +210,7 @@ def table_of(cfg: AlbertConfig, tensors: dict[str, np.ndarray]) -> list[mapping.
   heads = {}
   for head, start in starts.items():
     if any(name.startswith(start) for name in tensors):
-      classes = tensors.get(NAMES.get(f"{head}/bias"), np.empty(0)).size
+      classes = tensors.get(NAMES.get(f"{head}/bias", ""), np.empty(0)).size
       heads[head] = HEADS[head](cfg.hidden_size, classes)
   for name, tensor in tensors.items():
     if name.startswith("albert_jax/"):

@@ -219,7 +219,7 @@ _TIED = {
 }
 
 
-def canonical(tensors: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+def canonical(tensors: dict[str, np.ndarray], where: str | os.PathLike) -> dict[str, np.ndarray]:
   """Renames tensors as in NAMES: those of the model start with `albert.`; buffers and tied copies are removed."""
   names = canonical_names(tensors)
   result = {short: tensors[name] for name, short in names.items() if not short.endswith(BUFFERS)}
@@ -238,9 +238,11 @@ def canonical_names(names: Iterable[str]) -> dict[str, str]:
   return {name: f"albert.{name}" if name.startswith(bare) else name for name in names}
 
 
-def params_of(cfg: AlbertConfig, tensors: dict[str, np.ndarray], where: str, rules: mapping.Rules | None) -> Params:
+def params_of(
+  cfg: AlbertConfig, tensors: dict[str, np.ndarray], where: str | os.PathLike, rules: mapping.Rules | None
+) -> Params:
   """Converts a directory's tensors to our parameters; `where` names the directory in errors."""
-  return mapping.to_params(where, cfg, table_of(cfg, tensors), tensors, rules)
+  return mapping.to_params(str(where), cfg, table_of(cfg, tensors), tensors, rules)
 
 
 def _without_identity(cfg, tensors):
@@ -353,7 +355,7 @@ def save(
 
 
 def to_fields(
-  cfg: AlbertConfig, params: Params, *, architecture: str | None = None, extra: dict[str, Any] | None = None
+  cfg: AlbertConfig, params: Params, *, architecture: str | None = None, extra: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
   """Returns the object of a config.json (see `save`)."""
   fields, ours = configs.to_fields(cfg, len(mapping.stored_layers(cfg, group)))

@@ -57,7 +57,7 @@ def find(path: str | os.PathLike) -> tuple[ModuleType, pathlib.Path]:
     path = hub.fetch(str(path))
   elif files.is_url(path):
     is_run = files.exists(f"{path}/checkpoints")  # Only the export of a run is downloaded.
-    path = files.local(f"{path}/export" if is_run else path)
+    path = files.local(f"{path}/export" if is_run else str(path))
   path = pathlib.Path(files.user_path(path))
   if styletts2.is_here(path):
     return styletts2, path
@@ -94,7 +94,9 @@ def about(path: str | os.PathLike) -> dict[str, Any]:
   if "albert_jax_task" in fields:
     return fields["albert_jax_task"]
   names = _label_names(fields.get("id2label") or {}, folder)
-  facts = {"labels": names} if names and not all(re.fullmatch(r"LABEL_\d+", name) for name in names) else {}
+  facts: dict[str, Any] = (
+    {"labels": names} if names and not all(re.fullmatch(r"LABEL_\d+", name) for name in names) else {}
+  )
   purpose = next((CLASSES[name] for name in fields.get("architectures") or () if name in CLASSES), None)
   if purpose == "classify":
     facts["kind"] = _KINDS.get(

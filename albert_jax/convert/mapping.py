@@ -6,7 +6,7 @@ layouts, and an error that lists every tensor that does not fit.
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -91,7 +91,7 @@ def stored_layers(cfg: AlbertConfig, group_of: Callable[[int, int, int], int] = 
 
 
 def shapes(
-  cfg: AlbertConfig, parts: Sequence[str], heads: dict[str, dict[str, tuple[int, ...]]]
+  cfg: AlbertConfig, parts: tuple[str, ...], heads: dict[str, dict[str, tuple[int, ...]]]
 ) -> dict[str, tuple[int, ...]]:
   """Returns {path: shape} of a model: the optional `parts` it has, and {head: {path: shape}} of tasks."""
   flat = {path: leaf.shape for path, leaf in paths.flatten(model.shapes(cfg, parts)).items()}
@@ -138,7 +138,7 @@ def entries(
     name = names[path] if path in names else names[module] + suffix(path) if known else free(path)
     for g, layer in enumerate(layers if "{G}" in name else [0]):
       for i in range(cfg.inner_group_num if "{I}" in name else 1):
-        index = ()
+        index: tuple[int, ...] = ()
         if "{G}" in name:
           index += (copy_of(cfg, part, layer, leaf),) if cfg.copies(part, leaf) > 1 else ()
           index += (i,) if cfg.inner_group_num > 1 else ()

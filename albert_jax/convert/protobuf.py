@@ -35,8 +35,8 @@ def parse(data: bytes) -> dict[int, list[Any]]:
       size, at = varint(data, at) if kind == 2 else ({1: 8, 5: 4}.get(kind), at)
       if size is None or at + size > len(data):
         raise ValueError("a record is not a protocol buffer")
-      value = data[at : at + size]
-      value, at = value if kind == 2 else int.from_bytes(value, "little"), at + size
+      content: Any = data[at : at + size]
+      value, at = content if kind == 2 else int.from_bytes(content, "little"), at + size
     fields.setdefault(tag >> 3, []).append(value)
   return fields
 

@@ -34,8 +34,8 @@ def new_vocabulary(cfg: AlbertConfig, params: Params, old: Any, new: Any) -> tup
       f"the vocabulary {old.path} has {old.vocab_size} pieces, the model only {cfg.vocab_size} rows: it belongs to "
       "another model"
     )
-  specials = ("pad_id", "unk_id", "cls_id", "sep_id", "mask_id", "space_id")
-  specials = [name for name in specials if hasattr(old, name) and hasattr(new, name)]
+  names = ("pad_id", "unk_id", "cls_id", "sep_id", "mask_id", "space_id")
+  specials = [name for name in names if hasattr(old, name) and hasattr(new, name)]
   theirs, ours = ([getattr(tokenizer, name) for name in specials] for tokenizer in (old, new))
   rows = {piece: i for i, piece in enumerate(old.pieces) if piece and i not in theirs}
   source = np.array([-1 if i in ours else rows.get(piece, -1) for i, piece in enumerate(new.pieces)])

@@ -61,7 +61,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any] | None:
         "normalized": False,
         "special": True,
       }
-      for key in sorted(ids, key=ids.get)
+      for key in sorted(ids, key=lambda key: ids[key])
     ],
     "normalizer": {"type": "Sequence", "normalizers": steps},
     "pre_tokenizer": words,

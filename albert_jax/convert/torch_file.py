@@ -125,7 +125,7 @@ def _rebuild_tensor(storage, offset, shape, strides, *_):
   return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-_CALLS = {
+_CALLS: dict[str, Any] = {
   "collections.OrderedDict": lambda pairs=(): {_key(key): value for key, value in pairs},
   "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
   "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
@@ -191,7 +191,7 @@ def _interpret(data: bytes) -> Any:
       items = popped() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
       take(dict).update((_key(key), value) for key, value in zip(items[::2], items[1::2], strict=True))
     elif name == "GLOBAL":
-      stack.append(_Name(argument.replace(" ", ".")))
+      stack.append(_Name(str(argument).replace(" ", ".")))
     elif name == "STACK_GLOBAL":
       attribute, module = stack.pop(), stack.pop()
       stack.append(_Name(f"{module}.{attribute}"))

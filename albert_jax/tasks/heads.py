@@ -87,7 +87,7 @@ def head_keys(keys_B: jax.Array | None, name_number: int) -> jax.Array | None:
 
 def cross_entropy(
   logits: jax.Array, labels: jax.Array, weights: jax.Array, smoothing: float = 0.0
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
   """Sums the cross entropy of labels, and the correct answers.
 
   Args:

@@ -6,7 +6,7 @@ import logging
 import os
 import random
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import sentencepiece
@@ -215,7 +215,7 @@ def sentences_of(
   keep_accents: bool,
   sample: list[str],
   tally: collections.Counter,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
   """Yields the normalised sentences of a corpus, none longer than SentencePiece reads, with a progress bar.
 
   Args:

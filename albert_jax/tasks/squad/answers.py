@@ -62,7 +62,7 @@ class Search:
 
 def best(
   head: Head, windows: squad.Windows, outputs: dict[str, list], question: int, rows: Any, search: Search
-) -> tuple[list[dict[str, Any]], float | None]:
+) -> tuple[list[dict[str, Any]], float]:
   """Finds the best answers to one question.
 
   As the official scripts choose them: a span starts where its window shows more of what is around it than any other
