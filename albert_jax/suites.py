@@ -198,18 +198,18 @@ def _absolute(checkpoint):
 
 def _finished(folder):
   """Returns {seed: held-out numbers} of the finished runs in a task's folder."""
-  found = {path.parent.name.removeprefix("seed-"): _read_finished(path) for path in folder.glob("seed-*/finished.json")}
-  return {int(seed): found[seed]["numbers"] for seed in sorted(found) if found[seed]}
+  notes = {path.parent.name.removeprefix("seed-"): _read_finished(path) for path in folder.glob("seed-*/finished.json")}
+  return {int(seed): notes[seed]["numbers"] for seed in sorted(notes) if notes[seed]}
 
 
 def _read_finished(path):
-  """Returns what a finished run noted; {} where the note is damaged, and the run is looked at again."""
+  """Returns the note of a finished run; {} if it is damaged, so that the run is checked again."""
   try:
     note = strict_json.read_object(path)
     strict_json.expect(note.get("flags"), f"{path}: flags", list)
     strict_json.expect(note.get("numbers"), f"{path}: numbers", dict)
   except UserError as error:
-    print(f"{error}; the run is looked at again", file=sys.stderr)
+    log.warning("%s; the run is checked again", error)
     return {}
   return note
 

@@ -109,5 +109,13 @@ def test_a_file_is_read_or_is_one_line(tmp_path):
 
 
 def test_damaged_lines_are_passed_over():
-  lines = ['{"step": 1}', "", "[" * 100_000, '{"step": 2, "loss": NaN}', "[1]", '{"a": ' + "1" * 5000 + "}", '{"step": 3']
+  lines = [
+    '{"step": 1}',
+    "",
+    "[" * 100_000,
+    '{"step": 2, "loss": NaN}',
+    "[1]",
+    '{"a": ' + "1" * 5000 + "}",
+    '{"step": 3',
+  ]
   assert list(strict_json.sound_objects("\n".join(lines))) == [{"step": 1}, {"step": 2, "loss": None}]
