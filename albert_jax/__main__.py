@@ -4,7 +4,9 @@ import contextlib
 import gc
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
 
 import albert_jax
@@ -21,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     argv: the arguments after `albert-jax`; None takes those of the process.
 
   Returns:
-    the exit code: 0 for success, 1 for a failure, 2 for what the user can correct, 130 after Ctrl-C.
+    the exit code: 0 for success, 1 for a failure, 2 for what the user can correct, 130 after Ctrl-C, 143 after SIGTERM.
   """
   if (code := _check_streams()) is not None:
     return code
@@ -56,8 +58,10 @@ def _run(argv) -> int:
     # Tracing makes many long-lived objects; collecting garbage among them is slow and finds little.
     gc.set_threshold(100_000)
   try:
-    with common.show_messages():
+    with common.show_messages(), _sigterm_is_an_interrupt():
       return _imported(f"albert_jax.commands.{command}").main(argv[1:]) or 0
+  except _Terminated:
+    return _failed(command, "stopped by SIGTERM", 143)
   except KeyboardInterrupt:
     return _failed(command, "interrupted", 130)
   except BrokenPipeError:
@@ -68,6 +72,27 @@ def _run(argv) -> int:
     expected = isinstance(error, OSError | FloatingPointError)
     hint = "" if expected or _wants_traceback() else f" ({TRACEBACK}=1 shows where)"
     return _failed(command, f"{one_line(error)}{hint}", 1)
+
+
+class _Terminated(KeyboardInterrupt):
+  """The process was asked to end."""
+
+
+@contextlib.contextmanager
+def _sigterm_is_an_interrupt():
+  """Lets SIGTERM end a command as Ctrl-C does: its temporary files are removed, and it says so in one line."""
+
+  def stop(*_):
+    raise _Terminated
+
+  if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+    yield
+    return
+  signal.signal(signal.SIGTERM, stop)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _failed(command, message, code):

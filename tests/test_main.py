@@ -1,6 +1,8 @@
 """What every command has in common: its exit codes, and one line for whatever went wrong."""
 
 import os
+import pathlib
+import signal
 import subprocess
 import sys
 import types
@@ -9,6 +11,7 @@ import pytest
 
 import albert_jax
 from albert_jax import __main__ as main
+from albert_jax import files
 from albert_jax.commands import common
 from albert_jax.errors import UserError
 
@@ -41,6 +44,24 @@ def test_every_failure_is_one_line(fails):
   code, text = fails(RuntimeError("one\ntwo"))
   assert code == 1 and text.count("\n") == 1
   assert "S3CR3T" not in fails(UserError("http://me:S3CR3T@host is not there"))[1]
+
+
+@pytest.mark.parametrize(("number", "code", "message"), [
+  (signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted"),
+])  # fmt: skip
+def test_a_command_that_is_asked_to_end_removes_its_files_and_says_so(
+  monkeypatch, capsys, tmp_path, number, code, message
+):
+  def command(argv):
+    with files.writing(tmp_path / "out") as temporary:
+      pathlib.Path(temporary).touch()
+      signal.raise_signal(number)
+
+  monkeypatch.setattr(main, "_imported", lambda name: types.SimpleNamespace(main=command))
+  assert main.main(["vocab"]) == code
+  assert capsys.readouterr().err == f"albert-jax vocab: {message}\n"
+  assert list(tmp_path.iterdir()) == []
+  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_the_environment_asks_for_the_traceback(fails, monkeypatch):
