@@ -500,7 +500,7 @@ def ask(address, path, body):
 
 @pytest.mark.slow
 def test_sigterm_answers_what_was_accepted_and_exits_with_0(process):
-  child, address = process("labels", window=4.0, drain=0.3, batch_size=8)
+  child, address = process("labels", window=6.0, drain=0.3, batch_size=8)
   results = []
   threads = [
     threading.Thread(target=lambda: results.append(ask(address, "v1/classify", {"inputs": [TEXT] * 2})))
