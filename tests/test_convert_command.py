@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import fsspec
+import made_up
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -11,6 +12,7 @@ from small_models import SMALL, assert_same, random_params
 from test_tokenizer import train
 
 import albert_jax
+from albert_jax import convert
 from albert_jax.commands.convert import main
 from albert_jax.convert import google_tf1, hf, tf_checkpoint
 from albert_jax.data.tokenizer import Tokenizer
@@ -90,6 +92,18 @@ def test_vocabulary(tmp_path, capsys):
     run("--checkpoint", tmp_path / "with", "--out", tmp_path / "x", "--keep_pieces")
   with pytest.raises(UserError, match="needs the vocabulary of the weights"):
     run("--checkpoint", tmp_path / "google", "--out", tmp_path / "x", "--keep_pieces", "--spm", new)
+
+
+def test_the_vocabulary_beside_the_weights_may_be_cased(tmp_path):
+  checkpoint = made_up.checkpoint(tmp_path)
+  (checkpoint / "tokenizer.json").unlink()
+  (checkpoint / "tokenizer_config.json").unlink()
+  run("--checkpoint", checkpoint, "--out", tmp_path / "b", "--cased", "--keep_accents")
+  tokenizer = convert.load_tokenizer(tmp_path / "b")
+  assert (tokenizer.lower, tokenizer.keep_accents) == (False, True)
+  hf.save(tmp_path / "bare", SMALL, PARAMS)
+  with pytest.raises(UserError, match="--cased and --keep_accents are for a vocabulary of text"):
+    run("--checkpoint", tmp_path / "bare", "--out", tmp_path / "c", "--cased")
 
 
 def test_a_start_for_another_model(tmp_path):
