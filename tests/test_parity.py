@@ -111,7 +111,12 @@ def assert_agree(ours, theirs, mask):
     np.testing.assert_allclose(ours[name][keep], expected[keep], atol=1e-5, rtol=0, err_msg=name)
 
 
-@pytest.mark.parametrize("architecture", HEADS)
+QUICK = ("AlbertForPreTraining", "AlbertForSequenceClassification", "AlbertForQuestionAnswering")
+
+
+@pytest.mark.parametrize(
+  "architecture", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in HEADS]
+)
 @settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))  # For each, a model is compiled.
 @given(cfg=configs(), seed=st.integers(0, 2**16), padded=st.booleans())
 def test_what_we_write_they_run_and_write_back(tmp_path_factory, architecture, cfg, seed, padded):
