@@ -106,6 +106,7 @@ class Noting(onnx_runtime.OnnxModel):
 
   def __call__(self, function, batch):
     mask = batch["attention_mask"] > 0
+    batch.setdefault("token_type_ids", np.zeros_like(batch["input_ids"]))
     self.rows += [
       (ids[keep].tolist(), types[keep].tolist())
       for ids, types, keep in zip(batch["input_ids"], batch["token_type_ids"], mask, strict=True)
