@@ -99,7 +99,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       return self._missing()
     if request == ["tree"]:
       entries = self._entries(repo)
-      inside = [entry for entry in entries if str(pathlib.PurePosixPath(entry["path"]).parent) == (path or ".")]
+      depth = None if "recursive=" in self.path.lower().replace("recursive=false", "") else 1
+      parents = {entry["path"]: list(map(str, pathlib.PurePosixPath(entry["path"]).parents)) for entry in entries}
+      inside = [entry for entry in entries if (path or ".") in parents[entry["path"]][:depth]]
       return self._answer(inside if inside else {"error": "not found"}, 200 if inside else 404)
     if request != ["resolve"]:
       return self._answer({"id": repo, "sha": COMMIT, "private": False, "tags": [], "downloads": 0, "likes": 0})

@@ -103,7 +103,10 @@ def test_parquet_of_a_dataset_is_a_corpus(world, monkeypatch):
     file = io.BytesIO()
     parquet.write_table(pyarrow.table({"text": [text]}), file)
     world.datasets.setdefault("owner/corpus", {})[f"data/train-{i}.parquet"] = file.getvalue()
-  monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", world.url)  # Read once, when the library is imported.
+  # The library reads HF_ENDPOINT once, when it is imported.
+  monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", world.url)
+  template = f"{world.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+  monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
   for spec in ("hf://datasets/owner/corpus", "hf://datasets/owner/corpus/data/*.parquet"):
     tally = collections.Counter()
     [unit] = readers.plan(spec, readers.Reading())
