@@ -38,13 +38,13 @@ SMALL = {
     "steps": 1800, "batch_size": 32, "log_every": 50, "eval_every": 300, "eval_batches": 0, "checkpoint_every": 300,
     "model": {"vocab_size": 4096, "max_position_embeddings": 128},
     "data": {"seq_length": 64, "mask_rate": 0.3, "ngram": 1},
-    "optimizer": {"name": "muon", "learning_rate": 5e-3, "b1": 0.95, "weight_decay": 0.1, "warmup_steps": 200,
+    "optimizer": {"name": "muon", "learning_rate": 5e-3, "b1": 0.95, "weight_decay": 0.1, "warmup_steps": -1,
                   "schedule": "wsd", "decay_share": 0.4},
   },
   "tiny": {
     "steps": 2000, "batch_size": 32, "log_every": 50, "eval_every": 250, "eval_batches": 20, "checkpoint_every": 250,
     "data": {"seq_length": 128},
-    "optimizer": {"name": "adamw", "textbook": True, "learning_rate": 1e-3, "warmup_steps": 200},
+    "optimizer": {"name": "adamw", "textbook": True, "learning_rate": 1e-3, "warmup_steps": -1},
   },
   # launch/speedrun.sh, the CPU track of docs/leaderboard.md. Steps of 2,048 positions: short rows come first.
   "speedrun": {
