@@ -51,6 +51,7 @@ LIMITS = {
   "early_stop": (0, 10**6),
   "lora_rank": (0, 4096),
 }
+SECTIONS = ("task", "data", "model", "optimizer", "guard", "mesh", "curriculum")
 MAX_WEIGHT = 1e6  # of a term of the loss
 HANG_MINUTES = (0.01, 1e6)  # or 0: faulthandler's timer crashes on shorter ones.
 MAY_BE_INFINITE = ("optimizer.clip_norm",)
@@ -211,6 +212,11 @@ def check(config: ConfigDict) -> None:
     UserError: a value is out of range or not finite, a pattern is not a regular expression, or a setting has no effect
       with the others.
   """
+  if missing := [name for name in (*SECTIONS, *(name for name in LIMITS if "." not in name)) if name not in config]:
+    raise UserError(
+      f"the config lacks {', '.join(missing[:5])}; begin with that of an installed one, as "
+      "albert_jax.configs.pretrain.get_config()"
+    )
   values = _flat(config.to_dict())
   for name, value in values.items():
     if isinstance(value, float) and not math.isfinite(value) and not (name in MAY_BE_INFINITE and value > 0):

@@ -13,6 +13,7 @@ import made_up
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
 
 import albert_jax
 from albert_jax import loop, model, paths, run, tasks
@@ -279,6 +280,11 @@ def test_the_best_checkpoint_is_kept_and_exported(go, monkeypatch, caplog):
   same_weights(go.folder / "run", go.folder / "short")
   assert not left
   assert go("run", **more) == lines  # Run again it finds the same best, without an evaluation.
+
+
+def test_a_config_that_lacks_fields_is_one_line():
+  with pytest.raises(UserError, match="the config lacks task, data, model, optimizer, guard; begin with that of an"):
+    run.check(ConfigDict({"seed": 1}))
 
 
 def test_best_needs_held_out_labels():

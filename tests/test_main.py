@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -144,6 +145,19 @@ def test_the_one_wrong_override_is_named(override, message):
     common.with_overrides(common.load_config("pretrain:tiny"), ["--config.seed=1", override, "--config.steps=3"])
   assert str(error.value).startswith(override) and message in str(error.value)
   assert "seed=1" not in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+  ("def get_config():\n  return 5\n", "get_config returned 5; expected an ml_collections.ConfigDict"),
+  ("import sys\nsys.exit(3)\n", "line 2: SystemExit: 3"),
+  ("def get_config(: \n", "line 1: SyntaxError"),
+  ("x = 1\n", "AttributeError"),
+])  # fmt: skip
+def test_a_config_file_with_an_error_of_its_own_is_one_line(tmp_path, text, message):
+  (tmp_path / "mine.py").write_text(text)
+  with pytest.raises(UserError, match=re.escape(message)) as error:
+    common.load_config(str(tmp_path / "mine.py"))
+  assert "\n" not in str(error.value)
 
 
 def test_a_shape_beside_a_checkpoint_is_refused():

@@ -344,14 +344,17 @@ def load_config(name: str) -> ConfigDict:
     spec = importlib.util.spec_from_file_location("config_file", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config(*[variant] if variant else [])
+    config = module.get_config(*[variant] if variant else [])
   except UserError:
     raise
-  except Exception as error:  # A config is the user's code and may raise any error.
+  except (Exception, SystemExit) as error:  # A config is the user's code and may raise any error.
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     line = lines[-1] if lines else getattr(error, "lineno", None)
     where = f"{path}, line {line}" if line else str(path)
     raise UserError(f"{where}: {type(error).__name__}: {message_lines(error)[0]}") from error
+  if not isinstance(config, ConfigDict):
+    raise UserError(f"{path}: get_config returned {config!r:.60}; expected an ml_collections.ConfigDict")
+  return config
 
 
 def _config_path(file: str) -> pathlib.Path:
