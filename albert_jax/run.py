@@ -51,6 +51,7 @@ LIMITS = {
   "early_stop": (0, 10**6),
   "lora_rank": (0, 4096),
 }
+OPTIONAL = ("lora_rank",)  # Only fine-tuning has it.
 SECTIONS = ("task", "data", "model", "optimizer", "guard", "mesh", "curriculum")
 MAX_WEIGHT = 1e6  # of a term of the loss
 HANG_MINUTES = (0.01, 1e6)  # or 0: faulthandler's timer crashes on shorter ones.
@@ -212,7 +213,7 @@ def check(config: ConfigDict) -> None:
     UserError: a value is out of range or not finite, a pattern is not a regular expression, or a setting has no effect
       with the others.
   """
-  if missing := [name for name in (*SECTIONS, *(name for name in LIMITS if "." not in name)) if name not in config]:
+  if missing := [name for name in (*SECTIONS, *LIMITS) if name not in config and name not in OPTIONAL]:
     raise UserError(
       f"the config lacks {', '.join(missing[:5])}; begin with that of an installed one, as "
       "albert_jax.configs.pretrain.get_config()"
