@@ -140,6 +140,9 @@ def draw(runs: Sequence[Run]) -> tuple[Any, list[str]]:
     axes.tick_params(labelsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.margins(x=0.02, y=0.1)
+    low, high = axes.get_ylim()
+    if high - low < 1e-6 * max(1, abs(high)):  # A constant, which would fill the panel with its rounding errors.
+      axes.set_ylim(low - 0.5, high + 0.5)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
   handles = [

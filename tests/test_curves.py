@@ -70,3 +70,10 @@ def test_damage_and_mistakes_are_one_line(tmp_path):
   (folder / "metrics.jsonl").write_text("")
   with pytest.raises(UserError, match="no metrics yet"):
     curves.plot([folder], tmp_path / "x.png")
+
+
+def test_a_constant_is_a_flat_line_on_a_readable_scale():
+  lines = [{"step": step, "split": "eval", "mcc": value} for step, value in ((10, 0.0), (20, 1e-17))]
+  figure, _ = curves.draw([curves.Run("a", lines, {"mcc": (0.0, "always the same")})])
+  low, high = figure.axes[0].get_ylim()
+  assert -1 < low < 0 < high < 1 and high - low > 0.5
