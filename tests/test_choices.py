@@ -132,7 +132,7 @@ class TestIds:
     assert types.tolist() == [0] * (24 - 13) + [1] * 13
     output = caplog.text
     assert "here: 2 of 4 options and their question exceed data.qa_length=12 tokens" in output
-    assert "here: 2 of 4 options do not fit 24 tokens" in output
+    assert "here: 2 of 4 options and their context exceed data.seq_length=24 tokens" in output
 
   def test_questions_with_fewer_options(self, vocabulary):
     questions = [choices.Choice("a", "b", ("c", "d", "e"), 2), choices.Choice("a", "b", ("c", "d"), 1)]

@@ -220,9 +220,9 @@ def test_two_tasks_and_two_seeds_stopped_and_gone_on_with(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", '{"flags": [], "numbers": 3}', "[" * 100_000])
-def test_a_damaged_note_of_a_finished_run_is_said_and_passed_over(tmp_path, capsys, text):
+def test_a_damaged_note_of_a_finished_run_is_said_and_passed_over(tmp_path, caplog, text):
   for seed, note in ((0, text), (1, '{"flags": [], "numbers": {"f1": 0.5}}')):
     (tmp_path / f"seed-{seed}").mkdir()
     (tmp_path / f"seed-{seed}" / "finished.json").write_text(note)
   assert suites._finished(tmp_path) == {1: {"f1": 0.5}}
-  assert "seed-0/finished.json" in capsys.readouterr().err
+  assert "seed-0/finished.json" in caplog.text
