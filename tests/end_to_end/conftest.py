@@ -47,11 +47,16 @@ def flags(dataset, workdir, **overrides):
   ]
 
 
+# As in pyproject.toml.
+IGNORED = ("label() is deprecated:DeprecationWarning", "Error reading persistent compilation cache entry:UserWarning")
+
+
 def start(command, *args, devices=1, program=("-m", "albert_jax"), **kwargs):
   """Returns a command in a process of its own, warnings being errors; stderr is kept."""
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+  warnings = [argument for pattern in IGNORED for argument in ("-W", f"ignore:{pattern}")]
   return subprocess.Popen(
-    [sys.executable, "-W", "error", "-W", "ignore:label() is deprecated:DeprecationWarning", *program, command, *args],
+    [sys.executable, "-W", "error", *warnings, *program, command, *args],
     env=environment, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **kwargs,
   )  # fmt: skip
 
