@@ -268,26 +268,35 @@ def with_overrides(config: ConfigDict, overrides: list[str]) -> ConfigDict:
       config.update_from_flattened_dict({name: ",".join(items)})
   names = {arg.removeprefix("--config.").split("=")[0] for arg in overrides}
   if config.get("init_structure") and config.get("init_from"):
-    refuse_structure(names, f"init_from={config.init_from}")
+    refuse_structure(config, names, config.init_from, f"init_from={config.init_from}")
   config.update(duration.chosen({name: config[name] for name in duration.LIMITS if name in names}))
   return config
 
 
-def refuse_structure(names: Iterable[str], source: str) -> None:
-  """Refuses overrides of a model's shape if the shape comes from a checkpoint.
+def refuse_structure(config: ConfigDict, names: Iterable[str], checkpoint: str, source: str) -> None:
+  """Refuses overrides of a model's shape that differ from the checkpoint, which decides the shape.
 
   Args:
+    config: with the overrides.
     names: the fields of the overrides.
+    checkpoint: a path, see convert.load.
     source: the flag that names the checkpoint, for the message.
 
   Raises:
-    UserError: one of the fields belongs to the shape.
+    UserError: one of the fields belongs to the shape, and has another value in the checkpoint.
   """
-  if overridden := sorted(set(names) & {f"model.{name}" for name in config_fields.structure()}):
-    raise UserError(
-      f"--config.{overridden[0]} has no effect: the model's shape is that of {source}; leave it out, or see "
-      "albert-jax convert for another shape of the same weights"
-    )
+  overridden = [name for name in config_fields.structure() if f"model.{name}" in names]
+  if not overridden:
+    return
+  from albert_jax import convert  # Imports JAX, which most commands do later.
+
+  cfg = convert.config_of(checkpoint)
+  for name in overridden:
+    if config.model[name] != getattr(cfg, name):
+      raise UserError(
+        f"--config.model.{name}={config.model[name]} has no effect: the model's shape is that of {source}, with "
+        f"{name}={getattr(cfg, name)}; leave it out, or see albert-jax convert for another shape of the same weights"
+      )
 
 
 def _overridden(config, overrides):

@@ -56,5 +56,5 @@ def main(argv: list[str]) -> None:
   parser.add_argument("--out", metavar="DIR", help="write the answers there, in the standard format of the task")
   args, config = common.parse_with_config(parser, argv, lambda args: evaluation.recorded_config(args.checkpoint))
   names = [arg.removeprefix("--config.").split("=")[0] for arg in argv if arg.startswith("--config.")]
-  common.refuse_structure(names, f"--checkpoint={args.checkpoint}")
+  common.refuse_structure(config, names, args.checkpoint, f"--checkpoint={args.checkpoint}")
   _print(evaluation.evaluate(config, args.checkpoint, args.out), args.json)

@@ -51,6 +51,16 @@ def load(
   return format.load(place, Rules(tuple(allow_missing), tuple(allow_unused), keep_config))
 
 
+def config_of(path: str | os.PathLike) -> AlbertConfig:
+  """Reads the shape of the checkpoint at a path, see `load`, without messages about its weights.
+
+  Raises:
+    UserError: as `load`.
+  """
+  format, place = find(path)
+  return format.load(place, Rules(report=lambda line: None))[0]
+
+
 def find(path: str | os.PathLike) -> tuple[ModuleType, pathlib.Path]:
   """Returns the format of a checkpoint: (module `hf`, `google_tf1` or `styletts2`, the path for its `load`)."""
   if hub.is_name(path):
