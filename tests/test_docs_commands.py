@@ -219,7 +219,11 @@ def test_python_of_the_pages_runs(block, folder, monkeypatch):
 
 
 # The page that a new user follows, in its order. Longer numbers are replaced, and the model is smaller.
-SHORTER = {"--config.steps=200": "--config.steps=4", "--config.steps=400": "--config.steps=6"}
+SHORTER = {
+  "--vocab_size=4000": "--vocab_size=1000",
+  "--config.steps=200": "--config.steps=4",
+  "--config.steps=400": "--config.steps=6",
+}
 SMALLER = ["--config.batch_size=8", "--config.data.seq_length=32", "--config.optimizer.warmup_steps=1"]
 PRETRAINED = [
   *SMALLER, "--config.eval_batches=1", "--config.model.hidden_size=32", "--config.model.num_attention_heads=2",

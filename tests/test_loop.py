@@ -275,7 +275,7 @@ def test_the_best_checkpoint_is_kept_and_exported(go, monkeypatch, caplog):
   more = {"eval_every": 2, "best": "score", "keep_checkpoints": 1, "optimizer__schedule": "constant"}
   lines = go("run", **more)
   assert sorted(path.name for path in (go.folder / "run" / "checkpoints").iterdir()) == ["4", "8"]
-  assert "The best score was at step 4; that one is exported." in caplog.text
+  assert "The best score was at step 4; its checkpoint is exported." in caplog.text
   assert only(lines, "train")[4, "train"] == short[4, "train"]
   same_weights(go.folder / "run", go.folder / "short")
   assert not left

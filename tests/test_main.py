@@ -59,7 +59,12 @@ def test_a_command_that_is_asked_to_end_removes_its_files_and_says_so(
       signal.raise_signal(number)
 
   monkeypatch.setattr(main, "_imported", lambda name: types.SimpleNamespace(main=command))
-  assert main.main(["vocab"]) == code
+  # A shell that starts the tests in the background has SIGINT ignored.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    assert main.main(["vocab"]) == code
+  finally:
+    signal.signal(signal.SIGINT, before)
   assert capsys.readouterr().err == f"albert-jax vocab: {message}\n"
   assert list(tmp_path.iterdir()) == []
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

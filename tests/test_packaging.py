@@ -98,6 +98,6 @@ def test_a_bare_folder_is_enough(wheel, tmp_path):
 
 def test_the_readme_lists_every_extra():
   extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-  for_users = extras.keys() - {"parity", "test", "docs"}
+  for_users = extras.keys() - {"parity", "test"}
   rows = re.findall(r"(?m)^\| (`[a-z, `]+`) \| .* \|$", (ROOT / "README.md").read_text().split("| extra | adds |")[1])
   assert {name for row in rows for name in re.findall(r"[a-z]+", row)} == for_users

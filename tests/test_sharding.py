@@ -35,7 +35,7 @@ def test_a_batch_that_does_not_divide_is_an_error():
 
 
 @pytest.mark.parametrize(
-  ("hosts", "tensor", "own"), [([0, 0, 1, 1], 2, True), ([0, 1, 0, 1], 2, False), ([0, 0, 1, 1], 4, False)]
+  ("hosts", "tensor", "expected"), [([0, 0, 1, 1], 2, True), ([0, 1, 0, 1], 2, False), ([0, 0, 1, 1], 4, False)]
 )
 def test_rows_are_of_one_host(hosts, tensor, expected):
   devices = np.array([types.SimpleNamespace(process_index=host) for host in hosts])

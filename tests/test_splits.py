@@ -93,9 +93,9 @@ class TestText:
     assert self.read(tmp_path, b"a\nb\rc\n") == "a\nb\rc\n"
     assert self.read(tmp_path, b'a,b\r"x\ny",1\r') == 'a,b\n"x\ny",1\n'
 
-  def test_nul_characters(self, tmp_path, capsys):
+  def test_nul_characters(self, tmp_path, caplog):
     assert self.read(tmp_path, b"te\0xt") == "text"
-    assert "x.txt: 1 NUL characters were dropped" in capsys.readouterr().err
+    assert "x.txt: 1 NUL characters were dropped" in caplog.text
     with pytest.raises(UserError, match=r"has 40 NUL characters, the first in line 2; it is damaged"):
       self.read(tmp_path, b"a\n" + b"b\0" * 40)
 

@@ -69,12 +69,17 @@ def export(
     formats: of FORMATS, what to write besides the Hugging Face directory.
     pooling: mean or cls: also write the files of sentence-transformers; '' for what the checkpoint says (`retrieve`).
     tokenizer: False allows a checkpoint without a vocabulary.
-    license, language, base_model, datasets, name: for the model card; '' for what the run says, or nothing.
+    license: for the model card; '' for what the run says, or nothing.
+    language: likewise.
+    base_model: likewise.
+    datasets: likewise.
+    name: likewise.
     overwrite: replace what is at `out`.
     quantize: int8 to also write onnx/model_int8.onnx.
     calibration: a file of texts like those the model will see, best with labels for a classifier (see `quantize.read`).
     max_loss: how many points of its metric, of 100, the int8 model may lose.
-    fields, label: the columns of `calibration` with the text (or the two texts of a pair) and the label.
+    fields: the columns of `calibration` with the text, or the two texts of a pair.
+    label: the column with the label.
     page: also write this folder, a page that runs the ONNX file in the browser without a server; '' for none.
     say: called with lines on progress.
 
