@@ -4,7 +4,6 @@ A reader may read them or raise one line: no other exception, no hang, no large 
 kind make more than two thousand in all.
 """
 
-import bz2
 import collections
 import contextlib
 import gzip
@@ -71,7 +70,6 @@ KINDS = {
   "gzip": ("a.txt.gz", lambda path: path.write_bytes(gzip.compress(TEXT.encode())), corpus),
   "xz": ("a.txt.xz", lambda path: path.write_bytes(lzma.compress(TEXT.encode())), corpus),
   "zstd": ("a.txt.zst", lambda path: path.write_bytes(zstandard.compress(TEXT.encode())), corpus),
-  "bz2": ("a.txt.bz2", lambda path: path.write_bytes(bz2.compress(TEXT.encode())), corpus),
   "json lines": ("a.jsonl", lambda path: path.write_text("\n".join(map(json.dumps, ROWS))), corpus),
   "parquet corpus": ("a.parquet", write_parquet, corpus),
   "parquet table": ("a.parquet", write_parquet, lambda path: tables.read_file(path, ["text", "label"])),

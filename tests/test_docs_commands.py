@@ -249,7 +249,9 @@ def test_the_first_ten_minutes_run_from_top_to_bottom(tmp_path, monkeypatch, cap
       args = [SHORTER.get(word, word) for word in words[1:]]
       if args[0] == "train":
         args += PRETRAINED if "--config=pretrain:tiny" in args else [*SMALLER, "--config.epochs=1.0"]
-      assert main.main(args) == 0, (words, capfd.readouterr().err[-2000:])
+      code = main.main(args)
+      # The topics have duplicates, which an audit reports with the exit code 1.
+      assert code == 0 or (args[0], code) == ("audit", 1), (words, capfd.readouterr().err[-2000:])
       ran.append(args[0])
   assert {"vocab", "prepare", "audit", "train", "predict", "plot"} <= set(ran)
   assert ran.count("train") == 3

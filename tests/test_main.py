@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 
+import made_up
 import pytest
 
 import albert_jax
@@ -165,12 +166,14 @@ def test_a_config_file_with_an_error_of_its_own_is_one_line(tmp_path, text, mess
   assert "\n" not in str(error.value)
 
 
-def test_a_shape_beside_a_checkpoint_is_refused():
-  config = common.load_config("classify:tiny")
+def test_another_shape_than_the_checkpoints_is_refused(tmp_path):
+  config, begin = common.load_config("classify:tiny"), f"--config.init_from={made_up.checkpoint(tmp_path)}"
   assert common.with_overrides(config, ["--config.model.hidden_size=64"]).model.hidden_size == 64
-  with pytest.raises(UserError, match=r"--config\.model\.hidden_size has no effect: .* is that of init_from=RUN"):
-    common.with_overrides(config, ["--config.model.hidden_size=64", "--config.init_from=RUN"])
-  common.with_overrides(config, ["--config.model.hidden_dropout_prob=0.1", "--config.init_from=RUN"])
+  with pytest.raises(
+    UserError, match=r"--config\.model\.hidden_size=64 has no effect: .*init_from=.*, with hidden_size=32"
+  ):
+    common.with_overrides(config, ["--config.model.hidden_size=64", begin])
+  common.with_overrides(config, ["--config.model.hidden_size=32", "--config.model.hidden_dropout_prob=0.1", begin])
 
 
 @pytest.mark.parametrize(("argv", "message"), [

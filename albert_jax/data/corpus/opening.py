@@ -159,7 +159,11 @@ def check_text(path: str, head: bytes) -> None:
   """
   for magic, kind in _MAGICS.items():
     if head.startswith(magic):
-      raise UserError(f"{path} is a {kind} file, although its name does not say so; rename it, or unpack it")
+      if kind in COMPRESSIONS or kind == ".parquet":
+        raise UserError(f"{path} is a {kind} file, although its name does not say so; rename it, or unpack it")
+      raise UserError(
+        f"{path} is a {kind} file, which is not read; give its text, plain or as {', '.join(COMPRESSIONS)}"
+      )
   if head.startswith((b"\xff\xfe", b"\xfe\xff")):
     raise UserError(f"{path} is UTF-16 text; convert it, as with: iconv -f utf-16 -t utf-8")
   if head.count(b"\0") > 1 + _MAX_NUL_SHARE * len(head):
