@@ -30,7 +30,6 @@ from albert_jax.types import Params
 # The sum of two products of an unsigned and a signed byte must fit 16 bits, or instructions of processors without VNNI
 # (vpmaddubsw of AVX2) saturate: 255 (w1 + w2) <= 32767 for every two neighbours in a column.
 PAIR_LIMIT = 128
-PLACES = ("attention", "attention/context", "ffn/up", "ffn/down")
 CALIBRATION_ROWS = 256  # of the file, for the ranges; the others are held out to measure on
 LEAST_HELD_OUT = 50
 MOST_UNKNOWN = 0.2  # of the symbols in a file of phonemes
