@@ -1,7 +1,6 @@
 """ALBERT in JAX. The whole public interface: a config, plain parameters, and functions of them."""
 
 import importlib
-import importlib.metadata
 
 # Imported on first use: worker processes that only make batches import this package too, and must not load JAX.
 _HOME = {
@@ -17,7 +16,7 @@ __all__ = sorted([*_HOME, "__version__"])
 
 def __getattr__(name):
   if name == "__version__":
-    return importlib.metadata.version("albert-jax")
+    return importlib.import_module(f"{__name__}.versions").installed()
   if name not in _HOME:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -86,6 +86,14 @@ def test_version_and_a_wrong_command(capsys):
   assert "did you mean train?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("module", ["reference", "config_fields"])
+def test_help_of_a_page_generator_writes_no_file(module, tmp_path):
+  command = [sys.executable, "-m", f"albert_jax.commands.{module}", "--help"]
+  done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+  assert done.returncode == 0 and "FILE" in done.stdout
+  assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("stream", [1, 2])
 def test_a_closed_stream_is_one_line(stream):
   # The shell closes it: a function between fork and exec is a warning beside JAX's threads.

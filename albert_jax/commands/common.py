@@ -125,6 +125,13 @@ def parser(command: str, description: str, example: str) -> Parser:
   )
 
 
+def page_argument(description: str | None) -> str:
+  """Returns the one argument of a generator of a page: the file to write."""
+  page = Parser(description=description, allow_abbrev=False)
+  page.add_argument("out", metavar="FILE", help="page to write")
+  return page.parse_args().out
+
+
 def keep_compiled() -> None:
   """Enables JAX's compilation cache, so that only the first run compiles.
 

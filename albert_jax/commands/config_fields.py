@@ -217,9 +217,7 @@ def _of_dataclass(cls: type) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-  import sys
-
   from albert_jax import files
   from albert_jax.commands import common
 
-  files.write(sys.argv[1], markdown({name: common.load_config(name) for name in common.DOCUMENTED}))
+  files.write(common.page_argument(__doc__), markdown({name: common.load_config(name) for name in common.DOCUMENTED}))

@@ -1,7 +1,6 @@
 """`albert-jax doctor`: shows the machine, tests training on it, and lists missing packages."""
 
 import glob
-import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -17,6 +16,7 @@ import albert_jax
 from albert_jax import files
 from albert_jax.commands import common
 from albert_jax.errors import one_line
+from albert_jax.versions import NOT_INSTALLED, installed
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "array-record",
             "sentencepiece", "safetensors", "numpy")  # fmt: skip
@@ -57,10 +57,8 @@ def versions() -> dict[str, str]:
   """Returns {package: version} of the packages that training needs."""
   versions_of = {"albert-jax": albert_jax.__version__, "python": platform.python_version()}
   for name in PACKAGES:
-    try:
-      versions_of[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      versions_of[name] = "not installed; type: pip install albert-jax"
+    version = installed(name)
+    versions_of[name] = "not installed; type: pip install albert-jax" if version == NOT_INSTALLED else version
   return versions_of
 
 

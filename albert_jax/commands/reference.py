@@ -72,6 +72,4 @@ def _prose(text):
 
 
 if __name__ == "__main__":
-  import sys
-
-  files.write(sys.argv[1], markdown())
+  files.write(common.page_argument(__doc__), markdown())

@@ -1,6 +1,5 @@
 """One folder that every runtime opens: transformers, sentence-transformers, ONNX Runtime, JAX from StableHLO."""
 
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -12,7 +11,7 @@ import jax
 import jax.export
 import numpy as np
 
-from albert_jax import convert, files, model
+from albert_jax import convert, files, model, versions
 from albert_jax import onnx_runtime as runtime
 from albert_jax.convert import hf
 from albert_jax.convert.load import find
@@ -229,7 +228,7 @@ def _sentence_transformers(folder, cfg, pooling, seq_length):
     ],
     "sentence_bert_config.json": {"max_seq_length": length, "do_lower_case": False},
     "config_sentence_transformers.json": {
-      "__version__": {"albert_jax": importlib.metadata.version("albert-jax")},
+      "__version__": {"albert_jax": versions.installed()},
       "prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine",
     },
     "1_Pooling/config.json": {

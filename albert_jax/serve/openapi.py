@@ -1,11 +1,11 @@
 """The OpenAPI document, made of the same schemas that check the requests."""
 
-import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pydantic
 
+from albert_jax import versions
 from albert_jax.serve import schemas
 
 _ERRORS = {
@@ -76,6 +76,5 @@ def document(operations: list[Operation], models: dict) -> dict:
         "responses": answers | failures(*_ERRORS, kind=operation.failure),
       }
     }
-  version = importlib.metadata.version("albert-jax")
-  return {"openapi": "3.1.0", "info": {"title": "albert-jax", "version": version}, "paths": paths,
+  return {"openapi": "3.1.0", "info": {"title": "albert-jax", "version": versions.installed()}, "paths": paths,
           "components": {"schemas": components}}  # fmt: skip

@@ -8,7 +8,6 @@ import contextlib
 import datetime
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -24,7 +23,7 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from albert_jax import files
+from albert_jax import files, versions
 from albert_jax.errors import UserError, masked
 from albert_jax.training.guard import HISTORY
 from albert_jax.training.writer import METRICS
@@ -319,7 +318,7 @@ def write_card(config: ConfigDict, fingerprints: dict[str, Any], directory: str,
     "command": masked(sys.argv),
     "code": _code(),
     "python": platform.python_version(),
-    "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    "packages": {name: versions.installed(name) for name in PACKAGES},
     "devices": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
     "hosts": jax.process_count(),
     **fingerprints,
@@ -395,7 +394,7 @@ def _checkpoint_names(directory) -> list[str]:
 
 def _code() -> dict[str, str]:
   """Returns the package's version, and the revision of the checkout it is in, if it is in one."""
-  code = {"version": importlib.metadata.version("albert-jax")}
+  code = {"version": versions.installed()}
   root = pathlib.Path(__file__).parents[2]
   if (root / ".git").exists():
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
