@@ -174,6 +174,12 @@ def test_a_config_file_with_an_error_of_its_own_is_one_line(tmp_path, text, mess
   assert "\n" not in str(error.value)
 
 
+def test_a_config_file_that_is_no_python_file_is_one_line(tmp_path):
+  (tmp_path / "mine.txt").write_text("steps = 5\n")
+  with pytest.raises(UserError, match=r"mine\.txt must be a Python file, as configs/pretrain\.py:tiny$"):
+    common.load_config(str(tmp_path / "mine.txt"))
+
+
 def test_another_shape_than_the_checkpoints_is_refused(tmp_path):
   config, begin = common.load_config("classify:tiny"), f"--config.init_from={made_up.checkpoint(tmp_path)}"
   assert common.with_overrides(config, ["--config.model.hidden_size=64"]).model.hidden_size == 64

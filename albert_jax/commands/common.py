@@ -28,7 +28,7 @@ from albert_jax.errors import UserError, masked, message_lines
 from albert_jax.training import duration
 
 # The configs whose fields docs/config_fields.md lists.
-DOCUMENTED = (
+DOCUMENTED: tuple[str, ...] = (
   "pretrain:base", "classify:base", "glue:sst-2", "squad:base", "race:base", "ner:base", "retrieve:base",
   "summarize:base", "plbert:base",
 )  # fmt: skip
@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
     super().__init__(*args, **kwargs)
     self._partners: dict[str, tuple[str, ...]] = {}
 
-  def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> Any:
+  def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
     if _captured is not None:
       _captured.append(self)
       raise _Captured
@@ -358,6 +358,8 @@ def load_config(name: str) -> ConfigDict:
   path = _config_path(file)
   try:
     spec = importlib.util.spec_from_file_location("config_file", path)
+    if spec is None or spec.loader is None:
+      raise UserError(f"--config={file} must be a Python file, as configs/pretrain.py:tiny")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(*[variant] if variant else [])

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -97,8 +98,8 @@ def main(argv: list[str]) -> None:
 
   if args.spm and args.symbols:
     raise UserError("give --spm for a model of text or --symbols for a PL-BERT, not both")
-  rules = {"lower": False if args.cased else None, "keep_accents": args.keep_accents or None}
-  new_tokenizer = Tokenizer(args.spm, **rules) if args.spm else None
+  rules: dict[str, Any] = {"lower": False if args.cased else None, "keep_accents": args.keep_accents or None}
+  new_tokenizer: Tokenizer | symbols.Symbols | None = Tokenizer(args.spm, **rules) if args.spm else None
   old = load_symbols(args.checkpoint) or load_tokenizer(args.checkpoint, optional=True)
   if args.symbols:
     new_tokenizer = symbols.load(args.symbols)

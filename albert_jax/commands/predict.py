@@ -9,6 +9,7 @@ import stat
 import sys
 import threading
 import time
+from typing import Any
 
 import tqdm
 
@@ -62,6 +63,7 @@ def main(argv: list[str]) -> None:
   try:
     with contextlib.ExitStack() as stack:
       write = stack.enter_context(_output(args.output))
+      sources: list[tuple[str, Any]]  # (what names it in messages, its lines)
       sources = [(f"{file} ", stack.enter_context(open(file, "rb"))) for file in args.input]
       sources = sources or [("", [text.encode("utf-8", "surrogateescape") for text in args.texts] or _stdin())]
       # On a terminal the bar would mix with the answers.

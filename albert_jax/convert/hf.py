@@ -317,7 +317,7 @@ def save(
   cfg: AlbertConfig,
   params: Params,
   *,
-  vocabulary: Tokenizer | str | os.PathLike | None = None,
+  vocabulary: Tokenizer | Symbols | str | os.PathLike | None = None,
   architecture: str | None = None,
   extra: Mapping[str, Any] | None = None,
   overwrite: bool = False,

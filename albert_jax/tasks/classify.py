@@ -386,11 +386,10 @@ def sums(
   R-Drop (arXiv 2106.14448): two passes with different dropout. The loss is the mean of both losses, plus the distance
   of the two answers with the weight in `terms`.
   """
-  training = keys is not None
   weights = batch["weight"] * batch["counts"]
   first = logits(cfg, params, batch, keys)
-  result = _loss(kind, first, batch, weights, smoothing if training else 0.0)
-  if training and r_drop:
+  result = _loss(kind, first, batch, weights, 0.0 if keys is None else smoothing)
+  if keys is not None and r_drop:
     second = logits(cfg, params, batch, jax.vmap(jax.random.fold_in, (0, None))(keys, 1))
     other = _loss(kind, second, batch, weights, smoothing)
     result = {name: ((result[name][0] + other[name][0]) / 2, result[name][1]) for name in result}
@@ -495,7 +494,7 @@ def baselines(kind: str, gold: np.ndarray | None, labels: int) -> Baselines:
   share = np.mean(gold, axis=0) if kind == "multilabel" else np.bincount(gold, minlength=labels) / len(gold)
   with np.errstate(divide="ignore", invalid="ignore"):
     parts = [share, 1 - share] if kind == "multilabel" else [share]
-    entropy = -sum(np.where(p > 0, p * np.log(p), 0) for p in parts)
+    entropy = -np.sum([np.where(p > 0, p * np.log(p), 0) for p in parts], axis=0)
   loss = float(entropy.mean() if kind == "multilabel" else entropy.sum())
   outputs = np.tile(share - 0.5 if kind == "multilabel" else share, (len(gold), 1))
   most = "what most rows have" if kind == "multilabel" else "always the most frequent label"
@@ -571,7 +570,8 @@ def classify(
   if len(wrong := [item for item, is_pair in zip(items, pairs, strict=True) if is_pair != takes_pairs]):
     what = "pairs of texts, as they were in its training" if takes_pairs else "single texts"
     raise UserError(f"this model is for {what}; {str(wrong[0])[:60]!r} is not one, or is among others that are not")
-  first, second = zip(*items, strict=True) if takes_pairs else (items, None)
+  first = [item[0] for item in items] if takes_pairs else items
+  second = [item[1] for item in items] if takes_pairs else None
   length = seq_length or cfg.max_position_embeddings
   tokens = tables.encode(tokenizer, first, second, length, "input")
   encoded = batching.Rows(tokens, {}, {"input_ids": tokenizer.pad_id})

@@ -246,7 +246,7 @@ def by_row(function: Callable, params: Any, rows: batching.Rows, batch_size: int
     {name: list of one numpy array a row}. Arrays over positions are as long as their batch's longest row.
   """
   longest = params.positions if callable(params) else len(params["embeddings"]["position"]["embedding"])
-  run = functools.partial(*((params, function) if callable(params) else (function, params)))
+  run = functools.partial(params, function) if callable(params) else functools.partial(function, params)
   batches = batching.serving_batches(rows, most=batch_size, longest=longest, **batch_limits())
   results: dict[str, list] = {}
   pending = None

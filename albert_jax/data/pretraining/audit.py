@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+import os
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def mask_runs(is_masked: np.ndarray, is_start: np.ndarray, is_special: np.ndarra
 
 def measure(
   cfg: DataConfig, examples: int, seed: int = 0
-) -> tuple[dict[str, Any], tuple[dict[str, np.ndarray], Details] | None]:
+) -> tuple[dict[str, Any], tuple[dict[str, np.ndarray], Details]]:
   """Makes examples and measures their properties.
 
   Args:
@@ -101,6 +102,7 @@ def measure(
       across=int((is_pair & (document_a != document_b)).sum()),
       unknown=int((text == tokenizer.unk_id).sum()),
     )
+  assert first is not None  # There is at least one step.
   lengths = np.concatenate(row_lengths)
   masked, spans = max(1, total["masked"]), max(1, sum(drawn.values()))
   top = np.argsort(-pieces)[:20]
@@ -215,7 +217,7 @@ def show_example(batch: dict[str, np.ndarray], details: Details, row: int, token
   return f"[{order}] " + " ".join("".join(pieces).replace("▁", " ").split())
 
 
-def draw(numbers: dict[str, Any], path: str) -> None:
+def draw(numbers: dict[str, Any], path: str | os.PathLike) -> None:
   """Draws the numbers as a figure."""
   from matplotlib.figure import Figure  # takes a second to import
 

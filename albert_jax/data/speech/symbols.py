@@ -81,7 +81,7 @@ class Symbols:
     return symbol in self._ids
 
   @property
-  def ordinary(self) -> np.ndarray:
+  def ordinary(self) -> list[str]:
     """The symbols that stand for sounds or punctuation: all but the four with a role."""
     return [piece for piece in self.pieces if piece and piece not in self._roles.values()]
 

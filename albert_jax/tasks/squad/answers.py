@@ -95,7 +95,8 @@ def best(
   scores, starts, ends = (np.concatenate(parts) for parts in zip(*candidates, strict=True))
 
   context, spans = windows.questions[question].context, windows.spans[question]
-  answers, seen = [], {""}
+  answers: list[dict[str, Any]] = []
+  seen = {""}
   for i in np.argsort(-scores, kind="stable"):
     if len(answers) == search.n_best:
       break
@@ -187,7 +188,7 @@ def answer(
     raise UserError(
       "this checkpoint has no head that answers questions; train one: albert-jax train --config=configs/squad.py:base"
     )
-  options = {field.name: field.default for field in dataclasses.fields(Search)} | search
+  options: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Search)} | search
   room = min(options["seq_length"], cfg.max_position_embeddings)
   question_room = min(options["max_query_length"], room // 2)
   count = max(options["n_best"], top_k)

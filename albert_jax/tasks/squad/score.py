@@ -165,7 +165,7 @@ def score(
     kept = [
       {id: float(not has_answer[id]) if id in silent else v for id, v in scores.items()} for scores in (exact, f1)
     ]
-    numbers = _mean(*kept, has_answer)
+    numbers = _mean(kept[0], kept[1], has_answer)
     for name, each in (("exact", exact), ("f1", f1)):
       best, at = best_threshold(predictions, each, null_odds, has_answer)
       numbers |= {f"best_{name}": best, f"best_{name}_thresh": at}
@@ -198,7 +198,8 @@ def best_threshold(
   Returns:
     (the best mean score in percent, the threshold).
   """
-  total = best = sum(not answerable for answerable in has_answer.values())
+  total: float = sum(not answerable for answerable in has_answer.values())
+  best = total
   threshold = 0.0
   for id in sorted(null_odds, key=null_odds.__getitem__):
     if id not in scores:

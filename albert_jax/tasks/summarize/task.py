@@ -145,6 +145,9 @@ def read(data: SummarizeData, split: str, most: int, *, may_hide: bool = False) 
   columns = [rows.columns[name] for name in (data.document_field, data.summary_field, data.labels_field)]
   hidden = may_hide and all(map(cells.is_hidden, itertools.chain(*columns[1:])))
   bar = tqdm(zip(*columns, strict=True), f"reading {split}", len(rows), disable=None, leave=False)
+  document: Any
+  summary: Any
+  chosen: Any
   for i, row in enumerate(bar):
     document, summary, chosen = (None if cells.is_missing(value) else cells.parsed(value) for value in row)
     sentences = sentences_of("" if document is None else document) if isinstance(document, str | list | None) else None
@@ -339,7 +342,7 @@ def summarize(
   for document, scores in zip(documents, encoded.by_item(outputs.get("score", ())), strict=True):
     chosen = select(document, scores, sentences, trigram_blocking)
     parts = [{"index": i, "text": document[i], "score": float(scores[i])} for i in chosen]
-    results.append({"summary": " ".join(part["text"] for part in parts), "sentences": parts})
+    results.append({"summary": " ".join(document[i] for i in chosen), "sentences": parts})
   return results
 
 
