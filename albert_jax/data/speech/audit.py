@@ -1,6 +1,7 @@
 """What a model will see of a dataset of phonemes: shares, word targets, words with phonemes, the strangest words."""
 
 import collections
+import itertools
 import math
 
 import numpy as np
@@ -26,11 +27,10 @@ def measure(cfg: SpeechConfig, examples: int, seed: int = 0) -> tuple[dict, batc
   """
   maker = batching.batch_maker(cfg, batch_size=_BATCH, seed=seed)
   words, table = lexicon.load(cfg.dataset), batching.symbols(cfg.dataset)
-  total, first = collections.Counter(), None
+  total: collections.Counter[str] = collections.Counter()
+  first = maker.explain(0)
   targets = np.zeros(batching.describe(cfg.dataset)["vocabulary"]["words"], np.int64)
-  for step in range(max(1, math.ceil(examples / _BATCH))):
-    batch, rows = maker.explain(step)
-    first = first or rows
+  for batch, rows in itertools.chain([first], map(maker.explain, range(1, math.ceil(examples / _BATCH)))):
     chosen = rows.is_chosen
     kept = chosen & (rows.shown == rows.ids)
     masked = chosen & (rows.shown == table.mask_id)
@@ -59,7 +59,7 @@ def measure(cfg: SpeechConfig, examples: int, seed: int = 0) -> tuple[dict, batc
     "top_words": {names[lexicon.FIRST_WORD + i]: float(known[i] / max(1, known.sum())) for i in top.tolist()},
     "distinct_words": len(words.words),
   }
-  return numbers, first
+  return numbers, first[1]
 
 
 def checks(numbers: dict, cfg: SpeechConfig) -> list[tuple[str, float, float, float, str]]:

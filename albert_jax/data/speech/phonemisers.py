@@ -1,29 +1,20 @@
-"""Words to phonemes behind one interface: a name that says what made them, and a function of a list of words."""
+"""Words to phonemes, by espeak-ng."""
 
 import difflib
 import functools
 import re
-from typing import Protocol
 
 from albert_jax.errors import UserError
 
 _FLAG = re.compile(r"\([a-z][a-z0-9-]*\)")  # what espeak writes where it switches to another language and back
 
 
-class Phonemiser(Protocol):
-  """What makes phonemes of words.
-
-  name: which program, version and language; cached words are kept under it.
-  phonemes(words) -> a string a word, '' where it has none. Flags of language switches, as `(ko)…(en-us)`, are kept.
-  """
-
-  name: str
-
-  def phonemes(self, words: list[str]) -> list[str]: ...
-
-
 class Espeak:
-  """espeak-ng, which comes with the package espeakng-loader; each word by itself, with stress."""
+  """espeak-ng, which comes with the package espeakng-loader; each word by itself, with stress.
+
+  Attributes:
+    name: str, the program, its version and the language; cached words are kept under it.
+  """
 
   def __init__(self, language: str):
     """Opens the voice of a language.
@@ -39,6 +30,7 @@ class Espeak:
     self._backend = backend
 
   def phonemes(self, words: list[str]) -> list[str]:
+    """Returns a string a word, '' where it has none. Flags of language switches, as `(ko)…(en-us)`, are kept."""
     return ["".join(text.split()) for text in self._backend.phonemize(words, strip=True)]
 
 

@@ -93,8 +93,7 @@ def make_dataset(
   for i in numbers:
     lexicon_rows = [number_of.get(entry, -1) for entry in units.entries_of(tables[i])]
     files.write(f"{folder}/{i:06d}.entries.npy", _as_npy(np.array(lexicon_rows, np.int64)))
-  jobs = [(i, folder, settings.segment_symbols) for i in numbers]
-  run(units.pack_unit, jobs, sizes, "pack")
+  run(units.pack_unit, [(i, folder, settings.segment_symbols) for i in numbers], sizes, "pack")
 
   packed = [shards.load_table(f"{folder}/{i:06d}.npz") for i in numbers]
   is_kept, is_validation = shards.split_documents(documents, settings.validation_fraction)
@@ -188,7 +187,7 @@ def _as_npy(array):
 def _phonemes(entries, phonemiser, language, run, folder, cache) -> dict[str, str]:
   """Returns {entry: phonemes} of all entries, from the corpus, the cache or the phonemiser."""
   if phonemiser is None:
-    return {entry: units.word_and_phonemes(entry)[1] for entry in entries}
+    return {entry: units.word_and_phonemes(entry)[1] or "" for entry in entries}
   file = f"{cache}/{phonemiser.name}.tsv" if cache else None
   known = _read_cache(file) if file and files.exists(file) else {}
   known |= {entry: entry for entry in entries if text_words.is_punctuation(entry)}

@@ -1,6 +1,7 @@
 """Symbol tables: which id each character of a phoneme string has. A table is data, so a language brings its own."""
 
 import collections
+import functools
 import json
 import os
 import pathlib
@@ -36,14 +37,19 @@ class Symbols:
   """A symbol table.
 
   Attributes:
-    path: its file, once it has one; '' before.
+    path: str, its file; '' if it has none.
     pieces: list[str], the symbols by id; '' where an id has none.
     vocab_size: int, how many ids there are.
     pad_id, mask_id, unk_id, space_id: int.
   """
 
   def __init__(
-    self, ids: dict[str, int], *, size: int | None = None, roles: dict[str, str] | None = None, path: str = ""
+    self,
+    ids: dict[str, int],
+    *,
+    size: int | None = None,
+    roles: dict[str, str] | None = None,
+    path: str | os.PathLike = "",
   ):
     """Makes a table.
 
@@ -75,7 +81,6 @@ class Symbols:
         raise UserError(f"{where} has no {symbol!r}, the symbol for {role}; add it, or name another under {role!r}")
     self._ids, self._roles, self.vocab_size = dict(ids), roles, size
     self.pad_id, self.mask_id, self.unk_id, self.space_id = (ids[roles[role]] for role in _ROLES)
-    self._by_code = None
 
   def __contains__(self, symbol):
     return symbol in self._ids
@@ -87,11 +92,14 @@ class Symbols:
 
   def encode(self, text: str) -> np.ndarray:
     """Returns the ids of a string's characters, uint16 array; `unk_id` for those that have none."""
-    if self._by_code is None:
-      self._by_code = np.full(_CODES, self.unk_id, np.uint16)
-      for symbol, number in self._ids.items():
-        self._by_code[ord(symbol)] = number
     return self._by_code[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)]
+
+  @functools.cached_property
+  def _by_code(self):
+    by_code = np.full(_CODES, self.unk_id, np.uint16)
+    for symbol, number in self._ids.items():
+      by_code[ord(symbol)] = number
+    return by_code
 
   def extended(self, characters: Iterable[str]) -> "Symbols":
     """Returns the table with further characters at its end; what it has keeps its id."""

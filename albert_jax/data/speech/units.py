@@ -6,7 +6,7 @@ import functools
 import hashlib
 import io
 import json
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -121,15 +121,19 @@ def read_record(line: str, source: str) -> dict:
     UserError: the line is no such object.
   """
   record = strict_json.loads(line, f"{source}: {line[:40]!r}")
-  lists = [record.get(name) for name in ("words", "phonemes")] if isinstance(record, dict) else [None]
-  if not all(isinstance(items, list) and all(isinstance(item, str) for item in items) for items in lists):
+  words, phonemes = (record.get(name) for name in ("words", "phonemes")) if isinstance(record, dict) else (None, None)
+  if not (_is_strings(words) and _is_strings(phonemes)):
     raise UserError(f"{source}: a line has no lists of strings {line:.60}; expected {_EXPECTED}")
-  if len(lists[0]) != len(lists[1]):
+  if len(words) != len(phonemes):
     raise UserError(
-      f"{source}: a line has {len(lists[0])} words and {len(lists[1])} phonemes ({' '.join(lists[0])[:40]!r}); "
+      f"{source}: a line has {len(words)} words and {len(phonemes)} phonemes ({' '.join(words)[:40]!r}); "
       "expected as many phonemes as words"
     )
   return record
+
+
+def _is_strings(value: Any) -> TypeGuard[list[str]]:
+  return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 _EXPECTED = 'lines as {"document": 1, "words": ["hello"], "phonemes": ["həlˈoʊ"]}'
