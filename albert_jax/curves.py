@@ -1,6 +1,7 @@
 """Draws the training curves of one or more runs."""
 
 import dataclasses
+import json
 import math
 import os
 import pathlib
@@ -10,6 +11,7 @@ from typing import Any
 from albert_jax import files, strict_json
 from albert_jax.errors import UserError
 
+PRETRAINING = ("pretrain", "plbert")  # tasks whose runs share panels whatever their datasets are
 BASELINES_FILE = "baselines.json"  # in a workdir: {metric: [value, what it is]}
 FORMATS = (".png", ".svg", ".pdf")
 # Colours that colour-blind readers tell apart (Okabe and Ito), and markers for print without colour.
@@ -40,11 +42,14 @@ class Run:
     name: its name in the legend.
     lines: those of its metrics.jsonl.
     baselines: {metric: (value, what it is)}.
+    task: what its metrics are of, such as "classify: reviews"; runs of different tasks do not share a panel. '' if not
+      known.
   """
 
   name: str
   lines: list[dict[str, Any]]
   baselines: Mapping[str, tuple[float, str]]
+  task: str = ""
 
 
 def read_run(workdir: str | os.PathLike, name: str = "") -> Run:
@@ -74,7 +79,27 @@ def read_run(workdir: str | os.PathLike, name: str = "") -> Run:
       baselines = {str(metric): (float(value), str(meaning)) for metric, (value, meaning) in noted.items()}
     except (ValueError, TypeError, AttributeError):
       baselines = {}
-  return Run(name or os.path.basename(os.path.abspath(path)), lines, baselines)
+  return Run(name or os.path.basename(os.path.abspath(path)), lines, baselines, _task(f"{path}/config.json"))
+
+
+def _task(path):
+  """Returns the task in a run's config; of fine-tuning with its dataset, whose metrics are not those of another."""
+  try:
+    config = json.loads(files.read(path))
+    name = str(config["task"]["name"])
+    if name in PRETRAINING:
+      return name
+    dataset = config["task"].get("dataset") or str(config["data"]["dataset"]).rstrip("/").rsplit("/", 1)[-1]
+  except (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RecursionError,
+  ):  # No run's config, or an old or damaged one.
+    return ""
+  return f"{name}: {dataset}"
 
 
 def note_baselines(workdir: str | os.PathLike, baselines: Mapping[str, tuple[float, str]]) -> None:
@@ -83,9 +108,10 @@ def note_baselines(workdir: str | os.PathLike, baselines: Mapping[str, tuple[flo
 
 
 def plot(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike, names: Sequence[str] = ()) -> list[str]:
-  """Draws runs in one figure: a panel for each metric of their tasks, learning rate, throughput and gradient norm.
+  """Draws runs in one figure: a panel for each metric of each task, learning rate, throughput and gradient norm.
 
-  Held-out values are solid lines with markers, training values thin lines, baselines dashed.
+  Held-out values are solid lines with markers, training values thin lines, baselines dashed. Runs of different tasks
+  have panels of their own, even for metrics of one name: the loss of one task says nothing about that of another.
 
   Args:
     workdirs: folders of runs.
@@ -114,16 +140,18 @@ def draw(runs: Sequence[Run]) -> tuple[Any, list[str]]:
   from matplotlib.ticker import MaxNLocator
 
   metrics = _metrics(runs)
-  panels = metrics + [name for name in _OF_THE_RUN if any(name in line for run in runs for line in run.lines)]
+  panels = [(name, numbers) for name in metrics for numbers in _by_task(name, runs)]
+  everything = range(len(runs))
+  panels += [(name, everything) for name in _OF_THE_RUN if any(name in line for run in runs for line in run.lines)]
   if not panels:
     raise UserError(f"{', '.join(run.name for run in runs)}: there are no numbers to draw in metrics.jsonl")
   columns = min(3, len(panels))
   rows = math.ceil(len(panels) / columns)
   figure = Figure(figsize=(4.2 * columns, 2.9 * rows + 0.6), layout="constrained")
-  for i, name in enumerate(panels):
+  for i, (name, numbers) in enumerate(panels):
     axes, noted = figure.add_subplot(rows, columns, i + 1), set()
-    for k, run in enumerate(runs):
-      colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
+    for k in numbers:
+      run, colour, marker = runs[k], COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
       steps, values = _points(run, "train", name)
       axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.6)
       steps, values = _points(run, "eval", name)
@@ -135,7 +163,9 @@ def draw(runs: Sequence[Run]) -> tuple[Any, list[str]]:
         if (value, meaning) not in noted:
           axes.annotate(meaning, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
           noted.add((value, meaning))
-    axes.set_title(_OF_THE_RUN.get(name, name.replace("_", " ")), fontsize=10)
+    title, first = _OF_THE_RUN.get(name, name.replace("_", " ")), runs[numbers[0]]
+    is_split = sum(panel == name for panel, _ in panels) > 1
+    axes.set_title(f"{title} ({first.task or first.name})" if is_split else title, fontsize=10)
     axes.set_xlabel("step", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
@@ -169,6 +199,15 @@ def _metrics(runs):
   written = {name for run in runs for line in run.lines for name, value in line.items() if _is_number(value)}
   names = [name for name in dict.fromkeys(names) if name in written and name not in _OF_THE_RUN]
   return [name for name in names if not name.startswith(_NO_METRICS)]
+
+
+def _by_task(name, runs):
+  """Returns the indices of the runs that have a metric, as a list for each task."""
+  tasks: dict[str, list[int]] = {}
+  for number, run in enumerate(runs):
+    if any(_is_number(line.get(name)) for line in run.lines):
+      tasks.setdefault(run.task, []).append(number)
+  return list(tasks.values())
 
 
 def _points(run, split, name):

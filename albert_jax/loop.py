@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from albert_jax import curves, model, run
+from albert_jax import curves, model, run, tasks
 from albert_jax.errors import UserError, masked, message_lines
 from albert_jax.training import flops, goodput, guard, sharding, trackers, watch
 from albert_jax.training.best import Best
@@ -200,10 +200,11 @@ def _advise(config, step, metrics, baselines) -> bool:
   patience = warmup_steps(opt, config.steps) + min(10_000, config.steps // 4)
   text = ""
   if step >= min(patience, config.steps):
-    lower = peak(opt, config.batch_size) / 2
+    rate = peak(opt, config.batch_size) / 2
     if opt.name == "lamb":  # The paper's rate, by the square-root rule of the LAMB paper.
-      lower = min(lower, 0.00176 * math.sqrt(config.batch_size / 4096))
-    text = guard.advice(metrics, baselines, step, lower, bool(config.init_from))
+      rate = min(rate, 0.00176 * math.sqrt(config.batch_size / 4096))
+    higher = guard.small_model_rate(config.model.hidden_size, 2 * rate) if config.init_from else 0.0
+    text = guard.advice(metrics, baselines, step, higher or rate, bool(config.init_from), is_small=bool(higher))
     if text and jax.process_index() == 0:
       log.warning("%s", text)
   return bool(text)
@@ -224,7 +225,7 @@ def _export(task, params, metrics, predictions, folder, directory, config):
   results.info("Weights: %s/export", directory)
   curves.plot([folder], folder / "curves.png")
   results.info("Curves:  %s/curves.png", directory)
-  results.info("Next:    %s", _next_command(task, directory))
+  results.info("Next:    %s", next_command(task, directory))
 
 
 def _show_goodput(card, folder):
@@ -233,13 +234,21 @@ def _show_goodput(card, folder):
     log.info("%s", goodput.text(*goodput.measure(card, read(folder))))
 
 
-def _next_command(task, directory) -> str:
-  """Returns a command to try the model of a complete run."""
-  name = task.about.get("albert_jax_task", {}).get("name")
-  checkpoint = f"--checkpoint={shlex.quote(directory)}"
-  if task.vocabulary and not name:
-    return f'albert-jax predict {checkpoint} --task=fill-mask "It is a [MASK] of time."'
-  return f"albert-jax evaluate {checkpoint}"
+def next_command(task: tasks.Task, directory: str) -> str:
+  """Returns a command to try the model of a complete run.
+
+  Args:
+    task: the run's task.
+    directory: its workdir.
+  """
+  about = task.about.get("albert_jax_task", {})
+  name, checkpoint = about.get("name", "fill-mask"), f"--checkpoint={shlex.quote(directory)}"
+  prediction = tasks.predictions().get(name)
+  if prediction is None or not task.vocabulary:
+    return f"albert-jax evaluate {checkpoint}"
+  example = '{"text": "A first text.", "pair": "A second text."}' if about.get("pair") else prediction.example
+  named = "" if "name" in about else f" --task={name}"
+  return f"albert-jax predict {checkpoint}{named} {shlex.quote(example)}"
 
 
 def _announce(config, params, mesh, start, directory):

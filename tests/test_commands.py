@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from albert_jax.commands import common
+from albert_jax.commands import common, corpus
 
 
 @pytest.fixture
@@ -63,3 +63,10 @@ def test_memory_of_one_step_is_kept_for_the_next_on_processors_only(monkeypatch)
   common.keep_memory()
   # malloc.h: M_ARENA_MAX = -8, M_MMAP_MAX = -4, M_TRIM_THRESHOLD = -1.
   assert switches == {-8: 1, -4: 0, -1: 2**31 - 1}
+
+
+def test_a_hint_repeats_the_flags_that_were_given():
+  parser = common.parser("vocab", "", "")
+  corpus.add_arguments(parser)
+  args = parser.parse_args(["--input=my books/*.txt", "--layout=book", "--tfds_split=train"])
+  assert corpus.flags(args) == "--input='my books/*.txt' --layout=book"

@@ -9,7 +9,7 @@ from albert_jax import UserError, curves
 from albert_jax.commands import plot
 
 
-def make_run(folder, steps=300, rate=1.0, task="mlm"):
+def make_run(folder, steps=300, rate=1.0, task="mlm", config=None):
   folder.mkdir(parents=True)
   lines = []
   for step in range(10, steps + 1, 10):
@@ -20,6 +20,8 @@ def make_run(folder, steps=300, rate=1.0, task="mlm"):
       lines.append({"step": step, "split": "eval", f"{task}_loss": loss, f"{task}_accuracy": 1 / loss})
   (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
   curves.note_baselines(folder, {f"{task}_loss": (7.5, "unigram")})
+  if config:
+    (folder / "config.json").write_text(json.dumps(config))
   return folder
 
 
@@ -48,6 +50,38 @@ def test_panels_lines_and_ticks(tmp_path):
   assert {curves.COLOURS[0], curves.COLOURS[1]} < colours
   assert all(float(tick).is_integer() for axes in figure.axes for tick in axes.get_xticks())
   assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["x", "y"]
+
+
+def test_metrics_of_one_name_share_a_panel_only_within_a_task(tmp_path):
+  def config(task, data, **more):
+    return {"task": {"name": task, **more}, "data": {"dataset": data}}
+
+  configs = {
+    "a": config("classify", "films"),
+    "b": config("classify", "/data/films/"),
+    "c": config("classify", "stars"),
+    "d": config("glue", "glue_data", dataset="sst-2"),
+    "e": config("glue", "glue_data", dataset="mrpc"),
+  }
+  runs = [curves.read_run(make_run(tmp_path / name, config=settings)) for name, settings in configs.items()]
+  figure, _ = curves.draw(runs)
+  drawn = {axes.get_title(): {line.get_color() for line in axes.lines} for axes in figure.axes}
+  colour = dict(zip(configs, curves.COLOURS, strict=False))
+  dash = "0.35"
+  assert drawn["mlm loss (classify: films)"] == {colour["a"], colour["b"], dash}
+  assert drawn["mlm loss (classify: stars)"] == {colour["c"], dash}
+  assert drawn["mlm loss (glue: sst-2)"] == {colour["d"], dash} and "mlm loss (glue: mrpc)" in drawn
+  assert len(drawn["learning rate"]) == 5, "the run's own panels show all runs"
+  one, _ = curves.draw(runs[:2])
+  assert one.axes[0].get_title() == "mlm loss", "a name is enough if there is one task"
+
+
+def test_pre_training_runs_share_panels_whatever_they_read(tmp_path):
+  runs = [
+    curves.read_run(make_run(tmp_path / name, config={"task": {"name": "pretrain"}, "data": {"dataset": name}}))
+    for name in ("wiki", "books")
+  ]
+  assert [axes.get_title() for axes in curves.draw(runs)[0].axes][:2] == ["mlm loss", "mlm accuracy"]
 
 
 def test_names_tell_runs_apart():

@@ -174,6 +174,15 @@ def test_a_short_run_is_told_that_it_is_too_early():
     assert "learning_rate" not in text
 
 
+@pytest.mark.parametrize(("step", "start"), [(50, "After 50 steps it is too early"), (200, "No held-out metric")])
+def test_a_small_model_is_told_to_raise_its_rate(step, start):
+  rate = guard.small_model_rate(128, 2e-5)
+  text = guard.advice({"accuracy": 0.5}, {"accuracy": (0.5, "guessing")}, step, rate, is_finetuning=True, is_small=True)
+  assert text.startswith(start)
+  assert "learning_rate=0.0005 in a new --workdir" in text and "larger models" in text and "lower" not in text
+  assert guard.small_model_rate(768, 2e-5) == guard.small_model_rate(128, 3e-4) == 0
+
+
 def test_the_advice_agrees_with_the_numbers_beside_it():
   assert not guard.advice({"rouge1": 0.422}, {"rouge1": (0.406, "the first sentences")}, 200, 1e-5, is_finetuning=True)
 

@@ -1,6 +1,7 @@
 """The notebooks: well formed, no stored outputs, and run from top to bottom in an empty folder with the wheel."""
 
 import ast
+import glob
 import importlib.util
 import json
 import os
@@ -8,6 +9,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 import venv
 
 import made_up
@@ -129,6 +131,29 @@ def test_a_wrong_source_is_refused_before_anything_else(path, source, message, t
   with pytest.raises((OSError, ValueError), match=message):
     exec(f"{first}\n{install}", {})
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_on_kaggle_the_uploaded_wheel_is_used_and_a_missing_network_is_reported(path, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("ALBERT_SOURCE", "albert_jax-*.whl")
+  monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+  searched, real = [], glob.glob
+
+  def kaggle_glob(pattern, **options):
+    searched.append(pattern)
+    return ["/kaggle/input/mine/albert_jax-1.whl"] if pattern.startswith("/kaggle/input/") else real(pattern, **options)
+
+  def offline(*_, **__):
+    raise OSError("no route")
+
+  monkeypatch.setattr("glob.glob", kaggle_glob)
+  monkeypatch.setattr("socket.create_connection", offline)
+  monkeypatch.setattr("subprocess.run", lambda *_, **__: types.SimpleNamespace(returncode=1))  # Nothing is installed.
+  first, install = code(json.loads(path.read_text()))[:2]
+  with pytest.raises(OSError, match="has no internet; turn it on"):
+    exec(f"{first}\n{install}", {})
+  assert "/kaggle/input/**/albert_jax-*.whl" in searched
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 import dataclasses
 import importlib
 import json
+import shlex
+import types
 
 import jax
 import made_up
@@ -11,7 +13,8 @@ import pytest
 from small_models import SMALL
 
 import albert_jax
-from albert_jax import pipelines
+from albert_jax import loop, pipelines, tasks
+from albert_jax.__main__ import main
 from albert_jax.convert import hf
 from albert_jax.data.finetuning import batching
 from albert_jax.data.tokenizer import Tokenizer
@@ -248,6 +251,37 @@ def test_every_task_answers(export):
     assert set(result) == expected[task]
     assert json.loads(json.dumps(result)) == result
     assert pipe([value, value])[1].keys() == result.keys()
+
+
+def test_the_command_that_a_complete_run_suggests_answers(export, masked, classifier, vocabulary, capsys):
+  """A line for each task; of a classifier of pairs with a pair."""
+  no_pair, pair = ("classify", ("no", "yes"), {"pair": False}), ("classify", ("no", "yes"), {"pair": True})
+  runs = [
+    (classifier, no_pair),
+    (export(("pooler",), {"classifier": 2}, None, about("classify", ("no", "yes"), pair=True)), pair),
+    *(
+      (export(parts, heads, architecture, about(task, labels)), (task, labels, {}))
+      for task, parts, heads, architecture, labels in (
+        ("answer", (), {"span": 2}, None, ()),
+        ("tag", (), {"classifier": 3}, "AlbertForTokenClassification", ("O", "B-X", "I-X")),
+        ("choose", ("pooler",), {"classifier": 1}, None, ()),
+        ("embed", (), {}, None, ()),
+        ("summarize", (), {"sentence": 1}, None, ()),
+      )
+    ),
+  ]
+  named = {task for _, (task, _, _) in runs} | {"fill-mask"}
+  assert named == tasks.predictions().keys(), "each task has its example here"
+  for path, (task, labels, options) in runs:
+    run = types.SimpleNamespace(about=about(task, labels, **options), vocabulary=vocabulary)
+    assert "--task" not in loop.next_command(run, str(path))
+    assert main(shlex.split(loop.next_command(run, str(path)))[1:]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+  pre_trained = types.SimpleNamespace(about={}, vocabulary=vocabulary)
+  command = loop.next_command(pre_trained, str(masked))
+  assert "--task=fill-mask" in command and main(shlex.split(command)[1:]) == 0
+  no_texts = types.SimpleNamespace(about=about("plbert"), vocabulary=vocabulary)
+  assert loop.next_command(no_texts, "runs/my voice") == "albert-jax evaluate --checkpoint='runs/my voice'"
 
 
 class TestFilesOfTransformers:

@@ -174,6 +174,37 @@ def test_the_command(tmp_path, spm, capsys):
   assert dataclasses.asdict(segments.Settings())["segment_tokens"] == 512
 
 
+def notes_of(corpus, spm, out, capsys, *flags):
+  capsys.readouterr()
+  prepare_command.main([f"--input={corpus}", f"--spm={spm}", f"--out={out}", "--workers=1", *flags])
+  lines = capsys.readouterr().out.splitlines()
+  return [line.removeprefix("note: ") for line in lines if line.startswith("note: ")]
+
+
+def test_a_held_out_document_with_most_of_the_text_is_reported(tmp_path, spm, capsys):
+  """Of three books, whole ones are held out; in this order the longest."""
+  for seed in range(30):
+    books = [*made_up.documents(2, seed, (30, 40)), *made_up.documents(1, seed, (300, 301))]
+    ids = np.array([records.document_id(lines) for lines in books], np.uint64)
+    if shards.split_documents(ids, 0.05)[1][2]:
+      break
+  corpus = made_up.write(tmp_path / "books.txt", books)
+  (note,) = notes_of(corpus, spm, tmp_path / "out", capsys)
+  tokens = {split: counts["tokens"] for split, counts in datasets.describe(str(tmp_path / "out"))["splits"].items()}
+  share = tokens["validation"] / sum(tokens.values())
+  assert share > 0.5 and note.startswith(f"{share:.0%} of the tokens are held out instead of 5%")
+  assert "1 of 3" in note and "--validation_fraction" in note
+  assert notes_of(corpus, spm, tmp_path / "all", capsys, "--validation_fraction=0") == []
+
+
+def test_few_held_out_segments_are_reported_and_enough_are_not(tmp_path, spm, capsys):
+  corpus = made_up.write(tmp_path / "a.txt", made_up.documents(30))
+  (note,) = notes_of(corpus, spm, tmp_path / "few", capsys)
+  assert "will be noisy; raise --validation_fraction" in note
+  flags = ["--validation_fraction=0.4", "--segment_tokens=32"]
+  assert notes_of(corpus, spm, tmp_path / "many", capsys, *flags) == []
+
+
 def test_a_long_document_is_tokenised_in_parts(tmp_path, spm, monkeypatch):
   docs = made_up.documents(4, sentences=(200, 300))
   corpus = made_up.write(tmp_path / "a.txt", docs)

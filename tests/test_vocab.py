@@ -35,7 +35,9 @@ def test_the_rules_of_the_original(corpus, tmp_path, capsys):
   first = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]", "(", ")", '"', "-", ".", "\u2013", "£", "€"]
   assert tokenizer.pieces[:13] == first
   assert not any(c in piece for piece in tokenizer.pieces[13:] for c in "éüE")  # normalised before training
-  assert '"pieces_per_word"' in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert '"pieces_per_word"' in out
+  assert out.endswith(f"next: albert-jax prepare --input={corpus} --spm={tmp_path}/spiece.model --out=DIR\n")
   with pytest.raises(UserError, match="--overwrite"):
     vocab_command.main([f"--input={corpus}", f"--out={tmp_path}", "--vocab_size=300", "--no-keep_accents"])
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import shlex
 from typing import Any
 
 from albert_jax.data.corpus import readers
@@ -39,3 +40,13 @@ _READING_HELP = {
 def reading(args: argparse.Namespace) -> Reading:
   """Returns the readers.Reading of what `add_arguments` parsed."""
   return readers.Reading(**{field.name: getattr(args, field.name) for field in dataclasses.fields(readers.Reading)})
+
+
+def flags(args: argparse.Namespace) -> str:
+  """Returns the flags of `add_arguments` as they were given, for a command that reads the same corpus."""
+  values = {"input": args.input} | {
+    field.name: getattr(args, field.name)
+    for field in dataclasses.fields(readers.Reading)
+    if getattr(args, field.name) != field.default
+  }
+  return " ".join(f"--{name}={shlex.quote(value)}" for name, value in values.items())

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 
 from albert_jax.commands import common, corpus
 from albert_jax.data.corpus import prepare, runners
@@ -58,11 +59,7 @@ def main(argv: list[str]) -> int:
     mlm_only=args.mlm_only,
   )
   print(json.dumps({key: description[key] for key in ("input", "splits", "baselines")}, indent=2))
-  lone = description["input"].get("documents of one sentence", 0) / description["input"]["documents"]
-  if lone > 0.2:
-    print(
-      f"note: {lone:.0%} of the documents are one sentence, which has no pair; where blank lines separate paragraphs "
-      "instead of documents, use --layout=book"
-    )
-  print(f"made {args.out}")
+  for note in prepare.notes(description):
+    print(f"note: {note}")
+  print(f"made {args.out}; look at it with: albert-jax audit {shlex.quote(args.out)} --config=pretrain:tiny")
   return 0

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 
 from albert_jax.commands import common, corpus
 from albert_jax.data.corpus import vocab
@@ -40,5 +41,6 @@ def main(argv: list[str]) -> int:
     overwrite=args.overwrite,
   )
   print(json.dumps(report, indent=2, ensure_ascii=False))
-  print(f"made {args.out.rstrip('/')}/spiece.model")
+  spm = f"{args.out.rstrip('/')}/spiece.model"
+  print(f"made {spm}; next: albert-jax prepare {corpus.flags(args)} --spm={shlex.quote(spm)} --out=DIR")
   return 0

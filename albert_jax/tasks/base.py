@@ -110,6 +110,7 @@ class Prediction:
       arguments are the options.
     item: what a user gave for one input -> what the function takes; None where it is something else.
     form: what an input is, in words.
+    example: an input as typed to `albert-jax predict`.
     parts: alternatives, each the parts of the parameters that the function needs.
     pairs: whether an input always is two texts.
     settings: a dataclass whose fields are options too.
@@ -119,6 +120,7 @@ class Prediction:
   function: Callable[..., list[dict[str, Any]]]
   item: Callable[[Any], Any]
   form: str
+  example: str
   parts: tuple[frozenset[str], ...]
   pairs: bool = False
   settings: type | None = None

@@ -235,6 +235,7 @@ SPEC = Spec(
     choose,
     _item,
     '{"context": …, "question": …, "options": [texts, two at least]}',
+    '{"context": "The sky is clear.", "question": "How is the weather?", "options": ["Fine.", "Wet."]}',
     (frozenset({classify.HEAD, "pooler"}),),
   ),
   score_files=score_files,

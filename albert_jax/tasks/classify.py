@@ -600,7 +600,7 @@ def _logits(cfg, params, batch):
 
 PREDICTION = Prediction(
   "classify", classify, inputs.text_or_pair, 'a text, or a pair: ("…", "…") or {"text": …, "pair": …}',
-  (frozenset({HEAD, "pooler"}),),
+  "A text to label.", (frozenset({HEAD, "pooler"}),),
 )  # fmt: skip
 
 

@@ -201,6 +201,8 @@ SPEC = Spec(
   make=make,
   settings=None,
   metrics=lambda config: METRICS,
-  prediction=Prediction("fill-mask", fill_mask, inputs.text, "a text with [MASK] in it", (frozenset({"mlm"}),)),
+  prediction=Prediction(
+    "fill-mask", fill_mask, inputs.text, "a text with [MASK] in it", "It is a [MASK] of time.", (frozenset({"mlm"}),)
+  ),
   sketch=sketch,
 )

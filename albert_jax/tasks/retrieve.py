@@ -423,5 +423,5 @@ SPEC = Spec(
   settings=Settings,
   metrics=lambda config: tuple(dict.fromkeys(SCORED_METRICS + METRICS)),
   files=_files,
-  prediction=Prediction("embed", embed, inputs.text, "a text", (frozenset(),)),
+  prediction=Prediction("embed", embed, inputs.text, "a text", "A text to embed.", (frozenset(),)),
 )

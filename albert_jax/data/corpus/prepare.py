@@ -23,6 +23,44 @@ from albert_jax.data.corpus import marks, near_duplicates, readers, runners, seg
 from albert_jax.data.tokenizer import RULES_FILE, Tokenizer, recorded_rules, rules_file
 from albert_jax.errors import UserError
 
+LONE_SHARE = 0.2  # of documents of one sentence, from which `notes` reports them
+FEW_SEGMENTS = 32  # held out, below which `notes` calls the held-out numbers noisy
+
+
+def notes(description: dict[str, Any]) -> list[str]:
+  """Lists what is unusual in a dataset that was made, each with what to change.
+
+  Args:
+    description: of the dataset, see `prepare`.
+
+  Returns:
+    Sentences; [] if nothing is unusual.
+  """
+  texts, splits, read = [], description["splits"], description["input"]
+  lone = read.get("documents of one sentence", 0) / read["documents"]
+  if lone > LONE_SHARE:
+    texts.append(
+      f"{lone:.0%} of the documents are one sentence, which has no pair; where blank lines separate paragraphs "
+      "instead of documents, use --layout=book"
+    )
+  fraction = description["settings"]["validation_fraction"]
+  if not fraction or "validation" not in splits:
+    return texts
+  held, documents = splits["validation"], sum(split["documents"] for split in splits.values())
+  share = held["tokens"] / max(1, sum(split["tokens"] for split in splits.values()))
+  if share > max(2 * fraction, fraction + 0.05):
+    texts.append(
+      f"{share:.0%} of the tokens are held out instead of {fraction:.0%}, because whole documents are: "
+      f"{held['documents']} of {documents}. Split long texts into more documents, such as chapters with a blank line "
+      "between them, or use --validation_fraction=0"
+    )
+  elif held["segments"] < FEW_SEGMENTS:
+    texts.append(
+      f"only {held['segments']} segments ({held['documents']} of {documents} documents) are held out, so held-out "
+      "numbers will be noisy; raise --validation_fraction, or give more documents"
+    )
+  return texts
+
 
 def _check(settings, out, overwrite):
   if not 0 <= settings.validation_fraction < 1:

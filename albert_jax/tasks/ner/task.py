@@ -287,6 +287,8 @@ SPEC = Spec(
   ),
   files=_files,
   heads=(HEAD,),
-  prediction=Prediction("tag", tag, _item, 'a text, or {"tokens": [words]}', (frozenset({HEAD}),)),
+  prediction=Prediction(
+    "tag", tag, _item, 'a text, or {"tokens": [words]}', "A text about Anna in Paris.", (frozenset({HEAD}),)
+  ),
   score_files=score_files,
 )

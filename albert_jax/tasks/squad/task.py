@@ -212,6 +212,7 @@ SPEC = Spec(
     answers.answer,
     _item,
     '{"question": …, "context": …}, or the two as a pair',
+    '{"question": "Who sings?", "context": "In the morning Anna sings."}',
     tuple(frozenset({head.part}) for head in HEADS.values()),
     pairs=True,
     settings=Search,

@@ -367,6 +367,7 @@ SPEC = Spec(
     summarize,
     lambda value: inputs.text_or_list(value, "sentences"),
     'a text, or {"sentences": [texts]}',
+    "A first sentence. A second sentence. A third sentence.",
     (frozenset({HEAD}),),
   ),
 )
