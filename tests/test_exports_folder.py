@@ -24,6 +24,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from albert_jax.exports import folder as export_folder  # noqa: E402
+from albert_jax.exports.outputs import outputs  # noqa: E402
 
 TEXTS = [
   "ba do gi.",
@@ -137,6 +138,41 @@ def test_transformers_opens_it_without_a_warning_and_cuts_texts_alike(exported, 
     # The class AlbertTokenizer has a rule of its own for quotes, whatever tokenizer.json says.
     for tokenizer in tokenizers[: 1 if "`" in text else 2]:
       assert tokenizer(text)["input_ids"] == [2, *ours.encode(text), 3], (tokenizer, text)
+
+
+OPTIMUM = {  # its class, and the outputs that it passes on
+  "pretrained": ("MaskedLM", ["logits"]),
+  "classify": ("SequenceClassification", ["logits"]),
+  "tag": ("TokenClassification", ["logits"]),
+  "answer": ("QuestionAnswering", ["start_logits", "end_logits"]),
+  "choose": ("MultipleChoice", ["logits"]),
+  "embed": ("FeatureExtraction", ["last_hidden_state"]),
+}
+
+
+@pytest.mark.slow
+def test_optimum_opens_it(exported):
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Of the library itself.
+    try:
+      from optimum import onnxruntime as optimum
+    except ImportError as error:  # optimum-onnx 0.1.0 does not import beside transformers 5.
+      pytest.skip(f"needs optimum-onnx and transformers 4: {str(error)[:80]}")
+    name, source, out, _ = exported
+    kind, names = OPTIMUM[name]
+    opened = getattr(optimum, f"ORTModelFor{kind}").from_pretrained(out, subfolder="onnx", file_name="model.onnx")
+    cfg, params = convert.load(source)
+    for lengths in ((7,), (20, 3)):  # A text alone, and two in a batch with padding.
+      shape = (len(lengths), 2, max(lengths)) if name == "choose" else (len(lengths), max(lengths))
+      ids = np.random.default_rng(len(lengths)).integers(5, 400, shape)
+      mask = np.broadcast_to(np.arange(max(lengths)) < np.array(lengths).reshape(-1, *[1] * (ids.ndim - 1)), shape)
+      batch = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": np.zeros_like(ids)}
+      expected = outputs(cfg, params, batch, task=CASES[name]["task"])
+      actual = opened(**batch)
+      for output in names:
+        real = np.asarray(expected[output])
+        rows = mask if real.shape[: mask.ndim] == mask.shape else ...
+        np.testing.assert_allclose(np.asarray(actual[output])[rows], real[rows], atol=1e-4, err_msg=output)
 
 
 def test_the_card_says_what_it_is(exported):

@@ -253,6 +253,7 @@ def test_every_task_answers(export):
     assert pipe([value, value])[1].keys() == result.keys()
 
 
+@pytest.mark.slow
 def test_the_command_that_a_complete_run_suggests_answers(export, masked, classifier, vocabulary, capsys):
   """A line for each task; of a classifier of pairs with a pair."""
   no_pair, pair = ("classify", ("no", "yes"), {"pair": False}), ("classify", ("no", "yes"), {"pair": True})
