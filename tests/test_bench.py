@@ -12,13 +12,6 @@ from albert_jax.__main__ import main
 from albert_jax.bench import contestants, plan, rows
 
 
-@pytest.fixture
-def cheap_compiler(monkeypatch):
-  """Stages compile without optimisation: their programs are run a few times only."""
-  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-  monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
-
-
 def by_stage(folder):
   stages = {}
   for row in rows.read(folder):
@@ -27,7 +20,8 @@ def by_stage(folder):
 
 
 @pytest.mark.slow
-def test_every_stage_of_speed_runs_at_toy_size(tmp_path, cheap_compiler, capsys):
+def test_every_stage_of_speed_runs_at_toy_size(tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
   only = "train step,peers,levers,compiler flags,inference,real run"
   assert main(["bench", f"--out={tmp_path}/out", "--minutes=5", f"--only={only}"]) == 0
   stages = by_stage(tmp_path / "out")
@@ -42,7 +36,8 @@ def test_every_stage_of_speed_runs_at_toy_size(tmp_path, cheap_compiler, capsys)
 
 
 @pytest.mark.slow
-def test_this_device_passes_every_check(tmp_path, cheap_compiler):
+def test_this_device_passes_every_check(tmp_path, monkeypatch):
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
   assert main(["bench", f"--out={tmp_path}/out", "--minutes=5", "--only=correctness,kill and resume"]) == 0
   stages = by_stage(tmp_path / "out")
   checks = [*stages["correctness"], *stages["kill and resume"]]
