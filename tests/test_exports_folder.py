@@ -210,6 +210,35 @@ def test_pooling_makes_sentence_vectors_of_any_encoder(tmp_path, vocabulary):
   assert_alike(original, albert_jax.pipeline("embed", tmp_path / "out", backend="onnx", pooling="mean")(TEXTS))
 
 
+@pytest.mark.parametrize("task", ["classify", "embed"])
+def test_text_embeddings_inference_reads_the_folder(tmp_path, vocabulary, task):
+  """Its ONNX Runtime backend is a server in Rust; this reads the files with the fields and types that it requires."""
+  albert_jax.export(checkpoint(tmp_path / "run", vocabulary, **CASES[task]), tmp_path / "out", formats=("onnx",))
+
+  def fields(name, required):
+    values = json.loads((tmp_path / "out" / name).read_text("utf-8"))
+    assert {field: type(values.get(field)) for field in required} == required, name
+    return values
+
+  sizes = dict.fromkeys(("max_position_embeddings", "pad_token_id", "hidden_size", "num_hidden_layers"), int)
+  config = fields("config.json", {"architectures": list, "model_type": str} | sizes)
+  assert (tmp_path / "out" / "tokenizer.json").is_file() and not (tmp_path / "out" / "model.onnx").exists()
+  graph = onnx.load(tmp_path / "out" / "onnx" / "model.onnx").graph
+  inputs = {value.name: value.type.tensor_type.elem_type for value in graph.input}
+  assert inputs == dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), onnx.TensorProto.INT64)
+  outputs_of = {value.name: value.type.tensor_type.elem_type for value in graph.output}
+  if task == "classify":
+    fields("config.json", {"id2label": dict, "label2id": dict})
+    assert config["architectures"][0].endswith("Classification") and config["label2id"] == {"bad": 0, "good": 1}
+    assert outputs_of["logits"] == onnx.TensorProto.FLOAT
+  else:
+    modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
+    pooling = fields("1_Pooling/config.json", {f"pooling_mode_{mode}": bool for mode in modes})
+    assert pooling["pooling_mode_mean_tokens"] and not pooling["pooling_mode_cls_token"]
+    assert fields("sentence_bert_config.json", {"max_seq_length": int})["max_seq_length"] == 48
+    assert outputs_of["sentence_embedding"] == onnx.TensorProto.FLOAT
+
+
 @pytest.mark.parametrize("head", ["squad_v2", "sentence"])
 def test_heads_that_only_we_have(tmp_path, vocabulary, head):
   source = checkpoint(tmp_path / "bare", vocabulary, **CASES["embed"] | {"task": ""})
