@@ -1,7 +1,9 @@
 """PL-BERT: an ALBERT that reads phonemes, for speech synthesis (StyleTTS2, Kokoro). docs/plbert.md goes step by step.
 
 base is the recipe of the published PL-BERT: 12 layers of 768, AdamW at 1e-4 without decay or schedule, batch 192,
-length 512, a million steps, the word loss at all positions. small is for one machine without an accelerator.
+length 512, a million steps, the word loss at all positions. small is for one machine without an accelerator: about an
+hour on two cores. Its rows are short first: the model learns to read the symbols beside each one sooner, see
+docs/plbert.md.
 
   albert-jax train --config=configs/plbert.py:base --config.data.dataset=DIR --workdir=RUN
 """
@@ -41,9 +43,13 @@ def get_config(variant: str = "base") -> ConfigDict:
     config.model.intermediate_size = 2048
   else:
     config.update({
-      "steps": 3000, "batch_size": 16, "log_every": 50, "eval_every": 500, "eval_batches": 16, "checkpoint_every": 500,
-      "data": {"seq_length": 256},
+      "steps": 6000, "batch_size": 16, "log_every": 100, "eval_every": 500, "eval_batches": 16, "checkpoint_every": 500,
+      "data": {"seq_length": 128},
+      "curriculum": {"seq_length": "32:0.2,64:0.5", "batch_size": "32:0.2"},
       "loss": {"word_positions": 0.25, "word_chunk": 512},
-      "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 200, "clip_norm": 1.0},
+      "optimizer": {
+        "name": "muon", "b1": 0.95, "learning_rate": 5e-3, "schedule": "wsd", "decay_share": 0.3, "warmup_steps": 100,
+        "clip_norm": 1.0,
+      },
     })  # fmt: skip
   return config

@@ -108,6 +108,27 @@ class TestDataset:
     assert 0 < description["words"]["coverage"] < 1
     assert 0 < description["words"]["target_entropy"] < description["words"]["target_entropy_at_most"]
 
+  def test_targets_are_those_of_another_dataset_or_of_a_tokenizer(self, tmp_path, capsys):
+    make(tmp_path, "first", words=5)
+    names = lexicon.load_targets(tmp_path / "first")
+    unused = [*names, "absent"]
+    (tmp_path / "words.txt").write_text("".join(f"{name}\n" for name in unused))
+    (tmp_path / "vocab.txt").write_text(
+      "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "##x", "Ab", *names[2:5]])
+    )
+    cases = {"first": names, "words.txt": unused, "vocab.txt": names[:5]}
+    for i, (source, targets) in enumerate(cases.items()):
+      description = make(tmp_path, str(i), words_from=str(tmp_path / source))
+      assert lexicon.load_targets(tmp_path / str(i)) == targets
+      assert description["vocabulary"]["words"] == len(targets)
+      assert description["words"]["target_entropy_at_most"] == pytest.approx(np.log(len(targets) - 2))
+    (tmp_path / "words.txt").write_text("a\nb\n")
+    with pytest.raises(UserError, match="is no list of word targets"):
+      make(tmp_path, "x", words_from=str(tmp_path / "words.txt"))
+    with pytest.raises(UserError, match="no vocabulary at"):
+      make(tmp_path, "x", words_from=str(tmp_path / "missing.txt"))
+    assert not (tmp_path / "x").exists()
+
   def test_baselines_are_those_of_frequencies(self, tmp_path):
     described = make(tmp_path, validation_fraction=0.3, words=1000)["baselines"]
     positions = {split: [c for r in read(tmp_path / "dataset", split) for _, p in r for c in p]

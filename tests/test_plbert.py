@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_phonemes import make
+from test_styletts2 import open_as_styletts2
 
 import albert_jax
 from albert_jax import __main__, loop, model, planning, tasks
@@ -44,7 +45,7 @@ def config_of(dataset, **fields):
   config.update({
     "steps": 6, "batch_size": 8, "log_every": 2, "eval_every": 3, "checkpoint_every": 3, "eval_batches": 2,
     "data": {"dataset": dataset, "seq_length": 64}, "model": {**dataclasses.asdict(CFG)},
-    "optimizer": {"warmup_steps": 2},
+    "optimizer": {"warmup_steps": 2}, "curriculum": {"seq_length": "", "batch_size": ""},
   })  # fmt: skip
   config.update(fields)
   return config
@@ -197,7 +198,7 @@ class TestRun:
   @pytest.mark.slow
   def test_it_resumes_exactly_and_is_exported(self, dataset, tmp_path, caplog):
     half = config_of(dataset, steps=3)
-    half.optimizer.schedule = "constant"
+    half.optimizer.update({"schedule": "constant", "decay_share": 0.1})
     again = copy.deepcopy(half)
     again.steps = 6
     loop.train(half, str(tmp_path / "parts"))
@@ -217,6 +218,16 @@ class TestRun:
     assert symbols.load(export).pieces == symbols.load(dataset).pieces
     assert lexicon.load_targets(export) == lexicon.load_targets(dataset)
     assert json.loads((export / "config.json").read_text())["architectures"] == ["AlbertModel"]
+
+    folder = tmp_path / "plbert"
+    assert __main__.main(["export", f"--checkpoint={tmp_path / 'one'}", f"--out={folder}", "--to=styletts2"]) == 0
+    assert (folder / "step_6.t7").is_file() and lexicon.load_targets(folder) == lexicon.load_targets(dataset)
+    torch = pytest.importorskip("torch")
+    ids = batch_of(dataset, rows=2)[0]["input_ids"]
+    with torch.no_grad():
+      theirs = open_as_styletts2(folder)(torch.tensor(ids)).last_hidden_state.numpy()
+    ours = albert_jax.apply(*second, {"input_ids": ids})["sequence_output"]
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
   @pytest.mark.slow
   def test_it_begins_with_an_encoder_without_heads(self, dataset, tmp_path):

@@ -34,9 +34,15 @@ def main(argv: list[str]) -> int:
     "--add_symbols", type=int, default=0, metavar="N",
     help="add the characters outside the table that occur at least N times to its end (default: 0, add none)",
   )  # fmt: skip
-  parser.add_argument(
+  targets = parser.add_mutually_exclusive_group()
+  targets.add_argument(
     "--words", type=int, default=30_000, help="how many of the most frequent words the word loss knows (default: 30000)"
   )
+  targets.add_argument(
+    "--words_from", default="", metavar="PATH",
+    help="the words that the word loss knows are those of another dataset or PL-BERT (words.txt), or the pieces of a "
+    "tokenizer that are whole words",
+  )  # fmt: skip
   parser.add_argument(
     "--numbers", choices=("words", "keep"), default="words",
     help="write numbers out with num2words (default), or keep the digits for the phonemiser",

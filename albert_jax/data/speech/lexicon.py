@@ -14,12 +14,16 @@ import numpy as np
 
 from albert_jax import files
 from albert_jax.data.speech import symbols as symbol_tables
+from albert_jax.data.speech import words as text_words
 from albert_jax.data.speech.symbols import TARGETS_FILE, Symbols
+from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.errors import UserError
 
 FILE = "lexicon.npz"
 # The first targets of the word loss: the space after a word, and a word that is too rare to have a target.
 SPACE, UNKNOWN, FIRST_WORD = 0, 1, 2
 SPECIAL = ("<space>", "<unknown>")
+_WORD_START = "▁"  # of a piece of SentencePiece
 
 
 class Lexicon(NamedTuple):
@@ -87,6 +91,43 @@ def load(folder: str) -> Lexicon:
 def load_targets(folder: str) -> list[str]:
   """Returns the names of all targets of the word loss, by id."""
   return (pathlib.Path(folder).expanduser() / TARGETS_FILE).read_text("utf-8").split("\n")[:-1]
+
+
+def read_words(path: str) -> list[str]:
+  """Reads the words that are targets of the word loss from another model or from a tokenizer.
+
+  Args:
+    path: `words.txt` of a dataset of phonemes or of a PL-BERT, or a folder that holds one; else a tokenizer, of which
+      the pieces that are whole words in lower case are taken.
+
+  Returns:
+    the words by target id, without those of SPECIAL.
+
+  Raises:
+    UserError: no words can be read there.
+  """
+  location = pathlib.Path(path).expanduser()
+  for file in (location, location / TARGETS_FILE, location / "export" / TARGETS_FILE):
+    if file.name == TARGETS_FILE and file.is_file():
+      try:
+        lines = file.read_text("utf-8").split("\n")[:-1]
+      except UnicodeDecodeError:
+        lines = []
+      words = lines[FIRST_WORD:]
+      if tuple(lines[:FIRST_WORD]) != SPECIAL or not words or len(set(words)) < len(words):
+        raise UserError(
+          f"{file} is no list of word targets: expected UTF-8, {' and '.join(SPECIAL)} on the first lines, then "
+          "different words, one a line"
+        )
+      return words
+  tokenizer = Tokenizer(path)
+  pieces = [tokenizer.pieces[i] for i in tokenizer.ordinary_ids]
+  if any(piece.startswith(_WORD_START) for piece in pieces):
+    pieces = [piece[len(_WORD_START) :] for piece in pieces if piece.startswith(_WORD_START)]
+  words = [piece for piece in dict.fromkeys(pieces) if text_words.split(piece) == [piece]]
+  if not words:
+    raise UserError(f"{path} has no piece that is a word in lower case, so no word would be a target")
+  return words
 
 
 def _joined(strings):

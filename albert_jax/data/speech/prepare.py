@@ -66,6 +66,8 @@ def make_dataset(
   phonemiser = phonemisers.Espeak(settings.language) if settings.language else None
   if settings.language and settings.numbers == "words":
     text_words.number_speller(settings.language)  # Says now if it cannot.
+  if settings.words_from:
+    lexicons.read_words(settings.words_from)  # Reports an error before the long work.
   parts = readers.plan(spec, reading)
   identity = {
     "format": 1, "kind": batching.KIND, "corpus": spec, "settings": dataclasses.asdict(settings),
@@ -121,7 +123,7 @@ def make_dataset(
       "duplicate_documents": len(documents) - len(np.unique(documents)),
       **dict(sorted(tally.items())),
     },
-    "words": findings.numbers | _target_numbers(lexicon, used["train"]),
+    "words": findings.numbers | _target_numbers(lexicon, used["train"], len(targets)),
     "splits": {
       split: {
         "documents": int(mask.sum()), "segments": len(lengths[split]), "words": int(total["words"][mask].sum()),
@@ -270,11 +272,14 @@ def _lexicon(entries, counts, phonemes, table, settings, add_symbols, findings):
   often = collections.Counter()
   for entry, word in zip(kept, words, strict=True):
     often[word] += counts[entry]
-  targets = sorted(often, key=lambda word: (-often[word], word))[: settings.words]
+  if settings.words_from:
+    targets = lexicons.read_words(settings.words_from)
+  else:
+    targets = sorted(often, key=lambda word: (-often[word], word))[: settings.words]
   return kept, lexicons.build(words, [clean[e] for e in kept], targets, table), targets, table
 
 
-def _target_numbers(lexicon, counts):
+def _target_numbers(lexicon, counts, targets):
   """How well the targets of the word loss describe the training data: `coverage` of its words, `target_entropy`."""
   by_target = np.bincount(lexicon.target, weights=counts)
   known = by_target[lexicons.FIRST_WORD :]
@@ -282,7 +287,7 @@ def _target_numbers(lexicon, counts):
   return {
     "coverage": float(known.sum() / max(1, by_target.sum())),
     "target_entropy": float(-(p * np.log(p)).sum()),
-    "target_entropy_at_most": math.log(max(1, len(known))),
+    "target_entropy_at_most": math.log(max(1, targets)),
   }
 
 

@@ -32,6 +32,7 @@ class Settings:
     segment_symbols: the most symbols of a record, spaces included. Training takes a random window of data.seq_length
       from it, so longer records give more windows.
     words: how many of the most frequent words are targets of the word loss.
+    words_from: where the targets come from instead, see lexicon.read_words; '' for the most frequent words.
     numbers: `words` writes numbers out, `keep` leaves them to the phonemiser.
     validation_fraction: the share of the documents that is held out.
   """
@@ -39,6 +40,7 @@ class Settings:
   language: str = ""
   segment_symbols: int = 1024
   words: int = 30_000
+  words_from: str = ""
   numbers: str = "words"
   validation_fraction: float = 0.05
 
