@@ -1,7 +1,7 @@
-"""One command that says whether a device computes correctly and how fast, within a number of minutes.
+"""Checks what a device computes and measures how fast, within a number of minutes.
 
-Stages run in order of their value, each in a process of its own: one that fails, crashes or hangs is a row, not the
-end, and its memory is free for the next. This process never uses the device.
+The most important stages run first, each in a process of its own. A stage that fails, crashes or hangs is a row and
+does not end the bench, and its memory is free for the next stage. This process never uses the device.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from albert_jax.bench.rows import RESULTS, ROW_SECONDS, Rows, read, write_report
 from albert_jax.errors import UserError
 
 FLAGS = "ALBERT_JAX_BENCH_FLAGS"  # the name of the set of compiler flags that a process was started with
-TRAINS = ("resume", "real_run")  # They start `albert-jax train`, which uses the device; some admit one process only.
-LAST_ROW_SECONDS = 90  # A stage's last row may take so much longer than the stage's share.
+TRAINS = ("resume", "real_run")  # They start `albert-jax train`; some devices admit only one process.
+LAST_ROW_SECONDS = 90  # A stage's last row may exceed the stage's share by this.
 
 
 class Stage(NamedTuple):

@@ -1,4 +1,4 @@
-"""Whether this device computes what it should: against float32 on the host's CPU, and against itself."""
+"""Checks of what this device computes: against float32 on the host's CPU, and against a second run."""
 
 import functools
 import hashlib
@@ -16,7 +16,7 @@ from albert_jax.model import attention
 from albert_jax.tasks import pretrain
 from albert_jax.training.optimizer import OptimizerConfig
 
-# Relative errors up to which a check passes. Eight bits of bfloat16 round by 0.4 %, which layers add up.
+# A check passes up to these relative errors. Rounding to bfloat16 is an error of 0.4 %, which adds up over layers.
 EXACT, KERNEL, BFLOAT16 = 1e-4, 0.02, 0.05
 LAMB_STEPS = 10
 

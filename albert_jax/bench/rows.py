@@ -42,7 +42,7 @@ class Rows:
     return self.until - time.time()
 
   def add(self, row: str, **values: Any) -> None:
-    """Writes a row at once: a line of results.jsonl, and one on stdout."""
+    """Writes a row immediately: a line of results.jsonl, and one on stdout."""
     line = {"stage": self.stage, "row": row, **values}
     with (self.folder / RESULTS).open("a") as file:
       file.write(json.dumps({**line, "time": round(time.time(), 1)}, default=float) + "\n")
@@ -50,7 +50,7 @@ class Rows:
     print(f"{self.stage}: {row}:", *(f"{k} {v}" for k, v in shown.items()), flush=True)
 
   def measure(self, row: str, function: Callable[..., dict[str, Any]], *args: Any, **kwargs: Any) -> None:
-    """Adds the row that a function returns; one that fails, or for which no time is left, is a row that says so."""
+    """Adds the row that a function returns; on failure, or if no time is left, a row with the reason."""
     if self.left() < ROW_SECONDS:
       return self.add(row, skipped=f"no time left ({max(0, self.left()):.0f} s)")
     try:

@@ -16,14 +16,14 @@ PIPELINE_TAGS = {
   "tag": "token-classification", "choose": "multiple-choice", "embed": "sentence-similarity",
   "summarize": "summarization", "": "feature-extraction",
 }  # fmt: skip
-# A call of each task in transformers' or our own words, for the card's examples.
+# The argument of the card's example call, by task.
 EXAMPLES = {
   "fill-mask": '"The [MASK] is open."', "classify": '"A fine film."',
   "answer": '{"question": "Who came?", "context": "Ann came late."}', "tag": '"Ann came from Oslo."',
   "choose": '{"context": "It rains.", "question": "What is wet?", "options": ["the road", "the sun"]}',
   "embed": '"A sentence."', "summarize": '"First sentence. Second sentence."',
 }  # fmt: skip
-# What is no quality of the model among the numbers of metrics.jsonl.
+# Numbers of metrics.jsonl that do not measure the quality of the model.
 _NOT_METRICS = ("step", "split", "tokens_per_s", "input_stall", "seconds", "padding")
 
 
@@ -31,18 +31,18 @@ def write(
   folder: str | os.PathLike, cfg: AlbertConfig, parameters: int, *, task: str, labels: Sequence = (), run: Any = None,
   run_config: Mapping[str, Any] | None = None, facts: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
-  """Writes `folder`/README.md about the files that are in the folder.
+  """Writes `folder`/README.md about the files in the folder.
 
   Args:
     folder: the exported folder.
     cfg: the model.
-    parameters: how many numbers it has.
+    parameters: the number of its parameters.
     task: a pipeline's task, or ''.
     labels: the names of a classifier's outputs.
     run: the workdir of the run that trained it, with metrics.jsonl; None where there is none.
-    run_config: the run's config; None for that in the run's config.json.
-    facts: {"license", "language", "base_model", "datasets", "name"}: what the user said, '' or absent for nothing.
-      `base_model` and `datasets` are else those of the run.
+    run_config: the run's config; None reads the run's config.json.
+    facts: {"license", "language", "base_model", "datasets", "name"} as the user set them; '' or absent if not set.
+      `base_model` and `datasets` default to the run's.
   """
   folder, facts = pathlib.Path(folder), {key: value for key, value in (facts or {}).items() if value}
   config = run_config if run_config is not None else _read_json(pathlib.Path(run) / "config.json") if run else {}
@@ -79,13 +79,13 @@ def write(
 
 
 def is_edited(file: Any) -> bool:
-  """Returns whether a README.md is not, or no longer, as `write` wrote it."""
+  """Returns whether a README.md differs from what `write` wrote."""
   text, _, mark = pathlib.Path(file).read_text("utf-8", "replace").removesuffix("\n").rpartition("\n")
   return mark != _mark(text)
 
 
 def _mark(text):
-  """Returns the last line of a card, by which an edited one is known."""
+  """Returns the last line of a card: a hash of its text, which shows whether the card was edited."""
   return f"<!-- Written by albert_jax: {hashlib.sha256(text.encode()).hexdigest()[:16]} -->"
 
 

@@ -36,7 +36,7 @@ SENTENCES = (
 
 
 class Differs(OSError):
-  """What a written file computes is not what the model computes."""
+  """A written file computes other outputs than the model."""
 
 
 def export(
@@ -63,32 +63,32 @@ def export(
   """Writes a folder that every runtime opens, reopens it, and compares what it computes with the model.
 
   Args:
-    checkpoint: anything `albert_jax.load` reads; of a run's workdir the card also has the metrics.
-    out: the new folder; it appears whole or not at all.
+    checkpoint: anything `albert_jax.load` reads; for a run's workdir, the card also lists the metrics.
+    out: the new folder; it is written atomically.
     formats: of FORMATS, what to write besides the Hugging Face directory.
     pooling: mean or cls: also write the files of sentence-transformers; '' for what the checkpoint says (`retrieve`).
     tokenizer: False allows a checkpoint without a vocabulary.
-    license: for the model card; '' for what the run says, or nothing.
-    language: likewise.
-    base_model: likewise.
-    datasets: likewise.
-    name: likewise.
+    license: of the model card; '' leaves it out.
+    language: of the model card; '' leaves it out.
+    base_model: of the model card; '' for the run's `init_from`.
+    datasets: of the model card; '' for the run's `data.dataset`.
+    name: of the model card; '' for the name of `out`.
     overwrite: replace what is at `out`.
-    quantize: int8 to also write onnx/model_int8.onnx.
+    quantize: int8 also writes onnx/model_int8.onnx; '' does not.
     calibration: a file of texts like those the model will see, best with labels for a classifier (see `quantize.read`).
     max_loss: how many points of its metric, of 100, the int8 model may lose.
     fields: the columns of `calibration` with the text, or the two texts of a pair.
     label: the column with the label.
-    page: also write this folder, a page that runs the ONNX file in the browser without a server; '' for none.
-    say: called with lines on progress.
+    page: the new folder of a page that runs the ONNX file in the browser, without a server; '' for none.
+    say: called with each line of progress.
 
   Returns:
-    {"files": {name: bytes}, "difference": the largest difference of any output, and of int8 its measurements; "page":
-    {name: bytes} of the page}.
+    {"files": {name: bytes}, "difference": the largest difference of any output}; with `quantize` also "int8", see
+    `quantize.write`; with `page` also "page": {name: bytes}.
 
   Raises:
     UserError: the checkpoint has no vocabulary, a format or a value is unknown, or int8 loses more than `max_loss`.
-    Differs: a written file computes something else than the model.
+    Differs: a written file computes other outputs than the model.
   """
   if unknown := [name for name in formats if name not in FORMATS]:
     raise UserError(f"no format {unknown[0]!r}; use {', '.join(FORMATS)}")
@@ -181,7 +181,7 @@ def export_run(
 ) -> None:
   """Writes what every complete run leaves: the Hugging Face directory with its card, and sentence-transformers' files.
 
-  The folder appears whole or not at all. A user's own files in it stay, and so does a card that was edited.
+  The folder is written atomically. Files of the user in it are kept, and so is an edited card.
 
   Args:
     out: the folder; one that exists is replaced.
@@ -218,7 +218,7 @@ def _hugging_face(folder, cfg, params, vocabulary, architecture, extra):
 
 
 def _sentence_transformers(folder, cfg, pooling, seq_length):
-  """The files by which sentence-transformers knows how to make a vector of a text."""
+  """Writes the files that tell sentence-transformers how to pool and normalize."""
   module = "sentence_transformers.models"
   modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
   length = min(seq_length or cfg.max_position_embeddings, cfg.max_position_embeddings)
@@ -247,7 +247,7 @@ def _sentence_transformers(folder, cfg, pooling, seq_length):
 
 
 def sample(cfg: AlbertConfig, params: Params, vocabulary: Any, task: str) -> list[dict]:
-  """Batches to compare on: sentences one by one and padded, and one row as long as 128 tokens."""
+  """Returns batches for the comparison: padded sentences, and a row of 128 tokens."""
   longest = cfg.max_position_embeddings
   if not isinstance(vocabulary, Tokenizer):
     rng = np.random.default_rng(0)
@@ -307,8 +307,8 @@ def _difference(name, output, value, expected, batch):
     return 0.0
   mask = batch["attention_mask"].reshape(-1, batch["attention_mask"].shape[-1]) > 0
   if expected.shape[:2] == mask.shape and output not in ("pooler_output", "sentence_embedding"):
-    value, expected = value[mask], expected[mask]  # Nobody reads what stands at padding.
-  keep = np.abs(expected) < 1e9  # The logit of a position that is not allowed.
+    value, expected = value[mask], expected[mask]  # Outputs at padding are not used.
+  keep = np.abs(expected) < 1e9  # Lower is the logit of a position that is not allowed.
   difference = float(np.max(np.abs(value - expected)[keep], initial=0))
   if not np.allclose(value[keep], expected[keep], atol=TOLERANCE, rtol=TOLERANCE):
     raise Differs(f"{name}: {output} differs from the model's by {difference:.2g}; expected less than {TOLERANCE:g}")

@@ -24,7 +24,7 @@ LARGEST = 2**31 - 2**20  # bytes that a protobuf message can hold
 LOWEST = float(np.finfo(np.float32).min)
 NEVER = -1e30  # The logit of a position where no answer may start or end.
 POOLING = ("mean", "cls")
-# The task whose head has two forms or none in `params`; '' means that the parameters alone decide.
+# The values of `task`; '' derives the outputs from the parameters alone.
 TASKS = ("", "fill-mask", "classify", "answer", "tag", "choose", "embed", "summarize")
 
 
@@ -33,10 +33,10 @@ class Weight:
   """One matrix of the model and its bias.
 
   Attributes:
-    name: that of the kernel's initializer, without `.kernel`.
+    name: the name of the kernel's initializer, without `.kernel`.
     kernel: float32 [in, out].
     bias: float32 [out].
-    bias_name: that of the bias's initializer, without `.bias`; another one where layers share the kernel alone.
+    bias_name: the name of the bias's initializer, without `.bias`; not `name` where layers share the kernel alone.
   """
 
   name: str
@@ -46,7 +46,7 @@ class Weight:
 
 
 class Graph:
-  """Nodes and initializers of a graph under construction. A tensor is named by the node that makes it."""
+  """Nodes and initializers of a graph under construction. A tensor has the name of the node that computes it."""
 
   def __init__(self):
     import onnx
@@ -55,7 +55,7 @@ class Graph:
     self.nodes, self.initializers, self.inputs, self.outputs = [], {}, [], []
 
   def constant(self, name: str, array: Any) -> str:
-    """Adds an initializer; a name that exists already is not added again."""
+    """Adds an initializer, unless its name exists already; returns the name."""
     if name not in self.initializers:
       self.initializers[name] = np.asarray(array, order="C")
     return name
@@ -99,20 +99,20 @@ class Graph:
 
 
 class Float:
-  """How the graph multiplies: in float32. Other arithmetic overrides these methods."""
+  """Computes products in float32. A subclass for other arithmetic overrides these methods."""
 
   def inputs(self, graph: Graph, use: str, x: str) -> str:
-    """What the products of `use` take of `x`; called once where several products have the same input."""
+    """Returns the input of the products of `use`; called once for products that share an input `x`."""
     return x
 
   def product(self, graph: Graph, use: str, x: str, weight: Weight) -> str:
-    """x [tokens, in] -> [tokens, out]. `use` names the input (see `inputs`), weight.name the matrix."""
+    """Adds a product x [tokens, in] -> [tokens, out]. `use` names the input (see `inputs`), weight.name the matrix."""
     kernel = graph.constant(f"{weight.name}.kernel", weight.kernel)
     bias = self.vector(graph, f"{weight.bias_name}.bias", weight.bias)
     return graph.node("Gemm", product_name(use, weight), x, kernel, bias)
 
   def rows(self, graph: Graph, name: str, table: np.ndarray, ids: str, output: str) -> str:
-    """Rows of an embedding table [n, E] by their ids."""
+    """Adds a lookup of rows of an embedding table [n, E]."""
     return graph.node("Gather", output, graph.constant(name, table), ids, axis=0)
 
   def table(self, graph: Graph, name: str, table: np.ndarray) -> str:
@@ -120,7 +120,7 @@ class Float:
     return graph.constant(name, table)
 
   def vector(self, graph: Graph, name: str, values: np.ndarray) -> str:
-    """A bias in float32."""
+    """Returns a bias in float32."""
     return graph.constant(name, values)
 
 
@@ -145,7 +145,7 @@ def build(
   """Builds the ONNX model of `albert_jax.apply` and of the heads in `params`.
 
   Inputs are int64 [batch, sequence]: input_ids, attention_mask and token_type_ids, as transformers names them; for
-  task="choose" [batch, choices, sequence]. Outputs, as far as `params` has what they need:
+  task="choose" [batch, choices, sequence]. Outputs, for the parts and heads in `params`:
 
     last_hidden_state [batch, sequence, D], pooler_output [batch, D]
     logits: of the classifier, per row, per token (tag) or per choice; without one, of the masked language model
@@ -160,7 +160,7 @@ def build(
   Args:
     cfg: the model; `dtype` is ignored, the graph computes in float32.
     params: a parameter tree, as `albert_jax.load` returns it.
-    task: a name in TASKS; it decides between a classifier of rows, tokens and choices.
+    task: a name in TASKS; it says whether a classifier is of rows, tokens or choices.
     pooling: mean or cls, for sentence_embedding; '' for none.
     packed: rows hold several examples. The inputs are then input_ids, token_type_ids, segment_ids, position_ids
       [batch, sequence] and cls_positions [batch, segments], as in `albert_jax.apply`; pooler_output is
@@ -173,7 +173,7 @@ def build(
     onnx.ModelProto.
 
   Raises:
-    UserError: onnx is not installed, a value is unknown, packed rows are asked of a head that has none, or the
+    UserError: onnx is not installed, a value is unknown, `packed` is set for a model with a task's head, or the
       weights exceed 2 GiB.
   """
   require()
@@ -280,7 +280,7 @@ class _Builder:
     return self._norm(f"{use}", "ffn/norm", y, n, i)
 
   def _mask(self):
-    """What is added to scores [B, H, L, l]: 0 where position l may be attended to, else the lowest number."""
+    """Returns the bias of the scores [B, H, L, l]: 0 where position l may be attended to, else the lowest number."""
     g = self.graph
     if self.packed:
       rows = g.node("Unsqueeze", "mask/rows", "segment_ids", g.ints(2))
@@ -410,7 +410,7 @@ class _Builder:
                                                        self.params["squad_v2/end/dense_1/bias"]))  # fmt: skip
     end = log_softmax("beam/end", y, g.node("Unsqueeze", "beam/end/allowed", allowed, g.ints(1)))
     end_score, end_index = best("end", end, ends)
-    # Whether there is an answer, from [CLS] and the mean of all tokens by how likely a start each is.
+    # The no-answer logit, from [CLS] and the mean of all tokens, weighted by their start probability.
     likely = g.node("Unsqueeze", "beam/null/likely", g.node("Exp", "beam/null/start", start), g.ints(1))
     mean = g.node("Squeeze", "beam/null/mean", g.node("MatMul", "beam/null/sum", likely, self.hidden), g.ints(1))
     first = g.node("Gather", "beam/null/first", self.hidden, g.constant("zero", np.int64(0)), axis=1)
@@ -435,7 +435,7 @@ class _Builder:
     return (*index, i) if cfg.inner_group_num > 1 else index
 
   def _weight(self, path, n=0, i=0):
-    """Returns the matrix at `path`; of a layer's, the copy that inner layer i of layer n uses."""
+    """Returns the matrix at `path`: for a part of a layer, the copy of inner layer i of layer n."""
     kernel, bias = (self.params[leaf][self._index(leaf, n, i)] for leaf in (f"{path}/kernel", f"{path}/bias"))
     kernel = kernel.reshape(-1, kernel.shape[-1]) if path == "attention/output" else kernel.reshape(len(kernel), -1)
     scale = np.float32(self.cfg.head_size**-0.5 if path == "attention/query" else 1)
@@ -446,7 +446,7 @@ class _Builder:
     return self.arithmetic.product(self.graph, use, self.arithmetic.inputs(self.graph, use, x), weight)
 
   def _small(self, path, x):
-    """Returns a product that is always in float32: too small to gain from anything else."""
+    """Adds a product that is always in float32, because it is too small to gain from int8."""
     weight = self._weight(path)
     g = self.graph
     y = g.node("MatMul", f"{weight.name}/product", x, g.constant(f"{weight.name}.kernel", weight.kernel))

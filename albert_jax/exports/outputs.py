@@ -18,7 +18,7 @@ def outputs(cfg: AlbertConfig, params: dict, batch: dict, *, task: str = "", poo
   """Returns the outputs of `onnx.build`, by the same names and with the same meaning.
 
   Args:
-    cfg: the model; computes in float32 whatever `dtype` says.
+    cfg: the model; its `dtype` is ignored, outputs are float32.
     params: a parameter tree with any heads.
     batch: input_ids, attention_mask, token_type_ids [B, L], or [B, C, L] for task="choose"; `allowed` [B, L] for the
       "squad_v2" head.
@@ -56,14 +56,14 @@ def outputs(cfg: AlbertConfig, params: dict, batch: dict, *, task: str = "", poo
 
 
 def exported(cfg: AlbertConfig, params: dict, *, task: str = "", pooling: str = "") -> Any:
-  """Returns the same function as StableHLO, with the weights inside and for any batch and length.
+  """Exports `outputs` as StableHLO, with the weights inside, for any batch size and length.
 
   Returns:
     jax.export.Exported, a function of int32 arrays {"input_ids", "attention_mask", "token_type_ids", …}; it runs on
-    processors, NVIDIA GPUs and TPUs.
+    CPUs, NVIDIA GPUs and TPUs.
   """
   positions = cfg.max_position_embeddings
-  # Shapes must not depend on the length: the beam head has as many candidates as tokens in rows of fewer than five.
+  # Shapes must not depend on the length, and in shorter rows the beam head has fewer candidates.
   least = Search.start_n_top if "squad_v2" in params else 2
   limits = [f"length >= {least}", f"length <= {positions}"]
   sizes = jax.export.symbolic_shape("batch, choices, length", constraints=limits)

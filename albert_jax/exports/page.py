@@ -15,7 +15,7 @@ from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError, message_lines
 from albert_jax.tasks.squad.answers import Search
 
-# What the page runs on: {package of the npm registry: {a file of it: its name in the page's folder}}.
+# The page's libraries: {npm package: {its file: the name in the page's folder}}.
 PACKAGES = {
   "@huggingface/tokenizers@0.2.0": {
     "dist/tokenizers.min.mjs": "tokenizers.min.mjs", "LICENSE": "LICENSE.tokenizers",
@@ -25,8 +25,8 @@ PACKAGES = {
     "dist/ort-wasm-simd-threaded.wasm": "ort-wasm-simd-threaded.wasm",
   },
 }  # fmt: skip
-TASKS = ("fill-mask", "classify", "answer", "tag", "embed")  # those that the page has a tab for
-SECONDS = 300  # that npm may take for a package
+TASKS = ("fill-mask", "classify", "answer", "tag", "embed")  # The page has a tab for each.
+SECONDS = 300  # the time limit of npm for a package
 
 
 def fetch() -> pathlib.Path:
@@ -51,9 +51,9 @@ def fetch() -> pathlib.Path:
 
 
 def _packed(package, folder):
-  """The path of a package's archive, which npm has downloaded and checked."""
+  """Downloads a package with npm, which verifies it; returns the path of its archive."""
   command = ["npm", "pack", "--silent", f"--pack-destination={folder}", package]
-  advice = "it needs npm (of Node.js) and the network once; later pages are made from a copy"
+  advice = "it needs npm (of Node.js) and the network once; later pages use a cached copy"
   try:
     result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, cwd=folder)
   except FileNotFoundError:
@@ -71,8 +71,8 @@ def write(exported: str | os.PathLike, out: str | os.PathLike, *, name: str, ove
   """Writes the folder of the page.
 
   Args:
-    exported: what `albert-jax export` wrote, with an ONNX file; of two, the int8 one is taken.
-    out: the new folder; it appears whole or not at all.
+    exported: a folder of `albert-jax export` with an ONNX file; the int8 file takes precedence.
+    out: the new folder; it is written atomically.
     name: the model's name on the page.
     overwrite: replace what is at `out`.
 
@@ -99,7 +99,7 @@ def write(exported: str | os.PathLike, out: str | os.PathLike, *, name: str, ove
 
 
 def describe(exported: pathlib.Path, name: str) -> dict:
-  """What page.mjs has to know of a model; the first fields are those of the server's GET /v1/models.
+  """Returns what page.mjs needs to know about a model; the first fields are those of GET /v1/models.
 
   Raises:
     UserError: the model has no task that the page shows, or no tokenizer.json.

@@ -3,8 +3,8 @@
 A shared matrix is used in every layer, so rounding errors add up over the layers. Three things keep them small. Each
 use of a matrix has its own activation scale, measured on real texts. Channels that are much larger than the others
 are divided before rounding, and the matrix's rows multiplied (SmoothQuant, arXiv 2211.10438). Matrices have a scale for
-each output channel. Where that is not enough, a place computes in float32 from int8 weights, which costs time but no
-space.
+each output channel. If the loss is still too large, a place computes in float32 from int8 weights, which costs time but
+no space.
 """
 
 import os
@@ -56,7 +56,7 @@ class Recipe:
   bits: str = "pairs"
 
 
-# Tried in this order, until one loses little enough: each is slower and nearer to float32 than the one before.
+# Tried in this order, until the loss is small enough. Each is slower and nearer to float32 than the one before.
 RECIPES = {
   "int8": Recipe(),
   "int8, feed-forward output in float32": Recipe(float_places=("ffn/down",)),
@@ -66,7 +66,7 @@ RECIPES = {
 
 @dataclass
 class Use:
-  """What calibration saw of one input of products: per channel the smallest, the largest and the mean value [in]."""
+  """Statistics of one input of products: per channel the smallest, the largest and the summed value [in]."""
 
   low: np.ndarray
   high: np.ndarray
@@ -85,7 +85,7 @@ def place_of(use: str) -> str:
 
 
 class Observed(Float):
-  """Float arithmetic that notes the input of every product.
+  """Float arithmetic that records the input of every product.
 
   Attributes:
     seen: {use: tensor name}.
@@ -105,7 +105,7 @@ class Observed(Float):
 
 
 def calibrate(cfg: AlbertConfig, params: Params, batches: list[dict], **build: Any) -> dict[str, Use]:
-  """Ranges of the inputs of all products.
+  """Measures the ranges of the inputs of all products.
 
   Args:
     cfg, params, build: as for `onnx.build`.
@@ -134,7 +134,7 @@ def calibrate(cfg: AlbertConfig, params: Params, batches: list[dict], **build: A
 
 
 def quantized(kernel: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-  """Returns a matrix [in, out] as (int8 [in, out], float32 scale [out], or [] for one)."""
+  """Quantizes a matrix [in, out]; returns int8 [in, out] and its float32 scales [out], or one scale []."""
   high = np.abs(kernel).max(axis=0)
   if recipe.bits == "pairs":
     rows = np.pad(kernel, ((0, len(kernel) % 2), (0, 0))).reshape(-1, 2, kernel.shape[1])
@@ -149,7 +149,7 @@ def quantized(kernel: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, np.ndarra
 
 
 def float16_above(scale: np.ndarray) -> np.ndarray:
-  """The nearest numbers above 0 and not below `scale` that float16 holds, as float32: files store scales that way."""
+  """Rounds scales up to positive numbers of float16, in which files store them; returns float32."""
   rounded = scale.astype(np.float16)
   above = np.where(rounded < np.maximum(scale, 1e-12), np.nextafter(rounded, np.float16(np.inf)), rounded)
   return above.astype(np.float32)
@@ -249,7 +249,7 @@ class Int8(Float):
 
 
 def compact(model: Any) -> None:
-  """Shortens the names inside a ModelProto but for inputs, outputs and weights; they take 0.1 MB of the base model."""
+  """Shortens names inside a ModelProto, except of inputs, outputs and weights: saves 0.1 MB of a base model."""
   graph = model.graph
   kept = {value.name for value in (*graph.input, *graph.output, *graph.initializer)} | {""}
   numbers = {}
@@ -261,12 +261,17 @@ def compact(model: Any) -> None:
           names[i] = numbers.setdefault(name, f"{len(numbers):x}")
 
 
-# The export's side: texts, what is measured, and the file.
+# Texts, measurements and the file.
 
 
 @dataclass(frozen=True)
 class Sample:
-  """Texts as ids. rows: lists of (input_ids, token_type_ids). gold: a number for each row, or None without labels."""
+  """Texts as ids.
+
+  Attributes:
+    rows: (input_ids, token_type_ids) of each text.
+    gold: the label of each row, as a number; None without labels.
+  """
 
   rows: list
   gold: np.ndarray | None
@@ -278,16 +283,16 @@ def read(
   """Reads texts like those that the model will see.
 
   Args:
-    path: a .txt file with a text a line, or a table or JSON lines with the columns `fields` and, maybe, `label`. Of a
-      model of phonemes: see `read_phonemes`.
+    path: a .txt file with a text a line, or a table or JSON lines with the columns `fields` and, optionally, `label`;
+      for a model of phonemes, see `read_phonemes`.
     vocabulary: the model's Tokenizer, or its Symbols if it reads phonemes.
-    about: what the checkpoint says of its task; with "labels" of a classifier, labels are read.
+    about: the task of the checkpoint, see `convert.about`; labels are read if it lists "labels" of a classifier.
     fields: the column of the text, or two with a comma between for pairs.
     label: the column of the label.
     longest: tokens of the longest row.
 
   Raises:
-    UserError: there are too few rows, or a label is none of the model's.
+    UserError: there are too few rows, or the model does not have a label.
   """
   if isinstance(vocabulary, Symbols):
     if fields != "text":
@@ -369,7 +374,7 @@ def batch_of(rows: list) -> dict[str, np.ndarray]:
 
 
 def _outputs(session, rows) -> list[dict]:
-  """Returns the outputs of each row, without padding where they are by position."""
+  """Returns the outputs of each row; outputs by position are cut to its length."""
   order = np.argsort([len(ids) for ids, _ in rows], kind="stable")
   results = [None] * len(rows)
   for start in range(0, len(order), BATCH):

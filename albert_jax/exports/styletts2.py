@@ -1,4 +1,4 @@
-"""A PL-BERT as the folder that StyleTTS2 reads (`PLBERT_dir` of its config)."""
+"""Exports a PL-BERT as the folder that StyleTTS2 reads (`PLBERT_dir` of its config)."""
 
 import os
 import pathlib
@@ -15,7 +15,7 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike, *, overwrite: 
 
   Args:
     checkpoint: anything `albert_jax.load` reads; the step of a run's workdir becomes the N of `step_N.t7`.
-    out: the new folder; it appears whole or not at all.
+    out: the new folder; it is written atomically.
     overwrite: replace what is at `out`.
 
   Returns:
@@ -23,7 +23,7 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike, *, overwrite: 
 
   Raises:
     UserError: the checkpoint cannot be read, or `out` is taken.
-    Differs: what was written is not what the model holds.
+    Differs: a written weight differs from the model's.
   """
   cfg, params = convert.load(checkpoint)
   with files.writing_folder(out, overwrite=overwrite) as folder:
@@ -34,12 +34,12 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike, *, overwrite: 
     flat = paths.flatten(params)
     for path, value in paths.flatten(back).items():
       if not np.array_equal(value, flat[path]):
-        raise Differs(f"{out}: {path} was not written as it is; nothing is there now")
+        raise Differs(f"{out}: {path} differs after writing, so nothing is written")
   return {"files": {file.name: file.stat().st_size for file in sorted(pathlib.Path(out).iterdir())}}
 
 
 def _step(checkpoint) -> int:
-  """Returns the last step of a run; 1 for what is no run."""
+  """Returns the last step of a run; 1 for any other checkpoint."""
   file = pathlib.Path(checkpoint) / "metrics.jsonl"
   lines = strict_json.sound_objects(file.read_text("utf-8", "replace") if file.is_file() else "")
   steps = [line["step"] for line in lines if isinstance(line.get("step"), int)]

@@ -40,32 +40,32 @@ from albert_jax.serve.models import Served, TooLong
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 OPENAI = "/v1/embeddings"
 PROBES = ("/healthz", "/readyz", "/metrics")
-_IN_THREAD = 32768  # bytes of a body from which on it is read beside the event loop, which would stand still
+_IN_THREAD = 32768  # Larger bodies, in bytes, are parsed in a thread, so that they do not block the event loop.
 
 
 @dataclass(frozen=True)
 class Settings:
-  """What `albert-jax serve` can be told. Sizes are in bytes, times in seconds."""
+  """The settings of `albert-jax serve`. Sizes are in bytes, times in seconds."""
 
   host: str = "127.0.0.1"
   port: int = 8000
   batch_size: int = 64  # the most items run together
-  window: float = 0.002  # for which the first item of a batch waits for others
+  window: float = 0.002  # The first item of a batch waits so long for others.
   max_body: int = 1 << 20
   max_items: int = 256  # in a request
   max_tokens: int = 32768  # in a request
   max_queue: int = 1024  # items that wait
   max_connections: int = 1024
   timeout: float = 30.0  # of a request, and of the drain
-  drain: float = 1.0  # from SIGTERM on, for which new connections are still answered
+  drain: float = 1.0  # New connections are still answered so long after SIGTERM.
   cors: tuple[str, ...] = ()  # origins
   page: bool = True
   warm_up: bool = True
-  reuse_port: bool = False  # share the port with other servers that were started so, and listen only once ready
+  reuse_port: bool = False  # share the port with other servers that set this, and listen only once ready
 
 
 class Problem(Exception):
-  """A request that gets an error: its status, the kind of schemas.Failure, and one sentence."""
+  """The request is answered with an error: a status, a kind of schemas.Failure, and one sentence."""
 
   def __init__(self, status: int, kind: str, sentence: str):
     super().__init__(sentence)
@@ -89,7 +89,7 @@ class State:
 
   def model(self, name: str | None, task: str) -> Served:
     able = [model for model in self.models.values() if task in model.tasks]
-    if name is None and able:  # A model that was trained for the task, before one that can do it too.
+    if name is None and able:  # Models that were trained for the task come first.
       return next((model for model in able if next(iter(model.tasks)) == task), able[0])
     for model in able:
       if model.name == name:
@@ -100,7 +100,7 @@ class State:
 
 
 class Metrics:
-  """Prometheus metrics. Labels are routes, models and tasks of this server, never what a client sent."""
+  """Prometheus metrics. Labels are routes, models and tasks of this server, never values from a client."""
 
   def __init__(self, state: State):
     prometheus.disable_created_metrics()
@@ -180,7 +180,7 @@ def _check(schema, body: bytes):
 
 
 def _problem(schema, error: pydantic.ValidationError) -> Problem:
-  """One sentence about the first thing that is wrong."""
+  """Returns the first error of a body as one sentence."""
   errors = error.errors(include_url=False, include_input=False)
   first = errors[0]
   field = str(first["loc"][0]) if first["loc"] else ""
@@ -208,10 +208,10 @@ async def _answers(
   """Runs the inputs of a request.
 
   Args:
-    name: of the model, None for the first.
-    items: as JSON values.
-    truncate: whether long ones are cut.
-    length: sentences of a summary.
+    name: the model's name; None for the first model of the task.
+    items: the inputs, as JSON values.
+    truncate: whether long inputs are cut.
+    length: the number of sentences of a summary.
 
   Returns:
     (Served, results, number of tokens).
@@ -271,7 +271,7 @@ def task_route(state: State, task: str) -> Callable[[Request, pydantic.BaseModel
 
 
 def openai_route(state: State) -> Any:
-  """POST /v1/embeddings as OpenAI's clients send it."""
+  """Returns the function of POST /v1/embeddings, for clients of OpenAI's API."""
 
   async def respond(request, body):
     items = body.input if isinstance(body.input, list) else [body.input]
@@ -287,7 +287,7 @@ def openai_route(state: State) -> Any:
 
 
 def tei_embed_route(state: State) -> Any:
-  """POST /embed as clients of text-embeddings-inference send it."""
+  """Returns the function of POST /embed, for clients of text-embeddings-inference."""
 
   async def respond(request, body):
     items = body.inputs if isinstance(body.inputs, list) else [body.inputs]
@@ -298,7 +298,7 @@ def tei_embed_route(state: State) -> Any:
 
 
 def tei_predict_route(state: State) -> Any:
-  """POST /predict as clients of text-embeddings-inference send it."""
+  """Returns the function of POST /predict, for clients of text-embeddings-inference."""
 
   async def respond(request, body):
     batch = isinstance(body.inputs, list) and isinstance(body.inputs[0], list)
@@ -316,7 +316,7 @@ def tei_predict_route(state: State) -> Any:
 
 
 def _endpoint(state: State, schema, respond):
-  """Returns a route's function: body, limits and errors around `respond`."""
+  """Returns the function of a route: it reads the body, applies limits, and turns errors of `respond` into answers."""
 
   async def endpoint(request: Request) -> Response:
     try:
@@ -360,7 +360,7 @@ async def _unless_left(request: Request, work: Awaitable[object]) -> object:
 
 
 def _failure(status: int, kind: str, sentence: str, for_openai: bool = False) -> JSONResponse:
-  # A message may quote a text with half a surrogate pair, which is no UTF-8.
+  # A message may quote a lone surrogate, which UTF-8 cannot encode.
   sentence = sentence.encode("utf-8", "replace").decode()
   headers = {"Retry-After": "1"} if status == 503 else {}
   body = {"error": sentence, "error_type": kind}
@@ -386,7 +386,7 @@ async def _on_http_exception(request: Request, error: HTTPException) -> Response
 
 
 class Outer:
-  """ASGI middleware around all else: checks the host, counts, logs a line, and hides what an exception says."""
+  """The outermost ASGI middleware: checks the host, counts, logs a line, and hides the text of exceptions."""
 
   def __init__(self, app: Any, state: State, log: Callable[[dict], None]):
     self.app, self.state, self.log = app, state, log
@@ -403,7 +403,7 @@ class Outer:
       if message["type"] == "http.response.start":
         status = message["status"]
         headers = [(b"x-request-id", identity.encode()), (b"x-content-type-options", b"nosniff")]
-        if self.state.draining:  # The client connects anew, to the next process.
+        if self.state.draining:  # The client reconnects, to the next process.
           headers.append((b"connection", b"close"))
         message = message | {"headers": [*message["headers"], *headers]}
       await send(message)
@@ -417,7 +417,7 @@ class Outer:
     except ClientDisconnect:
       status = 499
     except Exception as error:
-      # What an exception says may quote a text, so the log has only where it was raised.
+      # An exception may quote a text, so only its place is logged.
       frame = traceback.extract_tb(error.__traceback__)[-1]
       notes["fault"] = f"{type(error).__name__} at {pathlib.Path(frame.filename).name}:{frame.lineno}"
       with contextlib.suppress(Exception):
@@ -427,7 +427,7 @@ class Outer:
     route = getattr(scope.get("route"), "path", "other")
     self.state.metrics.requests.labels(route, notes.get("model", ""), status).inc()
     self.state.metrics.latency.labels(route).observe(seconds)
-    if status == 200 and route in PROBES:  # Every few seconds, for ever.
+    if status == 200 and route in PROBES:  # Probes arrive every few seconds.
       return
     self.log({"event": "request", "id": identity, "method": scope["method"], "route": route, "status": status,
               "ms": round(1000 * seconds, 1), **notes})  # fmt: skip
@@ -449,8 +449,9 @@ def create(
   """Returns the ASGI application.
 
   Args:
-    models: {name: Served}. settings: limits and switches.
-    log: gets a dict for each request and event; none holds a text.
+    models: {name: Served}.
+    settings: limits and switches.
+    log: called with a dict for each request and event; no dict contains a text.
     on_start: called when the application is about to take requests.
 
   Returns:
@@ -522,23 +523,23 @@ def _operations(state: State) -> list[openapi.Operation]:
   for task in tasks:
     operations.append(openapi.Operation(
       f"/v1/{task}", task, schemas.request(task, most, pairs), schemas.response(task), task_route(state, task),
-      f"What {task} makes of texts.",
+      f"Runs the task {task} on texts.",
     ))  # fmt: skip
   if "embed" in tasks:
     operations.append(openapi.Operation(
       OPENAI, "embed", schemas.openai_embeddings(most), schemas.EmbeddingsResponse, openai_route(state),
-      "Embeddings, as OpenAI's clients ask for them.", schemas.OpenaiFailure,
+      "Embeddings, for clients of OpenAI's API.", schemas.OpenaiFailure,
     ))  # fmt: skip
     operations.append(openapi.Operation(
       "/embed", "embed", schemas.tei_embed(most), list[list[float]], tei_embed_route(state),
-      "Embeddings, as clients of text-embeddings-inference ask for them.",
+      "Embeddings, for clients of text-embeddings-inference.",
     ))  # fmt: skip
   if "classify" in tasks:
-    first = state.model(None, "classify").tasks["classify"]  # /predict has no field for another.
+    first = state.model(None, "classify").tasks["classify"]  # /predict has no field `model`.
     operations.append(openapi.Operation(
       "/predict", "classify", schemas.tei_predict(most, first.options.get("pair")),
       list[schemas.LabelScore] | list[list[schemas.LabelScore]], tei_predict_route(state),
-      "Classification, as clients of text-embeddings-inference ask for it.",
+      "Classification, for clients of text-embeddings-inference.",
     ))  # fmt: skip
   return operations
 
@@ -558,7 +559,7 @@ async def _warm_up(state: State, log):
 
 
 def policy(page: str) -> str:
-  """Returns a Content-Security-Policy: only the page's own script and style run, and nothing is fetched elsewhere."""
+  """Returns a Content-Security-Policy: only the page's own script and style run; other hosts are not contacted."""
   hashes = {
     tag: " ".join(
       f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
@@ -576,7 +577,7 @@ def policy(page: str) -> str:
 
 
 class _Server(uvicorn.Server):
-  """A server that drains on SIGTERM and Ctrl-C, and returns instead of dying of the signal."""
+  """A server that drains on SIGTERM and Ctrl-C, and then returns."""
 
   state: State
   log: Callable[[dict], None]
@@ -591,7 +592,7 @@ class _Server(uvicorn.Server):
         signal.signal(number, handler)
 
   def handle_exit(self, sig, frame) -> None:
-    if self.state.draining:  # The second signal does not wait.
+    if self.state.draining:  # A second signal skips the drain.
       self.force_exit = sig == signal.SIGINT
       self.should_exit = True
       return
@@ -613,7 +614,7 @@ def listen(settings: Settings) -> socket.socket:
     family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
     if not settings.reuse_port:
       return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-    sock = socket.socket(family)  # Bound and not listening, so that it gets no connections yet.
+    sock = socket.socket(family)  # Bound but not listening: it gets no connections yet.
     try:
       sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
       sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -623,7 +624,8 @@ def listen(settings: Settings) -> socket.socket:
       raise
     return sock
   except (OSError, OverflowError) as error:
-    numbered = isinstance(error, OSError) and error.errno and error.errno > 0  # Those of name look-up are negative.
+    # Error numbers of name look-ups are negative.
+    numbered = isinstance(error, OSError) and error.errno and error.errno > 0
     reason = os.strerror(error.errno) if numbered else getattr(error, "strerror", None) or error
     raise UserError(
       f"cannot listen on {settings.host}:{settings.port} ({reason}); give another --port, or --port=0 for any free one"
@@ -637,14 +639,14 @@ def log_line(record: dict) -> None:
 
 
 class _Handler(logging.Handler):
-  """Writes what uvicorn says as a line of the log: the message without its arguments, which may come from a client."""
+  """Writes uvicorn's messages as lines of the log, without their arguments, which may come from a client."""
 
   def emit(self, record) -> None:
     log_line({"event": "uvicorn", "level": record.levelname.lower(), "message": record.msg})
 
 
 def run(checkpoints: dict[str, str], settings: Settings, backend: str = "jax", dtype: str = "") -> None:
-  """Serves until SIGTERM or Ctrl-C; what was accepted before is answered.
+  """Serves until SIGTERM or Ctrl-C; requests that were accepted before are answered.
 
   Args:
     checkpoints: {name: path}.

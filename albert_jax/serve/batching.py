@@ -1,4 +1,4 @@
-"""Batches across clients: items that wait together run together."""
+"""Batches across clients: items of several requests run in one batch."""
 
 import asyncio
 import collections
@@ -24,8 +24,8 @@ class Entry:
 class Batcher:
   """Queues of items, and one thread that runs a batch at a time.
 
-  There is a queue for each key. Among queues, the one whose first item arrived earliest runs next, so that no model
-  waits behind another for more than a batch.
+  There is a queue for each key. The queue whose first item arrived earliest runs next, so that a model waits for at
+  most one batch of another model.
 
   Attributes:
     waiting: how many items are queued.
@@ -35,8 +35,8 @@ class Batcher:
     """
     Args:
       size: the most items in a batch.
-      window: seconds for which the first item of a batch waits for others. No item waits longer for company; items
-        that arrive while another batch runs form the next batch.
+      window: seconds for which the first item of a batch waits for others. Items that arrive while another batch runs
+        form the next batch.
       limit: the most items that may be queued.
       observe: called after each batch with its key, number of items, and seconds.
     """
@@ -49,11 +49,11 @@ class Batcher:
     self._task: asyncio.Task | None = None
 
   def start(self) -> None:
-    """Starts to run batches. Must be called in the event loop."""
+    """Starts running batches. Must be called in the event loop."""
     self._task = asyncio.create_task(self._work())
 
   async def stop(self) -> None:
-    """Stops after the batch that runs. Items that are still queued are not answered."""
+    """Stops after the current batch. Items that are still queued are not answered."""
     if self._task:
       self._task.cancel()
       await asyncio.wait([self._task])
@@ -63,7 +63,7 @@ class Batcher:
     """Runs items, in batches with those of other callers that have the same key.
 
     Args:
-      key: what can run together, such as (model, task).
+      key: identifies items that can share a batch, such as (model, task).
       function: list of items -> list of results, for every caller with this key. It runs in the model's thread.
       items: the items of one request.
 
@@ -72,7 +72,7 @@ class Batcher:
 
     Raises:
       Busy: there is no room for the items in the queue.
-      UserError: what the function raised for one of these items; items of other callers are not affected.
+      UserError: the function raised it for one of these items; items of other callers are not affected.
     """
     if self.waiting + len(items) > self.limit:
       raise Busy
@@ -110,7 +110,7 @@ class Batcher:
           continue
       taken = [queue.popleft() for _ in range(min(self.size, len(queue)))]
       self.waiting -= len(taken)
-      # Nobody waits for an entry whose request timed out or whose client left.
+      # The result of an entry is done if its request timed out or its client left.
       entries = [entry for entry in taken if not entry.result.done()]
       if not entries:
         continue
@@ -131,5 +131,5 @@ def _run(function, items):
   """Returns the result of each item, or the exception that it raised alone."""
   try:
     return pipelines.by_halves(function, items)
-  except Exception as error:  # A fault of ours: each request of the batch gets a 500, and the server goes on.
+  except Exception as error:  # A bug: each request of the batch gets a 500, and the server continues.
     return [error] * len(items)

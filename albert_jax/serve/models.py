@@ -1,4 +1,4 @@
-"""The models that a server holds: what each is for, how long its inputs may be, and its programs compiled ahead."""
+"""The models of a server: their tasks, the limits of their inputs, and compilation ahead of requests."""
 
 import functools
 import os
@@ -16,7 +16,7 @@ from albert_jax.serve import schemas
 from albert_jax.tasks import heads
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-CUT = ("classify", "embed", "choose")  # tasks whose function cuts long inputs; the others read windows, or refuse
+CUT = ("classify", "embed", "choose")  # tasks whose function truncates long inputs; the others read windows or refuse
 MAX_TOP_K = {"fill-mask": schemas.TOP_K, "answer": schemas.TOP_K}
 
 
@@ -38,7 +38,7 @@ class Served:
       batch_size: the most rows run together.
 
     Raises:
-      UserError: the checkpoint cannot be read, or is for no task.
+      UserError: the checkpoint cannot be read, or has no task.
     """
     self.name = name
     purpose = convert.about(path).get("name")
@@ -64,22 +64,23 @@ class Served:
     return next((pipe.labels for pipe in self.tasks.values() if pipe.labels), [])
 
   def longest(self, task: str) -> int:
-    """Returns the most tokens of a row, special ones included."""
+    """Returns the largest number of tokens in a row, special tokens included."""
     pipe = self.tasks[task]
     return min(pipe.options.get("seq_length") or self.cfg.max_position_embeddings, self.cfg.max_position_embeddings)
 
   def read(self, task: str, item: Any, truncate: bool) -> tuple[object, int]:
-    """One input of a request, checked.
+    """Checks one input of a request.
 
     Args:
-      item: what pydantic made of it, as plain JSON values.
-      truncate: whether it may be cut.
+      task: the task of the route.
+      item: the input, as plain JSON values.
+      truncate: whether a long input is cut.
 
     Returns:
-      (what the pipeline runs, its number of tokens without special ones).
+      (the pipeline's item, its number of tokens without special tokens).
 
     Raises:
-      UserError: the item has another form, or does not fit.
+      UserError: the item has a wrong form, or does not fit.
       TooLong: the item is longer than the model allows.
     """
     pipe = self.tasks[task]
@@ -119,7 +120,7 @@ class Served:
     }  # fmt: skip
 
   def warm_up(self, batch_size: int) -> Iterator[Callable[[], object]]:
-    """Yields functions that compile, one batch shape each, what ordinary requests will run."""
+    """Yields functions, each of which compiles one batch shape of ordinary requests."""
     limits, positions = heads.batch_limits(), self.cfg.max_position_embeddings
     word = self._word()
     for task, pipe in self.tasks.items():
@@ -137,7 +138,7 @@ class Served:
             yield functools.partial(pipe.run, [item] * size)
 
   def _word(self):
-    """Returns a word that is one piece, wherever it stands."""
+    """Returns a word that is one piece at every position of a text."""
     for i in self.tokenizer.ordinary_ids:
       word = self.tokenizer.decode([int(i)]).strip()
       if word.isalpha() and len(self.tokenizer.encode(" ".join([word] * 3))) == 3:
@@ -146,7 +147,7 @@ class Served:
 
 
 class TooLong(UserError):
-  """An input that is longer than the model."""
+  """An input is longer than the model's positions."""
 
 
 def _leaves(tree):
@@ -158,7 +159,7 @@ def _leaves(tree):
 
 
 def _texts(task, value):
-  """Returns the texts of an item; of `choose` the context, then the question with each option."""
+  """Returns the texts of an item; for `choose`, the context, then the question with each option."""
   if task == "choose":
     return [value["context"], *(f"{value.get('question') or ''} {option}" for option in value["options"])]
   if isinstance(value, str):
@@ -182,10 +183,10 @@ def _item(task, pipe, word, length):
 
 
 def parse(checkpoints: list[str]) -> dict[str, str]:
-  """Returns {name: path} of what `--checkpoint` was given, in its order.
+  """Returns {name: path} of the values of `--checkpoint`, in their order.
 
   Args:
-    checkpoints: "DIR", which is named after its folder (of RUN/export after the run), or "NAME=DIR".
+    checkpoints: "DIR", whose name is that of its folder (for RUN/export, of the run), or "NAME=DIR".
 
   Raises:
     UserError: a name is used twice, or has characters other than letters, digits, `.`, `_` and `-`.

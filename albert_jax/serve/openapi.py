@@ -1,4 +1,4 @@
-"""The OpenAPI document, made of the same schemas that check the requests."""
+"""The OpenAPI document, made from the schemas that check the requests."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from albert_jax.serve import schemas
 
 _ERRORS = {
   400: "The body is not JSON.", 404: "There is no such model.", 413: "The body, its items or a text are too large.",
-  415: "The body is not declared as JSON.", 422: "The body is JSON of another form than the schema.",
-  500: "The server failed.", 503: "The server starts, stops or is full, or the answer took too long.",
+  415: "The body is not declared as JSON.", 422: "The body is JSON that does not match the schema.",
+  500: "The server failed.", 503: "The server is starting, stopping or full, or the answer took too long.",
 }  # fmt: skip
 
 
@@ -29,11 +29,11 @@ class Operation:
 
 
 def document(operations: list[Operation], models: dict) -> dict:
-  """OpenAPI 3.1 of the routes of this server.
+  """Returns the OpenAPI 3.1 document of the routes of this server.
 
   Args:
     operations: the POST routes.
-    models: {name: Served}, whose names the field `model` takes.
+    models: {name: Served}; the names are the values of the field `model`.
   """
   components: dict = {}
 
@@ -53,7 +53,7 @@ def document(operations: list[Operation], models: dict) -> dict:
     components[kind.__name__] = schema(kind, "serialization")
   paths: dict = {}
   for path, kind, summary, codes in (
-    ("/v1/models", schemas.ModelList, "The models, and what each is for.", ()),
+    ("/v1/models", schemas.ModelList, "The models and their tasks.", ()),
     ("/healthz", schemas.State, "Whether the process is alive.", ()),
     ("/readyz", schemas.State, "Whether requests are answered.", (503,)),
   ):

@@ -1,11 +1,11 @@
-"""Bodies of requests and responses: what is checked is what the OpenAPI document says."""
+"""Bodies of requests and responses; the OpenAPI document is generated from them."""
 
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 TOP_K = 20  # the most answers a request can ask for; the programs are compiled for this many
-MASKS = 8  # the most masks in a text: each power of two of them is a program
+MASKS = 8  # the most masks in a text; each power of two is a program of its own
 OPTIONS = 8  # the most options of a question, for the same reason
 
 
@@ -13,8 +13,8 @@ class Body(BaseModel):
   """A JSON object. Unknown fields and other types than those declared are refused."""
 
   model_config = ConfigDict(extra="forbid", strict=True)
-  form: ClassVar[str] = ""  # of an input, in words
-  most: ClassVar[int] = 0  # inputs
+  form: ClassVar[str] = ""  # the form of an input, for errors
+  most: ClassVar[int] = 0  # the most inputs
 
 
 class TextPair(Body):
@@ -64,7 +64,7 @@ def _one_value(value):
   return AfterValidator(check)
 
 
-# Without the validators pydantic refuses 7.0, an integer in JSON, and takes 0 for false.
+# Without the validators, pydantic refuses 7.0, which is an integer in JSON, and accepts 0 as false.
 TopCount = Annotated[int, Field(ge=1, le=TOP_K), BeforeValidator(_whole)]
 Length = Annotated[int, Field(ge=1, le=20), BeforeValidator(_whole)]
 AlwaysTrue = Annotated[bool, Field(json_schema_extra={"const": True}), _one_value(True)]
@@ -107,7 +107,7 @@ OPTIONS_OF = {"fill-mask": TopK, "answer": TopK, "classify": Truncate, "embed": 
               "summarize": Summary}  # fmt: skip
 
 
-# What a classifier takes, by whether its models are for pairs; None: some are, or they do not say.
+# The inputs of a classifier, by whether its models are for pairs; None: some are, or it is unknown.
 CLASSIFIED = {False: str | OneText, True: BothTexts, None: str | TextPair}
 CLASSIFIED_FORMS = {False: "a text", True: '{"text": …, "pair": …}', None: FORMS["classify"]}
 
@@ -129,7 +129,7 @@ def request(task: str, max_items: int, pairs: bool | None = None) -> type[BaseMo
 
 
 def _named(schema, name, form, most):
-  """Returns a request with its name in the document, and what errors say: the form of an input, and the most inputs."""
+  """Sets the schema's name in the document, and the form and number of inputs that errors name; returns it."""
   schema.__name__, schema.form, schema.most = name, form, most
   return schema
 
@@ -153,7 +153,7 @@ class Filled(Body):
 
 
 class Classified(Body):
-  """`label`, `score`, `scores`; of several labels `labels`, `scores`; of a regression `score` alone."""
+  """`label`, `score`, `scores`; with several labels `labels`, `scores`; of a regression only `score`."""
 
   text: str
   pair: str | None = None
@@ -217,6 +217,7 @@ RESULTS = {"fill-mask": Filled, "classify": Classified, "answer": Answered, "tag
 
 
 def response(task: str) -> type[BaseModel]:
+  """Returns the body of an answer of POST /v1/TASK."""
   result = RESULTS[task]
 
   class Response(Body):
@@ -250,7 +251,7 @@ class State(Body):
 
 
 class Failure(Body):
-  """Every error: one sentence, and one word for programs."""
+  """The body of an error: a sentence, and a word for programs."""
 
   error: str
   error_type: Literal["invalid", "not_found", "too_large", "unavailable", "internal"]
@@ -264,15 +265,17 @@ class OpenaiError(Body):
 
 
 class OpenaiFailure(Body):
-  """An error as OpenAI's clients read it."""
+  """The body of an error for clients of OpenAI's API."""
 
   error: OpenaiError
 
 
-# OpenAI's and text-embeddings-inference's (TEI) shapes.
+# Bodies of OpenAI's API and of text-embeddings-inference (TEI).
 
 
 def openai_embeddings(max_items: int) -> type[BaseModel]:
+  """Returns the body of POST /v1/embeddings."""
+
   class EmbeddingsRequest(Options):
     input: str | Annotated[list[str], Field(min_length=1, max_length=max_items)]
     encoding_format: Literal["float", "base64"] = "float"
@@ -305,6 +308,8 @@ class TeiOptions(Body):
 
 
 def tei_embed(max_items: int) -> type[BaseModel]:
+  """Returns the body of POST /embed."""
+
   class EmbedRequest(TeiOptions):
     inputs: str | Annotated[list[str], Field(min_length=1, max_length=max_items)]
     normalize: Annotated[AlwaysTrue, Field(description="Embeddings always have length 1.")] = True
@@ -314,13 +319,14 @@ def tei_embed(max_items: int) -> type[BaseModel]:
 
 
 class NoParameters(Body):
-  """What huggingface_hub's client sends beside the inputs where it was given nothing else."""
+  """The parameters that huggingface_hub's client sends by default."""
 
   function_to_apply: None = None
   top_k: None = None
 
 
 def tei_predict(max_items: int, pairs: bool | None = None) -> type[BaseModel]:
+  """Returns the body of POST /predict; `pairs` as for `request`."""
   least, most = {False: (1, 1), True: (2, 2), None: (1, 2)}[pairs]
   pair = Annotated[list[str], Field(min_length=least, max_length=most, description="A text, or a pair of texts.")]
   item = pair if pairs else str | pair
