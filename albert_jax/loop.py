@@ -20,7 +20,7 @@ from albert_jax.training import flops, goodput, guard, sharding, trackers, watch
 from albert_jax.training.best import Best
 from albert_jax.training.checkpoint import Checkpoints
 from albert_jax.training.guard import Guard, GuardConfig
-from albert_jax.training.optimizer import OptimizerConfig
+from albert_jax.training.optimizer import SMALL_MODEL, SMALL_WIDTH, OptimizerConfig
 from albert_jax.training.schedule import peak, warmup_steps
 from albert_jax.training.workdir import check_same_run, data_fingerprints, open_run, resolve, write_card
 from albert_jax.training.writer import METRICS, Writer, last_evaluation, read
@@ -203,8 +203,9 @@ def _advise(config, step, metrics, baselines) -> bool:
     rate = peak(opt, config.batch_size) / 2
     if opt.name == "lamb":  # The paper's rate, by the square-root rule of the LAMB paper.
       rate = min(rate, 0.00176 * math.sqrt(config.batch_size / 4096))
-    higher = guard.small_model_rate(config.model.hidden_size, 2 * rate) if config.init_from else 0.0
-    text = guard.advice(metrics, baselines, step, higher or rate, bool(config.init_from), is_small=bool(higher))
+    is_small = config.init_from and config.model.hidden_size < SMALL_WIDTH and opt.name != SMALL_MODEL["name"]
+    flags = [f"--config.optimizer.{name}={value}" for name, value in SMALL_MODEL.items()] if is_small else []
+    text = guard.advice(metrics, baselines, step, rate, bool(config.init_from), " ".join(flags))
     if text and jax.process_index() == 0:
       log.warning("%s", text)
   return bool(text)

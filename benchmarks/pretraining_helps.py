@@ -37,7 +37,7 @@ TASKS = {
   }),
   "RACE": ("race.py:tiny", "accuracy", 150, "race/RACE", {"data.qa_length": 48, "data.levels": "middle"}),
   "WNUT-17": ("ner.py:tiny", "f1", 800, "ner_wnut17", {}),
-  "IMDb": ("classify.py:tiny", "accuracy", 400, "sentiment/imdb_orig", {
+  "IMDb": ("classify.py:base", "accuracy", 400, "sentiment/imdb_orig", {
     "best": "accuracy", "data.text_fields": "Text", "data.label_field": "Sentiment",
   }),
 }  # fmt: skip

@@ -5,11 +5,12 @@
 
 DIR holds train.csv and dev.csv, or .tsv, .jsonl, .json or .parquet. docs/finetuning.md has commands for topics, spam,
 sentiment, inference and the quality of translations. The values are from the ranges of BERT's paper (appendix A.3:
-batch 16 or 32, rate 2e-5 to 5e-5, 2 to 4 epochs).
+batch 16 or 32, rate 2e-5 to 5e-5, 2 to 4 epochs); tiny has Muon, from which small models learn sooner.
 """
 
 from albert_jax.configs import common
 from albert_jax.data.finetuning.config import ClassifyData
+from albert_jax.training.optimizer import SMALL_MODEL
 
 
 def get_config(variant: str = "base"):
@@ -18,6 +19,8 @@ def get_config(variant: str = "base"):
   config.task.labels = ""  # neg,pos: names in the order of the outputs; '' for those of the training data, sorted
   config.task.keep_head = False  # go on with the checkpoint's classifier, which has to have the same labels
   options(config)
+  if variant == "tiny":  # For a small model of your own.
+    config.optimizer.update(SMALL_MODEL)
   config.best = "loss"
   return config
 

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from albert_jax.data.finetuning.config import FinetuningData
 from albert_jax.errors import UserError
 from albert_jax.model import VARIANTS
-from albert_jax.training.guard import SMALL_RATE, GuardConfig
+from albert_jax.training.guard import GuardConfig
 from albert_jax.training.optimizer import OptimizerConfig
 from albert_jax.training.sharding import MeshConfig
 
@@ -65,6 +65,6 @@ def finetune(variant: str, task: str, data: FinetuningData | None = None) -> Con
   config.keep_checkpoints = 1
   config.data = ConfigDict(dataclasses.asdict(data or FinetuningData()))
   config.optimizer.name = "adamw"
-  config.optimizer.learning_rate = SMALL_RATE if variant == "tiny" else 2e-5  # tiny: see training/guard.py
+  config.optimizer.learning_rate = 2e-5
   config.optimizer.warmup_steps = -1  # a tenth of the run
   return config

@@ -51,7 +51,7 @@ def flags(checkpoint, folder, **overrides):
     "eval_every": 6, "checkpoint_every": 6, "log_every": 1, "optimizer__warmup_steps": 2,
     "optimizer__learning_rate": 3e-3, **overrides,
   }  # fmt: skip
-  return [f"--config={CONFIG}:tiny", *(f"--config.{k.replace('__', '.')}={v}" for k, v in values.items())]
+  return [f"--config={CONFIG}:base", *(f"--config.{k.replace('__', '.')}={v}" for k, v in values.items())]
 
 
 def config_of(checkpoint, folder, **overrides):

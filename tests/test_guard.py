@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from albert_jax import UserError
+from albert_jax import UserError, loop
+from albert_jax.commands import common
 from albert_jax.training import guard
 from albert_jax.training.guard import Alarm, Guard, GuardConfig
 
@@ -175,12 +176,24 @@ def test_a_short_run_is_told_that_it_is_too_early():
 
 
 @pytest.mark.parametrize(("step", "start"), [(50, "After 50 steps it is too early"), (200, "No held-out metric")])
-def test_a_small_model_is_told_to_raise_its_rate(step, start):
-  rate = guard.small_model_rate(128, 2e-5)
-  text = guard.advice({"accuracy": 0.5}, {"accuracy": (0.5, "guessing")}, step, rate, is_finetuning=True, is_small=True)
+def test_a_small_model_is_told_to_take_another_optimizer(step, start):
+  flags = "--config.optimizer.name=muon"
+  text = guard.advice({"accuracy": 0.5}, {"accuracy": (0.5, "guessing")}, step, 1e-5, True, flags)
   assert text.startswith(start)
-  assert "learning_rate=0.0005 in a new --workdir" in text and "larger models" in text and "lower" not in text
-  assert guard.small_model_rate(768, 2e-5) == guard.small_model_rate(128, 3e-4) == 0
+  assert flags in text and "larger models" in text and "in a new --workdir" in text and "1e-05" not in text
+
+
+def test_the_optimizer_of_small_models_is_suggested_where_it_is_not_used(caplog):
+  baselines = {"accuracy": (0.5, "always the most frequent label")}
+  advice = {}
+  for name, width in (("classify:base", 128), ("classify:tiny", 128), ("classify:base", 768)):
+    config = common.load_config(name)
+    config.update({"init_from": "runs/mine", "steps": 38, "model": {"hidden_size": width}})
+    caplog.clear()
+    assert loop._advise(config, 38, {"accuracy": 0.5}, baselines)
+    advice[name, width] = caplog.text
+  flags = "--config.optimizer.name=muon --config.optimizer.learning_rate=0.003 --config.optimizer.b1=0.95"
+  assert [flags in text for text in advice.values()] == [True, False, False]
 
 
 def test_the_advice_agrees_with_the_numbers_beside_it():

@@ -63,7 +63,7 @@ def flags(checkpoint, data, **overrides):
     "eval_every": 4, "checkpoint_every": 2, "log_every": 1, "optimizer__learning_rate": 1e-2, "lora_rank": 2,
     **overrides,
   }  # fmt: skip
-  return [f"--config={CONFIG}:tiny", *(f"--config.{k.replace('__', '.')}={v}" for k, v in values.items())]
+  return [f"--config={CONFIG}:base", *(f"--config.{k.replace('__', '.')}={v}" for k, v in values.items())]
 
 
 def test_a_run_moves_the_matrices_by_its_rank_and_nothing_else(checkpoint, data, tmp_path, capsys):

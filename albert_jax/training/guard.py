@@ -17,8 +17,6 @@ from albert_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Of fine-tuning: 2e-5 to 5e-5 is for base and larger. Measured for a width of 128 (docs/benchmarks/tasks.md).
-SMALL_WIDTH, SMALL_RATE = 256, 5e-4
 EARLY, EARLY_FINETUNING = 1000, 100  # before these steps it is unknown whether a run learns
 HISTORY = "guard.json"  # in a run's folder: the alarms; in a checkpoint's: the numbers of the steps before it
 
@@ -204,18 +202,13 @@ def _given_up(alarm, times, restored):
   )
 
 
-def small_model_rate(hidden_size: int, learning_rate: float) -> float:
-  """Returns a fine-tuning rate for a small model, 0 if the model is not small or `learning_rate` is high enough."""
-  return SMALL_RATE if hidden_size < SMALL_WIDTH and learning_rate < SMALL_RATE / 4 else 0.0
-
-
 def advice(
   metrics: Mapping[str, float],
   baselines: Mapping[str, tuple[float, str]],
   step: int,
   learning_rate: float,
   is_finetuning: bool,
-  is_small: bool = False,
+  small_model: str = "",
 ) -> str:
   """Returns advice if no held-out metric is better than its baseline, else ''.
 
@@ -223,24 +216,23 @@ def advice(
     metrics: the held-out metrics.
     baselines: {metric: (value, what it is)}, as in tasks.Task.
     step: the step of the metrics.
-    learning_rate: one to suggest: lower than this run's, or higher if `is_small`.
+    learning_rate: one lower than this run's, to suggest.
     is_finetuning: whether the run began from a checkpoint.
-    is_small: whether the model is too small for this run's rate, see `small_model_rate`.
+    small_model: flags to suggest instead if the model is small and the optimizer is for larger ones; '' for none.
   """
   known = {name: value for name, value in baselines.items() if name in metrics}
   if not known or any(_is_better(name, metrics[name], value) for name, (value, _) in known.items()):
     return ""
   listed = ", ".join(f"{name} {metrics[name]:.3f} ({what}: {value:.3f})" for name, (value, what) in known.items())
-  rate = f"--config.optimizer.learning_rate={learning_rate:.2g} in a new --workdir"
   if step < (EARLY_FINETUNING if is_finetuning else EARLY):
     return (
       f"After {step} steps it is too early to tell whether this run learns: {listed}. Give it more, as "
       f"--config.steps={max(10 * step, 100)}"
-    ) + (f" {rate}, because this run's rate is for larger models" if is_small else "")
-  if is_small:
+    ) + (f"; this run's optimizer is for larger models: {small_model}, in a new --workdir" if small_model else "")
+  if small_model:
     return (
-      f"No held-out metric is better than its baseline after {step} steps: {listed}. This run's learning rate is for "
-      f"larger models; try {rate}"
+      f"No held-out metric is better than its baseline after {step} steps: {listed}. This run's optimizer is for "
+      f"larger models; try {small_model} in a new --workdir"
     )
   cause = "a degenerate run: lower the learning rate or take another seed" if is_finetuning else (
     "the learning rate of a large batch at a smaller one, or a warm-up that is too short"
@@ -248,7 +240,7 @@ def advice(
   more = " or --config.seed=…" if is_finetuning else ""
   return (
     f"No held-out metric is better than its baseline after {step} steps: {listed}. Usually that is {cause}; "
-    f"try {rate.replace(' in', f'{more} in')}"
+    f"try --config.optimizer.learning_rate={learning_rate:.2g}{more} in a new --workdir"
   )
 
 

@@ -25,6 +25,10 @@ INPUT_AXES = (
   ("^(attention|ffn|projection|pooler|mlm)/(.*/)?kernel$", 1),
   (".*", 0),
 )
+# For fine-tuning a model narrower than SMALL_WIDTH: it learned from 400 rows, and AdamW from 2e-5 to 2e-3 did not
+# (docs/benchmarks/tasks.md).
+SMALL_WIDTH = 256
+SMALL_MODEL = {"name": "muon", "learning_rate": 3e-3, "b1": 0.95}
 MUON_RMS = 0.2  # Makes Muon's updates as large as AdamW's, so that AdamW's learning rates apply (arXiv 2502.16982).
 
 
