@@ -125,7 +125,7 @@ class TestDataset:
     (tmp_path / "words.txt").write_text("a\nb\n")
     with pytest.raises(UserError, match="is no list of word targets"):
       make(tmp_path, "x", words_from=str(tmp_path / "words.txt"))
-    with pytest.raises(UserError, match="no vocabulary at"):
+    with pytest.raises(UserError, match=r"missing\.txt does not exist; expected a dataset of phonemes"):
       make(tmp_path, "x", words_from=str(tmp_path / "missing.txt"))
     assert not (tmp_path / "x").exists()
 

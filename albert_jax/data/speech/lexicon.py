@@ -120,6 +120,11 @@ def read_words(path: str) -> list[str]:
           "different words, one a line"
         )
       return words
+  if not location.exists():
+    raise UserError(
+      f"--words_from={path} does not exist; expected a dataset of phonemes, a PL-BERT or their {TARGETS_FILE}, or a "
+      "tokenizer such as spiece.model"
+    )
   tokenizer = Tokenizer(path)
   pieces = [tokenizer.pieces[i] for i in tokenizer.ordinary_ids]
   if any(piece.startswith(_WORD_START) for piece in pieces):
