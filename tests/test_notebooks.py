@@ -188,8 +188,10 @@ def test_the_phoneme_notebook_runs_from_top_to_bottom(tmp_path, wheel):
   for needed in ("phonemizer", "espeakng_loader"):
     pytest.importorskip(needed, reason="needs espeak-ng: pip install 'albert-jax[speech]'")
   corpus = made_up.write(tmp_path / "corpus.txt", made_up.documents(40))
+  settings = dict(SMALL)
+  settings["ALBERT_MORE"] += " --config.curriculum.seq_length= --config.curriculum.batch_size="  # one program to compile
   printed, outputs, work = run_notebook(
-    "colab_plbert.ipynb", tmp_path, wheel, **SMALL, ALBERT_CORPUS=str(corpus), ALBERT_LANGUAGE="de",
+    "colab_plbert.ipynb", tmp_path, wheel, **settings, ALBERT_CORPUS=str(corpus), ALBERT_LANGUAGE="de",
     XDG_CACHE_HOME=str(tmp_path / "cache"),
   )  # fmt: skip
   assert any("image/png" in out.get("data", {}) for out in outputs), "no curves"
