@@ -72,8 +72,8 @@ def test_metrics_of_one_name_share_a_panel_only_within_a_task(tmp_path):
   assert drawn["mlm loss (classify: stars)"] == {colour["c"], dash}
   assert drawn["mlm loss (glue: sst-2)"] == {colour["d"], dash} and "mlm loss (glue: mrpc)" in drawn
   assert len(drawn["learning rate"]) == 5, "the run's own panels show all runs"
-  one, _ = curves.draw(runs[:2])
-  assert one.axes[0].get_title() == "mlm loss", "a name is enough if there is one task"
+  single_task, _ = curves.draw(runs[:2])
+  assert single_task.axes[0].get_title() == "mlm loss", "a name is enough if there is one task"
 
 
 def test_pre_training_runs_share_panels_whatever_they_read(tmp_path):
