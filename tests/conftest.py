@@ -6,9 +6,9 @@ import os
 import pathlib
 import shutil
 
-# Most of the time of these tests is compiling. So programs are compiled without optimizations and by the older of XLA's
-# two generators of CPU code, which takes an eighth of the time (docs/log.md). They are kept for the other workers, the
-# commands that tests start, and the next run. JAX reads both variables when it is imported.
+# Most of the time of these tests is compiling. Compiling without optimizations takes a third of the time, and the older
+# of XLA's two code generators for CPUs a third of that (docs/log.md). Compiled programs are kept for the other workers,
+# the commands that tests start, and the next run. JAX reads both variables when it is imported.
 COMPILED = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
