@@ -26,7 +26,7 @@ _NO_METRICS = (
   "update_ratio",
   "trust_ratio",
   "input_stall",
-  "seconds",
+  "tokens",
   "memory_gib",
   "mfu",
   "skipped",

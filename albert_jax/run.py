@@ -233,8 +233,8 @@ def check(config: ConfigDict) -> None:
     raise UserError(f"early_stop={config.early_stop} needs a metric; give one, as --config.best=mlm_loss")
   weights = {name: value for name, value in values.items() if name.startswith("loss.") and name.endswith("_weight")}
   for name, value in weights.items():
-    if not 0 <= value <= MAX_WEIGHT:
-      raise UserError(f"{name}={value} must be 0 or more, and {MAX_WEIGHT:g} or less")
+    if value and not optimizer.SMALLEST <= value <= MAX_WEIGHT:
+      raise UserError(f"{name}={value} must be 0, or from {optimizer.SMALLEST:g} to {MAX_WEIGHT:g}")
   if weights and not any(weights.values()):
     raise UserError(f"{' and '.join(f'{name}=0' for name in weights)} leave nothing to learn; set one of them above 0")
   if config.eval_batches and tasks.spec(config.task.name).sketch is None:

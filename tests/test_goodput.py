@@ -14,7 +14,7 @@ def at(seconds):
 
 
 def line(step, seconds, stall=0.0):
-  return {"step": step, "split": "train", "seconds": seconds, "input_stall": stall}
+  return {"step": step, "split": "train", "tokens": 50 * seconds, "tokens_per_s": 50.0, "input_stall": stall}
 
 
 def test_time_between_processes_and_waits_for_batches_are_not_productive():

@@ -309,8 +309,9 @@ def test_diagnostics(params):
     ({"name": "adam"}, r"optimizer\.name='adam' is unknown; use one of \['adamw', 'lamb', 'lion', 'muon'\]"),
     ({"schedule": "linear"}, r"optimizer\.schedule='linear' is unknown; use one of \['constant', 'cosine'"),
     ({"scale_with_batch": "square"}, r"unknown; use one of \['linear', 'none', 'sqrt'\]"),
-    ({"learning_rate": 0.0}, r"optimizer\.learning_rate=0\.0 must be above 0"),
-    ({"learning_rate": float("nan")}, "must be above 0"),
+    ({"learning_rate": 0.0}, r"optimizer\.learning_rate=0\.0 must be from 1e-30 to 1e3"),
+    ({"learning_rate": 1e-50}, "must be from 1e-30 to 1e3"),
+    ({"learning_rate": float("nan")}, "must be from 1e-30 to 1e3"),
     ({"final_rate": 1.5}, "must be from 0 to 1"),
     ({"final_rate": 0.1, "schedule": "constant"}, r"no end to decay to; set optimizer\.final_rate=0"),
     ({"decay_share": 0.0}, "must be above 0 and up to 1"),
@@ -318,12 +319,13 @@ def test_diagnostics(params):
     ({"decay_share": 0.3}, r"decay_share=0\.3 has no effect with optimizer\.schedule='polynomial'; it is for wsd"),
     ({"decay_power": 2.0, "schedule": "cosine"}, "has no effect with .*; it is for polynomial, wsd"),
     ({"reference_batch": 256}, "has no effect with .*; it is for sqrt, linear"),
-    ({"weight_decay": -0.1}, "must be 0 or more"),
-    ({"b1": 1.0}, "must be from 0 to below 1"),
-    ({"b2": -0.1}, "must be from 0 to below 1"),
-    ({"eps": 0.0}, "must be above 0"),
+    ({"weight_decay": -0.1}, "must be from 0 to 1e3"),
+    ({"b1": 1.0}, "must be from 0 to 0.9999999"),
+    ({"b2": -0.1}, "must be from 0 to 0.9999999"),
+    ({"b2": 1 - 1e-12}, "must be from 0 to 0.9999999"),
+    ({"eps": 1e-50}, "must be from 1e-30 to 1e3"),
     ({"clip_norm": 0.0}, "inf is for no clipping"),
-    ({"ema": 1.0}, "must be from 0 to below 1"),
+    ({"ema": 1.0}, "must be from 0 to 0.9999999"),
     ({"reference_batch": 0}, "must be 1 or more"),
     ({"warmup_steps": -2}, "must be 0 or more, or -1 for a tenth of the run"),
     ({"rewarm_from": -1}, "must be 0 or more"),
@@ -331,6 +333,8 @@ def test_diagnostics(params):
     ({"rates": "(=1"}, r"optimizer\.rates: '\(' is not a regular expression"),
     ({"rates": "ffn"}, r"'ffn' must be PATTERN=FACTOR"),
     ({"rates": "ffn=0"}, "for optimizer.freeze"),
+    ({"rates": "ffn=1e-50"}, "a factor from 1e-30 to 1e3"),
+    ({"rates": "ffn=inf"}, "a factor from 1e-30 to 1e3"),
     ({"rates": "ffn=half"}, "must be PATTERN=FACTOR"),
     ({"rates": "=1"}, "must be PATTERN=FACTOR"),
   ],
@@ -338,6 +342,11 @@ def test_diagnostics(params):
 def test_a_field_that_makes_no_sense_is_an_error(fields, message):
   with pytest.raises(UserError, match=message):
     OptimizerConfig(**fields)
+
+
+def test_the_limits_are_numbers_of_float32():
+  assert np.float32(optimizer.SMALLEST) > np.finfo(np.float32).tiny
+  assert np.float32(optimizer.NEAR_ONE) < 1
 
 
 def test_every_number_is_checked():

@@ -29,6 +29,7 @@ def rates(steps, at, batch_size=None, **fields):
     ({"schedule": "wsd", "decay_share": 0.2}, 100, {0: 0, 5: 1, 10: 2, 50: 2, 80: 2, 90: 1, 95: 0.5, 100: 0, 120: 0}),
     ({"schedule": "wsd", "decay_share": 0.2, "final_rate": 0.1}, 100, {80: 2, 90: 1.1, 100: 0.2}),
     ({"schedule": "wsd", "decay_share": 0.2, "decay_power": 2.0}, 100, {80: 2, 90: 0.5, 100: 0}),
+    ({"schedule": "wsd", "decay_share": 1e-20}, 100, {10: 2, 99: 2, 120: 0}),
     ({"schedule": "inverse_sqrt"}, 100, {0: 0, 5: 1, 10: 2, 40: 1, 90: 2 / 3, 1000: 0.2}),
     ({"schedule": "constant", "warmup_steps": -1}, 100, {0: 0, 5: 1, 10: 2}),
     ({"schedule": "inverse_sqrt", "warmup_steps": -1}, 100, {5: 1, 10: 2, 40: 1}),

@@ -16,7 +16,9 @@ def test_the_mesh_takes_all_devices():
   assert mesh.shape == {"data": len(jax.devices()), "fsdp": 1, "tensor": 1}
 
 
-@pytest.mark.parametrize("axes", [{"data": 7}, {"data": 0}, {"data": -2}, {"data": 4, "fsdp": 4}])
+@pytest.mark.parametrize(
+  "axes", [{"data": 7}, {"data": 0}, {"data": -2}, {"data": 4, "fsdp": 4}, {"data": -1, "fsdp": 2**32, "tensor": 2**32}]
+)
 def test_a_mesh_that_does_not_fit_is_an_error(axes):
   with pytest.raises(UserError, match="mesh"):
     sharding.make_mesh(MeshConfig(**axes), 8)

@@ -129,6 +129,7 @@ ERRORS = {
   "numbers": ('{"tokens": ["a"], "tags": [3]}\n', r":1 has 3 where a word or a tag should be"),
   "empty": ("\n\n", "no sentences in it"),
   "not UTF-8": (b"caf\xe9 O\n", r"is not UTF-8 text: the byte 0xe9 in line 1"),
+  "comments alone": ("# id = 1\n# text = a b\n\n# id = 2\n", r"every line begins with #, as comments do"),
   "one column": ("a\nb\n\nc\n", r"column -1 of 1 would be both word and tag"),
   "a tag that is missing": ("a O\nb nan\n", r":2 has an empty tag"),
   "a JSON tag that is missing": ('{"tokens": ["a"], "tags": [null]}\n', r":1 has null where"),

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from albert_jax import UserError
-from albert_jax.training import workdir
+from albert_jax.training import goodput, workdir
 
 
 def config(**values):
@@ -51,6 +51,8 @@ def test_hours_are_looked_up(tmp_path):
   (tmp_path / "checkpoints" / "2").mkdir(parents=True)
   assert workdir.settled_steps(config(hours=2.0), tmp_path) == 77
   assert workdir.settled_steps(config(hours=3.0), tmp_path) == 0
+  (tmp_path / "config.json").write_text('{"hours": 2.0, "steps": "x"}')
+  assert workdir.settled_steps(config(hours=2.0), tmp_path) == 0
 
 
 def test_the_card_says_where_the_numbers_come_from(tmp_path):
@@ -107,6 +109,24 @@ def test_damaged_notes_fall_back_on_their_copies(tmp_path, caplog, damage):
     assert workdir.write_card(config(), NONE, tmp_path, 2)["id"] == card["id"]
     assert f"{names[-1]} is damaged" in caplog.text
     caplog.clear()
+
+
+DAMAGED_FIELDS = [
+  {"started": "yesterday"}, {"started": 5}, {"started": "2026-01-01T00:00:00"}, {"resumed": {}}, {"resumed": [3]},
+  {"resumed": [{"step": "4", "time": "2026-01-01T00:00:00+00:00"}]}, {"resumed": [{"step": 4}]}, {"id": 7},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGED_FIELDS)
+def test_a_card_with_a_damaged_field_falls_back_on_its_copy(tmp_path, caplog, damage):
+  (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+  card = workdir.write_card(config(), NONE, tmp_path, 0)
+  (tmp_path / "run.json").write_text(json.dumps(card | damage))
+  assert goodput.measure(workdir.write_card(config(), NONE, tmp_path, 2), [])[0].starts == 2
+  (tmp_path / "checkpoints" / "2" / "run.json").write_text(json.dumps(card))
+  (tmp_path / "run.json").write_text(json.dumps(card | damage))
+  assert workdir.write_card(config(), NONE, tmp_path, 2)["started"] == card["started"]
+  assert "run.json is damaged" in caplog.text
 
 
 def test_where_a_run_can_be(tmp_path, monkeypatch):

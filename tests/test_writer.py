@@ -19,6 +19,7 @@ def test_lines_are_means_over_their_window(tmp_path, caplog):
   assert [(line["step"], line["split"], line["loss"]) for line in lines] == [
     (2, "train", 0.75), (4, "train", 1.75), (4, "eval", 1.0),
   ]  # fmt: skip
+  assert [line.get("tokens") for line in lines] == [20, 20, None]
   assert lines[1]["learning_rate"] == 4
   assert lines[1]["tokens_per_s"] > 0
   assert "step 4/4 loss=1.7500" in caplog.text
@@ -83,6 +84,24 @@ def test_the_newest_evaluation_up_to_a_step(tmp_path):
   assert last_evaluation(tmp_path, 1) == {}
   assert last_evaluation(tmp_path, 3) == {"loss": 1.0}
   assert last_evaluation(tmp_path, 9) == {"loss": 2.0}
+
+
+@pytest.mark.parametrize(
+  "line",
+  [
+    "5",
+    "[1]",
+    '{"step": 2}',
+    '{"step": 2, "split": 3}',
+    '{"split": "eval"}',
+    '{"step": 2, "split": "eval", "loss": "x"}',
+  ],
+)
+def test_lines_of_another_kind_end_what_is_read(tmp_path, line):
+  whole = '{"step": 1, "split": "eval", "loss": 0.5}'
+  (tmp_path / "metrics.jsonl").write_text(f"{whole}\n{line}\n{whole}\n")
+  assert last_evaluation(tmp_path, 5) == {"loss": 0.5}
+  assert len(read(tmp_path)) == 1
 
 
 def test_every_tracker_gets_every_line(tmp_path):

@@ -24,7 +24,7 @@ EXAMPLES = {
   "embed": '"A sentence."', "summarize": '"First sentence. Second sentence."',
 }  # fmt: skip
 # Numbers of metrics.jsonl that do not measure the quality of the model.
-_NOT_METRICS = ("step", "split", "tokens_per_s", "input_stall", "seconds", "padding")
+_NOT_METRICS = ("step", "split", "tokens_per_s", "tokens", "input_stall", "padding")
 
 
 def write(

@@ -24,6 +24,7 @@ LIMITS = {
   "max_position_embeddings": 1 << 20, "type_vocab_size": 1 << 16, "least_layers": 1024, "scan_unroll": 1024,
 }  # fmt: skip
 LARGEST = 1e6  # of rates, deviations and shares
+SMALLEST = 1e-30  # Smaller numbers are 0 in float32.
 # Settings of the computation, which are not properties of the model.
 COMPUTING = ("dtype", "remat", "scan_unroll", "attention", "least_layers")
 
@@ -90,6 +91,8 @@ class AlbertConfig:
           type(value) in (int, float) and 0 <= value <= LARGEST,
           f"{field.name}={_short(value)} must be a number from 0 to {LARGEST:g}",
         )
+      if field.name == "layer_norm_eps":  # It keeps a row of equal values from a division of 0 by 0, in float32.
+        check(value >= SMALLEST, f"layer_norm_eps={value} must be {SMALLEST:g} or more; the original has 1e-12")
       if field.name.endswith("_prob"):
         check(value < 1, f"{field.name}={value} must be below 1: it is the share of values set to zero")
     square = self.square_projection

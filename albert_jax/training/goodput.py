@@ -38,9 +38,9 @@ def measure(
   end = end or datetime.datetime.now(datetime.UTC)
   starts = [{"step": 0, "time": card["started"]}, *card["resumed"]]
   timed = [
-    (line["step"], line["seconds"] * (1 - line["input_stall"]))
+    (line["step"], line["tokens"] / line["tokens_per_s"] * (1 - line.get("input_stall", 0.0)))
     for line in lines
-    if line["split"] == "train" and "seconds" in line
+    if line["split"] == "train" and line.get("tokens") and line.get("tokens_per_s")
   ]
   return (
     _since(starts[0]["time"], end, sum(seconds for _, seconds in timed), len(starts)),

@@ -160,20 +160,22 @@ def _muon(cfg, kinds):
 
 
 OPTIMIZERS = {"lamb": _lamb, "adamw": _adamw, "lion": _lion, "muon": _muon}
+# Smaller numbers are 0 in float32, in which the devices compute, and numbers nearer to 1 are 1.
+SMALLEST, NEAR_ONE = 1e-30, 1 - 1e-7
 RANGES = {
-  "learning_rate": ("above 0 and up to 1e3", lambda x: 0 < x <= 1e3),
+  "learning_rate": (f"from {SMALLEST:g} to 1e3", lambda x: SMALLEST <= x <= 1e3),
   "warmup_steps": ("0 or more, or -1 for a tenth of the run", lambda x: x >= -1),
   "rewarm_from": ("0 or more", lambda x: x >= 0),
   "reference_batch": ("1 or more", lambda x: x >= 1),
   "final_rate": ("from 0 to 1", lambda x: 0 <= x <= 1),
-  "decay_power": ("above 0", lambda x: x > 0),
+  "decay_power": ("above 0 and up to 1e3", lambda x: 0 < x <= 1e3),
   "decay_share": ("above 0 and up to 1", lambda x: 0 < x <= 1),
-  "weight_decay": ("0 or more", lambda x: x >= 0),
-  "b1": ("from 0 to below 1", lambda x: 0 <= x < 1),
-  "b2": ("from 0 to below 1", lambda x: 0 <= x < 1),
-  "eps": ("above 0", lambda x: x > 0),
-  "clip_norm": ("above 0; inf is for no clipping", lambda x: x > 0),
-  "ema": ("from 0 to below 1", lambda x: 0 <= x < 1),
+  "weight_decay": ("from 0 to 1e3", lambda x: 0 <= x <= 1e3),
+  "b1": (f"from 0 to {NEAR_ONE}", lambda x: 0 <= x <= NEAR_ONE),
+  "b2": (f"from 0 to {NEAR_ONE}", lambda x: 0 <= x <= NEAR_ONE),
+  "eps": (f"from {SMALLEST:g} to 1e3", lambda x: SMALLEST <= x <= 1e3),
+  "clip_norm": (f"{SMALLEST:g} or more; inf is for no clipping", lambda x: x >= SMALLEST),
+  "ema": (f"from 0 to {NEAR_ONE}", lambda x: 0 <= x <= NEAR_ONE),
 }
 
 
@@ -328,9 +330,9 @@ def _factors(text):
       number = float(factor)
     except ValueError:
       number = math.nan
-    if not pattern or not 0 < number < math.inf:
+    if not pattern or not SMALLEST <= number <= 1e3:
       raise UserError(
-        f"optimizer.rates={text!r}: {rule!r} must be PATTERN=FACTOR with a factor above 0, as in "
+        f"optimizer.rates={text!r}: {rule!r} must be PATTERN=FACTOR with a factor from {SMALLEST:g} to 1e3, as in "
         "--config.optimizer.rates=^embeddings/=0.1,^ffn/=0.5; what should not move at all is for optimizer.freeze"
       )
     rules.append((_checked("rates", pattern), number))

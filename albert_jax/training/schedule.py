@@ -93,4 +93,7 @@ def schedule(cfg: "OptimizerConfig", steps: int, batch_size: int | None = None) 
 
 def _ahead(n, begin, end) -> float:
   """Returns the share of [begin, end] that is after step `n`, within 0 and 1."""
-  return min(1.0, max(0.0, 1 - (n - begin) / (end - begin)))
+  # `begin` may round to `end`, where the decay is a tiny share of the run.
+  if not begin < n < end:
+    return 1.0 if n <= begin else 0.0
+  return 1 - (n - begin) / (end - begin)

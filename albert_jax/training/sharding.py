@@ -1,5 +1,6 @@
 """The mesh, the sharding rules, and global arrays of host batches."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,7 @@ def make_mesh(cfg: MeshConfig, batch_size: int, devices: Sequence[Any] | None = 
   sizes = [cfg.data, cfg.fsdp, cfg.tensor]
   if any(size == 0 or size < -1 for size in sizes):
     raise UserError(f"the axes of the mesh must be 1 or more, or -1 for the rest; got {cfg}")
-  known = int(np.prod([size for size in sizes if size != -1]))
+  known = math.prod(size for size in sizes if size != -1)
   fits = len(devices) % known == 0 if sizes.count(-1) == 1 else -1 not in sizes and known == len(devices)
   if not fits:
     raise UserError(

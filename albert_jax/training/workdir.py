@@ -214,7 +214,8 @@ class RunFolder:
 def settled_steps(config: ConfigDict, directory: str) -> int:
   """Returns the number of steps that `config.hours` gave at the start of this run; 0 if unknown."""
   old = _recorded_config(directory)
-  return old["steps"] if old.get("hours") == config.hours else 0
+  steps = old.get("steps") if old.get("hours") == config.hours else 0
+  return steps if type(steps) is int else 0
 
 
 def check_same_run(config: ConfigDict, fingerprints: dict[str, Any], directory: str) -> None:
@@ -309,12 +310,11 @@ def write_card(config: ConfigDict, fingerprints: dict[str, Any], directory: str,
   """
   time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
   before = _recorded_card(directory) if start else {}
-  resumed = before.get("resumed")
   kinds = [device.device_kind for device in jax.devices()]
   new = {
     "id": before.get("id", uuid.uuid4().hex),
     "started": before.get("started", time),
-    "resumed": (resumed if isinstance(resumed, list) else []) + ([{"step": start, "time": time}] if start else []),
+    "resumed": before.get("resumed", []) + ([{"step": start, "time": time}] if start else []),
     "command": masked(sys.argv),
     "code": _code(),
     "python": platform.python_version(),
@@ -366,9 +366,27 @@ def _recorded_config(directory) -> dict[str, Any]:
 def _recorded_card(directory) -> dict[str, Any]:
   """The card of a run; {} if there is none. Where run.json is damaged, the copy in the newest checkpoint is read."""
   for folder in (directory, *(f"{directory}/checkpoints/{name}" for name in _checkpoint_names(directory))):
-    if card := _read(f"{folder}/run.json"):
-      return card
+    path = f"{folder}/run.json"
+    if card := _read(path):
+      if _has_times(card):
+        return card
+      log.warning("%s is damaged (its id or times), and is ignored.", path)
   return {}
+
+
+def _has_times(card) -> bool:
+  """Returns whether the fields of a card that the next card takes over are of their kinds, or absent."""
+  resumed = card.get("resumed", [])
+  starts = [{"step": 0, "time": card["started"]}] if "started" in card else []
+  starts += resumed if isinstance(resumed, list) else [None]
+  return isinstance(card.get("id", ""), str) and all(map(_is_start, starts))
+
+
+def _is_start(start):
+  try:
+    return type(start["step"]) is int and datetime.datetime.fromisoformat(start["time"]).tzinfo is not None
+  except (TypeError, KeyError, ValueError):
+    return False
 
 
 def _read(path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ METRICS = "metrics.jsonl"
 FIRST = ("loss", "tokens_per_s")  # shown before all others
 # Written, but not shown on each line of progress.
 QUIET = ("grad_norm", "learning_rate", "update_ratio", "trust_ratio_min", "trust_ratio_mean", "trust_ratio_max",
-         "input_stall", "seconds", "memory_gib")  # fmt: skip
+         "tokens", "input_stall", "memory_gib")  # fmt: skip
 BAR = "step {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}]"
 BAR_METRICS = 41  # columns of 80 that the metrics may take
 MAX_COPY_BYTES = 1 << 23  # of metrics.jsonl, up to which a copy is kept with each checkpoint
@@ -72,6 +72,7 @@ class Writer:
       copy: the text of metrics.jsonl that was saved with the checkpoint. Lines that the file lost are restored from it.
     """
     self.sums: dict[str, tuple[float, float]] = {}
+    self.tokens = 0
     self.clock: float | None = None
     self.begin, self.begin_step = time.perf_counter(), start
     if not self.active:
@@ -115,28 +116,31 @@ class Writer:
     for name, (total, weight) in sums.items():
       so_far = self.sums.get(name, (0.0, 0.0))
       self.sums[name] = (so_far[0] + float(total), so_far[1] + float(weight))
+    tokens, operations, waited = work
+    self.tokens += tokens
     self.bar.update()
     if self.clock is None:  # The first step's time is mostly the compiler's.
       self.clock, self.work, self.has_batch = time.perf_counter(), (0, 0.0, 0.0), True
       self.bar.set_postfix_str("")
     else:
-      tokens, operations, waited = work
       # The step after the first had its batch before the clock began.
-      work = (tokens, operations, 0.0 if self.has_batch else waited)
-      self.work = (self.work[0] + work[0], self.work[1] + work[1], self.work[2] + work[2])
+      waited = 0.0 if self.has_batch else waited
+      self.work = (self.work[0] + tokens, self.work[1] + operations, self.work[2] + waited)
       self.has_batch = False
     if step % self.log_every == 0 or step == self.steps:
       values = {name: float(value) for name, value in scalars.items()}
-      self.write(step, "train", {**ratios(self.sums), **values, **self._speed(), **_memory()})
-      self.sums = {}
+      self.write(
+        step, "train", {**ratios(self.sums), **values, "tokens": self.tokens, **self._speed(), **_memory()}
+      )  # fmt: skip
+      self.sums, self.tokens = {}, 0
 
   def _speed(self) -> dict[str, float]:
-    """Throughput, and the seconds it was measured over, since the last line."""
+    """Throughput since the last line, and the share of the time that the loop waited for batches."""
     time_, (tokens, operations, waited) = time.perf_counter(), self.work
     seconds, self.clock, self.work = time_ - (self.clock or time_), time_, (0, 0.0, 0.0)
     if not tokens:
       return {}
-    speed = {"tokens_per_s": tokens / seconds, "input_stall": waited / seconds, "seconds": seconds}
+    speed = {"tokens_per_s": tokens / seconds, "input_stall": waited / seconds}
     return speed | ({"mfu": operations / seconds / self.peak} if self.peak else {})
 
   def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
@@ -276,11 +280,23 @@ def _lines_until(text, step=None) -> list[str]:
   for line in text.splitlines():
     try:
       values = json.loads(line)
-      if step is None or values["step"] <= step:
-        lines.append(line)
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, RecursionError):
       break
+    if not _is_line(values):
+      break
+    if step is None or values["step"] <= step:
+      lines.append(line)
   return lines
+
+
+def _is_line(values) -> bool:
+  """Returns whether a JSON value is one that `Writer.write` writes: a step, a split and numbers."""
+  return (
+    isinstance(values, dict)
+    and {"step", "split"} <= values.keys()
+    and isinstance(values["split"], str)
+    and all(isinstance(value, int | float) for name, value in values.items() if name != "split")
+  )
 
 
 def _short(value):

@@ -21,7 +21,7 @@ from albert_jax.__main__ import main
 from albert_jax.training.writer import read
 
 pytestmark = pytest.mark.slow
-TIMES = ("tokens_per_s", "input_stall", "seconds", "mfu", "memory_gib")
+TIMES = ("tokens_per_s", "input_stall", "mfu", "memory_gib")
 
 
 def numbers(workdir):

@@ -2,10 +2,12 @@
 
 import concurrent.futures
 import multiprocessing
+import signal
 from collections.abc import Callable
 
 import tqdm
 
+from albert_jax.data.workers import exit_with_parent
 from albert_jax.errors import UserError
 
 
@@ -28,15 +30,24 @@ def local(workers: int) -> Callable[..., None]:
           bar.update(size)
         return
       # `spawn`, because a forked child inherits locks that threads of the parent may hold.
-      context = multiprocessing.get_context("spawn")
-      with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+      context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
+      with concurrent.futures.ProcessPoolExecutor(
+        min(workers, len(jobs)), context, exit_with_parent, (signal.SIGINT,)
+      ) as pool:
         pending = {pool.submit(function, *args): size for args, size in zip(jobs, sizes, strict=True)}
         try:
           for done in concurrent.futures.as_completed(pending):
             done.result()
             bar.update(pending[done])
+        except concurrent.futures.BrokenExecutor:
+          raise OSError(
+            f"a worker process of --workers={workers} ended before its work was done, perhaps because it was killed "
+            "for want of memory; the same command goes on from the parts that are done, with fewer --workers if need be"
+          ) from None
         except BaseException:
           pool.shutdown(wait=False, cancel_futures=True)
+          for process in set(multiprocessing.active_children()) - others:  # Otherwise the pool waits for their work.
+            process.terminate()
           raise
 
   return run

@@ -117,7 +117,11 @@ def _column_sentences(path, lines, token_column, tag_column, notes, may_hide):
   has_tabs = "\t" in next(filter(None, lines), "")
   rows = [line.split("\t") if has_tabs else blanks.split(line.strip(" \t")) for line in lines]
   plain = [row for line, row in zip(lines, rows, strict=True) if line and not line.startswith(("#", _DOCUMENT))]
-  plain = plain or [row for line, row in zip(lines, rows, strict=True) if line]
+  if not plain and any(line.startswith("#") for line in lines):
+    raise UserError(
+      f"{path}: every line begins with #, as comments do; expected a word and its tag a line, and a blank line between "
+      "sentences"
+    )
   width = len(plain[0]) if plain else 0
   hidden = may_hide and width == 1
   token_column, tag_column = (0, 0) if hidden else (token_column, tag_column)

@@ -6,10 +6,7 @@ common state, so a resumed run starts at another number, and any host or worker 
 
 import dataclasses
 import functools
-import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +15,7 @@ import numpy as np
 from albert_jax.data import datasets, rng
 from albert_jax.data.pretraining import examples, mixture, packing
 from albert_jax.data.pretraining.examples import DataConfig
+from albert_jax.data.workers import exit_with_parent
 from albert_jax.errors import UserError
 
 __all__ = ["FOREVER", "DataConfig", "batch_maker", "check_hosts", "eval_batches", "iterate", "train_batches"]
@@ -146,19 +144,8 @@ def iterate(maker: Callable[[int], Any], first: int, stop: int, workers: int) ->
 
 
 def _follow_the_loop(_worker, _workers):
-  """Makes a worker exit with the loop, and not before it.
-
-  Ctrl-C and signals of a scheduler reach all processes, but the loop needs its workers until it has saved. If the loop
-  is killed, no other process ends the workers.
-  """
-  for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, signal.SIG_IGN)
-
-  def wait():
-    multiprocessing.parent_process().join()
-    os._exit(0)
-
-  threading.Thread(target=wait, daemon=True).start()
+  """Makes a worker exit with the loop, and not before it: the loop needs its workers until it has saved."""
+  exit_with_parent(signal.SIGINT, signal.SIGTERM)
 
 
 def batch_maker(
