@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import errno
 import fcntl
 import fnmatch
 import functools
@@ -14,7 +15,7 @@ import pathlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from albert_jax.errors import UserError, message_lines
@@ -168,6 +169,17 @@ def is_local(path: str | os.PathLike) -> bool:
 
 
 @contextlib.contextmanager
+def _naming(path: str | os.PathLike) -> Iterator[None]:
+  """Adds a path to the error of a full disk, which names no file."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None:
+      error.filename = os.fspath(path)
+    raise
+
+
+@contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[str]:
   """Yields a temporary local path to write to. The file is renamed to `path` when the block ends without an error.
 
@@ -192,6 +204,7 @@ def writing(path: str | os.PathLike) -> Iterator[str]:
   if os.path.isdir(target) or path.endswith("/"):
     raise UserError(f"{path} is a folder; give the name of a file")
   with (
+    _naming(target),
     _made_folders(None if special else os.path.dirname(target)) as beside,
     tempfile.TemporaryDirectory(prefix=".writing.", dir=beside) as folder,
   ):
@@ -225,7 +238,7 @@ def writing_folder(
   path = pathlib.Path(user_path(path))
   if not (keep_others and path.is_dir() and not path.is_symlink()):
     check_new_folder(path, overwrite=overwrite)
-  with _made_folders(path.parent):
+  with _naming(path), _made_folders(path.parent):
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
       yield temporary
@@ -359,8 +372,19 @@ def upload(file: str | os.PathLike, path: str | os.PathLike) -> None:
 
 def write(path: str | os.PathLike, data: bytes | str) -> None:
   """Writes a file atomically, see `writing`; text as UTF-8."""
-  with writing(path) as local:
-    pathlib.Path(local).write_bytes(data.encode() if isinstance(data, str) else data)
+  write_all({os.fspath(path): data})
+
+
+def write_all(contents: Mapping[str, bytes | str]) -> None:
+  """Writes files that belong to each other. No file appears or is replaced before all of them have room on the disk.
+
+  Args:
+    contents: {path: what to write there}, in the order in which the files appear.
+  """
+  with contextlib.ExitStack() as stack:
+    for path, data in reversed(list(contents.items())):  # A stack ends in reverse.
+      local = stack.enter_context(writing(path))
+      pathlib.Path(local).write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def write_json(path: str | os.PathLike, value: object, indent: int | None = 2) -> None:

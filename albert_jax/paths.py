@@ -59,6 +59,6 @@ def first_match(rules: Sequence[tuple[str, Any]], tree: Any) -> Any:
   values = [value_of(path) for path in jax.tree.leaves(paths)]
   idle = [pattern for i, (pattern, _) in enumerate(rules) if i not in used]
   if idle and not all(pattern == ".*" for pattern in idle):
-    listed = "\n  ".join(jax.tree.leaves(paths))
-    raise UserError(f"these rules match no parameter: {idle}; the parameters are\n  {listed}")
+    listed = ", ".join(jax.tree.leaves(paths))
+    raise UserError(f"these rules match no parameter: {idle}; the parameters are {listed}")
   return jax.tree.unflatten(jax.tree.structure(paths), values)

@@ -1,5 +1,6 @@
 """Files that appear when they are whole, on this machine and in stores."""
 
+import errno
 import os
 import pathlib
 
@@ -128,6 +129,24 @@ def test_links_are_replaced_and_pipes_are_written_to(tmp_path):
   for folder in (tmp_path, f"{tmp_path}/new/"):
     with pytest.raises(UserError, match="is a folder"):
       files.write(folder, "x")
+
+
+def test_of_files_that_belong_together_none_is_replaced_unless_all_can_be(tmp_path, monkeypatch):
+  a, b = str(tmp_path / "a"), str(tmp_path / "b")
+  files.write_all({a: "old", b: "old"})
+  write_bytes = pathlib.Path.write_bytes
+
+  def full(path, data):
+    if path.name == "b":
+      raise OSError(errno.ENOSPC, "No space left on device")
+    return write_bytes(path, data)
+
+  monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+  for contents in ({a: "new", b: "new"}, {b: "new", a: "new"}):
+    with pytest.raises(OSError, match="No space left") as error:
+      files.write_all(contents)
+    assert error.value.filename == b
+    assert sorted(path.read_text() for path in tmp_path.iterdir()) == ["old", "old"]
 
 
 def test_overwrite_deletes_only_what_this_project_makes(tmp_path):

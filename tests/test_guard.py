@@ -143,7 +143,16 @@ def test_batches_left_out_move_the_later_ones_up():
 
 
 @pytest.mark.parametrize(
-  "values", [{"give_up": -1}, {"skip": 0}, {"window": 0}, {"cut_rate": 0.0}, {"cut_rate": 2.0}, {"loss_spike": 0.5}]
+  "values",
+  [
+    {"give_up": -1},
+    {"skip": 0},
+    {"window": 0},
+    {"window": 10**20},
+    {"cut_rate": 0.0},
+    {"cut_rate": 2.0},
+    {"loss_spike": 0.5},
+  ],
 )
 def test_a_guard_that_cannot_be_is_an_error(values):
   with pytest.raises(UserError, match=rf"guard.*{next(iter(values))}"):
@@ -228,14 +237,16 @@ def test_a_damaged_note_falls_back_on_the_copy_in_the_checkpoint(tmp_path, caplo
   check_steps(health, (1, 2))
   health.roll_back(Alarm(3, "bad"), Saved(2))
   note = health.history()
-  for damage in (b"", b"[" * 100_000, b"\0\0\0", b"{}"):
+  for damage in (b"", b"[" * 100_000, b"\0\0\0", b"{}", b"[1]", b"[{}]", b'[{"step": 3, "skipped": "2"}]'):
     (tmp_path / "guard.json").write_bytes(damage)
     again = Guard(GuardConfig(window=4), tmp_path, False)
     again.restore_history(note)
     assert (again.skipped, again.history()) == (health.skipped, note)
     assert "guard.json is damaged" in caplog.text
-    again.restore_history("")
-    assert "the running medians begin anew" in caplog.text
+    for other in ("", '{"loss": "x"}', '{"grad_norm": ["x"]}', '{"alarms": [{}]}'):
+      caplog.clear()
+      again.restore_history(other)
+      assert "the running medians begin anew" in caplog.text
     caplog.clear()
 
 

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     raise UserError(f"--fields names fields of JSON objects, and --format={args.format} reads none; leave one out")
   if args.texts and args.input:
     raise UserError("give texts, or files with --input, not both")
-  missing = [file for file in args.input if not pathlib.Path(file).is_file()]
+  missing = [file for file in args.input if not os.path.exists(file) or os.path.isdir(file)]
   if missing:
     raise UserError(f"no file {missing[0]!r}; give a text file with a text a line")
 

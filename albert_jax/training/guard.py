@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 EARLY, EARLY_FINETUNING = 1000, 100  # before these steps it is unknown whether a run learns
 HISTORY = "guard.json"  # in a run's folder: the alarms; in a checkpoint's: the numbers of the steps before it
+LARGEST = 1_000_000  # of a number of steps, batches or rollbacks
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,9 @@ class GuardConfig:
         raise UserError(f"guard.{name}={getattr(self, name)} must be above 1, or 0 for no alarm")
     if not 0 < self.cut_rate <= 1:
       raise UserError(f"guard.cut_rate={self.cut_rate} must be above 0 and up to 1, which cuts nothing")
-    if self.give_up < 0 or min(self.skip, self.window) < 1:
-      raise UserError(
-        f"guard: give_up={self.give_up} must be 0 or more, skip={self.skip} and window={self.window} 1 or more"
-      )
+    for name, low in (("give_up", 0), ("skip", 1), ("window", 1)):
+      if not low <= getattr(self, name) <= LARGEST:
+        raise UserError(f"guard.{name}={getattr(self, name)} must be from {low} to {LARGEST:,}")
 
 
 class Alarm(Exception):
@@ -78,7 +78,7 @@ class Guard:
       self._path.unlink(missing_ok=True)
     self.alarms: list[dict] | None = []
     if not is_new and self._path.exists():
-      alarms = _parsed(self._path.read_text(errors="replace"), list)
+      alarms = _parsed(self._path.read_text(errors="replace"), _are_alarms)
       if alarms is None:
         log.warning("%s is damaged; the copy in the checkpoint is used.", self._path)
       self.alarms = alarms
@@ -131,12 +131,12 @@ class Guard:
 
   def restore_history(self, text: str | None) -> None:
     """Restores the numbers before this step from `history`; None begins without any."""
-    past = _parsed(text, dict) if text is not None else {}
+    past = _parsed(text, _is_history) if text is not None else {}
     if past is None:
       log.warning("The checkpoint's %s is damaged; the running medians begin anew.", HISTORY)
     self._reset(past or {})
     if self.alarms is None:
-      self.alarms = (past or {}).get("alarms", [])
+      self.alarms = (past or {}).get("alarms") or []
 
   def _reset(self, past):
     self._past = {name: collections.deque(past.get(name, ()), maxlen=self.cfg.window) for name in ("loss", "grad_norm")}
@@ -184,13 +184,31 @@ def batch_number(step: int, skipped: set[int]) -> int:
   return step
 
 
-def _parsed(text, kind):
-  """Returns the JSON value in a text if it is of a kind, else None."""
+def _parsed(text, is_whole):
+  """Returns the JSON value in a text if `is_whole` holds for it, else None."""
   try:
     value = json.loads(text)
   except (ValueError, RecursionError):
     return None
-  return value if isinstance(value, kind) else None
+  return value if is_whole(value) else None
+
+
+def _are_alarms(value):
+  return isinstance(value, list) and all(isinstance(alarm, dict) and _is_alarm(alarm) for alarm in value)
+
+
+def _is_alarm(alarm):
+  skipped = alarm.get("skipped")
+  numbers = [alarm.get(name) for name in ("step", "restored", "alarms", "times")]
+  return isinstance(skipped, list) and all(type(number) is int for number in numbers + skipped)
+
+
+def _is_history(value):
+  """Returns whether a value is what `Guard.history` writes; older versions wrote fewer fields."""
+  if not isinstance(value, dict) or not _are_alarms(value.get("alarms") or []):
+    return False
+  past = [value.get(name, []) for name in ("loss", "grad_norm")]
+  return all(isinstance(numbers, list) and all(isinstance(x, int | float) for x in numbers) for numbers in past)
 
 
 def _given_up(alarm, times, restored):

@@ -93,8 +93,7 @@ def train_vocabulary(
       input_sentence_size=input_sentence_size,
     )
   # The rules first: a vocabulary without its rules would be read by the wrong ones.
-  files.write(f"{out}/{RULES_FILE}", rules_file(lower, keep_accents))
-  files.write(path, model)
+  files.write_all({f"{out}/{RULES_FILE}": rules_file(lower, keep_accents), path: model})
   tokenizer = Tokenizer(path)
   return {
     "input": dict(sorted(tally.items())),
