@@ -189,7 +189,8 @@ def test_the_phoneme_notebook_runs_from_top_to_bottom(tmp_path, wheel):
     pytest.importorskip(needed, reason="needs espeak-ng: pip install 'albert-jax[speech]'")
   corpus = made_up.write(tmp_path / "corpus.txt", made_up.documents(40))
   settings = dict(SMALL)
-  settings["ALBERT_MORE"] += " --config.curriculum.seq_length= --config.curriculum.batch_size="  # one program to compile
+  # One program to compile instead of three.
+  settings["ALBERT_MORE"] += " --config.curriculum.seq_length= --config.curriculum.batch_size="
   printed, outputs, work = run_notebook(
     "colab_plbert.ipynb", tmp_path, wheel, **settings, ALBERT_CORPUS=str(corpus), ALBERT_LANGUAGE="de",
     XDG_CACHE_HOME=str(tmp_path / "cache"),
