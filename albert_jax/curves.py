@@ -141,7 +141,7 @@ def draw(runs: Sequence[Run]) -> tuple[Any, list[str]]:
 
   metrics = _metrics(runs)
   panels = [(name, numbers) for name in metrics for numbers in _by_task(name, runs)]
-  everything = range(len(runs))
+  everything = list(range(len(runs)))
   panels += [(name, everything) for name in _OF_THE_RUN if any(name in line for run in runs for line in run.lines)]
   if not panels:
     raise UserError(f"{', '.join(run.name for run in runs)}: there are no numbers to draw in metrics.jsonl")
