@@ -14,7 +14,7 @@ MAY_USE = {
     "loop", "run", "suites", "planning", "pipelines", "evaluation", "curves", "pictures", "exports", "serve", "tasks",
     "convert", "training", "model", "data", "files", "errors",
   },
-  "bench": {"tasks", "convert", "training", "model", "data", "files", "errors"},
+  "bench": {"tasks", "convert", "training", "model", "nvidia", "data", "files", "errors"},
   "suites": {
     "configs", "evaluation", "pipelines", "tasks", "convert", "training", "model", "data", "files", "paths", "errors",
   },
@@ -32,9 +32,9 @@ MAY_USE = {
   "curves": {"training", "files", "errors"},
   "pictures": {"curves", "convert", "model", "files", "errors", "strict_json"},
   "tasks": {"convert", "model", "data", "files", "paths", "errors"},
-  "training": {"paths", "files", "errors"},
+  "training": {"nvidia", "paths", "files", "errors"},
   "convert": {"model", "data", "paths", "files", "errors"},
-  "model": {"paths", "errors"},
+  "model": {"nvidia", "paths", "errors"},
   "data": {"files", "errors"},
   "paths": {"errors"},
   "files": {"errors"},
@@ -42,6 +42,7 @@ MAY_USE = {
   "errors": set(),
   "types": set(),
   "versions": set(),
+  "nvidia": set(),
   "configs": set(),
 }  # fmt: skip
 WINGS = ("corpus", "pretraining", "finetuning")

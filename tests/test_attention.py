@@ -56,7 +56,7 @@ def outputs(attend, q, k, v, d):
 def test_context_and_gradients_are_the_formulas(name, packed, head_size, dtype, atol, monkeypatch):
   if name == "xla elsewhere":  # On a CPU the formula has a form of its own.
     name = "xla"
-    monkeypatch.setattr(attention, "_device", lambda: types.SimpleNamespace(platform="tpu"))
+    monkeypatch.setattr(attention.nvidia, "target", lambda: types.SimpleNamespace(platform="tpu"))
   cfg, batch, q, k, v, d = setup(head_size, packed, dtype=dtype, attention=name)
   attend, order = attention.make(cfg, batch, drops=False)
   assert order is None

@@ -405,7 +405,7 @@ def test_layer_axes_count_what_is_stacked():
     ({"num_hidden_layers": 0}, "num_hidden_layers=0"),
     ({"num_hidden_groups": 7}, "num_hidden_groups=7"),
     ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob=1.0"),
-    ({"scan_unroll": 0}, "scan_unroll=0"),
+    ({"scan_unroll": -1}, "scan_unroll=-1"),
     ({"least_layers": 7}, "least_layers=7"),
     ({"attention": "flash"}, "attention='flash'"),
     ({"vocab_size": 1.5}, "vocab_size=1.5"),

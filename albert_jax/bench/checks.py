@@ -19,6 +19,7 @@ from albert_jax.training.optimizer import OptimizerConfig
 # A check passes up to these relative errors. Rounding to bfloat16 is an error of 0.4 %, which adds up over layers.
 EXACT, KERNEL, BFLOAT16 = 1e-4, 0.02, 0.05
 LAMB_STEPS = 10
+LAYERS = 4  # of the checked models: each more has to be compiled too, and they are alike
 
 
 def correctness(rows: Rows, sizes: plan.Plan) -> None:
@@ -40,12 +41,12 @@ def correctness(rows: Rows, sizes: plan.Plan) -> None:
 def golden(sizes: plan.Plan, dtype: str, limit: float) -> dict[str, Any]:
   """Compares the outputs of a forward pass; the reference is computed in float32 by the plain form on the host CPU."""
   size, rows, length = sizes.check
-  batch = _padded_batch(plan.model_of(size), rows, length)
+  batch = _padded_batch(_model(size), rows, length)
   with jax.default_device(_host()):
-    params = jax.device_get(model.init(plan.model_of(size), jax.random.key(0)))
-    reference = _outputs(plan.model_of(size, dtype="float32", attention="xla"), params, batch)
+    params = jax.device_get(model.init(_model(size), jax.random.key(0)))
+    reference = _outputs(_model(size, dtype="float32", attention="xla"), params, batch)
   with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
-    outputs = _outputs(plan.model_of(size, dtype=dtype), params, batch)
+    outputs = _outputs(_model(size, dtype=dtype), params, batch)
   mask = batch["attention_mask"][:, :, None]
   for result in (outputs, reference):
     result["sequence_output"] = result["sequence_output"] * mask  # Outputs at padding mean nothing.
@@ -57,10 +58,10 @@ def golden(sizes: plan.Plan, dtype: str, limit: float) -> dict[str, Any]:
 def fused_attention(sizes: plan.Plan, kernel: str, kind: str) -> dict[str, Any]:
   """Compares context and gradients of a kernel in bfloat16 with the plain form in float32."""
   size, rows, length = sizes.check
-  cfg = plan.model_of(size)
+  cfg = _model(size)
   batch = _padded_batch(cfg, rows, length, packing=3 if kind == "packed" else 1)
   _check_kernel(kernel, cfg, batch)
-  reference = _attend("xla", plan.model_of(size, dtype="float32"), batch)
+  reference = _attend("xla", _model(size, dtype="float32"), batch)
   errors, plain = (
     [relative_error(a, b) for a, b in zip(_attend(form, cfg, batch), reference, strict=True)]
     for form in (kernel, "xla")
@@ -71,7 +72,7 @@ def fused_attention(sizes: plan.Plan, kernel: str, kind: str) -> dict[str, Any]:
 def gradients(sizes: plan.Plan, form: str, reference: Callable[[], tuple[Any, Any]]) -> dict[str, Any]:
   """Compares the gradients of the pre-training loss with the reference: `loss_and_gradients` in float32."""
   size, rows, length = sizes.check
-  cfg = plan.model_of(size, attention=form)
+  cfg = _model(size, attention=form)
   _check_kernel(form, cfg, _padded_batch(cfg, rows, length))
   loss, grads = loss_and_gradients(sizes, "bfloat16", form)
   expected_loss, expected = reference()
@@ -84,7 +85,7 @@ def loss_and_gradients(sizes: plan.Plan, dtype: str, form: str) -> tuple[float, 
   Dropout masks are the same for every dtype and form of attention.
   """
   size, rows, length = sizes.check
-  cfg = plan.model_of(size, dtype=dtype, attention=form, hidden_dropout_prob=0.1)
+  cfg = _model(size, dtype=dtype, attention=form, hidden_dropout_prob=0.1)
   batch = _padded_batch(cfg, rows, length)
 
   def total(params):
@@ -99,7 +100,7 @@ def loss_and_gradients(sizes: plan.Plan, dtype: str, form: str) -> tuple[float, 
 def lamb(sizes: plan.Plan) -> dict[str, Any]:
   """Compares the losses of ten LAMB steps with those of the host CPU."""
   size, rows, length = sizes.check
-  cfg = plan.model_of("tiny" if size != "toy" else size, dtype="float32", attention="xla")
+  cfg = _model("tiny" if size != "toy" else size, dtype="float32", attention="xla")
   batch = _padded_batch(cfg, rows, min(length, 128))
   params = jax.device_get(model.init(cfg, jax.random.key(0)))
   opt = OptimizerConfig(name="lamb", warmup_steps=0)
@@ -119,7 +120,7 @@ def lamb(sizes: plan.Plan) -> dict[str, Any]:
 def repeated(sizes: plan.Plan) -> dict[str, Any]:
   """Counts the arrays of the state that differ between two runs of the same three steps, with dropout."""
   size, rows, length = sizes.check
-  cfg = plan.model_of(size, hidden_dropout_prob=0.1)
+  cfg = _model(size, hidden_dropout_prob=0.1)
   params = jax.device_get(model.init(cfg, jax.random.key(0)))
   batch = _padded_batch(cfg, rows, length)
   step = contestants.Ours(cfg, params, batch)
@@ -131,6 +132,11 @@ def repeated(sizes: plan.Plan) -> dict[str, Any]:
       step()
     hashes.append([hashlib.sha256(np.asarray(x).tobytes()).digest() for x in jax.tree.leaves(step.state)])
   return checked(sum(a != b for a, b in zip(*hashes, strict=True)), 0)
+
+
+def _model(size, **fields):
+  depth = min(LAYERS, plan.model_of(size).num_hidden_layers)
+  return plan.model_of(size, num_hidden_layers=depth, **fields)
 
 
 def relative_error(value: Any, reference: Any) -> float:

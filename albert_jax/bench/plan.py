@@ -4,8 +4,8 @@ import dataclasses
 
 import jax
 
+from albert_jax import nvidia
 from albert_jax.model import VARIANTS, AlbertConfig
-from albert_jax.model.attention import NVIDIA
 
 TOY_MODEL = AlbertConfig(
   vocab_size=1000, embedding_size=32, hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
@@ -117,4 +117,4 @@ def masked_slots(length: int) -> int:
 def platform() -> str:
   """Returns the platform of the first device: cpu, gpu or tpu."""
   name = jax.devices()[0].platform
-  return "gpu" if name in NVIDIA else name
+  return "gpu" if name in nvidia.PLATFORMS else name

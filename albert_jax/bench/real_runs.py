@@ -30,7 +30,7 @@ def killed(rows: Rows, sizes: Plan) -> dict[str, Any]:
   """Runs a small model twice, once killed after its first checkpoint; counts the steps whose losses differ."""
   fields = {
     **sizes.train, "batch_size": 8, "data.seq_length": 64, "steps": RESUME_STEPS, "checkpoint_every": RESUME_EVERY,
-    "log_every": 1, "eval_every": RESUME_STEPS, "eval_batches": 1,
+    "log_every": 1, "eval_every": RESUME_STEPS, "eval_batches": 1, "model.num_hidden_layers": 2,
   }  # fmt: skip
   whole, workdir = rows.folder / "runs" / "whole", rows.folder / "runs" / "killed"
   _finish(_start(rows, "tiny", whole, fields), rows)

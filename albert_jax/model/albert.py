@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from albert_jax import nvidia
 from albert_jax.model import attention
 from albert_jax.model.config import AlbertConfig
 from albert_jax.model.heads import MlmHead, SopHead, at_positions, pool
@@ -25,6 +26,7 @@ from albert_jax.model.layers import (
   indexed,
   initializer,
   layer_norm,
+  lookup,
   split_keys,
   stacked,
   with_transposed_kernel,
@@ -62,11 +64,11 @@ class Embeddings(nnx.Module):
     self.norm = layer_norm(cfg, cfg.embedding_size, rngs)
 
   def __call__(self, ids_BL: jax.Array, types_BL: jax.Array, positions_BL: jax.Array | None, keys_B: Any) -> jax.Array:
-    x_BLE = self.word(ids_BL) + self.token_type(types_BL)
+    x_BLE = lookup(self.word, ids_BL) + lookup(self.token_type, types_BL)
     if positions_BL is None:
       x_BLE = x_BLE + self.position.embedding[None, : ids_BL.shape[1], :]
     else:
-      x_BLE = x_BLE + self.position(positions_BL)
+      x_BLE = x_BLE + lookup(self.position, positions_BL)
     return dropout(self.norm(x_BLE), self.cfg.hidden_dropout_prob, keys_B)
 
 
@@ -98,11 +100,13 @@ class Albert(nnx.Module):
     x_BLD = self.embed(batch, key_embed)
     drops = keys_B is not None and self.cfg.attention_probs_dropout_prob > 0
     attend, order_BL = attention.make(self.cfg, batch, drops)
+    a_turn = attention.layers_a_turn(self.cfg, batch, drops)
     if order_BL is None:
-      x_BLD = self.layers(x_BLD, attend, key_layers, is_training)
+      x_BLD = self.layers(x_BLD, attend, key_layers, is_training, a_turn)
     else:
-      x_BLD = self.layers(at_positions(x_BLD, order_BL), attend, key_layers, is_training)
-      x_BLD = at_positions(x_BLD, jnp.argsort(order_BL, axis=1))
+      back_BL = jnp.argsort(order_BL, axis=1)
+      x_BLD = self.layers(nvidia.reordered(x_BLD, order_BL, back_BL), attend, key_layers, is_training, a_turn)
+      x_BLD = nvidia.reordered(x_BLD, back_BL, order_BL)
 
     out = {"sequence_output": x_BLD}
     if self.mlm is not None:
@@ -119,8 +123,11 @@ class Albert(nnx.Module):
     x_BLD = self.embeddings(batch["input_ids"], batch["token_type_ids"], batch.get("position_ids"), keys_B)
     return x_BLD if self.projection is None else self.projection(x_BLD)
 
-  def layers(self, x_BLD: jax.Array, attend: Callable, keys_B: Any, is_training: bool) -> jax.Array:
-    """Runs all N layers, group by group. Shared parameters are closed over, all others are scanned."""
+  def layers(self, x_BLD: jax.Array, attend: Callable, keys_B: Any, is_training: bool, a_turn: int) -> jax.Array:
+    """Runs all N layers, group by group, `a_turn` layers a turn of a loop.
+
+    Shared parameters are closed over, all others are scanned.
+    """
     cfg = self.cfg
     N = cfg.num_hidden_layers
     keys_NB = None if keys_B is None else jnp.stack(split_keys(keys_B, N))
@@ -145,12 +152,15 @@ class Albert(nnx.Module):
         y_BLD = self.layer(modules, x_BLD, attend, keys_B)
         return y_BLD if depth_B is None else jnp.where((n < depth_B)[:, None, None], y_BLD, x_BLD), None
 
+      unroll = min(a_turn, len(layers))
       if cfg.remat != "none":
-        # A scan body is not merged across iterations, so preventing that (prevent_cse) only costs time.
-        layer = jax.checkpoint(layer, policy=_policy(cfg.remat), prevent_cse=False)
+        # The compiler does not merge what is computed again with the first time across turns of a loop. In a turn of
+        # several layers it may, which suits `dots`: the rest is then computed again where that is faster.
+        prevents = unroll > 1 and cfg.remat != "dots"
+        layer = jax.checkpoint(layer, policy=_policy(cfg.remat), prevent_cse=prevents)
       numbers = None if depth_B is None else jnp.arange(span.start, span.stop)
       xs = (states, None if keys_NB is None else keys_NB[span], numbers)
-      x_BLD, _ = jax.lax.scan(layer, x_BLD, xs, length=len(layers), unroll=min(cfg.scan_unroll, len(layers)))
+      x_BLD, _ = jax.lax.scan(layer, x_BLD, xs, length=len(layers), unroll=unroll)
     return x_BLD
 
   def depth(self, keys_B: Any) -> jax.Array | None:

@@ -20,6 +20,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
+from albert_jax import nvidia
 from albert_jax.errors import UserError
 from albert_jax.model.config import AlbertConfig
 from albert_jax.model.layers import dropout
@@ -31,7 +32,7 @@ LOWEST = float(jnp.finfo(jnp.float32).min)
 # Limits of the Pallas kernel: TPU registers are 128 wide, and all scores of a head must fit into on-chip memory.
 LANES, WIDEST, LONGEST = 128, 256, 512
 # Limits of cuDNN's kernel: the oldest compute capability, and the largest head size that all of them support.
-NVIDIA, AMPERE, LARGEST_HEAD = ("gpu", "cuda"), 8.0, 128
+AMPERE, LARGEST_HEAD = 8.0, 128
 
 
 def make(cfg: AlbertConfig, batch: Batch, drops: bool) -> tuple[Callable, jax.Array | None]:
@@ -47,17 +48,46 @@ def make(cfg: AlbertConfig, batch: Batch, drops: bool) -> tuple[Callable, jax.Ar
   Raises:
     UserError: cfg.attention names a kernel that this machine or this batch cannot use.
   """
-  reasons = {name: why_not(cfg, batch, drops) for name, why_not in REFUSALS.items()}
-  name = BEST.get(_device().platform, "xla") if cfg.attention == "auto" else cfg.attention
-  if (
-    cfg.attention == "auto" and name != "xla" and not reasons[name] and _device().platform == jax.devices()[0].platform
-  ):
-    reasons[name] = _disagrees(name, cfg)
-  if why := reasons.get(name):
+  name = BEST.get(nvidia.target().platform, "xla") if cfg.attention == "auto" else cfg.attention
+  calls = max(cfg.num_hidden_groups, cfg.inner_group_num, layers_a_turn(cfg, batch, drops))
+  if why := _why_not(name, cfg, batch, drops, calls):
     if cfg.attention != "auto":
       raise UserError(f"attention={name} {why}; use --config.model.attention=auto")
     name = "xla"
   return ATTENTION[name](cfg, batch)
+
+
+def layers_a_turn(cfg: AlbertConfig, batch: Batch, drops: bool) -> int:
+  """Returns the layers that a turn of the loop over layers computes; the arguments are those of `make`.
+
+  On NVIDIA GPUs all layers, without a loop, are a sixth faster (docs/benchmarks/accelerator.md), unless the fused
+  kernel works only where a program calls it once.
+  """
+  if cfg.scan_unroll or not nvidia.is_target():
+    return cfg.scan_unroll or 1
+  auto = dataclasses.replace(cfg, attention="auto")
+  fails_repeated = cfg.attention != "xla" and _why_not("cudnn", auto, batch, drops, 2)
+  return 1 if fails_repeated and not _why_not("cudnn", auto, batch, drops, 1) else cfg.num_hidden_layers
+
+
+def _why_not(name, cfg, batch, drops, calls):
+  """Returns why a kernel cannot be used, '' if it can; `auto` also tries it on this machine.
+
+  Args:
+    name: the kernel.
+    cfg: as of `make`.
+    batch: as of `make`.
+    drops: as of `make`.
+    calls: how often the program calls it; more than one are alike.
+  """
+  refuses = REFUSALS.get(name)
+  if refuses is None:
+    return ""
+  if why := refuses(cfg, batch, drops):
+    return why
+  if cfg.attention != "auto" or nvidia.target().platform != jax.devices()[0].platform:
+    return ""
+  return _disagrees(name, cfg, "segment_ids" in batch, min(calls, 2))
 
 
 def xla(cfg: AlbertConfig, batch: Batch) -> tuple[Callable, jax.Array | None]:
@@ -67,7 +97,7 @@ def xla(cfg: AlbertConfig, batch: Batch) -> tuple[Callable, jax.Array | None]:
 def _xla(cfg, mask_B1Ll, q_BLD, k_BLD, v_BLD, keys_B):
   q_BLHK, k_BLHK, v_BLHK = (x.reshape(*x.shape[:2], -1, cfg.head_size) for x in (q_BLD, k_BLD, v_BLD))
   drops = keys_B is not None and cfg.attention_probs_dropout_prob > 0
-  if _device().platform == "cpu" and not drops:
+  if nvidia.target().platform == "cpu" and not drops:
     context_BLD = _on_cpu(*(x.swapaxes(1, 2) for x in (q_BLHK, k_BLHK, v_BLHK)), mask_B1Ll)
     return checkpoint_name(context_BLD, "context")
   scores_BHLl = jnp.einsum("BLHK,BlHK->BHLl", q_BLHK, k_BLHK, preferred_element_type=jnp.float32)
@@ -148,7 +178,7 @@ def pallas(cfg: AlbertConfig, batch: Batch) -> tuple[Callable, jax.Array | None]
 
 def _pallas(cfg, q_ids_BL, k_ids_BL, q_BLD, k_BLD, v_BLD, keys_B):
   del keys_B
-  kernel = functools.partial(_fused, cfg.head_size, _device().platform == "cpu")
+  kernel = functools.partial(_fused, cfg.head_size, nvidia.target().platform == "cpu")
   # The compiler cannot partition a kernel, so all automatic axes of the mesh become manual here.
   if axes := jax.sharding.get_abstract_mesh().auto_axes:
     x = P(tuple(axis for axis in axes if axis != "tensor"), None, "tensor" if "tensor" in axes else None)
@@ -247,24 +277,26 @@ def _backward_kernel(head_size, q_ids, k_ids, q, k, v, d_context, dq, dk, dv):
 
 
 def cudnn(cfg: AlbertConfig, batch: Batch) -> tuple[Callable, jax.Array | None]:
+  if "segment_ids" in batch:
+    return functools.partial(_cudnn, cfg, {"mask": _mask(batch)}), None
   # The kernel takes lengths; a mask would become a bias of size L x L. Padding is moved to the end, so that any mask is
   # a length; attention does not depend on the order. In our data, padding is at the end already.
   mask_BL = batch["attention_mask"] > 0
   order_BL = jnp.argsort(~mask_BL, axis=1, stable=True)
-  return functools.partial(_cudnn, cfg, jnp.sum(mask_BL, axis=1, dtype=jnp.int32)), order_BL
+  lengths_B = jnp.sum(mask_BL, axis=1, dtype=jnp.int32)
+  return functools.partial(_cudnn, cfg, {"key_value_seq_lengths": lengths_B}), order_BL
 
 
-def _cudnn(cfg, lengths_B, q_BLD, k_BLD, v_BLD, keys_B):
+def _cudnn(cfg, which, q_BLD, k_BLD, v_BLD, keys_B):
   del keys_B
+  nvidia.mark_attention_deterministic()
   q_BLHK, k_BLHK, v_BLHK = (x.reshape(*x.shape[:2], -1, cfg.head_size) for x in (q_BLD, k_BLD, v_BLD))
-  return jax.nn.dot_product_attention(
-    q_BLHK, k_BLHK, v_BLHK, key_value_seq_lengths=lengths_B, implementation="cudnn"
-  ).reshape(q_BLD.shape)
+  return jax.nn.dot_product_attention(q_BLHK, k_BLHK, v_BLHK, **which, implementation="cudnn").reshape(q_BLD.shape)
 
 
 def _no_pallas(cfg, batch, drops):
   B, L = batch["input_ids"].shape
-  platform = _device().platform
+  platform = nvidia.target().platform
   if platform not in ("tpu", "cpu"):  # On a CPU it is interpreted, slowly: for tests.
     return f"is for TPUs; this is {platform}"
   if drops:
@@ -282,13 +314,11 @@ def _no_pallas(cfg, batch, drops):
 
 
 def _no_cudnn(cfg, batch, drops):
-  device = _device()
-  if device.platform not in NVIDIA:
+  device = nvidia.target()
+  if device.platform not in nvidia.PLATFORMS:
     return f"is for NVIDIA GPUs; this is {device.platform}"
   if drops:
     return "does not drop out attention weights: set attention_probs_dropout_prob=0"
-  if "segment_ids" in batch:
-    return "does not support packed rows"
   if cfg.dtype != "bfloat16":
     return "needs dtype=bfloat16"
   if cfg.head_size % 8 or cfg.head_size > LARGEST_HEAD:
@@ -302,8 +332,14 @@ def _no_cudnn(cfg, batch, drops):
 
 
 @functools.lru_cache(maxsize=32)
-def _disagrees(name, cfg) -> str:
-  """Checks a kernel against the plain form on a small example, on this device.
+def _disagrees(name, cfg, is_packed, calls) -> str:
+  """Checks a kernel against the plain form on a small example on this device.
+
+  Args:
+    name: the kernel.
+    cfg: the model.
+    is_packed: whether the example's rows are packed.
+    calls: how often the example calls it.
 
   The model is being traced at this time, so the example runs in a separate thread, without a trace.
 
@@ -312,7 +348,7 @@ def _disagrees(name, cfg) -> str:
   """
   trial = concurrent.futures.ThreadPoolExecutor(1)
   try:
-    kernel, plain = (trial.submit(_example, form, cfg).result() for form in (name, "xla"))
+    kernel, plain = (trial.submit(_example, form, cfg, is_packed, calls).result() for form in (name, "xla"))
     worst = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(kernel, plain, strict=True))
     why = (
       "" if worst < 0.03 else f"differs from the plain formula by {worst:.0%}"
@@ -322,34 +358,39 @@ def _disagrees(name, cfg) -> str:
   finally:
     trial.shutdown()
   if why:
-    logger.warning("attention=%s is not used, as here it %s. attention=xla is used instead.", name, why)
+    often = "" if calls == 1 else " more than once in a program"
+    logger.warning("attention=%s is not used%s, as here it %s.", name, often, why)
   return why
 
 
-def _example(form, cfg):
-  """Returns context and gradients (float32 numpy) of two rows of 128 tokens, one of them padded."""
+def _example(form, cfg, is_packed, calls):
+  """Returns context and gradients (float32 numpy) of two rows of 128 tokens, which end in padding and may be packed."""
   shape = (2, LANES, cfg.hidden_size)
   batch = {
     "input_ids": jnp.ones(shape[:2], jnp.int32),
     "attention_mask": jnp.stack([jnp.ones(LANES, jnp.int32), (jnp.arange(LANES) < 90).astype(jnp.int32)]),
   }
+  if is_packed:
+    batch["segment_ids"] = batch["attention_mask"] * (1 + (jnp.arange(LANES) >= 50).astype(jnp.int32))[None]
   q, k, v, weight = (x.astype(cfg.dtype) for x in jax.random.normal(jax.random.key(0), (4, *shape)))
+  weight = weight * batch["attention_mask"][:, :, None].astype(cfg.dtype)  # Results at padding mean nothing.
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=nvidia.COMPILER_OPTIONS if nvidia.is_target() else None)
   def run(q, k, v):
     attend, _ = ATTENTION[form](dataclasses.replace(cfg, attention_probs_dropout_prob=0.0), batch)
-    context, back = jax.vjp(lambda q, k, v: attend(q, k, v, None), q, k, v)
-    return [x.astype(jnp.float32) for x in (context, *back(weight))]
+
+    def attended(q, k, v):
+      for _ in range(calls):
+        q = attend(q, k, v, None)
+      return q
+
+    context, back = jax.vjp(attended, q, k, v)
+    return [x.astype(jnp.float32) for x in (context * (weight != 0), *back(weight))]
 
   return jax.device_get(run(q, k, v))
-
-
-def _device():
-  """Returns a device of the target: of the mesh if one is set (it may be another machine), else of this machine."""
-  return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
 
 
 ATTENTION = {"xla": xla, "pallas": pallas, "cudnn": cudnn}
 REFUSALS = {"pallas": _no_pallas, "cudnn": _no_cudnn}
 # The kernels that `auto` tries first, see docs/performance.md.
-BEST = {"tpu": "pallas"} | dict.fromkeys(NVIDIA, "cudnn")
+BEST = {"tpu": "pallas"} | dict.fromkeys(nvidia.PLATFORMS, "cudnn")

@@ -64,7 +64,8 @@ class AlbertConfig:
   # What the backward pass computes again: none; dots: all but results of matrix products and of attention;
   # attention: all but attention's inputs and result, so the feed-forward part too; full: all but a layer's input.
   remat: str = "dots"
-  scan_unroll: int = 1  # layers a turn of the loop: more need longer to compile and more memory
+  # Layers a turn of the loop; 0: all on NVIDIA GPUs, else one. More need longer to compile and more memory.
+  scan_unroll: int = 0
   # The kernel: xla; pallas (TPU); cudnn (NVIDIA GPU); auto: the machine's own where it can be used, else xla.
   attention: str = "auto"
 
@@ -80,7 +81,7 @@ class AlbertConfig:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if field.type is int:
-        least = 0 if field.name == "least_layers" else 1
+        least = 0 if field.name in ("least_layers", "scan_unroll") else 1
         most = LIMITS[field.name]
         check(
           type(value) is int and least <= value <= most,

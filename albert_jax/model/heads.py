@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from albert_jax import nvidia
 from albert_jax.model.config import AlbertConfig
-from albert_jax.model.layers import ACTIVATIONS, dense, layer_norm
+from albert_jax.model.layers import activation, dense, layer_norm
 
 
 class MlmHead(nnx.Module):
@@ -25,7 +26,7 @@ class MlmHead(nnx.Module):
 
   def __call__(self, x_BMD: jax.Array, embedding_VE: jax.Array) -> jax.Array:
     """Returns float32 logits [B, M, V]."""
-    h_BME = self.norm(ACTIVATIONS[self.cfg.hidden_act](self.dense(x_BMD)))
+    h_BME = self.norm(activation(self.cfg, self.dense(x_BMD)))
     table_VE = embedding_VE.astype(h_BME.dtype)
     logits_BMV = jnp.einsum("BME,VE->BMV", h_BME, table_VE, preferred_element_type=jnp.float32)
     return logits_BMV + self.bias[...][None, None, :]
@@ -44,6 +45,8 @@ class SopHead(nnx.Module):
 
 def at_positions(x_BLD: jax.Array, positions_BM: jax.Array) -> jax.Array:
   """Returns the vectors at `positions_BM` (int, [B, M]) of each row: [B, M, D]."""
+  if nvidia.is_target():
+    return nvidia.at_positions(x_BLD, positions_BM)
   return jnp.take_along_axis(x_BLD, positions_BM[:, :, None], axis=1)
 
 

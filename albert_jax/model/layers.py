@@ -10,6 +10,7 @@ everything after the last matrix product compute in float32.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,15 +19,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from albert_jax import nvidia
 from albert_jax.model.config import AlbertConfig
 
 Shape = int | tuple[int, ...]
 
-ACTIVATIONS = {
-  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-  "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  "gelu": functools.partial(jax.nn.gelu, approximate=False),
+  "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
   "relu": jax.nn.relu,
 }
+
+
+def activation(cfg: AlbertConfig, x: jax.Array) -> jax.Array:
+  """Returns the model's activation function of each value."""
+  function = ACTIVATIONS[cfg.hidden_act]
+  return nvidia.in_float32(function, x) if nvidia.is_target() else function(x)
 
 
 def dense(cfg: AlbertConfig, shape_in: Shape, shape_out: Shape, rngs: Any, dtype: str | None = None) -> Any:
@@ -36,10 +44,25 @@ def dense(cfg: AlbertConfig, shape_in: Shape, shape_out: Shape, rngs: Any, dtype
   return nnx.LinearGeneral(shape_in, shape_out, axis=axis, kernel_init=initializer(cfg), dtype=dtype, rngs=rngs)
 
 
-def layer_norm(cfg: AlbertConfig, size: int, rngs: Any) -> nnx.LayerNorm:
+class LayerNorm(nnx.LayerNorm):
+  """A layer norm over the last axis, computed in float32."""
+
+  def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+    if mask is not None or self.scale is None or self.bias is None or not nvidia.is_target():
+      return super().__call__(x, mask=mask)
+    x_TD = x.reshape(-1, x.shape[-1])
+    return nvidia.layer_norm(self.epsilon, self.dtype, x_TD, self.scale[...], self.bias[...]).reshape(x.shape)
+
+
+def layer_norm(cfg: AlbertConfig, size: int, rngs: Any) -> LayerNorm:
   """Returns a layer norm over the last axis, computed in float32."""
   # The fast variance E[x²]-E[x]² cancels badly in float32; the original subtracts the mean first.
-  return nnx.LayerNorm(size, epsilon=cfg.layer_norm_eps, use_fast_variance=False, dtype=cfg.dtype, rngs=rngs)
+  return LayerNorm(size, epsilon=cfg.layer_norm_eps, use_fast_variance=False, dtype=cfg.dtype, rngs=rngs)
+
+
+def lookup(table: nnx.Embed, ids_BL: jax.Array) -> jax.Array:
+  """Returns the table's rows at `ids_BL`: [B, L, E]."""
+  return nvidia.lookup(table.embedding[...], ids_BL) if nvidia.is_target() else table(ids_BL)
 
 
 class Keys:
@@ -135,7 +158,7 @@ class FeedForward(nnx.Module):
     self.norm = layer_norm(cfg, cfg.hidden_size, rngs)
 
   def __call__(self, x_BLD: jax.Array, keys_B: Any) -> jax.Array:
-    h_BLF = ACTIVATIONS[self.cfg.hidden_act](affine(self.up, x_BLD, "up"))
+    h_BLF = activation(self.cfg, affine(self.up, x_BLD, "up"))
     y_BLD = affine(self.down, h_BLF, "down", self.is_transposed)
     return self.norm(x_BLD + dropout(y_BLD, self.cfg.hidden_dropout_prob, keys_B))
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
+from albert_jax import nvidia
 from albert_jax.training import optimizer
 from albert_jax.training.sharding import BATCH, ROWS
 
@@ -76,4 +77,5 @@ def make_train_step(
     params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
     return {"step": step + 1, "params": params, "opt": opt}, ({"loss": (loss, 1.0), **totals}, scalars)
 
-  return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+  options = nvidia.COMPILER_OPTIONS if mesh.devices.flat[0].platform in nvidia.PLATFORMS else None
+  return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
