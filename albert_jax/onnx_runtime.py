@@ -1,5 +1,6 @@
 """Runs an exported ONNX file with ONNX Runtime, in place of the JAX model of a pipeline."""
 
+import functools
 import json
 import os
 import pathlib
@@ -79,7 +80,7 @@ class OnnxModel:
   def __contains__(self, part):
     return part in self._parts
 
-  def __call__(self, function: Callable, batch: dict) -> dict:
+  def __call__(self, function: functools.partial, batch: dict) -> dict:
     """What the JAX `function` of a task, a functools.partial, returns for a batch."""
     length = batch["input_ids"].shape[-1]
     if length > self.positions:
@@ -156,7 +157,7 @@ def _summarize(out, batch, metadata):
   return {"score": 1 / (1 + np.exp(-out["sentence_logits"]))}
 
 
-ANSWERS = {
+ANSWERS: dict[str, Callable[..., dict]] = {
   "fill-mask": _fill_mask, "classify": _classify, "answer": _answer, "tag": _tag, "choose": _choose, "embed": _embed,
   "summarize": _summarize,
 }  # fmt: skip

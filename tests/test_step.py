@@ -83,7 +83,7 @@ def on_one_device():
 
 
 @pytest.mark.parametrize(
-  "mesh", ["zero1", "all three", *(pytest.param(name, marks=pytest.mark.slow) for name in ("data", "fsdp", "tensor"))]
+  "mesh", [name if name == "all three" else pytest.param(name, marks=pytest.mark.slow) for name in MESHES]
 )
 def test_every_mesh_gives_the_same_losses(mesh, on_one_device):
   np.testing.assert_allclose(losses(CFG, MESHES[mesh]), on_one_device, rtol=1e-5)
@@ -96,6 +96,7 @@ def test_micro_batches_give_the_same_losses(devices, accumulate, on_one_device):
   )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_dropout_does_not_depend_on_the_mesh():
   cfg = dataclasses.replace(CFG, num_hidden_layers=1, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
   np.testing.assert_allclose(

@@ -83,7 +83,7 @@ class Ours:
     shardings = sharding.shardings(self._mesh, jax.eval_shape(lambda: state.from_params(params, tx, None)))
     sums, terms = functools.partial(pretrain.sums, cfg), functools.partial(pretrain.terms, 1.0, 1.0)
     with jax.default_device(devices[0]):
-      step = make_train_step(sums, terms, tx, jax.random.key(0), self._mesh, shardings)
+      step: Any = make_train_step(sums, terms, tx, jax.random.key(0), self._mesh, shardings)
       with jax.set_mesh(self._mesh):
         self._batch = sharding.global_batch(self._mesh, batch)
         self._rate = sharding.everywhere(self._mesh, opt.learning_rate)
@@ -192,7 +192,8 @@ def torch_step(
   import transformers
 
   device = "cuda" if torch.cuda.is_available() else "cpu"
-  net = transformers.AlbertForPreTraining.from_pretrained(folder, attn_implementation=attention).to(device).train()
+  net: Any = transformers.AlbertForPreTraining.from_pretrained(folder, attn_implementation=attention)
+  net = net.to(device).train()
   decayed, rest = [], []
   for name, p in net.named_parameters():
     (rest if name.endswith("bias") or "layernorm" in name.lower().replace("_", "") else decayed).append(p)

@@ -1,6 +1,7 @@
 """What a bench measures: sizes, rows and lengths, for an accelerator and, as a toy, for a CPU."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -21,7 +22,7 @@ XLA_FLAGS = {
   "tpu": {"64 MiB of VMEM": ("LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=65536")},
   "cpu": {"fast math": ("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")},
 }
-LEVERS = {
+LEVERS: dict[str, dict[str, Any]] = {
   "default": {}, "attention=xla": {"attention": "xla"}, "remat=none": {"remat": "none"},
   "remat=attention": {"remat": "attention"}, "remat=full": {"remat": "full"}, "scan_unroll=2": {"scan_unroll": 2},
   "scan_unroll=all": {"scan_unroll": 1024},

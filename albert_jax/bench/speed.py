@@ -190,7 +190,7 @@ def torch_forward(sizes: plan.Plan, count: int, length: int) -> dict[str, Any]:
   cfg = plan.model_of(sizes.steps[0][0])
   batch = contestants.make_batch(cfg, count, length, 1)
   with _exported(cfg) as folder:
-    net = transformers.AlbertModel.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.bfloat16)
+    net: Any = transformers.AlbertModel.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.bfloat16)
   net = net.to(device).eval()
   net = torch.compile(net) if sizes.compiles_peers else net
 

@@ -124,7 +124,8 @@ def export(
     raise UserError(f"pooling={pooling!r} is unknown; use one of {', '.join(onnx.POOLING)}")
   build = {"task": task, "pooling": pooling}
   run = pathlib.Path(checkpoint) if (pathlib.Path(checkpoint) / "metrics.jsonl").is_file() else None
-  report, out = {"difference": 0.0}, files.user_path(out, "--out")
+  report: dict[str, Any] = {"difference": 0.0}
+  out = files.user_path(out, "--out")
   with files.writing_folder(out, overwrite=overwrite) as folder:
     say("Hugging Face directory")
     format, place = find(checkpoint)

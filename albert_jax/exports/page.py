@@ -45,7 +45,10 @@ def fetch() -> pathlib.Path:
     for package, names in PACKAGES.items():
       with tempfile.TemporaryDirectory() as scratch, tarfile.open(_packed(package, scratch)) as archive:
         for name, target in names.items():
-          with archive.extractfile(f"package/{name}") as source, (made / target).open("wb") as file:
+          source = archive.extractfile(f"package/{name}")
+          if source is None:
+            raise OSError(f"{package} has no file {name}; its layout has changed")
+          with source, (made / target).open("wb") as file:
             shutil.copyfileobj(source, file)
   return folder
 
@@ -86,10 +89,10 @@ def write(exported: str | os.PathLike, out: str | os.PathLike, *, name: str, ove
   about = describe(exported, name)
   assets = pathlib.Path(__file__).parents[1]
   with files.writing_folder(out, overwrite=overwrite) as folder:
-    for file in fetch().iterdir():
-      shutil.copyfile(file, folder / file.name)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-      shutil.copyfile(exported / file, folder / file)
+    for library in fetch().iterdir():
+      shutil.copyfile(library, folder / library.name)
+    for name_of_file in ("tokenizer.json", "tokenizer_config.json"):
+      shutil.copyfile(exported / name_of_file, folder / name_of_file)
     shutil.copyfile(runtime.path_in(exported, ""), folder / "model.onnx")
     shutil.copyfile(assets / "exports" / "page.mjs", folder / "page.mjs")
     html = (assets / "serve" / "page.html").read_text("utf-8")

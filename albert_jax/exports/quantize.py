@@ -207,9 +207,10 @@ class Int8(Float):
     name, out = f"{weight.name}.kernel", onnx.product_name(use, weight)
     is_stored = f"{name}.bytes" in graph.initializers
     if not is_stored:
-      values, scale = quantized(kernel, self.recipe)
+      values, scales = quantized(kernel, self.recipe)
       graph.constant(f"{name}.bytes", values)
-    scale = self.vector(graph, f"{name}.scale", None if is_stored else scale)
+      self.vector(graph, f"{name}.scale", scales)
+    scale = f"{name}.scale/wide"
     if place_of(use) in self.recipe.float_places:
       if not is_stored:  # A runtime computes this once, when it opens the file, as nothing here depends on the input.
         wide = graph.node("Cast", f"{name}/wide", f"{name}.bytes", to=graph.onnx.TensorProto.FLOAT)
@@ -278,7 +279,7 @@ class Sample:
 
 
 def read(
-  path: str | os.PathLike, vocabulary: Any, about: dict, *, fields: str = "text", label: str = "label", longest: int
+  path: str | pathlib.Path, vocabulary: Any, about: dict, *, fields: str = "text", label: str = "label", longest: int
 ) -> Sample:
   """Reads texts like those that the model will see.
 
@@ -376,7 +377,7 @@ def batch_of(rows: list) -> dict[str, np.ndarray]:
 def _outputs(session, rows) -> list[dict]:
   """Returns the outputs of each row; outputs by position are cut to its length."""
   order = np.argsort([len(ids) for ids, _ in rows], kind="stable")
-  results = [None] * len(rows)
+  results: list[dict] = [{}] * len(rows)
   for start in range(0, len(order), BATCH):
     index = order[start : start + BATCH]
     batch = batch_of([rows[i] for i in index])
@@ -415,14 +416,14 @@ def score(
   if task == "answer":
     names = ("start_index", "end_index") if "start_index" in reference[0] else ("start_logits", "end_logits")
     best = (lambda x: x.ravel()[0]) if names[0] == "start_index" else np.argmax
-    same = [all(best(a[name]) == best(b[name]) for name in names) for a, b in zip(results, reference, strict=True)]
-    return "answers equal to float32's", 100.0, 100 * float(np.mean(same))
+    equal = [all(best(a[name]) == best(b[name]) for name in names) for a, b in zip(results, reference, strict=True)]
+    return "answers equal to float32's", 100.0, 100 * float(np.mean(equal))
   name = next(name for name in ("sentence_embedding", "sentence_logits", "logits", "last_hidden_state")
               if name in reference[0])  # fmt: skip
   cosines = []
-  for a, b in zip(results, reference, strict=True):
-    a, b = (np.atleast_2d(x[name]).astype(np.float64) for x in (a, b))
-    cosines.append(np.sum(a * b, axis=-1) / np.maximum(np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1), 1e-12))
+  for pair in zip(results, reference, strict=True):
+    x, y = (np.atleast_2d(outputs[name]).astype(np.float64) for outputs in pair)
+    cosines.append(np.sum(x * y, axis=-1) / np.maximum(np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1), 1e-12))
   return f"cosine of {name} with float32's", 100.0, 100 * float(np.mean(np.concatenate(cosines)))
 
 
@@ -480,7 +481,7 @@ def write(
     tried[name] = float_score - int8_score
     say(f"{name}: {metric} {float_score:.2f} -> {int8_score:.2f} on {len(rows):,} held-out rows")
     if tried[name] <= max_loss:
-      path = folder / onnx_runtime.FILES["int8"]
+      path = pathlib.Path(folder) / onnx_runtime.FILES["int8"]
       path.parent.mkdir(exist_ok=True)
       compact(graph)
       path.write_bytes(graph.SerializeToString())

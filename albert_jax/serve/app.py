@@ -363,7 +363,7 @@ def _failure(status: int, kind: str, sentence: str, for_openai: bool = False) ->
   # A message may quote a lone surrogate, which UTF-8 cannot encode.
   sentence = sentence.encode("utf-8", "replace").decode()
   headers = {"Retry-After": "1"} if status == 503 else {}
-  body = {"error": sentence, "error_type": kind}
+  body: dict[str, Any] = {"error": sentence, "error_type": kind}
   if for_openai:
     body = {"error": {"message": sentence, "type": kind, "param": None, "code": None}}
   return JSONResponse(body, status, headers)
@@ -506,9 +506,10 @@ def create(
     await asyncio.wait([task])
     await state.batcher.stop()
 
+  handlers: dict[Any, Any] = {Problem: _on_problem, HTTPException: _on_http_exception}
   app = Starlette(
     routes=routes, middleware=middleware, lifespan=lifespan,
-    exception_handlers={Problem: _on_problem, HTTPException: _on_http_exception},
+    exception_handlers=handlers,
   )  # fmt: skip
   app.state.server = state
   return app
@@ -624,9 +625,9 @@ def listen(settings: Settings) -> socket.socket:
       raise
     return sock
   except (OSError, OverflowError) as error:
+    number = getattr(error, "errno", None) or 0
     # Error numbers of name look-ups are negative.
-    numbered = isinstance(error, OSError) and error.errno and error.errno > 0
-    reason = os.strerror(error.errno) if numbered else getattr(error, "strerror", None) or error
+    reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or error
     raise UserError(
       f"cannot listen on {settings.host}:{settings.port} ({reason}); give another --port, or --port=0 for any free one"
     ) from error

@@ -49,8 +49,9 @@ def document(operations: list[Operation], models: dict) -> dict:
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}}
     return {str(code): {"description": _ERRORS[code], "content": content} for code in codes}
 
-  for kind in {schemas.Failure, *(operation.failure for operation in operations)}:
-    components[kind.__name__] = schema(kind, "serialization")
+  failed: set[type[pydantic.BaseModel]] = {schemas.Failure, *(operation.failure for operation in operations)}
+  for body_of_error in failed:
+    components[body_of_error.__name__] = schema(body_of_error, "serialization")
   paths: dict = {}
   for path, kind, summary, codes in (
     ("/v1/models", schemas.ModelList, "The models and their tasks.", ()),

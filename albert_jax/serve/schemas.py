@@ -103,8 +103,9 @@ class Summary(Options):
   length: Annotated[Length, Field(description="The most sentences in a summary.")] = 3
 
 
-OPTIONS_OF = {"fill-mask": TopK, "answer": TopK, "classify": Truncate, "embed": Truncate, "choose": Truncate,
-              "summarize": Summary}  # fmt: skip
+OPTIONS_OF: dict[str, type[Options]] = {
+  "fill-mask": TopK, "answer": TopK, "classify": Truncate, "embed": Truncate, "choose": Truncate, "summarize": Summary,
+}  # fmt: skip
 
 
 # The inputs of a classifier, by whether its models are for pairs; None: some are, or it is unknown.
@@ -122,8 +123,8 @@ def request(task: str, max_items: int, pairs: bool | None = None) -> type[BaseMo
   is_classify = task == "classify"
   item, form = (CLASSIFIED[pairs], CLASSIFIED_FORMS[pairs]) if is_classify else (ITEMS[task], FORMS[task])
 
-  class Request(OPTIONS_OF.get(task, Options)):
-    inputs: item | Annotated[list[item], Field(min_length=1, max_length=max_items)]
+  class Request(OPTIONS_OF.get(task, Options)):  # type: ignore[misc]
+    inputs: item | Annotated[list[item], Field(min_length=1, max_length=max_items)]  # type: ignore[valid-type]
 
   return _named(Request, f"{_camel(task)}Request", form, max_items)
 
@@ -222,7 +223,7 @@ def response(task: str) -> type[BaseModel]:
 
   class Response(Body):
     model: str
-    results: list[result]
+    results: list[result]  # type: ignore[valid-type]
 
   Response.__name__ = f"{_camel(task)}Response"
   return Response
@@ -332,7 +333,7 @@ def tei_predict(max_items: int, pairs: bool | None = None) -> type[BaseModel]:
   item = pair if pairs else str | pair
 
   class PredictRequest(TeiOptions):
-    inputs: item | Annotated[list[pair], Field(min_length=1, max_length=max_items)]
+    inputs: item | Annotated[list[pair], Field(min_length=1, max_length=max_items)]  # type: ignore[valid-type]
     parameters: NoParameters | None = None
     raw_scores: Annotated[AlwaysFalse, Field(description="Scores are always probabilities.")] = False
 

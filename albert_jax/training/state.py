@@ -32,7 +32,7 @@ def create(init: Callable, tx: optax.GradientTransformation, key: jax.Array, sha
 
 
 def from_params(
-  params: dict, tx: optax.GradientTransformation, shardings: dict, moments: dict | None = None
+  params: dict, tx: optax.GradientTransformation, shardings: dict | None, moments: dict | None = None
 ) -> dict[str, Any]:
   """Returns the state with parameters from a checkpoint.
 
