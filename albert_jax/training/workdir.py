@@ -377,7 +377,7 @@ def _recorded_card(directory) -> dict[str, Any]:
 def _has_times(card) -> bool:
   """Returns whether the fields of a card that the next card takes over are of their kinds, or absent."""
   resumed = card.get("resumed", [])
-  starts = [{"step": 0, "time": card["started"]}] if "started" in card else []
+  starts: list[Any] = [{"step": 0, "time": card["started"]}] if "started" in card else []
   starts += resumed if isinstance(resumed, list) else [None]
   return isinstance(card.get("id", ""), str) and all(map(_is_start, starts))
 
