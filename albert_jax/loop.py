@@ -7,7 +7,7 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 from jax.sharding import NamedSharding
@@ -94,7 +94,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
       health.restore_history(checkpoints.note(start, guard.HISTORY))
       metrics, predictions, pending, stop = last_evaluation(files.path, start), {}, None, ""
       best = Best(config.best, config.early_stop, files.path, start)
-      batches = () if best.enough() else _batches(settled.stages, start, health.skipped, host, hosts)
+      stages = () if best.enough() else settled.stages
+      batches = _batches(stages, start, health.skipped, host, hosts)
       try:
         for step, stage, batch, waited in batches:
           trace(step, pending)
@@ -126,6 +127,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
             checkpoints.save(step, state, best.scores.get(step), notes)
           if stop or best.enough():
             break
+        batches.close()  # Ends the workers, and frees their shared memory.
         is_complete = True
       except guard.Alarm as alarm:
         health.roll_back(alarm, checkpoints)
@@ -158,7 +160,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
   return metrics
 
 
-def _batches(stages, start, skipped, host, hosts) -> Iterator[tuple[int, run.Stage, dict, float]]:
+def _batches(stages, start, skipped, host, hosts) -> Generator[tuple[int, run.Stage, dict, float], None, None]:
   """Yields the batches of a run from step `start` to its end.
 
   Args:

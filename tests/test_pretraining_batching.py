@@ -1,6 +1,7 @@
 """Batches for the loop: the same bits however the work is shared."""
 
 import dataclasses
+import errno
 import os
 import pathlib
 import shutil
@@ -10,6 +11,7 @@ import sys
 import time
 import tracemalloc
 
+import grain
 import made_up
 import numpy as np
 import pytest
@@ -115,6 +117,17 @@ def test_workers_end_with_the_loop_and_not_before_it(cfg):
   while any(is_running(pid) for pid in workers):
     assert time.monotonic() < until, "workers of a loop that was killed are still there"
     time.sleep(0.05)
+
+
+def test_full_shared_memory_is_one_line(cfg, monkeypatch):
+  def full(**_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(grain, "MultiprocessingOptions", full)
+  batches = train_batches(dataclasses.replace(cfg, workers=2), batch_size=4, seed=0, start_step=0)
+  next(batches)
+  with pytest.raises(OSError, match=r"/dev/shm is full; .*data\.workers=0"):
+    next(batches)
 
 
 def test_resuming_is_a_slice(cfg):

@@ -1,5 +1,7 @@
 """`albert-jax train`: pre-trains or fine-tunes a model; resumes by itself."""
 
+import gc
+
 import jax
 
 from albert_jax import loop, run
@@ -26,3 +28,5 @@ def main(argv: list[str]) -> None:
   # `exit_on_error` is in the loop too, where an error must not wait for a save that waits for other hosts.
   with watch.leave_cluster_on_error(), watch.exit_on_error(jax.process_count()):
     loop.train(config, args.workdir, profile)
+    if config.data.get("workers", 0):
+      gc.collect()  # The last batch is in shared memory, which Python would report as leaked when the process ends.

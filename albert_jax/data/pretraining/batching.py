@@ -5,6 +5,7 @@ common state, so a resumed run starts at another number, and any host or worker 
 """
 
 import dataclasses
+import errno
 import functools
 import signal
 from collections.abc import Callable, Iterator
@@ -131,16 +132,32 @@ def iterate(maker: Callable[[int], Any], first: int, stop: int, workers: int) ->
     yield maker(first)
   # Imported here, so that the device computes while Grain is imported.
   import grain
-  from absl import flags
 
   dataset = grain.MapDataset.range(first + 1, stop).map(maker)
   dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_BUFFERED))
   if workers:
+    yield from _from_workers(dataset, workers)
+  else:
+    yield from dataset
+
+
+def _from_workers(dataset, workers):
+  """Yields the batches of a Grain dataset, made in worker processes."""
+  import grain
+  from absl import flags
+
+  try:
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()  # Grain's workers read flags, which only absl's own `app.run` parses
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_BUFFERED)
-    dataset = dataset.mp_prefetch(options, worker_init_fn=_follow_the_loop)
-  yield from dataset
+    yield from dataset.mp_prefetch(options, worker_init_fn=_follow_the_loop)
+  except OSError as error:
+    if error.errno != errno.ENOSPC:
+      raise
+    raise OSError(
+      f"data.workers={workers} hand their batches over in shared memory, and /dev/shm is full; free some of it, give "
+      "the container more (docker run --shm-size=2g), or add --config.data.workers=0"
+    ) from error
 
 
 def _follow_the_loop(_worker, _workers):
