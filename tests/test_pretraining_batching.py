@@ -16,9 +16,11 @@ import made_up
 import numpy as np
 import pytest
 
+from albert_jax.commands import common
 from albert_jax.data import datasets
 from albert_jax.data.pretraining.batching import DataConfig, batch_maker, eval_batches, train_batches
 from albert_jax.errors import UserError
+from albert_jax.tasks import pretrain
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,17 @@ def test_workers_end_with_the_loop_and_not_before_it(cfg):
   while any(is_running(pid) for pid in workers):
     assert time.monotonic() < until, "workers of a loop that was killed are still there"
     time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("field", "value"), [("split", "nope"), ("validation_split", "train["), ("weights", "nan")])
+def test_a_split_is_checked_before_a_run_begins(cfg, field, value):
+  config = common.load_config("pretrain:tiny")
+  config.data.update({"dataset": cfg.dataset, "seq_length": cfg.seq_length})
+  config.model.vocab_size = datasets.tokenizer(cfg.dataset).vocab_size
+  assert pretrain.make(config).vocabulary
+  config.data[field] = value
+  with pytest.raises(UserError, match=r"has no split|must be 1 positive numbers"):
+    pretrain.make(config)
 
 
 def test_full_shared_memory_is_one_line(cfg, monkeypatch):

@@ -44,6 +44,8 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     raise UserError(
       f"{data.dataset} has no held-out documents; make it again with albert-jax prepare --validation_fraction=0.05"
     )
+  for split in (data.split, data.validation_split):  # Here, so that a mistake is found before the run has a folder.
+    batching.check_split(data, split)
   batches = functools.partial(
     batching.train_batches, data, batch_size=config.batch_size, seed=config.seed, first_row=first_row
   )

@@ -19,7 +19,9 @@ from albert_jax.data.pretraining.examples import DataConfig
 from albert_jax.data.workers import exit_with_parent
 from albert_jax.errors import UserError
 
-__all__ = ["FOREVER", "DataConfig", "batch_maker", "check_hosts", "eval_batches", "iterate", "train_batches"]
+__all__ = [
+  "FOREVER", "DataConfig", "batch_maker", "check_hosts", "check_split", "eval_batches", "iterate", "train_batches",
+]  # fmt: skip
 
 FOREVER = 1 << 40  # steps
 _BUFFERED = 2  # batches that wait ready for the loop
@@ -116,6 +118,16 @@ def _check(cfg, split, batch_size, host, hosts):
   """Raises the user's mistakes here, because errors of workers are hard to read; returns the rows of an epoch."""
   check_hosts(batch_size, host, hosts)
   _vocabulary(cfg.dataset, cfg.spm)
+  check_split(cfg, split)
+  return _rows(cfg, split)
+
+
+def check_split(cfg: DataConfig, split: str) -> None:
+  """Checks that a split can be read and mixed.
+
+  Raises:
+    UserError: there is no such split, or the weights do not fit the datasets.
+  """
   sizes = [len(datasets.open_split(folder, split)) for folder in datasets.folders(cfg.dataset)]
   mixture.block_slots(cfg.weights, sizes)
   if cfg.packing > 1 and cfg.weights:
@@ -123,7 +135,6 @@ def _check(cfg, split, batch_size, host, hosts):
       f"data.weights={cfg.weights} and data.packing={cfg.packing} do not go together: packed datasets are mixed by "
       "size; leave data.weights empty, or add --config.data.packing=1"
     )
-  return _rows(cfg, split)
 
 
 def iterate(maker: Callable[[int], Any], first: int, stop: int, workers: int) -> Iterator[Any]:
