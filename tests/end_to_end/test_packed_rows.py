@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from conftest import flags, run
 
 from albert_jax import AlbertConfig, init
@@ -54,6 +55,7 @@ def test_packed_rows_cost_what_their_examples_cost_alone(dataset):
     np.testing.assert_allclose(sums_a[name], sums_b[name], rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_on_packed_rows(dataset, tmp_path):
   more = {"data__packing": 4, "data__short_seq_rate": 0.0, "data__seq_length": 128, "steps": 4, "eval_every": 4}
   code, _, err = run("train", *flags(dataset, tmp_path, **more), devices=2)

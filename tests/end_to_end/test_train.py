@@ -65,13 +65,12 @@ def test_a_run_leaves_everything_it_promises(whole, dataset):
   assert "# run\n" in card and f"| mlm_loss | {lines[12, 'eval']['mlm_loss']:.4f} |" in card
 
 
-def test_run_again_a_finished_run_says_so(whole, dataset):
+def test_run_again_a_finished_run_says_so(whole, dataset, one_device, capsys):
   workdir, out = whole
   before = numbers(workdir)
   (workdir / "export" / "notes.txt").write_text("of the user")
-  code, again, err = run("train", *flags(dataset, workdir))
-  assert code == 0, err
-  assert again == out
+  assert main(["train", *flags(dataset, workdir)]) == 0
+  assert capsys.readouterr().out == out
   assert (workdir / "export" / "notes.txt").read_text() == "of the user"
   assert numbers(workdir) == before
 
@@ -318,16 +317,15 @@ def test_a_mistake_is_one_line_and_leaves_nothing(overrides, words, dataset, tmp
   assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_run_begins_from_given_weights_and_says_what_is_new(whole, dataset, tmp_path, capsys):
+def test_a_run_begins_from_given_weights_and_says_what_is_new(whole, dataset, tmp_path, one_device, capsys):
   cfg, params = albert_jax.load(whole[0])
   del params["sop"]
   albert_jax.save(tmp_path / "weights", cfg, params)
   settings = {"init_from": tmp_path / "weights", "steps": 2, "optimizer__warmup_steps": 1, "eval_every": 1}
   assert main(["train", *flags(dataset, tmp_path / "run", **settings)]) == 2
   assert "missing: sop/dense/bias [2]" in capsys.readouterr().err
-  code, _, err = run("train", *flags(dataset, tmp_path / "run", **settings, init_missing="sop/"))
-  assert code == 0, err
-  assert "new: sop/dense/bias, sop/dense/kernel" in err
+  assert main(["train", *flags(dataset, tmp_path / "run", **settings, init_missing="sop/")]) == 0
+  assert "new: sop/dense/bias, sop/dense/kernel" in capsys.readouterr().err
   # The first step's rate is 0, so these are the numbers of the weights that were given.
   expected = numbers(whole[0])[12, "eval"]["mlm_loss"]
   assert numbers(tmp_path / "run")[1, "eval"]["mlm_loss"] == pytest.approx(expected, rel=1e-6)
@@ -341,12 +339,10 @@ def test_a_folder_in_use_is_refused(dataset, tmp_path, capsys):
   assert not (tmp_path / "config.json").exists()
 
 
-def test_evaluate_gives_the_numbers_of_the_run(whole, dataset, tmp_path):
-  code, out, err = run(
-    "evaluate", *(f for f in flags(dataset, "") if "workdir" not in f), f"--checkpoint={whole[0] / 'export'}",
-    f"--json={tmp_path / 'x.json'}",
-  )  # fmt: skip
-  assert code == 0, err
+def test_evaluate_gives_the_numbers_of_the_run(whole, dataset, tmp_path, one_device, capsys):
+  config = [flag for flag in flags(dataset, "") if "workdir" not in flag]
+  assert main(["evaluate", *config, f"--checkpoint={whole[0] / 'export'}", f"--json={tmp_path / 'x.json'}"]) == 0
+  out = capsys.readouterr().out
   expected = numbers(whole[0])[12, "eval"]
   assert json.loads(out) == pytest.approx(expected, rel=1e-6)
   assert json.loads((tmp_path / "x.json").read_text()) == json.loads(out)
@@ -354,11 +350,9 @@ def test_evaluate_gives_the_numbers_of_the_run(whole, dataset, tmp_path):
 
 def test_predict_fills_masks(whole, tmp_path, capsys):
   (tmp_path / "texts").write_text('the [MASK] of [MASK]\n\n{"text": "a [MASK]"}\n')
-  code, out, err = run(
-    "predict", f"--checkpoint={whole[0]}", "--task=fill-mask", f"--input={tmp_path / 'texts'}", "--top_k=2"
-  )
-  assert code == 0, err
-  first, second = map(json.loads, out.splitlines())
+  arguments = ["predict", f"--checkpoint={whole[0]}", "--task=fill-mask", f"--input={tmp_path / 'texts'}", "--top_k=2"]
+  assert main(arguments) == 0
+  first, second = map(json.loads, capsys.readouterr().out.splitlines())
   assert [len(mask) for mask in first["masks"]] == [2, 2]
   assert "[MASK]" not in first["filled"]
   assert second["text"] == "a [MASK]"
