@@ -3,8 +3,8 @@
 base is the recipe of the published PL-BERT: 12 layers of 768, AdamW at 1e-4 without decay or schedule, batch 192,
 length 512, a million steps, the word loss at all positions. small is for one machine without an accelerator; its rows
 are short first. On 0.9 million words of English, 5,800 steps, 31 minutes of processor time on one core of an AMD EPYC
-(Zen 3), 2026-11-27: held-out word accuracy 77.7 %, masked phonemes 29.2 % (frequencies alone: 2.9 %, 12.2 %); its shares
-of short rows were 0.15 and 0.4.
+(Zen 3), 2026-11-27: held-out word accuracy 77.7 %, masked phonemes 29.2 % (frequencies alone: 2.9 %, 12.2 %); its
+shares of short rows were 0.15 and 0.4.
 
   albert-jax train --config=configs/plbert.py:base --config.data.dataset=DIR --workdir=RUN
 """
