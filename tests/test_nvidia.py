@@ -143,3 +143,19 @@ def test_only_the_backward_pass_of_attention_is_marked_as_deterministic():
       text = fused.create_dot_product_attention_backend_config(*shapes, *rest, is_bwd=is_backward)
       marks.append(json.loads(text)["cudnn_fmha_backend_config"].get("force_deterministic"))
   assert marks == [None, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", [1, 3])
+def test_steps_on_four_devices_have_the_same_losses(packing, monkeypatch):
+  cfg = plan.model_of("toy", dtype="float32", attention="xla", vocab_size=nvidia.SMALL_TABLE + 7)
+  params = jax.device_get(model.init(cfg, jax.random.key(0)))
+  batch = contestants.make_batch(cfg, 8, 32, 5, packing)
+
+  def losses():
+    step = contestants.Ours(cfg, params, batch, devices=jax.devices()[:4])
+    return [step() for _ in range(3)]
+
+  expected = losses()
+  monkeypatch.setattr(nvidia, "is_target", lambda: True)
+  np.testing.assert_allclose(losses(), expected, rtol=1e-6)
