@@ -167,11 +167,11 @@ def write_glue(folder):
 
 
 @pytest.mark.slow
-def test_two_tasks_and_two_seeds_stopped_and_gone_on_with(checkpoint, tmp_path):
+def test_two_tasks_and_two_seeds_stopped_and_gone_on_with(checkpoint, tmp_path, capsys):
   write_glue(tmp_path / "data/glue")
   out = tmp_path / "out"
-  command = [
-    sys.executable, "-W", "error", "-m", "albert_jax", "suite", "--tasks=rte,mnli", f"--checkpoint={checkpoint}",
+  arguments = [
+    "suite", "--tasks=rte,mnli", f"--checkpoint={checkpoint}",
     "--seeds=2", f"--data={tmp_path / 'data'}", f"--out={out}", f"--json={tmp_path / 'numbers.json'}",
     "--config.steps=4", "--config.eval_every=2", "--config.checkpoint_every=1", "--config.batch_size=8",
     "--config.data.seq_length=32", "--config.optimizer.warmup_steps=1", "--config.log_every=1",
@@ -179,6 +179,7 @@ def test_two_tasks_and_two_seeds_stopped_and_gone_on_with(checkpoint, tmp_path):
   environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
 
   def start():
+    command = [sys.executable, "-W", "error", "-m", "albert_jax", *arguments]
     return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
@@ -214,9 +215,8 @@ def test_two_tasks_and_two_seeds_stopped_and_gone_on_with(checkpoint, tmp_path):
   assert f"From {out / 'mnli'}" in begun
 
   # More seeds go on too; other values do not mix with what is there.
-  third = subprocess.run([*command, "--config.steps=5"], cwd=ROOT, capture_output=True, text=True, check=False)
-  assert third.returncode == 2
-  assert "holds a run with other values (--config.steps=" in third.stderr
+  assert main([*arguments, "--config.steps=5"]) == 2
+  assert "holds a run with other values (--config.steps=" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", '{"flags": [], "numbers": 3}', "[" * 100_000])
