@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import itertools
 import shutil
 import sys
 import types
@@ -54,6 +55,19 @@ def test_the_newest_few_are_kept_and_the_newest_is_read(folder):
   restored = restore(folder)
   assert int(restored["step"]) == 4
   np.testing.assert_array_equal(restored["params"]["w0"], state(4)["params"]["w0"])
+
+
+def test_a_clock_that_jumps_by_a_year_does_not_end_a_save(tmp_path, monkeypatch):
+  from orbax.checkpoint._src.futures import future
+
+  year = 365 * 24 * 3600
+  clock = itertools.count(1e9, year)
+  monkeypatch.setattr(future, "time", types.SimpleNamespace(time=lambda: next(clock)))
+  saved = Checkpoints(tmp_path / "checkpoints", 3)
+  saved.save(1, state(1))
+  saved.close()
+  assert next(clock) > 1e9 + year  # Orbax did ask for the time.
+  assert int(restore(tmp_path / "checkpoints")["step"]) == 1
 
 
 def test_a_save_that_the_loop_starts_is_the_same_and_leaves_threads_their_usual_turns(tmp_path, monkeypatch):

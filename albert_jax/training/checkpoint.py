@@ -22,6 +22,7 @@ from albert_jax.errors import UserError, message_lines
 log = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums.json"
+DECADES = 50 * 365 * 24 * 3600  # seconds
 # Errors of opening or reading a file that say nothing about its contents.
 PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT}
 
@@ -59,9 +60,12 @@ class Checkpoints:
     _hush_latecomers()
     files.filesystem(self._directory)  # Configures the clients of stores, for Orbax too.
     _set_aside_unreadable(self._directory)
+    # Orbax takes the time that a save has left from the clock, and a clock may jump; `watch.py` reports what hangs.
+    patience = {"timeout_secs": DECADES} if jax.process_count() == 1 else {}
     with files.reaching(self._directory):
       self._orbax = ocp.training.Checkpointer(
         self._directory,
+        context=ocp.Context(async_options=ocp.options.AsyncOptions(**patience)),
         preservation_policy=_kept(ocp.training.preservation_policies, *self._keeps),
         cleanup_tmp_directories=True,  # Of saves that were killed.
       )
