@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a bare machine to a trained ALBERT in about five minutes: makes .venv, installs, builds a vocabulary and a dataset
+# From a bare machine to a trained ALBERT in five to ten minutes: makes .venv, installs, builds a vocabulary and a dataset
 # from the documentation that ships with Python, pre-trains a small model on it, and lets it fill in words.
 # Needs Python 3.11 or newer and the package index. The same command resumes an interrupted run.
 #
@@ -67,7 +67,7 @@ for text, answer in zip(TEXTS, fill(TEXTS), strict=True):
 PYTHON
 cat <<TEXT
 
-Good for five minutes: a masked-token accuracy of about three times its baseline, and a sentence-order accuracy of about 0.6.
+Good for so short a run: a masked-token accuracy of about three times its baseline, and a sentence-order accuracy of about 0.6.
 The model knows frequent words and set phrases of its corpus. The paper's models read 70,000 times as many tokens, and
 reach 0.54 and 0.87.
 
