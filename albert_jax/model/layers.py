@@ -113,29 +113,13 @@ def affine(module: Any, x: jax.Array, name: str, is_transposed: bool = False) ->
 
   `name` is the result's in REMAT, which says what the backward pass keeps. is_transposed: the kernel is [out, in].
   """
-  y_TD, bias_D = _product(module, x, is_transposed)
-  return checkpoint_name(y_TD.reshape(*x.shape[:-1], -1) + bias_D.reshape(1, 1, -1), name)
-
-
-def residual_affine(
-  module: Any, x: jax.Array, residual: jax.Array, name: str, rate: float, keys_B: Any, is_transposed: bool = False
-) -> jax.Array:
-  """`residual` plus what `affine` returns after dropout at `rate`: [B, L, out]."""
-  if not nvidia.is_target() or (keys_B is not None and rate > 0.0):
-    return residual + dropout(affine(module, x, name, is_transposed), rate, keys_B)
-  # In this order the product's kernel adds both. In the other, XLA for GPUs adds the residual in a kernel of its own.
-  y_TD, bias_D = _product(module, x, is_transposed)
-  y_TD = residual.reshape(y_TD.shape) + y_TD + bias_D.reshape(1, -1)
-  return checkpoint_name(y_TD.reshape(residual.shape), name)
-
-
-def _product(module, x, is_transposed):
-  """Returns (x times the kernel: [T, out], bias), in the type of `module`."""
   kernel, bias = (p[...].astype(module.dtype) for p in (module.kernel, module.bias))
   # B and L as one axis of tokens: the kernel's gradient is then a sum over one axis. For two, XLA's CPU compiler makes
   # transposed copies and takes a slow product, which made a step up to a sixth longer (docs/performance.md).
   tokens = x.astype(module.dtype).reshape(-1, x.shape[-1])
-  return tokens @ (kernel.T if is_transposed else kernel.reshape(x.shape[-1], -1)), bias
+  kernel = kernel.T if is_transposed else kernel.reshape(x.shape[-1], -1)
+  y = (tokens @ kernel).reshape(*x.shape[:-1], -1) + bias.reshape(1, 1, -1)
+  return checkpoint_name(y, name)
 
 
 class Attention(nnx.Module):
@@ -159,11 +143,9 @@ class Attention(nnx.Module):
       keys_B: keys for dropout, one a row, or None.
     """
     key_probs, key_output = split_keys(keys_B, 2)
-    q_BLD, x_BLD = affine(self.query, x_BLD, "query"), nvidia.summed_apart(x_BLD)
-    k_BLD, x_BLD = affine(self.key, x_BLD, "key"), nvidia.summed_apart(x_BLD)
-    v_BLD = affine(self.value, x_BLD, "value")
-    context_BLD, rate = attend(q_BLD, k_BLD, v_BLD, key_probs), self.cfg.hidden_dropout_prob
-    return self.norm(residual_affine(self.output, context_BLD, x_BLD, "output", rate, key_output))
+    q_BLD, k_BLD, v_BLD = (affine(getattr(self, name), x_BLD, name) for name in ("query", "key", "value"))
+    y_BLD = affine(self.output, attend(q_BLD, k_BLD, v_BLD, key_probs), "output")
+    return self.norm(x_BLD + dropout(y_BLD, self.cfg.hidden_dropout_prob, key_output))
 
 
 class FeedForward(nnx.Module):
@@ -177,8 +159,8 @@ class FeedForward(nnx.Module):
 
   def __call__(self, x_BLD: jax.Array, keys_B: Any) -> jax.Array:
     h_BLF = activation(self.cfg, affine(self.up, x_BLD, "up"))
-    rate = self.cfg.hidden_dropout_prob
-    return self.norm(residual_affine(self.down, h_BLF, x_BLD, "down", rate, keys_B, self.is_transposed))
+    y_BLD = affine(self.down, h_BLF, "down", self.is_transposed)
+    return self.norm(x_BLD + dropout(y_BLD, self.cfg.hidden_dropout_prob, keys_B))
 
 
 def with_transposed_kernel(ffn: Any) -> FeedForward:
