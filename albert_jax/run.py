@@ -291,7 +291,8 @@ def _parts(config):
   if config.init_structure and config.init_from:
     take_structure(config, config.init_from)
     vocabulary = convert.load_tokenizer(config.init_from, optional=bool(config.data.spm))
-  shared = config.model.share == "all" and config.model.num_hidden_groups == 1
+  model_fields = config.model
+  shared = model_fields.share == "all" and model_fields.num_hidden_groups == 1 and not model_fields.unshared_ends
   if config.curriculum.num_hidden_layers and not shared:
     raise UserError("curriculum.num_hidden_layers needs layers that share all their weights; set model.share=all")
   parts = duration.parts(

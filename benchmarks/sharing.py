@@ -9,39 +9,51 @@ again with the operations of all runs equal to those of 4 layers; each with seve
 
 N_looped: parameters that r layers use; N_once: all others but the tables of embeddings; D: positions. phi = 0: using a
 layer again is worth nothing; phi = 1: it is worth as much as new parameters. E, A, B, alpha and beta are common to all
-forms, and each form has its own phi; its interval comes from drawing the seeds of each cell anew. Every run is an
-`albert-jax train` of its own, and what is done is not done again. With the defaults there are 51 runs; at the 9,700
-positions a second that one core of a Zen 4 took for 4 layers they need about 6 hours of one core.
+forms, and each form has its own phi; its interval comes from drawing the seeds of each cell anew. Each finished run is
+a line of FOLDER/runs.jsonl, and is not done again. With the defaults there are 51 runs; at the 9,700 positions a second
+that one core of a Zen 4 took for 4 layers they need about 6 hours of one core.
+
+A GPU needs longer to start the kernels of so small a model than to run them. There use `--workers=12
+--seeds_at_once=3`: twelve processes, in each of which one program trains all seeds of a cell.
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import json
+import multiprocessing
+import os
 import pathlib
-import subprocess
-import sys
+import time
 
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 from scipy import optimize
 
-from albert_jax import VARIANTS, AlbertConfig, curves, files, model, paths
+from albert_jax import VARIANTS, AlbertConfig, curves, files, model, paths, run
+from albert_jax.commands.common import load_config
 from albert_jax.data import datasets
-from albert_jax.training import flops, writer
+from albert_jax.training import flops, held_out, sharding
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-# A switch of the model is one row more here.
-FORMS = {
+BASIC = {
   "shared": {"share": "all"},
   "matrices": {"share": "matrices"},
   "unshared": {"share": "none"},
 }
+# A switch of the model is one row more here.
+SWITCHES = {
+  "ends": {"share": "all", "unshared_ends": 1},
+  "ends+matrices": {"share": "matrices", "unshared_ends": 1},
+}
+FORMS = {**BASIC, **SWITCHES}
 LAYERS = (1, 2, 4, 8)
 REFERENCE = 4  # its operations are those of all runs of equal compute
 LENGTH, ROWS, MASK_RATE, SLOTS = 128, 32, 0.3, 40
 SETTINGS = {
   "batch_size": ROWS, "data.seq_length": LENGTH, "data.mask_rate": MASK_RATE, "data.max_predictions": SLOTS,
   "optimizer.name": "muon", "optimizer.learning_rate": 3e-3, "optimizer.schedule": "wsd", "optimizer.decay_share": 0.25,
-  "optimizer.weight_decay": 0.01, "eval_batches": 40, "log_every": 100,
+  "optimizer.weight_decay": 0.01, "eval_batches": 40, "model.remat": "none", "model.attention": "xla",
 }  # fmt: skip
 
 
@@ -72,7 +84,9 @@ def grid(positions: float, forms, vocab_size: int) -> list[Cell]:
   """Lists the cells, those with equal positions first; a single layer is the same in all forms, so it stands once."""
   steps = max(1, round(positions / ROWS / LENGTH))
   cells = {Cell("shared", 1, steps, vocab_size): None}
-  cells |= {Cell(form, layers, steps, vocab_size): None for form in forms for layers in LAYERS[1:]}
+  for form in forms:
+    depths = [layers for layers in LAYERS[1:] if layers > 2 * FORMS[form].get("unshared_ends", 0)]
+    cells |= {Cell(form, layers, steps, vocab_size): None for layers in depths}
   operations = Cell("shared", REFERENCE, steps, vocab_size).operations
   for cell in list(cells):
     equal = max(1, round(steps * operations / cell.operations))
@@ -80,16 +94,19 @@ def grid(positions: float, forms, vocab_size: int) -> list[Cell]:
   return list(cells)
 
 
-def counts(cfg: AlbertConfig) -> tuple[int, int, int]:
-  """Counts parameters, without embeddings: (used once, used by several layers, how many layers use the latter)."""
-  once = looped = 0
+def counts(cfg: AlbertConfig) -> tuple[float, float, int]:
+  """Counts parameters, without embeddings: (used by one layer, used by several, how many layers use the latter)."""
+  once = looped = 0.0
+  ends, layers = 2 * cfg.unshared_ends, cfg.num_hidden_layers
   for path, leaf in paths.flatten(model.shapes(cfg)).items():
     part, name = path.split("/")[0], path.rsplit("/", 1)[-1]
-    if part in ("attention", "ffn") and cfg.copies(part, name) < cfg.num_hidden_layers:
-      looped += int(np.prod(leaf.shape))
+    size = int(np.prod(leaf.shape))
+    if part in ("attention", "ffn") and (copies := cfg.copies(part, name)) < layers:
+      looped += size * (copies - ends) / copies
+      once += size * ends / copies
     elif part != "embeddings" and path != "mlm/bias":
-      once += int(np.prod(leaf.shape))
-  return once, looped, cfg.num_hidden_layers
+      once += size
+  return once, looped, layers - ends
 
 
 def fit(cells: list[Cell], losses: np.ndarray) -> dict[str, float]:
@@ -121,39 +138,126 @@ def fit(cells: list[Cell], losses: np.ndarray) -> dict[str, float]:
   return {**result, "E": best.x[0], "alpha": best.x[2], "beta": best.x[4], "rms": float(np.sqrt(np.mean(best.fun**2)))}
 
 
-def interval(cells: list[Cell], losses: np.ndarray, draws: int = 200) -> dict[str, tuple[float, float]]:
+def interval(cells: list[Cell], losses: list[list[float]], draws: int = 200) -> dict[str, tuple[float, float]]:
   """Returns the middle 90 % of each fitted number when each cell's seeds are drawn anew.
 
   Args:
     cells: of the grid.
-    losses: [cells, seeds].
+    losses: for each cell, one a seed.
     draws: how often.
 
   Returns:
     {name: (5th percentile, 95th percentile)}.
   """
   rng = np.random.default_rng(0)
-  picks = rng.integers(0, losses.shape[1], (draws, *losses.shape))
-  fits = [fit(cells, np.take_along_axis(losses, pick, 1).mean(1)) for pick in picks]
+  fits = [fit(cells, np.array([rng.choice(row, len(row)).mean() for row in losses])) for _ in range(draws)]
   return {name: tuple(np.percentile([sample[name] for sample in fits], (5, 95))) for name in fits[0]}
 
 
-def train(cell: Cell, seed: int, dataset: str, folder: pathlib.Path) -> float:
-  """Trains one cell with one seed, unless that was done before; returns its held-out loss."""
-  workdir = folder / f"{cell.form}-{cell.layers}-{cell.steps}-seed{seed}"
-  settings = {
+def configure(cell: Cell, seed: int, dataset: str) -> ConfigDict:
+  """Returns the config of one run."""
+  config = load_config("pretrain:tiny")
+  config.update_from_flattened_dict({
     **SETTINGS, **{f"model.{name}": value for name, value in FORMS[cell.form].items()},
     "model.num_hidden_layers": cell.layers, "steps": cell.steps, "optimizer.warmup_steps": min(100, cell.steps // 10),
-    "eval_every": cell.steps, "checkpoint_every": cell.steps, "seed": seed, "data.dataset": dataset,
-  }  # fmt: skip
-  if not (workdir / "export").exists():
-    command = [sys.executable, "-m", "albert_jax", "train", "--config=pretrain:tiny", f"--workdir={workdir}"]
-    command += [f"--config.{key}={value}" for key, value in settings.items()]
-    log = folder / f"{workdir.name}.log"
-    with log.open("w") as file:
-      if subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode:
-        raise SystemExit(f"{' '.join(command)}\nfailed:\n{log.read_text()[-2000:]}")
-  return [line["mlm_loss"] for line in writer.read(workdir) if line["split"] == "eval"][-1]
+    "seed": seed, "data.dataset": dataset,
+  })  # fmt: skip
+  return config
+
+
+def train(cell: Cell, seeds: tuple[int, ...], dataset: str) -> list[dict]:
+  """Trains one cell with some seeds, in one program, and evaluates it at the end.
+
+  Args:
+    cell: of the grid.
+    seeds: of the parameters and of the order of the data.
+    dataset: made by albert-jax prepare.
+
+  Returns:
+    For each seed, the line of runs.jsonl.
+  """
+  begin = time.perf_counter()
+  settled = [run.settle(configure(cell, seed, dataset), "") for seed in seeds]
+  mesh, stage = settled[0].mesh, settled[0].stages[0]
+  several = len(seeds) > 1
+
+  def stack(trees):
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees) if several else trees[0]
+
+  step = stage.train_step
+  if several:
+    step = jax.jit(jax.vmap(step.__wrapped__, (0, 0, None)), donate_argnums=0)
+  with jax.set_mesh(mesh):
+    state = jax.device_put(stack([jax.device_get(each.create_state()) for each in settled]))
+    streams = [iter(each.task.train_batches(0, 0, 1)) for each in settled]
+    first = 0.0
+    for number in range(cell.steps):
+      batch = stack([next(stream) for stream in streams])
+      batch = jax.device_put(batch) if several else sharding.global_batch(mesh, batch)
+      state, _ = step(state, batch, sharding.everywhere(mesh, stage.rate(number)))
+      if number == min(10, cell.steps - 1):
+        jax.block_until_ready(state)
+        first = time.perf_counter()
+    jax.block_until_ready(state)
+    seconds = (time.perf_counter() - first) / max(1, cell.steps - 11)
+    lines = []
+    for i, seed in enumerate(seeds):
+      params = settled[i].eval_params(jax.tree.map(lambda x, i=i: x[i], state) if several else state)
+      metrics, _ = held_out.evaluate(stage.eval_step, settled[i].task.eval_batches(0, 1), params, mesh)
+      about = {**dataclasses.asdict(cell), "seed": seed, "device": jax.devices()[0].device_kind}
+      about |= {"step_seconds": seconds, "seconds": time.perf_counter() - begin, "seeds_at_once": len(seeds)}
+      lines.append({**about, **{name: float(value) for name, value in metrics.items()}})
+  return lines
+
+
+def read_runs(folder: pathlib.Path) -> dict[tuple[Cell, int], dict]:
+  """Reads the finished runs: {(cell, seed): line}."""
+  path = folder / "runs.jsonl"
+  lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  names = [field.name for field in dataclasses.fields(Cell)]
+  return {(Cell(*(line[name] for name in names)), line["seed"]): line for line in lines}
+
+
+def run_all(cells: list[Cell], seeds: int, at_once: int, workers: int, dataset: str, folder: pathlib.Path) -> None:
+  """Does the runs that are not done yet, the seeds of all cells one after the other, and writes a line for each."""
+  done = read_runs(folder)
+  groups = [tuple(range(first, min(first + at_once, seeds))) for first in range(0, seeds, at_once)]
+  # Long runs first, so that all processes end at about the same time; the switches when all else is done.
+  order = sorted(cells, key=lambda cell: -cell.steps * (cell.layers + 2))
+  jobs = [
+    (cell, left)
+    for is_switch in (False, True) for group in groups for cell in order if (cell.form in SWITCHES) == is_switch
+    if (left := tuple(seed for seed in group if (cell, seed) not in done))
+  ]  # fmt: skip
+  if not jobs:
+    return
+  count, total, begin = len(done), len(done) + sum(len(left) for _, left in jobs), time.perf_counter()
+  os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # The processes share the accelerator's memory.
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/compiled")
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+  context = multiprocessing.get_context("spawn")
+  pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context)
+  failures = 0
+  with pool, (folder / "runs.jsonl").open("a") as file:
+    futures = {pool.submit(train, cell, left, dataset): cell for cell, left in jobs}
+    try:
+      for future in concurrent.futures.as_completed(futures):
+        if future.exception():
+          print(f"failed: {futures[future]}: {future.exception()!r:.2000}", flush=True)
+          failures += 1
+          if failures > count - len(done):  # More than succeeded so far: no chance failure.
+            raise SystemExit(1)
+          continue
+        for line in future.result():
+          print(json.dumps(line), file=file, flush=True)
+          count += 1
+          name = f"{line['form']}, {line['layers']} layers, {line['steps']} steps, seed {line['seed']}"
+          seconds = f"{line['seconds']:.0f} s, {time.perf_counter() - begin:.0f} s since the start"
+          print(f"{count:>4}/{total}  {name}: {line['mlm_loss']:.3f}  ({seconds})", flush=True)
+    except BaseException:
+      for process in multiprocessing.active_children():
+        process.terminate()
+      raise
 
 
 def draw(cells, losses, path):
@@ -165,7 +269,7 @@ def draw(cells, losses, path):
   steps = cells[0].steps
   for i, form in enumerate(dict.fromkeys(cell.form for cell in cells)):
     for axis, value in zip(axes, (lambda cell: sum(counts(cell.model)[:2]), lambda cell: cell.operations), strict=True):
-      points = [(value(cell), rows.mean()) for cell, rows in zip(cells, losses, strict=True)
+      points = [(value(cell), np.mean(row)) for cell, row in zip(cells, losses, strict=True)
              if cell.steps == steps and (cell.form == form or cell.layers == 1)]  # fmt: skip
       axis.plot(*zip(*sorted(points), strict=True), "o-", label=form, color=curves.COLOURS[i % len(curves.COLOURS)])
       axis.set_xscale("log")
@@ -175,13 +279,39 @@ def draw(cells, losses, path):
   figure.savefig(path)
 
 
+def report(cells: list[Cell], runs: dict[tuple[Cell, int], dict], folder: pathlib.Path) -> None:
+  """Prints the table of the finished runs and the fit; writes sharing.json and sharing.svg."""
+  rows = {cell: [line["mlm_loss"] for (other, _), line in sorted(runs.items(), key=lambda item: item[0][1])
+                 if other == cell] for cell in cells}  # fmt: skip
+  missing = [cell for cell in cells if not rows[cell]]
+  cells, losses = [cell for cell in cells if rows[cell]], [row for row in rows.values() if row]
+  print(
+    f"\n{'form':<14}{'layers':>7}{'steps':>8}{'parameters':>12}{'PFLOP':>8}{'loss':>8}{'least':>8}{'most':>8}{'runs':>6}"
+  )
+  for cell, row in zip(cells, losses, strict=True):
+    print(f"{cell.form:<14}{cell.layers:>7}{cell.steps:>8}{sum(counts(cell.model)[:2]):>12,.0f}", end="")
+    print(f"{cell.operations / 1e15:>8.2f}{np.mean(row):>8.3f}{min(row):>8.3f}{max(row):>8.3f}{len(row):>6}")
+  if missing:
+    print(f"without runs, and so not in the fit: {len(missing)} cells")
+  fitted, ranges = fit(cells, np.array([np.mean(row) for row in losses])), interval(cells, losses)
+  print()
+  for name, value in fitted.items():
+    print(f"{name:<14}{value:>8.3f}   90 %: {ranges[name][0]:.3f} to {ranges[name][1]:.3f}")
+  record = {"cells": [dataclasses.asdict(cell) for cell in cells], "losses": losses, "fit": fitted}
+  files.write(folder / "sharing.json", json.dumps({**record, "intervals": ranges}, indent=2).encode())
+  draw(cells, losses, folder / "sharing.svg")
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--dataset", required=True, metavar="DIR", help="made by albert-jax prepare")
-  parser.add_argument("--out", required=True, metavar="DIR", help="where the runs, sharing.json and sharing.svg go")
+  parser.add_argument("--out", required=True, metavar="DIR", help="where runs.jsonl, sharing.json and sharing.svg go")
   parser.add_argument("--positions", type=float, default=4e6, help="of a run of equal positions (default 4e6)")
   parser.add_argument("--forms", default=",".join(FORMS), help=f"of {', '.join(FORMS)} (default all)")
   parser.add_argument("--seeds", type=int, default=3)
+  parser.add_argument("--workers", type=int, default=1, help="processes side by side (default 1)")
+  parser.add_argument("--seeds_at_once", type=int, default=1, help="seeds that one program trains (default 1)")
+  parser.add_argument("--report", action="store_true", help="train nothing: report the runs that are there")
   args = parser.parse_args()
   forms = args.forms.split(",")
   if unknown := [form for form in forms if form not in FORMS]:
@@ -189,21 +319,10 @@ def main():
   folder = pathlib.Path(args.out).absolute()
   folder.mkdir(parents=True, exist_ok=True)
   cells = grid(args.positions, forms, datasets.tokenizer(args.dataset).vocab_size)
-  print(f"{len(cells) * args.seeds} runs: {len(cells)} cells of {args.seeds} seeds\n")
-  print(f"{'form':<10}{'layers':>7}{'steps':>8}{'parameters':>12}{'PFLOP':>8}{'loss':>8}{'least':>8}{'most':>8}")
-  losses = np.zeros((len(cells), args.seeds))
-  for i, cell in enumerate(cells):
-    losses[i] = [train(cell, seed, args.dataset, folder) for seed in range(args.seeds)]
-    row = losses[i]
-    print(f"{cell.form:<10}{cell.layers:>7}{cell.steps:>8}{sum(counts(cell.model)[:2]):>12,}", end="")
-    print(f"{cell.operations / 1e15:>8.2f}{row.mean():>8.3f}{row.min():>8.3f}{row.max():>8.3f}", flush=True)
-  fitted, ranges = fit(cells, losses.mean(1)), interval(cells, losses)
-  print()
-  for name, value in fitted.items():
-    print(f"{name:<14}{value:>8.3f}   90 %: {ranges[name][0]:.3f} to {ranges[name][1]:.3f}")
-  record = {"cells": [dataclasses.asdict(cell) for cell in cells], "losses": losses.tolist(), "fit": fitted}
-  files.write(folder / "sharing.json", json.dumps({**record, "intervals": ranges}, indent=2).encode())
-  draw(cells, losses, folder / "sharing.svg")
+  print(f"{len(cells) * args.seeds} runs: {len(cells)} cells of {args.seeds} seeds", flush=True)
+  if not args.report:
+    run_all(cells, args.seeds, args.seeds_at_once, args.workers, args.dataset, folder)
+  report(cells, read_runs(folder), folder)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ SHARING = [
   {"share": "ffn", "inner_group_num": 2, "embedding_size": 12},
   {"share": "matrices", "num_hidden_groups": 2, "inner_group_num": 2},
   {"num_hidden_layers": 5, "num_hidden_groups": 3, "inner_group_num": 2},
+  {"num_hidden_layers": 4, "unshared_ends": 1},
 ]
 
 

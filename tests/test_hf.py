@@ -38,13 +38,17 @@ def test_what_is_written_is_read_back(tmp_path_factory, cfg, parts, heads):
   assert_same(read, params)
 
 
-@pytest.mark.parametrize("share", SHARE)
-def test_sharing_becomes_groups_that_compute_the_same(tmp_path, share):
-  cfg = dataclasses.replace(SMALL, share=share, num_hidden_groups=2, inner_group_num=2)
+@pytest.mark.parametrize(("share", "ends"), [*((share, 0) for share in SHARE), ("all", 1)])
+def test_sharing_becomes_groups_that_compute_the_same(tmp_path, share, ends):
+  layers = SMALL.num_hidden_layers + 2 * ends
+  cfg = dataclasses.replace(
+    SMALL, share=share, num_hidden_layers=layers, num_hidden_groups=2 - ends, unshared_ends=ends, inner_group_num=2
+  )
   params = random_params(cfg)
   hf.save(tmp_path / "model", cfg, params)
   fields = json.loads((tmp_path / "model/config.json").read_text())
-  assert fields["num_hidden_groups"] == (2 if share == "all" else 4)
+  assert fields["num_hidden_groups"] == (2 if share == "all" and not ends else layers)
+  assert hf.load(tmp_path / "model")[0] == cfg
   del fields["albert_jax"]
   (tmp_path / "model/config.json").write_text(json.dumps(fields))
   plain_cfg, plain = hf.load(tmp_path / "model")

@@ -135,6 +135,7 @@ def slow(values):
     {"share": "none"},
     {"share": "attention", "num_hidden_groups": 2, "hidden_dropout_prob": 0.3},
     {"share": "ffn", "num_hidden_groups": 3, "inner_group_num": 2},
+    {"share": "matrices", "unshared_ends": 1},
     *slow({"share": share} for share in SHARE if share not in ("all", "none")),
     *slow({"share": share, "num_hidden_groups": 2} for share in SHARE),
     *slow([
@@ -165,6 +166,8 @@ def test_gradients_do_not_depend_on_how_layers_are_laid_out(share):
 
 
 def test_groups_are_the_originals():
+  ends = small(num_hidden_layers=9, num_hidden_groups=2, unshared_ends=2)
+  assert [ends.group_of(n) for n in range(9)] == [0, 1, 2, 2, 2, 3, 3, 4, 5]
   cfg = small(num_hidden_layers=12, num_hidden_groups=5)
   assert [cfg.group_of(n) for n in range(12)] == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4]
 
@@ -404,6 +407,8 @@ def test_layer_axes_count_what_is_stacked():
     ({"dtype": "float16"}, "dtype='float16'"),
     ({"num_hidden_layers": 0}, "num_hidden_layers=0"),
     ({"num_hidden_groups": 7}, "num_hidden_groups=7"),
+    ({"unshared_ends": 3}, "unshared_ends=3 leaves 0 of num_hidden_layers=6"),
+    ({"unshared_ends": 1, "share": "none"}, "no effect with share=none"),
     ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob=1.0"),
     ({"scan_unroll": -1}, "scan_unroll=-1"),
     ({"least_layers": 7}, "least_layers=7"),

@@ -29,8 +29,12 @@ def test_each_parameter_is_counted_once(bench):
     shapes = model.shapes(cell.model)
     tables = model.param_count(shapes["embeddings"]) + VOCABULARY  # And the bias of the vocabulary's logits.
     assert once + looped == model.param_count(shapes) - tables
-    assert loops == cell.layers
+    assert loops == cell.layers - 2 * cell.model.unshared_ends
     assert (looped == 0) == (cell.form == "unshared" or cell.layers == 1)
+  block = bench.counts(bench.Cell("shared", 4, 1, VOCABULARY).model)[1]
+  ends = bench.counts(bench.Cell("ends", 8, 1, VOCABULARY).model)
+  assert ends[1] == block and ends[2] == 6
+  assert ends[0] == bench.counts(bench.Cell("shared", 4, 1, VOCABULARY).model)[0] + 2 * block
   shared, matrices = (bench.counts(bench.Cell(form, 4, 1, VOCABULARY).model) for form in ("shared", "matrices"))
   assert matrices[1] < shared[1] and matrices[0] > shared[0]
 
@@ -41,11 +45,12 @@ def test_runs_of_equal_compute_need_the_operations_of_the_reference(bench):
   reference = bench.Cell("shared", bench.REFERENCE, steps, VOCABULARY).operations
   others = [cell for cell in cells if cell.steps != steps]
   assert {cell.layers for cell in others} == {1, 2, 8}
+  assert {cell.layers for cell in cells if cell.form == "ends"} == {4, 8}
   assert all(abs(cell.operations / reference - 1) < 0.01 for cell in others)
 
 
 def test_the_fit_finds_the_exponents_that_made_the_losses(bench):
-  cells = bench.grid(4e6, bench.FORMS, VOCABULARY)
+  cells = bench.grid(4e6, bench.BASIC, VOCABULARY)
   true = {"shared": 0.3, "matrices": 0.6, "unshared": 0.0}
   losses = []
   for cell in cells:
@@ -59,5 +64,5 @@ def test_the_fit_finds_the_exponents_that_made_the_losses(bench):
 
   rng = np.random.default_rng(0)
   noisy = np.array(losses)[:, None] + rng.normal(0, 0.002, (len(cells), 3))
-  low, high = bench.interval(cells, noisy, draws=20)["phi_shared"]
+  low, high = bench.interval(cells, noisy.tolist(), draws=20)["phi_shared"]
   assert low < high

@@ -90,7 +90,9 @@ class TestDepth:
     assert_same(changed["attention"], params["attention"])
     assert_same(changed["ffn"], jax.tree.map(lambda x: x[[0, 0, 0, 1, 1]], params["ffn"]))
 
-  @pytest.mark.parametrize("fields", [{"num_hidden_groups": 2}, {"num_hidden_groups": 4}, {"share": "ffn"}])
+  @pytest.mark.parametrize(
+    "fields", [{"num_hidden_groups": 2}, {"num_hidden_groups": 4}, {"share": "ffn"}, {"unshared_ends": 1}]
+  )
   @pytest.mark.parametrize("inner", [1, 2])
   def test_loosening_what_is_shared_computes_the_same(self, fields, inner):
     old = dataclasses.replace(SMALL, inner_group_num=inner)
@@ -100,6 +102,13 @@ class TestDepth:
     ours, theirs = outputs(cfg, changed), outputs(old, params)
     for name in theirs:
       np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5)
+
+  def test_a_model_with_unshared_ends_can_become_one_that_shares_nothing(self):
+    old = dataclasses.replace(SMALL, unshared_ends=1)
+    params = model(old)
+    cfg, changed = surgery.restructured(old, params, share="none")
+    assert cfg.unshared_ends == 0
+    assert_same(changed["ffn"], jax.tree.map(lambda x: x[[0, 1, 1, 2]], params["ffn"]))
 
   def test_from_group_0(self):
     old = dataclasses.replace(SMALL, num_hidden_groups=2)

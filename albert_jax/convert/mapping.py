@@ -79,7 +79,7 @@ def stored_layers(cfg: AlbertConfig, group_of: Callable[[int, int, int], int] = 
     One layer for each group of the file: `num_hidden_groups` layers if the format groups layers as we do, else all
       layers, each as its own group.
   """
-  N, G = cfg.num_hidden_layers, cfg.num_hidden_groups
+  N, G = cfg.num_hidden_layers, cfg.groups
   first = {}  # {group in the file: the first layer that runs it}
   for n in range(N):
     first.setdefault(group_of(n, N, G), n)

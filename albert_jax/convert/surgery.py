@@ -100,6 +100,8 @@ def restructured(
     fields: num_hidden_layers, num_hidden_groups, share: of the new config.
     from_group0: start every group from group 0 (init_from_group0 of the original), even if there were several.
   """
+  if fields.get("share") == "none":
+    fields = {"unshared_ends": 0, **fields}
   new = dataclasses.replace(cfg, **fields)
   flat = dict(paths.flatten(params))
   for path in [path for path in flat if path.startswith(("attention/", "ffn/"))]:

@@ -127,7 +127,8 @@ def _index(name, task, dataset, metrics):
 
 def _about(cfg, parameters, task, labels):
   shown = f" Labels: {', '.join(map(str, labels[:20]))}{', …' if len(labels) > 20 else ''}." if labels else ""
-  shared = "shared by all layers" if cfg.share == "all" and cfg.num_hidden_groups == 1 else f"share={cfg.share}"
+  shared = "shared by all layers" if cfg.share == "all" and cfg.groups == 1 else f"share={cfg.share}"
+  shared += f", {cfg.unshared_ends} at each end unshared" if cfg.unshared_ends else ""
   return (
     f"An ALBERT encoder{f' for the task {task}' if task else ''}: {parameters:,} parameters, {cfg.num_hidden_layers} "
     f"layers ({shared}), hidden size {cfg.hidden_size}, {cfg.num_attention_heads} heads, vocabulary "

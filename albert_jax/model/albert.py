@@ -139,7 +139,7 @@ class Albert(nnx.Module):
       name: nnx.split(m, lambda path, _, name=name: cfg.copies(name, path[-1]) == N > 1, ...)
       for name, m in parts.items()
     }
-    groups = cfg.num_hidden_groups if jax.tree.leaves([shared for _, _, shared in split.values()]) else 1
+    groups = cfg.groups if jax.tree.leaves([shared for _, _, shared in split.values()]) else 1
     for group in range(groups):
       layers = [n for n in range(N) if groups == 1 or cfg.group_of(n) == group]
       span = slice(layers[0], layers[-1] + 1)

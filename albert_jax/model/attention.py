@@ -49,7 +49,7 @@ def make(cfg: AlbertConfig, batch: Batch, drops: bool) -> tuple[Callable, jax.Ar
     UserError: cfg.attention names a kernel that this machine or this batch cannot use.
   """
   name = BEST.get(nvidia.target().platform, "xla") if cfg.attention == "auto" else cfg.attention
-  calls = max(cfg.num_hidden_groups, cfg.inner_group_num, layers_a_turn(cfg, batch, drops))
+  calls = max(cfg.groups, cfg.inner_group_num, layers_a_turn(cfg, batch, drops))
   if why := _why_not(name, cfg, batch, drops, calls):
     if cfg.attention != "auto":
       raise UserError(f"attention={name} {why}; use --config.model.attention=auto")

@@ -15,13 +15,14 @@ ATTENTION = ("auto", "xla", "pallas", "cudnn")
 STRUCTURE = (
   "vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_hidden_groups", "inner_group_num",
   "num_attention_heads", "intermediate_size", "hidden_act", "max_position_embeddings", "type_vocab_size",
-  "layer_norm_eps", "share", "square_projection",
+  "layer_norm_eps", "share", "unshared_ends", "square_projection",
 )  # fmt: skip
 # Larger values are mistakes (a count of bytes, a misplaced digit), which would otherwise crash the compiler.
 LIMITS = {
   "vocab_size": 1 << 24, "embedding_size": 1 << 16, "hidden_size": 1 << 16, "num_hidden_layers": 1024,
   "num_hidden_groups": 1024, "inner_group_num": 64, "num_attention_heads": 1024, "intermediate_size": 1 << 18,
-  "max_position_embeddings": 1 << 20, "type_vocab_size": 1 << 16, "least_layers": 1024, "scan_unroll": 1024,
+  "max_position_embeddings": 1 << 20, "type_vocab_size": 1 << 16, "unshared_ends": 512, "least_layers": 1024,
+  "scan_unroll": 1024,
 }  # fmt: skip
 LARGEST = 1e6  # of rates, deviations and shares
 SMALLEST = 1e-30  # Smaller numbers are 0 in float32.
@@ -58,6 +59,8 @@ class AlbertConfig:
   # What the layers of a group share: all | attention | ffn | none (paper, table 4) | matrices: the weight matrices, and
   # each layer has its own biases and layer norms.
   share: str = "all"
+  # So many layers at each end have weights of their own, and only those between are shared; 0: the paper's model.
+  unshared_ends: int = 0
   # A projection between embeddings and layers also where both have one size. The original has none, transformers has.
   square_projection: bool = False
   dtype: str = "float32"  # of activations and matmul inputs; parameters, norms, softmax and losses stay float32
@@ -81,7 +84,7 @@ class AlbertConfig:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if field.type is int:
-        least = 0 if field.name in ("least_layers", "scan_unroll") else 1
+        least = 0 if field.name in ("unshared_ends", "least_layers", "scan_unroll") else 1
         most = LIMITS[field.name]
         check(
           type(value) is int and least <= value <= most,
@@ -114,10 +117,25 @@ class AlbertConfig:
     )
     check(self.least_layers <= n, f"least_layers={self.least_layers} must not exceed num_hidden_layers={n}")
     check(g <= n, f"num_hidden_groups={g} must not exceed num_hidden_layers={n}: every group needs a layer")
+    ends = self.unshared_ends
+    check(
+      g + 2 * ends <= n or not ends,
+      f"unshared_ends={ends} leaves {n - 2 * ends} of num_hidden_layers={n} between the ends, for "
+      f"num_hidden_groups={g}: every group needs a layer",
+    )
+    check(
+      not ends or self.share != "none",
+      f"unshared_ends={ends} has no effect with share=none, where no layer shares weights; leave it 0",
+    )
 
   @property
   def head_size(self) -> int:
     return self.hidden_size // self.num_attention_heads
+
+  @property
+  def groups(self) -> int:
+    """The number of groups of layers that share weights, with each unshared layer as a group."""
+    return self.num_hidden_groups + 2 * self.unshared_ends
 
   def copies(self, part: str, leaf: str = "kernel") -> int:
     """Returns the number of copies of a parameter: one for each layer if it is not shared, else one for each group.
@@ -130,11 +148,16 @@ class AlbertConfig:
       The number. With as many groups as layers, nothing is shared.
     """
     is_shared = self.share in ("all", part) or (self.share == "matrices" and leaf == "kernel")
-    return self.num_hidden_groups if is_shared else self.num_hidden_layers
+    return self.groups if is_shared else self.num_hidden_layers
 
   def group_of(self, layer: int) -> int:
     """Returns the group whose shared weights `layer` uses (modeling.py of the original, transformer_model)."""
-    return int(layer / self.num_hidden_layers * self.num_hidden_groups)
+    ends, between = self.unshared_ends, self.num_hidden_layers - 2 * self.unshared_ends
+    if layer < ends:
+      return layer
+    if layer >= ends + between:
+      return self.groups - self.num_hidden_layers + layer
+    return ends + int((layer - ends) / between * self.num_hidden_groups)
 
 
 def _short(value) -> str:
