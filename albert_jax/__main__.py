@@ -1,19 +1,22 @@
 """`albert-jax COMMAND …`: runs a command, and prints its failures as one line."""
 
+import atexit
 import contextlib
 import gc
 import importlib
 import os
 import signal
 import sys
-import threading
+import time
 import traceback
 
 import albert_jax
-from albert_jax.commands import COMMANDS, common
+from albert_jax import signals
+from albert_jax.commands import COMMANDS
 from albert_jax.errors import UserError, masked, one_line
 
 TRACEBACK = "ALBERT_JAX_TRACEBACK"
+CLEANING_SECONDS = 5.0  # during which more signals do not interrupt the removal of temporary files
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,14 +26,20 @@ def main(argv: list[str] | None = None) -> int:
     argv: the arguments after `albert-jax`; None takes those of the process.
 
   Returns:
-    the exit code: 0 for success, 1 for a failure, 2 for what the user can correct, 130 after Ctrl-C, 143 after SIGTERM.
+    the exit code: 0 for success, 1 for a failure, 2 for what the user can correct, 130 after Ctrl-C, 143 after SIGTERM,
+    129 after SIGHUP.
   """
   if (code := _check_streams()) is not None:
     return code
-  argv = sys.argv[1:] if argv is None else argv
+  is_program = argv is None
+  if is_program:  # What is registered first runs last, when Python is about to drop its handlers.
+    atexit.register(_handle_all, signal.SIG_IGN)
+  argv = sys.argv[1:] if is_program else argv
   try:
     code = _run(argv)
     sys.stdout.flush()
+    if is_program and code > 128:  # After one signal, more of them end a slow exit, without a traceback.
+      _handle_all(lambda *_: os._exit(code))
     return code
   except BrokenPipeError:
     return _without_stdout("the program that reads standard output has ended")
@@ -47,23 +56,13 @@ def _run(argv) -> int:
     print(f"albert-jax {albert_jax.__version__}")
     return 0
   command = argv[0]
-  if command not in COMMANDS:
-    hint = common.did_you_mean(command, COMMANDS) or f"; there are {', '.join(COMMANDS)}"
-    print(f"albert-jax: no command {masked(command)!r}{hint}", file=sys.stderr)
-    return 2
-  common.keep_compiled()
-  common.quiet_libtpu()
-  if command in ("train", "evaluate", "predict", "serve"):
-    common.keep_memory()
-    # Tracing makes many long-lived objects; collecting garbage among them is slow and finds little.
-    gc.set_threshold(100_000)
   try:
-    with common.show_messages(), _sigterm_is_an_interrupt():
-      return _imported(f"albert_jax.commands.{command}").main(argv[1:]) or 0
-  except _Terminated:
-    return _failed(command, "stopped by SIGTERM", 143)
-  except KeyboardInterrupt:
-    return _failed(command, "interrupted", 130)
+    with signals.handled(_stop_handler()):
+      return _run_command(command, argv[1:])
+  except KeyboardInterrupt as error:
+    number = error.args[0] if isinstance(error, _Stop) else signal.SIGINT
+    message = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+    return _failed(command, message, 128 + number)
   except BrokenPipeError:
     raise
   except UserError as error:
@@ -74,25 +73,43 @@ def _run(argv) -> int:
     return _failed(command, f"{one_line(error)}{hint}", 1)
 
 
-class _Terminated(KeyboardInterrupt):
-  """The process was asked to end."""
+def _run_command(command, argv) -> int:
+  from albert_jax.commands import common  # Here, so that a signal during its imports is one line too.
+
+  if command not in COMMANDS:
+    hint = common.did_you_mean(command, COMMANDS) or f"; there are {', '.join(COMMANDS)}"
+    print(f"albert-jax: no command {masked(command)!r}{hint}", file=sys.stderr)
+    return 2
+  common.keep_compiled()
+  common.quiet_libtpu()
+  if command in ("train", "evaluate", "predict", "serve"):
+    common.keep_memory()
+    # Tracing makes many long-lived objects; collecting garbage among them is slow and finds little.
+    gc.set_threshold(100_000)
+  with common.show_messages():
+    return _imported(f"albert_jax.commands.{command}").main(argv) or 0
 
 
-@contextlib.contextmanager
-def _sigterm_is_an_interrupt():
-  """Lets SIGTERM end a command as Ctrl-C does: its temporary files are removed, and it says so in one line."""
+def _handle_all(handler):
+  for number in signals.STOPPING:
+    signal.signal(number, handler)
 
-  def stop(*_):
-    raise _Terminated
 
-  if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-    yield
-    return
-  signal.signal(signal.SIGTERM, stop)
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+class _Stop(KeyboardInterrupt):
+  """A signal asked the process to stop. Its temporary files are removed, as after any error."""
+
+
+def _stop_handler():
+  """Returns a signal handler that raises `_Stop`, and is deaf to more signals while temporary files are removed."""
+  deaf_until = 0.0
+
+  def stop(number, _):
+    nonlocal deaf_until
+    if time.monotonic() >= deaf_until:
+      deaf_until = time.monotonic() + CLEANING_SECONDS
+      raise _Stop(number)
+
+  return stop
 
 
 def _failed(command, message, code):

@@ -127,7 +127,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
             checkpoints.save(step, state, best.scores.get(step), notes)
           if stop or best.enough():
             break
-        batches.close()  # Ends the workers, and frees their shared memory.
         is_complete = True
       except guard.Alarm as alarm:
         health.roll_back(alarm, checkpoints)
@@ -137,6 +136,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
         writer.rewind(start, checkpoints.note(start, METRICS))
         writer.write(start, "guard", health.numbers())
         files.share()
+      finally:
+        batches.close()  # Ends the workers, and frees their shared memory.
 
     if stop and step < config.steps:
       checkpoints.wait()

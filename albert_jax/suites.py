@@ -11,10 +11,9 @@ import statistics
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from albert_jax import configs, convert, files, strict_json
 from albert_jax.convert import hub
@@ -322,7 +321,3 @@ def table(summary: dict[str, Any]) -> str:
     lines += ["", "The published numbers of RACE are on its test set, ours on the development set."]
   lines += ["", *(f"Failed: {line}  " for line in summary["failed"])] if summary["failed"] else []
   return "\n".join(lines) + "\n"
-
-
-def interrupted(number: int, frame: types.FrameType | None) -> NoReturn:
-  raise KeyboardInterrupt

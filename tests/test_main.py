@@ -13,7 +13,7 @@ import pytest
 
 import albert_jax
 from albert_jax import __main__ as main
-from albert_jax import files
+from albert_jax import files, signals
 from albert_jax.commands import common
 from albert_jax.errors import UserError
 
@@ -50,6 +50,7 @@ def test_every_failure_is_one_line(fails):
 
 @pytest.mark.parametrize(("number", "code", "message"), [
   (signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted"),
+  (signal.SIGHUP, 129, "stopped by SIGHUP"),
 ])  # fmt: skip
 def test_a_command_that_is_asked_to_end_removes_its_files_and_says_so(
   monkeypatch, capsys, tmp_path, number, code, message
@@ -57,18 +58,27 @@ def test_a_command_that_is_asked_to_end_removes_its_files_and_says_so(
   def command(argv):
     with files.writing(tmp_path / "out") as temporary:
       pathlib.Path(temporary).touch()
-      signal.raise_signal(number)
+      try:
+        signal.raise_signal(number)
+      finally:
+        signal.raise_signal(signal.SIGTERM)  # A second signal does not interrupt the removal of files.
 
+  before = [signal.getsignal(each) for each in signals.STOPPING]
   monkeypatch.setattr(main, "_imported", lambda name: types.SimpleNamespace(main=command))
-  # A shell that starts the tests in the background has SIGINT ignored.
-  before = signal.signal(signal.SIGINT, signal.default_int_handler)
-  try:
-    assert main.main(["vocab"]) == code
-  finally:
-    signal.signal(signal.SIGINT, before)
+  assert main.main(["vocab"]) == code
   assert capsys.readouterr().err == f"albert-jax vocab: {message}\n"
   assert list(tmp_path.iterdir()) == []
-  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+  assert [signal.getsignal(each) for each in signals.STOPPING] == before
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing(monkeypatch, capsys):
+  monkeypatch.setattr(main, "_imported", lambda name: types.SimpleNamespace(main=lambda _: os.kill(os.getpid(), 1)))
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    assert main.main(["vocab"]) == 0
+  finally:
+    signal.signal(signal.SIGHUP, before)
+  assert capsys.readouterr().err == ""
 
 
 def test_the_environment_asks_for_the_traceback(fails, monkeypatch):

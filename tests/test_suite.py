@@ -188,7 +188,7 @@ def test_two_tasks_and_two_seeds_stopped_and_gone_on_with(checkpoint, tmp_path, 
     time.sleep(0.05)
   first.send_signal(signal.SIGTERM)
   _, err = first.communicate(timeout=300)
-  assert first.returncode == 130, err
+  assert first.returncode == 143, err
   assert "mnli, seed 0: accuracy, matched" in err
   ended = {path.parent: path.stat().st_mtime_ns for path in out.glob("*/*/finished.json")}
   assert out / "mnli/seed-0" in ended

@@ -1,8 +1,6 @@
 """`albert-jax bench`: whether this device computes correctly, and how fast."""
 
 import pathlib
-import signal
-import sys
 
 from albert_jax import bench
 from albert_jax.bench.rows import REPORT
@@ -31,15 +29,12 @@ def main(argv: list[str]) -> int:
     if name not in bench.STAGES:
       near = common.did_you_mean(name, bench.STAGES)
       raise UserError(f"--only={args.only}: there is no stage {name!r}{near}; stages are {', '.join(bench.STAGES)}")
-  before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   try:
     rows = bench.bench(args.out, args.minutes, args.toy, only)
-  except (KeyboardInterrupt, SystemExit):
+  except KeyboardInterrupt:
     report = pathlib.Path(args.out) / REPORT
     print(f"\n{report.read_text('utf-8') if report.exists() else ''}\nStopped before the end.", flush=True)
     raise
-  finally:
-    signal.signal(signal.SIGTERM, before)
   failed = bench.failures(rows)
   print(f"\n{pathlib.Path(args.out) / REPORT}: {len(rows)} rows")
   if failed:

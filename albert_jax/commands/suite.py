@@ -1,7 +1,5 @@
 """`albert-jax suite`: fine-tunes on several tasks and seeds, and writes one table."""
 
-import signal
-
 from albert_jax import files, suites
 from albert_jax.commands import common
 from albert_jax.errors import UserError
@@ -29,7 +27,6 @@ def main(argv: list[str]) -> int:
   for fixed in ("seed", "init_from", "data.dataset"):
     if any(arg.startswith(f"--config.{fixed}=") for arg in overrides):
       raise UserError(f"--config.{fixed} is set by the suite; see --seeds, --checkpoint and --data")
-  signal.signal(signal.SIGTERM, suites.interrupted)
   results = suites.suite([name for name in args.tasks.split(",") if name], args.checkpoint, args.out, seeds=args.seeds,
                 data=args.data, overrides=overrides, version=args.published, mnli=args.mnli)  # fmt: skip
   print(suites.table(results), end="")

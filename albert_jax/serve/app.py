@@ -32,6 +32,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from albert_jax import signals
 from albert_jax.errors import UserError
 from albert_jax.serve import openapi, schemas
 from albert_jax.serve.batching import Batcher, Busy
@@ -583,14 +584,8 @@ class _Server(uvicorn.Server):
   state: State
   log: Callable[[dict], None]
 
-  @contextlib.contextmanager
   def capture_signals(self):
-    before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-      yield
-    finally:
-      for number, handler in before.items():
-        signal.signal(number, handler)
+    return signals.handled(self.handle_exit)
 
   def handle_exit(self, sig, frame) -> None:
     if self.state.draining:  # A second signal skips the drain.

@@ -17,16 +17,18 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from albert_jax import signals
 from albert_jax.errors import UserError, message_lines
 
 log = logging.getLogger(__name__)
 
+ECHO_SECONDS = 1.0  # in which a second Ctrl-C is the first one again: wrappers repeat what the terminal has sent
 LEAVE_SECONDS = 20.0  # the time in which all hosts should reach an error that all of them see
 
 
 @contextlib.contextmanager
 def stop_requests(hosts: int) -> Iterator[Callable[[], str]]:
-  """Turns SIGTERM and Ctrl-C into requests to stop after the current step. A second Ctrl-C interrupts at once.
+  """Turns Ctrl-C, SIGTERM and SIGHUP into requests to stop after the current step. A second Ctrl-C interrupts at once.
 
   If only some hosts of a multi-host run get the signal, JAX finds a step at which all of them stop.
 
@@ -37,19 +39,15 @@ def stop_requests(hosts: int) -> Iterator[Callable[[], str]]:
     calls = itertools.count(1)  # Not the run's steps: they may go back, and these must not.
     yield lambda: "a notice of preemption" if multihost_utils.reached_preemption_sync_point(next(calls)) else ""
     return
-  received: list[str] = []
+  received: list[tuple[str, float]] = []
 
   def note(number, _):
-    if received and number == signal.SIGINT:
+    if received and number == signal.SIGINT and time.monotonic() > received[0][1] + ECHO_SECONDS:
       raise KeyboardInterrupt  # The second Ctrl-C interrupts at once.
-    received.append(signal.Signals(number).name)
+    received.append((signal.Signals(number).name, time.monotonic()))
 
-  before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-  try:
-    yield lambda: received[0] if received else ""
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
+  with signals.handled(note):
+    yield lambda: received[0][0] if received else ""
 
 
 @contextlib.contextmanager

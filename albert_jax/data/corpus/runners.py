@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import multiprocessing
-import signal
 from collections.abc import Callable
 
 import tqdm
@@ -31,9 +30,7 @@ def local(workers: int) -> Callable[..., None]:
         return
       # `spawn`, because a forked child inherits locks that threads of the parent may hold.
       context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
-      with concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(jobs)), context, exit_with_parent, (signal.SIGINT,)
-      ) as pool:
+      with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context, exit_with_parent) as pool:
         pending = {pool.submit(function, *args): size for args, size in zip(jobs, sizes, strict=True)}
         try:
           for done in concurrent.futures.as_completed(pending):

@@ -7,7 +7,6 @@ common state, so a resumed run starts at another number, and any host or worker 
 import dataclasses
 import errno
 import functools
-import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from albert_jax.data import datasets, rng
 from albert_jax.data.pretraining import examples, mixture, packing
 from albert_jax.data.pretraining.examples import DataConfig
-from albert_jax.data.workers import exit_with_parent
+from albert_jax.data.workers import exit_with_parent, start_memory_tracker
 from albert_jax.errors import UserError
 
 __all__ = [
@@ -160,6 +159,7 @@ def _from_workers(dataset, workers):
   try:
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()  # Grain's workers read flags, which only absl's own `app.run` parses
+    start_memory_tracker()
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_BUFFERED)
     yield from dataset.mp_prefetch(options, worker_init_fn=_follow_the_loop)
   except OSError as error:
@@ -173,7 +173,7 @@ def _from_workers(dataset, workers):
 
 def _follow_the_loop(_worker, _workers):
   """Makes a worker exit with the loop, and not before it: the loop needs its workers until it has saved."""
-  exit_with_parent(signal.SIGINT, signal.SIGTERM)
+  exit_with_parent(ignores_sigterm=True)
 
 
 def batch_maker(
