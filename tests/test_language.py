@@ -16,7 +16,7 @@ VAGUE = {
 SECTIONS = "Args|Returns|Raises|Yields|Attributes"
 # Files whose output is not for logging: commands, the server's access log, the table of a benchmark, and messages just
 # before the process exits.
-PRINTS = ("commands/", "__main__.py", "serve/app.py", "bench/rows.py", "training/watch.py")
+PRINTS = ("commands/", "__main__.py", "serve/process.py", "bench/rows.py", "training/watch.py")
 
 
 @functools.cache

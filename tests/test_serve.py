@@ -36,6 +36,8 @@ from starlette.testclient import TestClient  # noqa: E402
 
 from albert_jax.commands import serve  # noqa: E402
 from albert_jax.serve import app, batching, models  # noqa: E402
+from albert_jax.serve.process import listen  # noqa: E402
+from albert_jax.serve.state import Settings  # noqa: E402
 
 CFG = dataclasses.replace(
   SMALL,
@@ -86,7 +88,7 @@ def exports(tmp_path_factory):
   return {name: folder / name for name in EXPORTS}
 
 
-SETTINGS = app.Settings(host="testserver", warm_up=False, batch_size=4, max_items=8, max_tokens=300, timeout=60)
+SETTINGS = Settings(host="testserver", warm_up=False, batch_size=4, max_items=8, max_tokens=300, timeout=60)
 
 
 def served(exports, *names, **settings):
@@ -462,8 +464,8 @@ def process(exports, tmp_path):
 
   def start(*names, **settings):
     code = (
-      "import json, sys; from albert_jax.serve import app\n"
-      "app.run(json.loads(sys.argv[1]), app.Settings(**json.loads(sys.argv[2])))"
+      "import json, sys; from albert_jax.serve import process, state\n"
+      "process.run(json.loads(sys.argv[1]), state.Settings(**json.loads(sys.argv[2])))"
     )
     paths = json.dumps({name: str(exports[name]) for name in names})
     options = json.dumps({"port": 0, "warm_up": False, "batch_size": 4} | settings)
@@ -535,7 +537,7 @@ def test_a_port_in_use_is_one_line():
   with socket.create_server(("127.0.0.1", 0)) as sock:
     port = sock.getsockname()[1]
     with pytest.raises(UserError, match=rf"cannot listen on 127.0.0.1:{port} \(Address already in use\); give another"):
-      app.listen(app.Settings(port=port))
+      listen(Settings(port=port))
 
 
 @pytest.mark.slow
@@ -583,11 +585,11 @@ class TestCommand:
 
   def test_flags_become_settings(self, monkeypatch):
     called = []
-    monkeypatch.setattr(app, "run", lambda *arguments: called.append(arguments))
+    monkeypatch.setattr("albert_jax.serve.process.run", lambda *arguments: called.append(arguments))
     serve.main(["--checkpoint=x=/a/b", "--window=0.01", "--no_page", "--cors=https://a.example", "--dtype=bfloat16"])
     [(checkpoints, settings, backend, dtype)] = called
     assert (checkpoints, backend, dtype) == ({"x": "/a/b"}, "jax", "bfloat16")
-    assert settings == app.Settings(window=0.01, page=False, cors=("https://a.example",))
+    assert settings == Settings(window=0.01, page=False, cors=("https://a.example",))
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
   missing = next((name for name in EXTRA if not importlib.util.find_spec(name)), None)
   if missing:
     raise UserError(f"{missing} is not installed; the server needs: pip install 'albert-jax[serve]'")
-  from albert_jax.serve import app, models
+  from albert_jax.serve import models, process, state
 
   parser = common.parser(
     "serve",
@@ -36,8 +36,8 @@ def main(argv: list[str]) -> None:
     "--checkpoint", required=True, action="append", metavar="[NAME=]DIR",
     help="a Hugging Face directory or a run's workdir, and its name in requests (default: its folder's); repeatable",
   )  # fmt: skip
-  parser.add_argument("--host", default=app.Settings.host, help="the address to listen on (default: %(default)s)")
-  parser.add_argument("--port", type=int, default=app.Settings.port, help="0 for any free one (default: %(default)s)")
+  parser.add_argument("--host", default=state.Settings.host, help="the address to listen on (default: %(default)s)")
+  parser.add_argument("--port", type=int, default=state.Settings.port, help="0 for any free one (default: %(default)s)")
   parser.add_argument(
     "--backend", choices=("jax", "onnx"), default="jax", help="onnx runs the files that albert-jax export wrote"
   )
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     help="listen once all is compiled, beside an older server that was started so too: a restart without a gap",
   )  # fmt: skip
   for name, (unit, text) in LIMITS.items():
-    default = getattr(app.Settings, name)
+    default = getattr(state.Settings, name)
     parser.add_argument(
       f"--{name}", type=type(default), default=default, metavar=unit, help=f"{text} (default: %(default)s)"
     )
@@ -75,9 +75,9 @@ def main(argv: list[str]) -> None:
   if args.dtype and (args.backend, args.dtype) in (("jax", "int8"), ("onnx", "bfloat16")):
     raise UserError(f"--dtype={args.dtype} does not go with --backend={args.backend}; use "
                     f"{'--backend=onnx' if args.dtype == 'int8' else '--dtype=float32 or --dtype=int8'}")  # fmt: skip
-  settings = app.Settings(
+  settings = state.Settings(
     host=args.host, port=args.port, cors=tuple(args.cors), page=not args.no_page, warm_up=not args.no_warm_up,
     reuse_port=args.reuse_port,
     **{name: getattr(args, name) for name in LIMITS},
   )  # fmt: skip
-  app.run(models.parse(args.checkpoint), settings, args.backend, args.dtype)
+  process.run(models.parse(args.checkpoint), settings, args.backend, args.dtype)
