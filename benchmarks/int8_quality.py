@@ -21,8 +21,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 import albert_jax
 from albert_jax import convert, onnx_runtime
 from albert_jax.data.finetuning import squad, tagged
+from albert_jax.exports import calibration, quantize
 from albert_jax.exports import onnx as graphs
-from albert_jax.exports import quantize
 from albert_jax.exports.quantize import Recipe
 from albert_jax.tasks.ner import entities
 from albert_jax.tasks.squad import score
@@ -142,7 +142,7 @@ def measure(name, run, data, limit):
   pipe.params.rows = []
   pipe([texts[i] for i in chosen])
   rows = pipe.params.rows[: quantize.CALIBRATION_ROWS]
-  uses = quantize.calibrate(cfg, params, [quantize.batch_of([row]) for row in rows], **build)
+  uses = quantize.calibrate(cfg, params, [calibration.batch_of([row]) for row in rows], **build)
   numbers = {"metric": metric, "rows": len(items), "float32": percent(exact, items, gold)}
   for recipe, options in NAIVE.items():
     numbers[recipe] = percent(naive(exact, options), items, gold)

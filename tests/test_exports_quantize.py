@@ -20,7 +20,7 @@ pytest.importorskip("onnxruntime")
 
 from test_exports_folder import CASES, TEXTS, checkpoint
 
-from albert_jax.exports import onnx, quantize
+from albert_jax.exports import calibration, onnx, quantize
 
 
 @pytest.fixture(scope="module")
@@ -238,8 +238,8 @@ def test_a_phoneme_encoder_is_calibrated_on_phonemes(tmp_path, phonemes, capsys)
   lines = [" ".join(json.loads(line)["phonemes"]) for line in phonemes.read_text("utf-8").splitlines()]
   (tmp_path / "lines.txt").write_text("\n".join(lines) + "\n", "utf-8")
   table = symbols.load("styletts2")
-  rows = quantize.read_phonemes(tmp_path / "lines.txt", table, 64)
-  assert rows == quantize.read_phonemes(phonemes, table, 64)
+  rows = calibration.read_phonemes(tmp_path / "lines.txt", table, 64)
+  assert rows == calibration.read_phonemes(phonemes, table, 64)
   assert rows[0][0] == table.encode(lines[0])[:64].tolist() and max(len(ids) for ids, _ in rows) == 64
 
 
@@ -268,8 +268,8 @@ def test_int8_of_a_real_phoneme_encoder_is_near_its_reference(real_data):
   cfg, params = albert_jax.load(real_data / "plbert_kokoro")
   table = symbols.load(real_data / "plbert_kokoro/vocab.json")
   golden = np.load(real_data / "plbert_kokoro/golden.npz")
-  rows = quantize.read_phonemes(real_data / "phonemes_en/dev.jsonl", table, 200)[:12]
-  uses = quantize.calibrate(cfg, params, [quantize.batch_of([row]) for row in rows])
+  rows = calibration.read_phonemes(real_data / "phonemes_en/dev.jsonl", table, 200)[:12]
+  uses = quantize.calibrate(cfg, params, [calibration.batch_of([row]) for row in rows])
   session = onnx_runtime.session(onnx.build(cfg, params, arithmetic=quantize.Int8(quantize.Recipe(), uses)))
   batch = {name: golden[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
   batch["token_type_ids"] = np.zeros_like(batch["input_ids"])

@@ -75,7 +75,8 @@ def export(
     name: of the model card; '' for the name of `out`.
     overwrite: replace what is at `out`.
     quantize: int8 also writes onnx/model_int8.onnx; '' does not.
-    calibration: a file of texts like those the model will see, best with labels for a classifier (see `quantize.read`).
+    calibration: a file of texts like those the model will see, best with labels for a classifier; see
+      `calibration.read`.
     max_loss: how many points of its metric, of 100, the int8 model may lose.
     fields: the columns of `calibration` with the text, or the two texts of a pair.
     label: the column with the label.
@@ -149,7 +150,7 @@ def export(
       from albert_jax.exports import quantize as quantization
 
       report["int8"] = quantization.write(
-        folder, cfg, params, vocabulary, about, calibration=calibration, max_loss=max_loss, fields=fields, label=label,
+        folder, cfg, params, vocabulary, about, texts=calibration, max_loss=max_loss, fields=fields, label=label,
         say=say, metadata=runtime.metadata_of(about, **sizes), **build,
       )  # fmt: skip
     say("comparing what the files compute with the model")

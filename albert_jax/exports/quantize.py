@@ -16,24 +16,18 @@ from typing import Any
 import numpy as np
 
 from albert_jax import onnx_runtime
-from albert_jax.data.finetuning import splits, tables
-from albert_jax.data.speech import units
 from albert_jax.data.speech.symbols import Symbols
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
-from albert_jax.exports import onnx
+from albert_jax.exports import calibration, onnx
 from albert_jax.exports.onnx import Float, Graph, Weight
 from albert_jax.model import AlbertConfig
-from albert_jax.tasks import classify
 from albert_jax.types import Params
 
 # The sum of two products of an unsigned and a signed byte must fit 16 bits, or instructions of processors without VNNI
 # (vpmaddubsw of AVX2) saturate: 255 (w1 + w2) <= 32767 for every two neighbours in a column.
 PAIR_LIMIT = 128
 CALIBRATION_ROWS = 256  # of the file, for the ranges; the others are held out to measure on
-LEAST_HELD_OUT = 50
-MOST_UNKNOWN = 0.2  # of the symbols in a file of phonemes
-BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -41,18 +35,15 @@ class Recipe:
   """How a graph is quantized.
 
   Attributes:
-    activations: static (a scale for each use, calibrated), shared (one for all uses of a matrix) or dynamic (as naive
-      tools do: the range of each batch).
+    activations: static (a scale for each use, calibrated) or shared (one for all uses of a matrix).
     smoothing: {place: alpha}, by which large channels are moved into the matrix; s = max|x|^alpha / max|w|^(1 - alpha).
     float_places: places that compute in float32 from int8 weights.
-    per_channel: a scale for each output of a matrix, not one for all.
     bits: pairs (8 bits, as far as two neighbours cannot saturate), 7, or 8 (saturates on AVX2).
   """
 
   activations: str = "static"
   smoothing: dict = field(default_factory=lambda: {"attention": 0.65, "ffn/up": 0.8})
   float_places: tuple = ()
-  per_channel: bool = True
   bits: str = "pairs"
 
 
@@ -134,7 +125,7 @@ def calibrate(cfg: AlbertConfig, params: Params, batches: list[dict], **build: A
 
 
 def quantized(kernel: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-  """Quantizes a matrix [in, out]; returns int8 [in, out] and its float32 scales [out], or one scale []."""
+  """Quantizes a matrix [in, out]; returns int8 [in, out] and its float32 scales [out]."""
   high = np.abs(kernel).max(axis=0)
   if recipe.bits == "pairs":
     rows = np.pad(kernel, ((0, len(kernel) % 2), (0, 0))).reshape(-1, 2, kernel.shape[1])
@@ -143,9 +134,8 @@ def quantized(kernel: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, np.ndarra
     scale = np.maximum(high / 127, pairs / (PAIR_LIMIT - 1))
   else:
     scale = high / {"7": 64, "8": 127}[recipe.bits]
-  scale = float16_above(scale if recipe.per_channel else np.full_like(scale, scale.max()))
-  values = np.clip(np.rint(kernel / scale), -127, 127).astype(np.int8)
-  return values, scale if recipe.per_channel else scale[0]
+  scale = float16_above(scale)
+  return np.clip(np.rint(kernel / scale), -127, 127).astype(np.int8), scale
 
 
 def float16_above(scale: np.ndarray) -> np.ndarray:
@@ -193,9 +183,6 @@ class Int8(Float):
       x = graph.node(
         "Mul", f"{use}/smooth", x, graph.constant(f"{self.uses[use].site[0]}.smooth", 1 / self.smooth[use])
       )
-    if self.recipe.activations == "dynamic":
-      names = [f"{use}/{name}" for name in ("bytes", "scale", "zero")]
-      return graph.node("DynamicQuantizeLinear", f"{use}/quantize", x, outputs=names)[0]
     low, high = self.ranges[use]
     scale = (high - low) / 255
     graph.constant(f"{use}/scale", np.float32(scale))
@@ -262,171 +249,6 @@ def compact(model: Any) -> None:
           names[i] = numbers.setdefault(name, f"{len(numbers):x}")
 
 
-# Texts, measurements and the file.
-
-
-@dataclass(frozen=True)
-class Sample:
-  """Texts as ids.
-
-  Attributes:
-    rows: (input_ids, token_type_ids) of each text.
-    gold: the label of each row, as a number; None without labels.
-  """
-
-  rows: list
-  gold: np.ndarray | None
-
-
-def read(
-  path: str | pathlib.Path, vocabulary: Any, about: dict, *, fields: str = "text", label: str = "label", longest: int
-) -> Sample:
-  """Reads texts like those that the model will see.
-
-  Args:
-    path: a .txt file with a text a line, or a table or JSON lines with the columns `fields` and, optionally, `label`;
-      for a model of phonemes, see `read_phonemes`.
-    vocabulary: the model's Tokenizer, or its Symbols if it reads phonemes.
-    about: the task of the checkpoint, see `convert.about`; labels are read if it lists "labels" of a classifier.
-    fields: the column of the text, or two with a comma between for pairs.
-    label: the column of the label.
-    longest: tokens of the longest row.
-
-  Raises:
-    UserError: there are too few rows, or the model does not have a label.
-  """
-  if isinstance(vocabulary, Symbols):
-    if fields != "text":
-      raise UserError(f"--fields={fields} names columns of texts, and this model reads phonemes; leave --fields out")
-    return Sample(read_phonemes(path, vocabulary, longest), None)
-  names = [name.strip() for name in fields.split(",") if name.strip()]
-  if len(names) not in (1, 2):
-    raise UserError(f"--fields={fields} must name one column, or two with a comma between")
-  labels, gold = about.get("labels", ()), None
-  if str(path).endswith(".txt"):
-    columns = [[line.strip() for line in splits.read_text(path).split("\n") if line.strip()]]
-  else:
-    table = tables.read_file(path, names, optional=[label])
-    columns = [tables.texts(table, name) for name in names]
-    values = table.columns[label]
-    if about.get("name") == "classify" and all(value not in (None, "") for value in values):
-      gold = _gold(table, values, labels, about.get("kind", "classification"))
-  _check_count(path, len(columns[0]))
-  tokens = tables.encode(vocabulary, columns[0], columns[1] if len(columns) == 2 else None, longest, str(path))
-  return Sample(list(zip(tokens["input_ids"], tokens["token_type_ids"], strict=True)), gold)
-
-
-def read_phonemes(path: str | pathlib.Path, symbols: Symbols, longest: int) -> list:
-  """Reads texts of phonemes.
-
-  Args:
-    path: a .txt file with the phonemes of a text a line, or JSON lines as `albert-jax phonemes --phonemised` takes.
-    symbols: the model's symbol table.
-    longest: symbols of the longest row; longer texts are cut.
-
-  Returns:
-    list of (input_ids, token_type_ids).
-
-  Raises:
-    UserError: there are too few rows, a line has no phonemes, or too many characters are outside the table.
-  """
-  lines = [line.strip() for line in splits.read_text(path).split("\n") if line.strip()]
-  if not str(path).endswith(".txt"):
-    lines = [" ".join(units.read_record(line, str(path))["phonemes"]) for line in lines]
-  lines = [line for line in lines if line]
-  _check_count(path, len(lines))
-  ids = symbols.encode("".join(lines))
-  if (share := float(np.mean(ids == symbols.unk_id))) > MOST_UNKNOWN:
-    raise UserError(
-      f"{path}: {share:.0%} of the characters are not in the model's symbol table; expected phonemes, such as "
-      "'həlˈoʊ wˈɜːld'"
-    )
-  return [(row, [0] * len(row)) for row in (symbols.encode(line)[:longest].tolist() for line in lines)]
-
-
-def _check_count(path, count):
-  if count < LEAST_HELD_OUT + 10:
-    raise UserError(
-      f"{path} has {count} texts; calibration and its check need {LEAST_HELD_OUT + 10} at least, better 1,000"
-    )
-
-
-def _gold(table, values, labels, kind):
-  if kind == "multilabel":
-    return None
-  if kind == "regression":
-    return np.array([float(value) for value in values])
-  numbers = {str(name): i for i, name in enumerate(labels)}
-  numbers = {str(i): i for i in range(len(labels))} | numbers
-  for row, value in enumerate(values):
-    if str(value) not in numbers:
-      raise UserError(f"{table.where(row)} has the label {value!r}; the model has {', '.join(map(str, labels[:20]))}")
-  return np.array([numbers[str(value)] for value in values])
-
-
-def batch_of(rows: list) -> dict[str, np.ndarray]:
-  """Pads (input_ids, token_type_ids) to the longest: the inputs of a graph, int64 arrays [rows, L]."""
-  width = max(len(ids) for ids, _ in rows)
-  made = {name: np.zeros((len(rows), width), np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
-  for i, (ids, types) in enumerate(rows):
-    made["input_ids"][i, : len(ids)], made["token_type_ids"][i, : len(ids)] = ids, types
-    made["attention_mask"][i, : len(ids)] = 1
-  return made | {"allowed": made["attention_mask"]}
-
-
-def _outputs(session, rows) -> list[dict]:
-  """Returns the outputs of each row; outputs by position are cut to its length."""
-  order = np.argsort([len(ids) for ids, _ in rows], kind="stable")
-  results: list[dict] = [{}] * len(rows)
-  for start in range(0, len(order), BATCH):
-    index = order[start : start + BATCH]
-    batch = batch_of([rows[i] for i in index])
-    out = onnx_runtime.run(session, batch)
-    width = batch["input_ids"].shape[1]
-    for k, i in enumerate(index):
-      results[i] = {
-        name: value[k, : len(rows[i][0])] if value.ndim > 1 and value.shape[1] == width else value[k]
-        for name, value in out.items()
-      }
-  return results
-
-
-def score(
-  task: str, kind: str, rows: list, gold: Any, results: list[dict], reference: list[dict]
-) -> tuple[str, float, float]:
-  """Scores answers: (metric, percent for float32, percent for int8).
-
-  Args:
-    task: a pipeline's task, or ''.
-    kind: of a classifier, see tasks.classify.KINDS.
-    gold: the labels; None to take the answers of float32 as the labels.
-    results, reference: outputs of int8 and of float32, a dict a row.
-  """
-  if task == "classify" and gold is not None:
-    name = "pearson" if kind == "regression" else "accuracy"
-    float_score, int8_score = (
-      classify.measure(kind, np.stack([x["logits"] for x in out]), gold)[name] for out in (reference, results)
-    )
-    return name, 100 * float_score, 100 * int8_score
-  if task in ("classify", "tag", "fill-mask") and kind == "classification":
-    same = [
-      np.atleast_1d(a["logits"].argmax(-1) == b["logits"].argmax(-1)) for a, b in zip(results, reference, strict=True)
-    ]
-    return "answers equal to float32's", 100.0, 100 * float(np.mean(np.concatenate(same)))
-  if task == "answer":
-    names = ("start_index", "end_index") if "start_index" in reference[0] else ("start_logits", "end_logits")
-    best = (lambda x: x.ravel()[0]) if names[0] == "start_index" else np.argmax
-    equal = [all(best(a[name]) == best(b[name]) for name in names) for a, b in zip(results, reference, strict=True)]
-    return "answers equal to float32's", 100.0, 100 * float(np.mean(equal))
-  name = next(name for name in ("sentence_embedding", "sentence_logits", "logits", "last_hidden_state")
-              if name in reference[0])  # fmt: skip
-  cosines = []
-  for pair in zip(results, reference, strict=True):
-    x, y = (np.atleast_2d(outputs[name]).astype(np.float64) for outputs in pair)
-    cosines.append(np.sum(x * y, axis=-1) / np.maximum(np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1), 1e-12))
-  return f"cosine of {name} with float32's", 100.0, 100 * float(np.mean(np.concatenate(cosines)))
-
-
 def write(
   folder: str | os.PathLike,
   cfg: AlbertConfig,
@@ -434,7 +256,7 @@ def write(
   vocabulary: Any,
   about: dict,
   *,
-  calibration: str,
+  texts: str,
   max_loss: float,
   task: str,
   pooling: str,
@@ -448,8 +270,8 @@ def write(
   Args:
     folder: the folder of the export.
     cfg, params, task, pooling, metadata: as for `onnx.build`.
-    vocabulary, about, fields, label: as for `read`.
-    calibration: a file; its first CALIBRATION_ROWS rows (at most half) give the ranges, the others measure the loss.
+    vocabulary, about, fields, label: as for `calibration.read`.
+    texts: a file; its first CALIBRATION_ROWS rows (at most half) give the ranges, the others measure the loss.
     max_loss: points of the metric, of 100.
     say: called with a line for each recipe that was tried.
 
@@ -464,19 +286,19 @@ def write(
     raise UserError(f"quantize=int8 cannot measure {what}; leave --quantize out")
   build = {"task": task, "pooling": pooling, "metadata": metadata}
   longest = min(about.get("seq_length") or cfg.max_position_embeddings, cfg.max_position_embeddings)
-  sample = read(calibration, vocabulary, about, fields=fields, label=label, longest=longest)
+  sample = calibration.read(texts, vocabulary, about, fields=fields, label=label, longest=longest)
   count = min(CALIBRATION_ROWS, len(sample.rows) // 2)
   order = np.random.default_rng(0).permutation(len(sample.rows))  # Files are often sorted by label.
   rows = [sample.rows[i] for i in order[count:]]
   gold = None if sample.gold is None else sample.gold[order[count:]]
   kind = about.get("kind", "classification")
-  uses = calibrate(cfg, params, [batch_of([sample.rows[i]]) for i in order[:count]], **build)
-  reference = _outputs(onnx_runtime.session(onnx.build(cfg, params, **build)), rows)
+  uses = calibrate(cfg, params, [calibration.batch_of([sample.rows[i]]) for i in order[:count]], **build)
+  reference = calibration.outputs(onnx_runtime.session(onnx.build(cfg, params, **build)), rows)
   tried = {}
   for name, recipe in RECIPES.items():
     graph = onnx.build(cfg, params, arithmetic=Int8(recipe, uses), **build)
-    metric, float_score, int8_score = score(
-      task, kind, rows, gold, _outputs(onnx_runtime.session(graph), rows), reference
+    metric, float_score, int8_score = calibration.score(
+      task, kind, rows, gold, calibration.outputs(onnx_runtime.session(graph), rows), reference
     )
     tried[name] = float_score - int8_score
     say(f"{name}: {metric} {float_score:.2f} -> {int8_score:.2f} on {len(rows):,} held-out rows")
