@@ -27,7 +27,12 @@ def test_a_split_hides_its_labels_only_as_a_whole():
 
 @pytest.mark.parametrize(
   ("name", "values"),
-  [("true", [True, "True", "TRUE", "true"]), ("1", [1, 1.0, "1", " 1 ", "1.0"]), ("1.5", [1.5, "1.5"])],
+  [
+    ("true", [True, "True", "TRUE", "true"]),
+    ("1", [1, 1.0, "1", " 1 ", "1.0"]),
+    ("1.5", [1.5, "1.5"]),
+    ("é", ["é", "e\u0301"]),
+  ],
 )
 def test_a_label_has_one_name_in_every_format(name, values):
   assert {cells.label(value, "here") for value in values} == {name}
@@ -37,6 +42,15 @@ def test_a_label_has_one_name_in_every_format(name, values):
 def test_a_list_is_no_label(value):
   with pytest.raises(UserError, match=r'^here: the label is \["a"\]; expected a text or a number'):
     cells.label(value, "here")
+
+
+def test_names_that_look_alike_are_told():
+  assert cells.alike(["no", "yes", "Yes", "a b", "a\u00a0b", "x", "x\u200b"]) == [
+    ["yes", "Yes"],
+    ["a b", "a\u00a0b"],
+    ["x", "x\u200b"],
+  ]
+  assert cells.alike(["a", "b", "1", "-1", "+1"]) == []
 
 
 def test_brackets_alone_are_part_of_a_name():

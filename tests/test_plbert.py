@@ -193,6 +193,14 @@ class TestRows:
     assert (spread > 0).sum() > 55
 
 
+@pytest.mark.parametrize("field", ["split", "validation_split"])
+def test_a_split_is_checked_before_a_run_begins(dataset, field):
+  config = config_of(dataset)
+  config.data[field] = "nope"
+  with pytest.raises(UserError, match="nope"):
+    plbert.make(config)
+
+
 @pytest.mark.usefixtures("one_device")
 class TestRun:
   @pytest.mark.slow

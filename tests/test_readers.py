@@ -188,7 +188,9 @@ def test_a_file_whose_lines_end_with_cr_alone(tmp_path, suffix):
   (gzip.compress(TEXT.encode()), r"is a \.gz file, although its name does not say so"),
   (b"PAR1....PAR1", r"is a \.parquet file"),
   (b"PK\x03\x04....", r"is a \.zip file"),
-], ids=["utf-16", "utf-16-le", "gz", "parquet", "zip"])  # fmt: skip
+  (TEXT.encode("utf-32"), "is UTF-32 text; convert it, as with: iconv -f utf-32 -t utf-8"),
+  (b"a.txt".ljust(257, b"\0") + b"ustar\0" + TEXT.encode(), r"is a \.tar file, which is not read"),
+], ids=["utf-16", "utf-16-le", "gz", "parquet", "zip", "utf-32", "tar"])  # fmt: skip
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
 def test_a_text_file_that_is_no_text_is_refused(tmp_path, name, data, message):
   (tmp_path / name).write_bytes(data)

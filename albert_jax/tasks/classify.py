@@ -6,6 +6,7 @@ The head is the original's: dropout and one dense layer on the pooled [CLS] (run
 import dataclasses
 import functools
 import json
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ from albert_jax.tasks.base import (
   settings_of,
   unused,
 )  # fmt: skip
+
+log = logging.getLogger(__name__)
 
 # What transformers calls each kind.
 KINDS = {
@@ -308,6 +311,11 @@ def _labels_of(rows, field, kind, separator):
       f"{rows.source}: the column {field!r} has {len(names):,} different labels in {len(rows):,} rows; is it the "
       "label? Choose with --config.data.label_field=…; for numbers, --config.task.kind=regression"
     )
+  for group in cells.alike(sorted(names)):
+    log.warning(
+      "%s: the column %r has different labels that look alike: %s; give them one name if they are one",
+      rows.source, field, ", ".join(map(repr, group)),
+    )  # fmt: skip
   return tuple(tables.numbered(names))
 
 

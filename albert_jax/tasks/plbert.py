@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from albert_jax import convert, model
+from albert_jax.data import datasets
 from albert_jax.data.speech import batching, lexicon
 from albert_jax.data.speech.batching import SpeechConfig
 from albert_jax.errors import UserError
@@ -49,6 +50,8 @@ def make(config: ConfigDict, vocabulary: Any = None, first_row: int = 0) -> Task
     raise UserError(
       f"{data.dataset} has no held-out documents; make it again with albert-jax phonemes --validation_fraction=0.05"
     )
+  for split in (data.split, data.validation_split):  # Here, so that a mistake is found before the run has a folder.
+    datasets.open_split(data.dataset, split)
   common = {"batch_size": config.batch_size, "seed": config.seed}
   return Task(
     model=cfg,

@@ -75,8 +75,9 @@ COMPRESSIONS = {
 _PARQUET_MAGIC = b"PAR1"
 # How files begin that are no text.
 _MAGICS = {magic: kind for kind, (_, magics) in COMPRESSIONS.items() for magic in magics} | {
-  _PARQUET_MAGIC: ".parquet", b"PK\x03\x04": ".zip", b"BZh": ".bz2", b"%PDF-": ".pdf"
+  _PARQUET_MAGIC: ".parquet", b"PK\x03\x04": ".zip", b"BZh": ".bz2", b"%PDF-": ".pdf", b"ustar": ".tar"
 }  # fmt: skip
+_TAR_MAGIC_AT = 257  # where a .tar file has it, after the name and facts of its first file
 _MAX_NUL_SHARE = 0.01  # A text with more NUL bytes is UTF-16, or no text.
 
 
@@ -158,14 +159,13 @@ def check_text(path: str, head: bytes) -> None:
     UserError: it is UTF-16 text, or a file of another kind.
   """
   for magic, kind in _MAGICS.items():
-    if head.startswith(magic):
+    if head.startswith(magic, _TAR_MAGIC_AT if kind == ".tar" else 0):
       if kind in COMPRESSIONS or kind == ".parquet":
         raise UserError(f"{path} is a {kind} file, although its name does not say so; rename it, or unpack it")
       raise UserError(
         f"{path} is a {kind} file, which is not read; give its text, plain or as {', '.join(COMPRESSIONS)}"
       )
-  if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-    raise UserError(f"{path} is UTF-16 text; convert it, as with: iconv -f utf-16 -t utf-8")
+  files.refuse_wide_text(path, head)
   if head.count(b"\0") > 1 + _MAX_NUL_SHARE * len(head):
     raise UserError(
       f"{path} has {head.count(0):,} NUL bytes in its first {len(head):,}; it is no UTF-8 text, convert it"

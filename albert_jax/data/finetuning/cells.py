@@ -7,6 +7,7 @@ The same label has the same name in every format: JSON's true and a table's True
 import collections
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -59,10 +60,19 @@ def label(value: Any, where: str) -> str:
     value = int(value)
   if not isinstance(value, str | int | float):
     raise UserError(f"{where}: the label is {strict_json.show(value)}; expected a text or a number")
-  text = str(value).strip()
+  text = unicodedata.normalize("NFC", str(value)).strip()
   if whole := _WHOLE.fullmatch(text):
     text = str(int(whole[1]))
   return _BOOLEANS.get(text, text)
+
+
+def alike(names: Iterable[str]) -> list[list[str]]:
+  """Returns groups of names that differ only in case, white space or invisible characters."""
+  groups = collections.defaultdict(list)
+  for name in names:
+    visible = (char for char in unicodedata.normalize("NFKC", name).casefold() if unicodedata.category(char) != "Cf")
+    groups["".join("".join(visible).split())].append(name)
+  return [group for group in groups.values() if len(group) > 1]
 
 
 def parsed(value: Any) -> Any:

@@ -146,8 +146,7 @@ def read_text(path: str | pathlib.Path) -> str:
     data = files.read(path)
   except OSError as error:
     raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-  if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-    raise UserError(f"{path} is UTF-16 text; convert it, as with: iconv -f utf-16 -t utf-8")
+  files.refuse_wide_text(path, data)
   try:
     text = data.decode("utf-8-sig")
   except UnicodeDecodeError as error:
