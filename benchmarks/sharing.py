@@ -45,6 +45,7 @@ BASIC = {
 SWITCHES = {
   "ends": {"share": "all", "unshared_ends": 1},
   "ends+matrices": {"share": "matrices", "unshared_ends": 1},
+  "rank 8": {"share": "matrices", "layer_rank": 8},
 }
 FORMS = {**BASIC, **SWITCHES}
 LAYERS = (1, 2, 4, 8)

@@ -68,6 +68,12 @@ SHARING = [
 ]
 
 
+def test_a_model_that_a_graph_cannot_express_is_refused():
+  cfg = dataclasses.replace(SMALL, layer_rank=2)
+  with pytest.raises(UserError, match="--share=none"):
+    export_onnx.build(cfg, params_of(cfg))
+
+
 @pytest.mark.parametrize("fields", SHARING)
 def test_a_graph_equals_the_model_whatever_is_shared(fields):
   cfg = dataclasses.replace(SMALL, **fields)

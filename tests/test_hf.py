@@ -60,6 +60,16 @@ def test_sharing_becomes_groups_that_compute_the_same(tmp_path, share, ends):
     np.testing.assert_allclose(theirs[name], ours[name], atol=1e-5)
 
 
+def test_low_rank_differences_are_kept_and_not_opened_by_transformers(tmp_path):
+  cfg = dataclasses.replace(SMALL, layer_rank=2, share="matrices")
+  params = random_params(cfg)
+  hf.save(tmp_path / "model", cfg, params)
+  assert json.loads((tmp_path / "model/config.json").read_text())["model_type"] == "albert_jax"
+  read_cfg, read = hf.load(tmp_path / "model")
+  assert read_cfg == cfg
+  assert_same(read, params)
+
+
 def test_the_table_has_a_name_for_everything():
   """One name per tensor, and as many numbers there as here."""
   for share in ("all", "none"):

@@ -136,6 +136,7 @@ def slow(values):
     {"share": "attention", "num_hidden_groups": 2, "hidden_dropout_prob": 0.3},
     {"share": "ffn", "num_hidden_groups": 3, "inner_group_num": 2},
     {"share": "matrices", "unshared_ends": 1},
+    {"share": "all", "layer_rank": 2},
     *slow({"share": share} for share in SHARE if share not in ("all", "none")),
     *slow({"share": share, "num_hidden_groups": 2} for share in SHARE),
     *slow([
@@ -409,6 +410,7 @@ def test_layer_axes_count_what_is_stacked():
     ({"num_hidden_groups": 7}, "num_hidden_groups=7"),
     ({"unshared_ends": 3}, "unshared_ends=3 leaves 0 of num_hidden_layers=6"),
     ({"unshared_ends": 1, "share": "none"}, "no effect with share=none"),
+    ({"layer_rank": 1, "share": "none"}, "layer_rank=1 has no effect"),
     ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob=1.0"),
     ({"scan_unroll": -1}, "scan_unroll=-1"),
     ({"least_layers": 7}, "least_layers=7"),

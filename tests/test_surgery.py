@@ -110,6 +110,15 @@ class TestDepth:
     assert cfg.unshared_ends == 0
     assert_same(changed["ffn"], jax.tree.map(lambda x: x[[0, 1, 1, 2]], params["ffn"]))
 
+  def test_low_rank_differences_become_part_of_unshared_matrices(self):
+    old = dataclasses.replace(SMALL, layer_rank=2, inner_group_num=2)
+    params = jax.tree.map(lambda x: x + 0.1, model(old))
+    cfg, changed = surgery.restructured(old, params, share="none")
+    assert cfg.layer_rank == 0
+    ours, theirs = outputs(cfg, changed), outputs(old, params)
+    for name in theirs:
+      np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5)
+
   def test_from_group_0(self):
     old = dataclasses.replace(SMALL, num_hidden_groups=2)
     params = model(old)

@@ -21,6 +21,7 @@ from albert_jax.data.speech.symbols import Symbols
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig
+from albert_jax.model.config import LOW_RANK
 from albert_jax.model.task_heads import HEADS
 from albert_jax.types import Params
 
@@ -55,6 +56,8 @@ _ACTIVATIONS = {
   "gelu_pytorch_tanh": "gelu_new",
   "gelu_python_tanh": "gelu_new",
 }
+# The model_type of models that transformers cannot express; it refuses to open them.
+OWN_TYPE = "albert_jax"
 # Keys of a config.json that describe the file itself, not the model: written anew, never carried over.
 _ABOUT_THE_FILE = ("architectures", "dtype", "model_type", "torch_dtype", "transformers_version", configs.OURS)
 # A config.json's names for special ids, and a tokenizer's.
@@ -64,7 +67,8 @@ FREE = "albert_jax."
 
 
 def _suffix(path):
-  return ".bias" if path.endswith("bias") else ".weight"
+  leaf = path.rsplit("/", 1)[-1]
+  return f".{leaf}" if leaf in ("bias", *LOW_RANK) else ".weight"
 
 
 def group(layer: int, layers: int, groups: int) -> int:
@@ -117,7 +121,7 @@ def read_fields(path: str | os.PathLike) -> dict[str, Any]:
   if not path.is_file():
     raise UserError(f"no {path}: expected a Hugging Face directory, with config.json and model.safetensors")
   fields = strict_json.read_object(path)
-  if fields.get("model_type", "albert") != "albert":
+  if fields.get("model_type", "albert") not in ("albert", OWN_TYPE):
     raise UserError(f"{path} does not describe an ALBERT: its model_type is {fields['model_type']!r}")
   return fields
 
@@ -360,7 +364,8 @@ def to_fields(
   """Returns the object of a config.json (see `save`)."""
   fields, ours = configs.to_fields(cfg, len(mapping.stored_layers(cfg, group)))
   fields = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, **(extra or {}), **fields}
-  fields |= {"model_type": "albert", "dtype": "float32", "architectures": [architecture or _architecture(params)]}
+  model_type = OWN_TYPE if cfg.layer_rank else "albert"
+  fields |= {"model_type": model_type, "dtype": "float32", "architectures": [architecture or _architecture(params)]}
   heads = [head for head in ("classifier", "span") if head in params]
   if heads and "id2label" not in fields:
     fields["id2label"] = {str(i): f"LABEL_{i}" for i in range(params[heads[0]]["bias"].size)}

@@ -15,6 +15,7 @@ import numpy as np
 from albert_jax import model, paths
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig
+from albert_jax.model.config import LOW_RANK
 from albert_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,19 @@ def copy_of(cfg: AlbertConfig, part: str, layer: int, leaf: str = "kernel") -> i
   return layer if copies == cfg.num_hidden_layers else cfg.group_of(layer) if copies > 1 else 0
 
 
+def refuse_low_rank(cfg: AlbertConfig, target: str) -> None:
+  """Refuses a model with low-rank differences for a target that cannot express them.
+
+  Raises:
+    UserError: the model has them.
+  """
+  if cfg.layer_rank:
+    raise UserError(
+      f"layer_rank={cfg.layer_rank}: {target} has no low-rank differences between layers; first add them to matrices "
+      "of each layer, with albert-jax convert --checkpoint=… --out=… --share=none"
+    )
+
+
 def stored_layers(cfg: AlbertConfig, group_of: Callable[[int, int, int], int] = original_group) -> list[int]:
   """Returns the layers that a format has to store if it can only share whole groups.
 
@@ -83,7 +97,8 @@ def stored_layers(cfg: AlbertConfig, group_of: Callable[[int, int, int], int] = 
   first = {}  # {group in the file: the first layer that runs it}
   for n in range(N):
     first.setdefault(group_of(n, N, G), n)
-  parameters = [(part, leaf) for part in ("attention", "ffn") for leaf in ("kernel", "bias")]
+  leaves = ("kernel", "bias", *(LOW_RANK if cfg.layer_rank else ()))
+  parameters = [(part, leaf) for part in ("attention", "ffn") for leaf in leaves]
   used = [[copy_of(cfg, part, n, leaf) for part, leaf in parameters] for n in range(N)]
   if len(first) == G and all(used[n] == used[first[group_of(n, N, G)]] for n in range(N)):
     return [first[g] for g in range(G)]
@@ -152,6 +167,8 @@ def entries(
 
 def _heads_joined(path, shape):
   """Returns the shape without a separate axis for the attention heads, which no other format has."""
+  if path.endswith(tuple(f"/{leaf}" for leaf in LOW_RANK)):
+    return shape
   if re.match(r"attention/(query|key|value)/", path):
     return (*shape[:-2], shape[-2] * shape[-1])
   return (shape[0] * shape[1], shape[2]) if path == "attention/output/kernel" else shape

@@ -101,7 +101,7 @@ def restructured(
     from_group0: start every group from group 0 (init_from_group0 of the original), even if there were several.
   """
   if fields.get("share") == "none":
-    fields = {"unshared_ends": 0, **fields}
+    fields = {"unshared_ends": 0, "layer_rank": 0, **fields}
   new = dataclasses.replace(cfg, **fields)
   flat = dict(paths.flatten(params))
   for path in [path for path in flat if path.startswith(("attention/", "ffn/"))]:
@@ -116,4 +116,8 @@ def restructured(
     source = [0 if from_group0 else copy_of(cfg, part, n, leaf) for n in olds]
     value = flat[path] if copies > 1 else flat[path][None]
     flat[path] = value[source] if new_copies > 1 else value[source[0]]
+  if cfg.layer_rank and not new.layer_rank:  # Each layer has matrices of its own now, which take the differences in.
+    for path in [path.removesuffix("/a") for path in flat if path.endswith("/a")]:
+      a, b, kernel = flat.pop(f"{path}/a"), flat.pop(f"{path}/b"), flat[f"{path}/kernel"]
+      flat[f"{path}/kernel"] = kernel + (a @ b).reshape(kernel.shape)
   return new, paths.unflatten(flat)

@@ -13,7 +13,7 @@ import numpy as np
 
 from albert_jax import convert, files, model, versions
 from albert_jax import onnx_runtime as runtime
-from albert_jax.convert import hf
+from albert_jax.convert import hf, mapping
 from albert_jax.convert.load import find
 from albert_jax.data.speech.symbols import Symbols
 from albert_jax.data.tokenizer import Tokenizer
@@ -112,6 +112,7 @@ def export(
     say("the page's files from npm")
     pages.fetch()
   cfg, params = convert.load(checkpoint)
+  mapping.refuse_low_rank(cfg, "a folder for other runtimes")
   about = convert.about(checkpoint)
   vocabulary = convert.load_symbols(checkpoint) or convert.load_tokenizer(checkpoint, optional=True)
   if tokenizer and vocabulary is None:

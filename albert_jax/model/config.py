@@ -9,20 +9,21 @@ from albert_jax.errors import UserError
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
 SHARE = ("all", "matrices", "attention", "ffn", "none")
 DTYPES = ("float32", "bfloat16")
+LOW_RANK = ("a", "b")  # the parameters of layer_rank beside a kernel
 REMAT = ("none", "dots", "attention", "full")
 ATTENTION = ("auto", "xla", "pallas", "cudnn")
 # The fields that the weights of a checkpoint depend on; the others are settings of the computation and dropout.
 STRUCTURE = (
   "vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_hidden_groups", "inner_group_num",
   "num_attention_heads", "intermediate_size", "hidden_act", "max_position_embeddings", "type_vocab_size",
-  "layer_norm_eps", "share", "unshared_ends", "square_projection",
+  "layer_norm_eps", "share", "unshared_ends", "layer_rank", "square_projection",
 )  # fmt: skip
 # Larger values are mistakes (a count of bytes, a misplaced digit), which would otherwise crash the compiler.
 LIMITS = {
   "vocab_size": 1 << 24, "embedding_size": 1 << 16, "hidden_size": 1 << 16, "num_hidden_layers": 1024,
   "num_hidden_groups": 1024, "inner_group_num": 64, "num_attention_heads": 1024, "intermediate_size": 1 << 18,
-  "max_position_embeddings": 1 << 20, "type_vocab_size": 1 << 16, "unshared_ends": 512, "least_layers": 1024,
-  "scan_unroll": 1024,
+  "max_position_embeddings": 1 << 20, "type_vocab_size": 1 << 16, "unshared_ends": 512, "layer_rank": 4096,
+  "least_layers": 1024, "scan_unroll": 1024,
 }  # fmt: skip
 LARGEST = 1e6  # of rates, deviations and shares
 SMALLEST = 1e-30  # Smaller numbers are 0 in float32.
@@ -61,6 +62,8 @@ class AlbertConfig:
   share: str = "all"
   # So many layers at each end have weights of their own, and only those between are shared; 0: the paper's model.
   unshared_ends: int = 0
+  # The rank of what each layer adds to the weight matrices that it shares, W + A B with its own A and B; 0: nothing.
+  layer_rank: int = 0
   # A projection between embeddings and layers also where both have one size. The original has none, transformers has.
   square_projection: bool = False
   dtype: str = "float32"  # of activations and matmul inputs; parameters, norms, softmax and losses stay float32
@@ -84,7 +87,7 @@ class AlbertConfig:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if field.type is int:
-        least = 0 if field.name in ("unshared_ends", "least_layers", "scan_unroll") else 1
+        least = 0 if field.name in ("unshared_ends", "layer_rank", "least_layers", "scan_unroll") else 1
         most = LIMITS[field.name]
         check(
           type(value) is int and least <= value <= most,
@@ -128,6 +131,11 @@ class AlbertConfig:
       f"unshared_ends={ends} has no effect with share=none, where no layer shares weights; leave it 0",
     )
 
+    check(
+      not self.layer_rank or self.share != "none",
+      f"layer_rank={self.layer_rank} has no effect with share=none, where no layer shares matrices; leave it 0",
+    )
+
   @property
   def head_size(self) -> int:
     return self.hidden_size // self.num_attention_heads
@@ -142,11 +150,14 @@ class AlbertConfig:
 
     Args:
       part: "attention" or "ffn", each with its layer norm.
-      leaf: the last name of the parameter's path: "kernel" for a weight matrix, else "bias" or "scale".
+      leaf: the last name of the parameter's path: "kernel" for a weight matrix, else "bias" or "scale", or "a" or
+        "b" of LOW_RANK.
 
     Returns:
       The number. With as many groups as layers, nothing is shared.
     """
+    if leaf in LOW_RANK:
+      return self.num_hidden_layers
     is_shared = self.share in ("all", part) or (self.share == "matrices" and leaf == "kernel")
     return self.groups if is_shared else self.num_hidden_layers
 

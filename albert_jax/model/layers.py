@@ -16,11 +16,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from albert_jax import nvidia
-from albert_jax.model.config import AlbertConfig
+from albert_jax.model.config import LOW_RANK, AlbertConfig
 
 Shape = int | tuple[int, ...]
 
@@ -42,6 +43,15 @@ def dense(cfg: AlbertConfig, shape_in: Shape, shape_out: Shape, rngs: Any, dtype
   axis = tuple(range(-len(shape_in), 0)) if isinstance(shape_in, tuple) else -1
   dtype = dtype or cfg.dtype
   return nnx.LinearGeneral(shape_in, shape_out, axis=axis, kernel_init=initializer(cfg), dtype=dtype, rngs=rngs)
+
+
+def layer_dense(cfg: AlbertConfig, shape_in: Shape, shape_out: Shape, rngs: Any) -> Any:
+  """Returns `dense` for a matrix of a layer, with a low-rank difference of each layer if the model has them."""
+  module = dense(cfg, shape_in, shape_out, rngs)
+  if cfg.layer_rank:
+    module.a = nnx.Param(initializer(cfg)(rngs.params(), (int(np.prod(shape_in)), cfg.layer_rank)))
+    module.b = nnx.Param(jnp.zeros((cfg.layer_rank, int(np.prod(shape_out)))))
+  return module
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -118,7 +128,10 @@ def affine(module: Any, x: jax.Array, name: str, is_transposed: bool = False) ->
   # transposed copies and takes a slow product, which made a step up to a sixth longer (docs/performance.md).
   tokens = x.astype(module.dtype).reshape(-1, x.shape[-1])
   kernel = kernel.T if is_transposed else kernel.reshape(x.shape[-1], -1)
-  y = (tokens @ kernel).reshape(*x.shape[:-1], -1) + bias.reshape(1, 1, -1)
+  y = tokens @ kernel
+  if hasattr(module, "a"):
+    y += (tokens @ module.a[...].astype(module.dtype)) @ module.b[...].astype(module.dtype)
+  y = y.reshape(*x.shape[:-1], -1) + bias.reshape(1, 1, -1)
   return checkpoint_name(y, name)
 
 
@@ -128,10 +141,10 @@ class Attention(nnx.Module):
   def __init__(self, cfg: AlbertConfig, rngs: Any):
     D, H, K = cfg.hidden_size, cfg.num_attention_heads, cfg.head_size
     self.cfg = cfg
-    self.query = dense(cfg, D, (H, K), rngs)
-    self.key = dense(cfg, D, (H, K), rngs)
-    self.value = dense(cfg, D, (H, K), rngs)
-    self.output = dense(cfg, (H, K), D, rngs)
+    self.query = layer_dense(cfg, D, (H, K), rngs)
+    self.key = layer_dense(cfg, D, (H, K), rngs)
+    self.value = layer_dense(cfg, D, (H, K), rngs)
+    self.output = layer_dense(cfg, (H, K), D, rngs)
     self.norm = layer_norm(cfg, D, rngs)
 
   def __call__(self, x_BLD: jax.Array, attend: Any, keys_B: Any) -> jax.Array:
@@ -153,8 +166,8 @@ class FeedForward(nnx.Module):
 
   def __init__(self, cfg: AlbertConfig, rngs: Any):
     self.cfg, self.is_transposed = cfg, False
-    self.up = dense(cfg, cfg.hidden_size, cfg.intermediate_size, rngs)
-    self.down = dense(cfg, cfg.intermediate_size, cfg.hidden_size, rngs)
+    self.up = layer_dense(cfg, cfg.hidden_size, cfg.intermediate_size, rngs)
+    self.down = layer_dense(cfg, cfg.intermediate_size, cfg.hidden_size, rngs)
     self.norm = layer_norm(cfg, cfg.hidden_size, rngs)
 
   def __call__(self, x_BLD: jax.Array, keys_B: Any) -> jax.Array:
@@ -194,13 +207,14 @@ def stacked(make: Callable, cfg: AlbertConfig, part: str, rngs: Keys) -> nnx.Mod
   Returns:
     the module.
   """
-  lead, lead_of_rest = (lead_axes(cfg, part, leaf) for leaf in ("kernel", "bias"))
   key = rngs.params()
-  module = _stacked(make, lead, key)
-  if lead_of_rest == lead:
-    return module
-  mixed = _stacked(make, lead_of_rest, key)  # Biases and layer norms are constants at first, so the same key serves.
-  nnx.update(mixed, nnx.state(module, is_kernel))
+  leads = {leaf: lead_axes(cfg, part, leaf) for leaf in ("kernel", "bias", *(LOW_RANK if cfg.layer_rank else ()))}
+  # The same key serves all, as biases and layer norms are constants at first.
+  modules = {lead: _stacked(make, lead, key) for lead in dict.fromkeys(leads.values())}
+  mixed = modules[leads["bias"]]
+  for leaf, lead in leads.items():
+    if lead != leads["bias"]:
+      nnx.update(mixed, nnx.state(modules[lead], lambda path, _, leaf=leaf: path[-1] == leaf))
   return mixed
 
 
@@ -215,11 +229,6 @@ def _stacked(make, lead, key):
   for size in reversed(lead):
     init = jax.vmap(init, axis_size=size)
   return nnx.merge(graphdef, init(None if key is None else jax.random.split(key, lead)))
-
-
-def is_kernel(path: tuple, _: Any) -> bool:
-  """Returns whether a parameter of a module is a weight matrix: a filter for nnx.split."""
-  return path[-1] == "kernel"
 
 
 def indexed(state: nnx.State, index: int | slice) -> nnx.State:

@@ -7,7 +7,6 @@ from flax import nnx
 from albert_jax.model.albert import structure
 from albert_jax.model.attention import LOWEST
 from albert_jax.model.config import AlbertConfig
-from albert_jax.model.layers import indexed, is_kernel
 from albert_jax.types import Batch, Params
 
 
@@ -49,10 +48,11 @@ def by_layer(cfg: AlbertConfig, params: Params, batch: Batch) -> dict[str, jax.A
 
 def _of_layer(cfg, part, module, n):
   """The module of layer n: what layers share, and the layer's own copies of the rest."""
-  graphdef, kernels, rest = nnx.split(module, is_kernel, ...)
-  states = []
-  for leaf, state in (("kernel", kernels), ("bias", rest)):
-    copies = cfg.copies(part, leaf)
+
+  def of_layer(path, state):
+    copies = cfg.copies(part, path[-1].key)
     index = n if copies == cfg.num_hidden_layers else cfg.group_of(n)
-    states.append(state if copies == 1 else indexed(state, index))
-  return nnx.merge(graphdef, *states)
+    return state if copies == 1 else state[index]
+
+  graphdef, state = nnx.split(module)
+  return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(of_layer, nnx.to_pure_dict(state)))

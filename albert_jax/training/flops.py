@@ -55,7 +55,7 @@ def flops_per_step(cfg: Any, batch_size: int, length: int, slots: int) -> float:
   S, E, H, F, V = length, cfg.embedding_size, cfg.hidden_size, cfg.intermediate_size, cfg.vocab_size
   layers = cfg.num_hidden_layers * cfg.inner_group_num
   projection = 2 * S * E * H if E != H else 0
-  layer = 8 * S * H * H + 4 * S * H * F + 4 * S * S * H
+  layer = 8 * S * H * H + 4 * S * H * F + 4 * S * S * H + 4 * S * cfg.layer_rank * (5 * H + F)
   return 3.0 * batch_size * (projection + layers * layer + slots * (2 * H * E + 2 * E * V) + 2 * H * H)
 
 
