@@ -63,6 +63,15 @@ def make(cfg, mesh_config, devices=None, accumulate=1):
   return mesh, step, abstract, shardings, lambda: state.create(init, tx, key, shardings)
 
 
+def test_the_step_holds_no_array_of_a_device():
+  # On a GPU it would be copied to the host to become a constant of the program, and the training loop forbids copies.
+  cfg = dataclasses.replace(CFG, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+  mesh, step, abstract, _, _ = make(cfg, MESHES["data"])
+  with jax.set_mesh(mesh):
+    traced = step.trace(abstract, next(batches(1)), np.float32(0.01))
+  assert not [x for x in traced.jaxpr.consts if isinstance(x, jax.Array)]
+
+
 def losses(cfg, mesh_config, devices=None, accumulate=1, count=10):
   mesh, step, _, shardings, create = make(cfg, mesh_config, devices, accumulate)
   with jax.set_mesh(mesh):

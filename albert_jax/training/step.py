@@ -37,6 +37,8 @@ def make_train_step(
   """
 
   tx = optax.with_extra_args_support(tx)
+  # As a host's array: a key on a GPU would be copied back to become a constant of the program, which the loop forbids.
+  key_data = jax.device_get(jax.random.key_data(base_key))
 
   def gradients(params, batch, keys, coefficients):
     """Computes gradients of this device's rows; `params` are complete, and the result is equal on all devices."""
@@ -65,7 +67,8 @@ def make_train_step(
   def train_step(state, batch, learning_rate):
     step, params = state["step"], state["params"]
     rows = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(base_key, step), rows)
+    step_key = jax.random.fold_in(jax.random.wrap_key_data(key_data), step)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, rows)
     # An axis of size 1 splits nothing, but as an automatic axis it would disable fused kernels.
     manual_axes = {*ROWS, *(axis for axis in mesh.axis_names if mesh.shape[axis] == 1)}
     grads, loss, totals = jax.shard_map(
