@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -181,7 +182,7 @@ def path_in(folder: str | os.PathLike, dtype: str) -> pathlib.Path:
   if path is None:
     raise UserError(
       f"{folder} has no {names[0] if dtype else 'onnx/model.onnx'}; write it with: albert-jax export "
-      f"--checkpoint={folder} --out=DIR" + (" --quantize=int8" if dtype == "int8" else "")
+      f"--checkpoint={shlex.quote(str(folder))} --out=DIR" + (" --quantize=int8" if dtype == "int8" else "")
     )
   return path
 

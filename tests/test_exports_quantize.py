@@ -181,7 +181,7 @@ def test_the_command_quantizes_and_the_pipeline_takes_the_int8_file(tmp_path, vo
 
 def test_a_model_that_loses_too_much_is_not_written(tmp_path, vocabulary, texts, monkeypatch):
   source = checkpoint(tmp_path / "run", vocabulary, **CASES["classify"])
-  monkeypatch.setattr(quantize, "score", lambda *args: ("accuracy", 80.0, 77.5))
+  monkeypatch.setattr(calibration, "score", lambda *args: ("accuracy", 80.0, 77.5))
   with pytest.raises(UserError, match=r"loses more than --max_loss=0.5 points of accuracy .*2\.50.*--max_loss=2\.6"):
     albert_jax.export(source, tmp_path / "out", formats=(), quantize="int8", calibration=str(texts))
   assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """`albert-jax export`: one folder that every runtime opens."""
 
 import pathlib
+import shlex
 import sys
 
 from albert_jax import files
@@ -94,7 +95,10 @@ def main(argv: list[str]) -> None:
     print(f"{size / 1e6:10.2f} MB  {name}")
   if args.page:
     size = sum(report["page"].values()) / 1e6
-    print(f"{size:10.2f} MB  {args.page}, the page; show it with: python -m http.server --directory={args.page}")
+    print(
+      f"{size:10.2f} MB  {args.page}, the page; show it with: python -m http.server "
+      f"--directory={shlex.quote(args.page)}"
+    )
   if "int8" in report:
     int8 = report["int8"]
     print(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 
 from albert_jax import files
 from albert_jax.commands import common, corpus
@@ -80,7 +81,7 @@ def main(argv: list[str]) -> int:
     cache=None if args.no_cache else args.cache, overwrite=args.overwrite,
   )  # fmt: skip
   print(describe(description))
-  print(f"made {args.out}; look at it with: albert-jax audit {args.out}")
+  print(f"made {args.out}; look at it with: albert-jax audit {shlex.quote(args.out)}")
   return 0
 
 

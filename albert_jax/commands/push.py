@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import shlex
 
 from albert_jax.commands import common
 from albert_jax.convert import hub
@@ -27,7 +28,8 @@ def main(argv: list[str]) -> None:
   for name in ("config.json", "model.safetensors", "README.md"):
     if not (folder / name).is_file():
       raise UserError(
-        f"{folder} has no {name}; make a folder with a card first: albert-jax export --checkpoint={folder} --out=DIR"
+        f"{folder} has no {name}; make a folder with a card first: albert-jax export "
+        f"--checkpoint={shlex.quote(str(folder))} --out=DIR"
       )
   contents = [path for path in sorted(folder.rglob("*")) if path.is_file()]
   contents = [path for path in contents if not any(part.startswith(".") for part in path.relative_to(folder).parts)]

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib
 import pathlib
+import shlex
 from typing import Any
 
 import numpy as np
@@ -83,8 +84,9 @@ def _describe_folder(dataset):
     what = "is a folder without prepare.json" if folder.is_dir() else "is no folder"
     what = what if str(dataset) else "is not set"
     raise UserError(
-      f"data.dataset={dataset} {what}; expected one made by: albert-jax prepare --input={dataset or 'GLOB'} "
-      "--spm=FILE --out=DIR, and then --config.data.dataset=DIR"
+      f"data.dataset={dataset} {what}; expected one made by: albert-jax prepare "
+      f"--input={shlex.quote(str(dataset)) if str(dataset) else 'GLOB'} --spm=FILE --out=DIR, and then "
+      "--config.data.dataset=DIR"
     )
   description = strict_json.read_object(path, "what albert-jax prepare wrote")
   _check_description(path, description)
@@ -153,7 +155,7 @@ def tokenizer(dataset: str, spm: str = "") -> Tokenizer:
   if spm and sha256(result.path) != vocabulary["sha256"]:
     raise UserError(
       f"data.spm={spm} is not the vocabulary that {dataset} was made with (its copy is {copy}); leave data.spm empty, "
-      f"or make the dataset again with: albert-jax prepare --spm={spm}"
+      f"or make the dataset again with: albert-jax prepare --spm={shlex.quote(str(spm))}"
     )
   return result
 

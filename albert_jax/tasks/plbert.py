@@ -7,6 +7,7 @@ word targets are all positions, or a share of them drawn anew for each row (loss
 
 import functools
 import pathlib
+import shlex
 from typing import Any
 
 import jax
@@ -188,7 +189,8 @@ def _other_heads(init_from, dataset):
   if theirs.pieces != batching.symbols(dataset).pieces:
     raise UserError(
       f"{init_from} has another symbol table than {dataset}; give it this one: albert-jax convert "
-      f"--checkpoint={init_from} --symbols={dataset}/symbols.json --keep_pieces --out=DIR, and begin with DIR"
+      f"--checkpoint={shlex.quote(init_from)} --symbols={shlex.quote(f'{dataset}/symbols.json')} --keep_pieces "
+      "--out=DIR, and begin with DIR"
     )
   folders = (pathlib.Path(theirs.path).parent, pathlib.Path(dataset).expanduser())
   names = [folder / lexicon.TARGETS_FILE for folder in folders]
