@@ -75,6 +75,8 @@ def test_push(world, tmp_path, monkeypatch, capsys):
   folder = tmp_path / "made"
   with pytest.raises(UserError, match=r"has no README\.md"):
     push.main([str(folder), "--to=me/mine"])
+  with pytest.raises(UserError, match=r"albert-jax export --checkpoint='.*/my run' --out=DIR"):  # To be typed as it is.
+    push.main([str(tmp_path / "my run"), "--to=me/mine"])
   (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Mine\n")
   (folder / ".hidden").write_text("no")
   push.main([str(folder), "--to=me/mine", "--dry_run"])
