@@ -187,6 +187,50 @@ def test_a_model_that_loses_too_much_is_not_written(tmp_path, vocabulary, texts,
   assert not (tmp_path / "out").exists()
 
 
+def squad_file(path, source=None):
+  """Writes 70 questions of SQuAD's form, with the answers of the model at `source`; without it they are hidden."""
+  items = [{"question": "ba do?", "context": f"{text} gi ko."} for text in TEXTS[:3] * 24][
+    :70
+  ]  # Answers of punctuation score 0.
+  answers = albert_jax.pipeline("answer", source)(items) if source else [None] * 70
+  paragraphs = []
+  for i, (item, answer) in enumerate(zip(items, answers, strict=True)):
+    gold = [{"text": answer["answer"], "answer_start": answer["answers"][0]["start"]}] if answer else []
+    qa = {"id": str(i), "question": item["question"], "answers": gold}
+    paragraphs.append({"context": item["context"], "qas": [qa]})
+  path.write_text(json.dumps({"data": [{"title": "t", "paragraphs": paragraphs}]}), "utf-8")
+  return path
+
+
+@pytest.mark.parametrize("name", ["tag", "answer"])
+def test_labels_of_words_and_of_questions_measure_f1(name, tmp_path, vocabulary, capsys):
+  """The labels are the model's own answers; those of punctuation alone score 0 by SQuAD's rules."""
+  source = checkpoint(tmp_path / "run", vocabulary, **CASES[name])
+  if name == "answer":
+    path = squad_file(tmp_path / "dev.json", source)
+  else:
+    path = tmp_path / "dev.conll"
+    words = [text.replace(".", "").split() for text in TEXTS] * 18
+    entities = [row["entities"] for row in albert_jax.pipeline("tag", source)([{"tokens": row} for row in words])]
+    path.write_text("".join(_conll(*pair) for pair in zip(words, entities, strict=True)), "utf-8")
+  arguments = [f"--checkpoint={source}", f"--out={tmp_path / 'out'}", "--formats=onnx", "--quantize=int8"]
+  assert main(["export", *arguments, f"--calibration={path}", "--max_loss=100"]) == 0
+  line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("int8: "))
+  before, after = map(float, line.removeprefix("int8: F1 ").split(" (")[0].split(" on ")[0].split(" -> "))
+  assert before == 100 if name == "tag" else 50 < before < 100
+  assert before / 2 < after <= 100
+  assert line.endswith("on 36 held-out rows" if name == "tag" else "on 35 held-out rows")
+
+
+def _conll(words, entities):
+  tags, start = [], 0
+  for word in words:
+    inside = next((e for e in entities if e["start"] <= start < e["end"]), None)
+    tags.append("O" if inside is None else ("B-" if inside["start"] == start else "I-") + inside["type"])
+    start += len(word) + 1
+  return "".join(f"{word} {tag}\n" for word, tag in zip(words, tags, strict=True)) + "\n"
+
+
 def test_mistakes_in_the_calibration_file_are_one_line(tmp_path, vocabulary, texts):
   source = checkpoint(tmp_path / "run", vocabulary, **CASES["classify"])
   few = tmp_path / "few.txt"
@@ -205,6 +249,16 @@ def test_mistakes_in_the_calibration_file_are_one_line(tmp_path, vocabulary, tex
     with pytest.raises((UserError, OSError)) as caught:
       albert_jax.export(source, tmp_path / "out", formats=(), quantize="int8", **options)
     assert what in str(caught.value) and "\n" not in str(caught.value), what
+  answers = checkpoint(tmp_path / "answers", vocabulary, **CASES["answer"])
+  for what, options in {
+    "hides the answers": {"calibration": str(squad_file(tmp_path / "hidden.json"))},
+    "--fields=question names columns": {
+      "calibration": str(squad_file(tmp_path / "dev.json", answers)),
+      "fields": "question",
+    },
+  }.items():
+    with pytest.raises(UserError, match=what):
+      albert_jax.export(answers, tmp_path / "out", formats=(), quantize="int8", **options)
   assert not (tmp_path / "out").exists()
 
 

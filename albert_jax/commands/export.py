@@ -40,7 +40,8 @@ def main(argv: list[str]) -> None:
   parser.add_argument("--quantize", choices=("int8",), default="", help="also write onnx/model_int8.onnx")
   parser.add_argument(
     "--calibration", default="", metavar="FILE",
-    help="for --quantize: texts like those the model will see, .txt, .csv, .tsv or .jsonl, best with labels",
+    help="for --quantize: texts like those the model will see, .txt, .csv, .tsv or .jsonl, best with labels; for a "
+    "tagger also .conll, for questions SQuAD's .json",
   )  # fmt: skip
   parser.add_argument(
     "--max_loss", type=float, default=0.5, metavar="POINTS",

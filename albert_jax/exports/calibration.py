@@ -64,7 +64,7 @@ def read(
     values = table.columns[label]
     if about.get("name") == "classify" and all(value not in (None, "") for value in values):
       gold = _gold(table, values, labels, about.get("kind", "classification"))
-  _check_count(path, len(columns[0]))
+  check_count(path, len(columns[0]))
   tokens = tables.encode(vocabulary, columns[0], columns[1] if len(columns) == 2 else None, longest, str(path))
   return Sample(list(zip(tokens["input_ids"], tokens["token_type_ids"], strict=True)), gold)
 
@@ -87,7 +87,7 @@ def read_phonemes(path: str | pathlib.Path, symbols: Symbols, longest: int) -> l
   if not str(path).endswith(".txt"):
     lines = [" ".join(units.read_record(line, str(path))["phonemes"]) for line in lines]
   lines = [line for line in lines if line]
-  _check_count(path, len(lines))
+  check_count(path, len(lines))
   ids = symbols.encode("".join(lines))
   if (share := float(np.mean(ids == symbols.unk_id))) > MOST_UNKNOWN:
     raise UserError(
@@ -97,7 +97,8 @@ def read_phonemes(path: str | pathlib.Path, symbols: Symbols, longest: int) -> l
   return [(row, [0] * len(row)) for row in (symbols.encode(line)[:longest].tolist() for line in lines)]
 
 
-def _check_count(path, count):
+def check_count(path: str | pathlib.Path, count: int) -> None:
+  """Refuses a file with too few texts to calibrate and to measure on."""
   if count < LEAST_HELD_OUT + 10:
     raise UserError(
       f"{path} has {count} texts; calibration and its check need {LEAST_HELD_OUT + 10} at least, better 1,000"

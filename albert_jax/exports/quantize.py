@@ -19,7 +19,7 @@ from albert_jax import onnx_runtime
 from albert_jax.data.speech.symbols import Symbols
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
-from albert_jax.exports import calibration, onnx
+from albert_jax.exports import calibration, labelled, onnx
 from albert_jax.exports.onnx import Float, Graph, Weight
 from albert_jax.model import AlbertConfig
 from albert_jax.types import Params
@@ -271,7 +271,8 @@ def write(
     folder: the folder of the export.
     cfg, params, task, pooling, metadata: as for `onnx.build`.
     vocabulary, about, fields, label: as for `calibration.read`.
-    texts: a file; its first CALIBRATION_ROWS rows (at most half) give the ranges, the others measure the loss.
+    texts: a file, see `calibration.read`; for `tag` and `answer` also one with labels, see `labelled.read`. Random
+      CALIBRATION_ROWS of its rows (at most half) give the ranges, the others measure the loss.
     max_loss: points of the metric, of 100.
     say: called with a line for each recipe that was tried.
 
@@ -285,30 +286,52 @@ def write(
     what = "the task choose" if task == "choose" else "a model without a vocabulary"
     raise UserError(f"quantize=int8 cannot measure {what}; leave --quantize out")
   build = {"task": task, "pooling": pooling, "metadata": metadata}
-  longest = min(about.get("seq_length") or cfg.max_position_embeddings, cfg.max_position_embeddings)
-  sample = calibration.read(texts, vocabulary, about, fields=fields, label=label, longest=longest)
-  count = min(CALIBRATION_ROWS, len(sample.rows) // 2)
-  order = np.random.default_rng(0).permutation(len(sample.rows))  # Files are often sorted by label.
-  rows = [sample.rows[i] for i in order[count:]]
-  gold = None if sample.gold is None else sample.gold[order[count:]]
-  kind = about.get("kind", "classification")
-  uses = calibrate(cfg, params, [calibration.batch_of([sample.rows[i]]) for i in order[:count]], **build)
-  reference = calibration.outputs(onnx_runtime.session(onnx.build(cfg, params, **build)), rows)
+  exact = onnx.build(cfg, params, **build)
+  examples = labelled.read(texts, task) if isinstance(vocabulary, Tokenizer) else None
+  if examples:
+    calibration.check_count(texts, len(examples.items))
+    for flag, value, default in (("fields", fields, "text"), ("label", label, "label")):
+      if value != default:
+        raise UserError(f"--{flag}={value} names columns of a table, which {texts} is not; leave --{flag} out")
+    count, order = _shuffled(len(examples.items))
+
+    def answers(graph, index):
+      items = [examples.items[i] for i in index]
+      return labelled.answers(graph, cfg, params, vocabulary, about, task, items)
+
+    calibration_rows = answers(exact, order[:count])[1][:CALIBRATION_ROWS]
+    held_out = order[count:].tolist()
+    float_percent = examples.percent(held_out, answers(exact, held_out)[0])
+
+    def measure(graph):
+      return "F1", float_percent, examples.percent(held_out, answers(graph, held_out)[0])
+  else:
+    longest = min(about.get("seq_length") or cfg.max_position_embeddings, cfg.max_position_embeddings)
+    sample = calibration.read(texts, vocabulary, about, fields=fields, label=label, longest=longest)
+    count, order = _shuffled(len(sample.rows))
+    calibration_rows, held_out = [sample.rows[i] for i in order[:count]], order[count:].tolist()
+    rows = [sample.rows[i] for i in held_out]
+    gold = None if sample.gold is None else sample.gold[held_out]
+    kind = about.get("kind", "classification")
+    reference = calibration.outputs(onnx_runtime.session(exact), rows)
+
+    def measure(graph):
+      return calibration.score(task, kind, rows, gold, calibration.outputs(onnx_runtime.session(graph), rows), reference)
+
+  uses = calibrate(cfg, params, [calibration.batch_of([row]) for row in calibration_rows], **build)
   tried = {}
   for name, recipe in RECIPES.items():
     graph = onnx.build(cfg, params, arithmetic=Int8(recipe, uses), **build)
-    metric, float_score, int8_score = calibration.score(
-      task, kind, rows, gold, calibration.outputs(onnx_runtime.session(graph), rows), reference
-    )
+    metric, float_score, int8_score = measure(graph)
     tried[name] = float_score - int8_score
-    say(f"{name}: {metric} {float_score:.2f} -> {int8_score:.2f} on {len(rows):,} held-out rows")
+    say(f"{name}: {metric} {float_score:.2f} -> {int8_score:.2f} on {len(held_out):,} held-out rows")
     if tried[name] <= max_loss:
       path = pathlib.Path(folder) / onnx_runtime.FILES["int8"]
       path.parent.mkdir(exist_ok=True)
       compact(graph)
       path.write_bytes(graph.SerializeToString())
       return {"recipe": name, "metric": metric, "float32": float_score, "int8": int8_score,
-              "loss": float_score - int8_score, "rows": len(rows),
+              "loss": float_score - int8_score, "rows": len(held_out),
               "tried": tried}  # fmt: skip
   listed = "; ".join(f"{name} {loss:.2f}" for name, loss in tried.items())
   raise UserError(
@@ -316,3 +339,8 @@ def write(
     f"with more texts like those the model will see ({count} were used), or allow more, as "
     f"--max_loss={min(tried.values()) + 0.1:.1f}"
   )
+
+
+def _shuffled(rows):
+  """Returns how many rows to calibrate on, and the rows in another order, as files are often sorted by label."""
+  return min(CALIBRATION_ROWS, rows // 2), np.random.default_rng(0).permutation(rows)

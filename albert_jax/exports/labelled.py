@@ -1,0 +1,135 @@
+"""Tagged sentences and questions with answers: files on which `export --quantize=int8` measures a task's own metric."""
+
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from albert_jax import onnx_runtime, tasks
+from albert_jax.data.finetuning import splits, squad, tagged
+from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.errors import UserError
+from albert_jax.model import AlbertConfig
+from albert_jax.tasks.ner import entities
+from albert_jax.tasks.squad import score as squad_score
+from albert_jax.types import Params
+
+
+@dataclass(frozen=True)
+class Labelled:
+  """Inputs of a task with the right answers.
+
+  Attributes:
+    task: tag or answer.
+    items: the inputs of the pipeline.
+    percent: (indices of items, the pipeline's results for them) -> F1, from 0 to 100.
+  """
+
+  task: str
+  items: list
+  percent: Callable[[Sequence[int], list[dict]], float]
+
+
+def read(path: str | pathlib.Path, task: str) -> Labelled | None:
+  """Reads a file of tagged sentences for `tag`, or of questions with answers in SQuAD's form for `answer`.
+
+  Args:
+    path: the file; `tagged.read` and `squad.read_file` describe the formats.
+    task: the pipeline's task.
+
+  Returns:
+    The inputs and labels; None if the file has another form, such as a text a line.
+
+  Raises:
+    UserError: the file has the form, but is damaged.
+  """
+  path = pathlib.Path(path).expanduser()
+  if task == "tag" and _is_tagged(path):
+    sentences = tagged.read([path])
+    assert sentences.tags is not None  # `read` hides tags only with may_hide.
+    return Labelled("tag", sentences.words, lambda index, results: _entity_f1(sentences, index, results))
+  if task == "answer" and path.suffix == ".json":
+    questions = squad.read_file(path)
+    if squad.is_hidden(questions):
+      raise UserError(f"{path} hides the answers, so it cannot measure a loss; give a split with answers")
+    items = [{"question": question.question, "context": question.context} for question in questions]
+    return Labelled("answer", items, lambda index, results: _answer_f1(questions, index, results))
+  return None
+
+
+def _is_tagged(path):
+  if path.suffix in (".conll", ".conllu", ".bio", ".iob", ".iob2", ".bioes"):
+    return True
+  if path.suffix not in (".jsonl", ".ndjson"):
+    return False
+  first = next((line for line in splits.read_text(path).split("\n") if line.strip()), "")
+  try:
+    row = json.loads(first)
+  except ValueError:
+    return False  # The reader of tables says what is wrong.
+  return isinstance(row, dict) and {"tokens", "tags"} <= row.keys()
+
+
+def _entity_f1(sentences, index, results):
+  right = proposed = existing = 0
+  for i, result in zip(index, results, strict=True):
+    starts = np.cumsum([0, *(len(word) + 1 for word in sentences.words[i])])
+    gold = {(kind, starts[first], starts[after] - 1) for kind, first, after in entities.entities(sentences.tags[i])}
+    predicted = {(part["type"], part["start"], part["end"]) for part in result["entities"]}
+    right, proposed, existing = right + len(gold & predicted), proposed + len(predicted), existing + len(gold)
+  return 200 * right / max(proposed + existing, 1)
+
+
+def _answer_f1(questions, index, results):
+  chosen = [questions[i] for i in index]
+  predictions = {question.id: result["answer"] for question, result in zip(chosen, results, strict=True)}
+  return squad_score.score(chosen, predictions, squad_score.rules_of(chosen))["f1"]
+
+
+class Recorded(onnx_runtime.OnnxModel):
+  """An OnnxModel that keeps the rows that it computes.
+
+  Attributes:
+    rows: (input_ids, token_type_ids) of each row, without padding.
+  """
+
+  def __init__(self, *args: Any):
+    super().__init__(*args)
+    self.rows: list[tuple[list[int], list[int]]] = []
+
+  def __call__(self, function: Any, batch: dict) -> dict:
+    """See `OnnxModel`."""
+    batch.setdefault("token_type_ids", np.zeros_like(batch["input_ids"]))
+    for ids, types, mask in zip(
+      batch["input_ids"], batch["token_type_ids"], batch["attention_mask"] > 0, strict=True
+    ):  # fmt: skip
+      if mask.any():
+        self.rows.append((ids[mask].tolist(), types[mask].tolist()))
+    return super().__call__(function, batch)
+
+
+def answers(
+  graph: Any, cfg: AlbertConfig, params: Params, vocabulary: Tokenizer, about: dict, task: str, items: list
+) -> tuple[list[dict], list]:
+  """Runs a task's pipeline on an ONNX graph.
+
+  Args:
+    graph: a ModelProto.
+    cfg: the sizes of the model.
+    params: the parameters; only the names of the parts are used.
+    vocabulary: the model's.
+    about: the task of the checkpoint, see `convert.about`.
+    task: the pipeline's task.
+    items: its inputs.
+
+  Returns:
+    (a result for each item, the rows that the graph computed, as `calibration.Sample` has them).
+  """
+  model, prediction = Recorded(graph, cfg, task, params), tasks.predictions()[task]
+  options = {name: value for name, value in about.items() if name in prediction.options()}
+  if task == "tag":
+    options.setdefault("labels", [f"LABEL_{i}" for i in range(len(params["classifier"]["bias"]))])
+  return prediction.function(cfg, model, vocabulary, items, **options), model.rows
