@@ -2,8 +2,9 @@
 
   ALBERT_DATA=DIR python benchmarks/int8_quality.py SST-2=RUN MRPC=RUN STS-B=RUN WNUT-17=RUN SQuAD=RUN --json=FILE
 
-Each RUN is a complete run of configs/glue.py, ner.py or squad.py on the task. Texts of the training split give the
-ranges of activations; the metric is that of the whole development split. SQuAD is `squad_v1/newwiki_dev.json`.
+Each RUN is a complete run of configs/glue.py, ner.py or squad.py on the task, or its export. Texts of the training
+split give the ranges of activations; the metric is that of the whole development split. "error after each layer" is
+the relative norm of the difference of the hidden states from those of float32. SQuAD is `squad_v1/newwiki_dev.json`.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from albert_jax.exports.quantize import Recipe
 from albert_jax.tasks.ner import entities
 from albert_jax.tasks.squad import score
 
-FEED_FORWARD = ("ffn/down",)
+PROBED_ROWS = 16  # of the training split, for the relative error after each layer
 NAIVE = {
   "quantize_dynamic, as it comes": {},
   "… per_channel": {"per_channel": True},
@@ -101,6 +102,19 @@ TASKS = {
 }
 
 
+def by_layer(model, cfg, rows):
+  """Returns the hidden states after each layer, for rows without padding: list of arrays [tokens, D]."""
+  names = [node.output[0] for node in model.graph.node if node.output[0].endswith("ffn/norm")]
+  assert len(names) == cfg.num_hidden_layers
+  probe = onnx.ModelProto()
+  probe.CopyFrom(model)
+  del probe.graph.output[:]
+  probe.graph.output.extend(onnx.helper.make_tensor_value_info(name, 1, None) for name in names)
+  session = onnx_runtime.session(probe)
+  states = [onnx_runtime.run(session, quantize.batch_of([row])) for row in rows]
+  return [np.concatenate([state[name].reshape(-1, cfg.hidden_size) for state in states]) for name in names]
+
+
 class Noting(onnx_runtime.OnnxModel):
   """An OnnxModel that keeps the rows it is asked."""
 
@@ -144,10 +158,20 @@ def measure(name, run, data, limit):
   rows = pipe.params.rows[: quantize.CALIBRATION_ROWS]
   uses = quantize.calibrate(cfg, params, [calibration.batch_of([row]) for row in rows], **build)
   numbers = {"metric": metric, "rows": len(items), "float32": percent(exact, items, gold)}
-  for recipe, options in NAIVE.items():
-    numbers[recipe] = percent(naive(exact, options), items, gold)
-  for recipe, settings in OURS.items():
-    numbers[recipe] = percent(graphs.build(cfg, params, arithmetic=quantize.Int8(settings, uses), **build), items, gold)
+  numbers["error after each layer"] = errors = {}
+  probed = rows[:PROBED_ROWS]
+  states = by_layer(exact, cfg, probed)
+  for recipe in (*NAIVE, *OURS):
+    if recipe in NAIVE:
+      graph = naive(exact, NAIVE[recipe])
+    else:
+      graph = graphs.build(cfg, params, arithmetic=quantize.Int8(OURS[recipe], uses), **build)
+    numbers[recipe] = percent(graph, items, gold)
+    errors[recipe] = [
+      round(float(np.linalg.norm(x - y) / np.linalg.norm(x)), 5)
+      for x, y in zip(states, by_layer(graph, cfg, probed), strict=True)
+    ]
+    print(f"{name}: {recipe}: {numbers[recipe]:.2f}", flush=True)
   return numbers
 
 
