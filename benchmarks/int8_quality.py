@@ -111,7 +111,7 @@ def by_layer(model, cfg, rows):
   del probe.graph.output[:]
   probe.graph.output.extend(onnx.helper.make_tensor_value_info(name, 1, None) for name in names)
   session = onnx_runtime.session(probe)
-  states = [onnx_runtime.run(session, quantize.batch_of([row])) for row in rows]
+  states = [onnx_runtime.run(session, calibration.batch_of([row])) for row in rows]
   return [np.concatenate([state[name].reshape(-1, cfg.hidden_size) for state in states]) for name in names]
 
 

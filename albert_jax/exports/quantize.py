@@ -316,7 +316,9 @@ def write(
     reference = calibration.outputs(onnx_runtime.session(exact), rows)
 
     def measure(graph):
-      return calibration.score(task, kind, rows, gold, calibration.outputs(onnx_runtime.session(graph), rows), reference)
+      return calibration.score(
+        task, kind, rows, gold, calibration.outputs(onnx_runtime.session(graph), rows), reference
+      )
 
   uses = calibrate(cfg, params, [calibration.batch_of([row]) for row in calibration_rows], **build)
   tried = {}
