@@ -51,7 +51,7 @@ def read(path: str | pathlib.Path, task: str) -> Labelled | None:
     sentences = tagged.read([path])
     assert sentences.tags is not None  # `read` hides tags only with may_hide.
     return Labelled("tag", sentences.words, lambda index, results: _entity_f1(sentences, index, results))
-  if task == "answer" and path.suffix == ".json":
+  if task == "answer" and path.suffix == ".json" and splits.read_text(path).lstrip().startswith("{"):  # Not a table.
     questions = squad.read_file(path)
     if squad.is_hidden(questions):
       raise UserError(f"{path} hides the answers, so it cannot measure a loss; give a split with answers")
