@@ -2,13 +2,15 @@
 
 import copy
 import dataclasses
+import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_phonemes import make
+from test_phonemes import make, write_lines
 from test_styletts2 import open_as_styletts2
 
 import albert_jax
@@ -33,6 +35,19 @@ def dataset(tmp_path_factory):
   folder = tmp_path_factory.mktemp("plbert")
   make(folder, words=40, validation_fraction=0.2)
   return str(folder / "dataset")
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+  """Returns a dataset of documents that are shorter than rows of 256."""
+  folder = tmp_path_factory.mktemp("short")
+  make(folder, source=write_lines(folder / "lines.jsonl", documents=80, lines=1), words=40, validation_fraction=0.2)
+  return str(folder / "dataset")
+
+
+@pytest.fixture
+def packed(short):
+  return SpeechConfig(short, seq_length=256, packing=4)
 
 
 def batch_of(dataset, rows=8, slots=0, **fields):
@@ -106,6 +121,8 @@ class TestLoss:
       assert value == pytest.approx(float(expected), rel=1e-5)
       for a, b in zip(ours, gradient, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 if dtype == jnp.float32 else 0.1)
+    outside = labels.at[1, 2].set(C)
+    assert np.isnan(heads.chunked_cross_entropy(x.astype(dtype), kernel, bias, outside, weights, 15)[0])
 
   def test_an_unknown_word_costs_nothing(self, dataset):
     batch, rows = batch_of(dataset)
@@ -282,17 +299,94 @@ class TestRun:
     with pytest.raises(UserError, match=message):
       tasks.make(config_of(dataset, **change))
 
-  def test_packing_is_refused_in_one_line(self, dataset, tmp_path, capsys):
-    argv = ["train", "--config=plbert:small", f"--config.data.dataset={dataset}", f"--workdir={tmp_path / 'run'}"]
-    assert __main__.main([*argv, "--config.data.packing=4"]) == 2
-    [error] = capsys.readouterr().err.strip().split("\n")
-    assert "the config has no field data.packing" in error and not (tmp_path / "run").exists()
+
+class TestPacking:
+  def test_a_packed_row_has_the_losses_of_its_examples_alone(self, packed):
+    cfg = dataclasses.replace(CFG, max_position_embeddings=256)
+    batch, rows = batching.batch_maker(packed, batch_size=6, seed=3).explain(0)
+    alone = []
+    for row in range(6):
+      for segment in range(1, rows.segment_ids[row].max() + 1):
+        at = np.flatnonzero(rows.segment_ids[row] == segment)
+        fields = {name: getattr(rows, name)[row] for name in batching.Rows._fields[:6]}
+        alone.append({name: np.pad(values[at], (0, 256 - len(at))) for name, values in fields.items()})
+    assert len(alone) > 12 and batch["weight"].sum() == len(alone)
+    alone_rows = batching.Rows(**{name: np.stack([row[name] for row in alone]) for name in alone[0]})
+    alone_batch = batching.make_batch(alone_rows, np.arange(len(alone)), 3, lexicon.load(packed.dataset))
+    params = plbert.init(cfg, batching.describe(packed.dataset)["vocabulary"]["words"], jax.random.key(0))
+    params["embeddings"]["position"]["embedding"] *= 20  # else the positions hardly matter
+
+    def losses(batch):
+      sums = jax.jit(functools.partial(plbert.sums, cfg, 256))(params, batch, None)
+      coefficients = plbert.terms(1.0, 1.0, batch)
+      return {name: float(sums[name][0] * coefficients[name]) for name in coefficients}, sums
+
+    ours, sums = losses(batch)
+    expected, expected_sums = losses(alone_batch)
+    for name, loss in expected.items():
+      assert ours[name] == pytest.approx(loss, abs=1e-5), name
+    for name in ("phoneme_accuracy", "word_accuracy"):
+      assert [float(x) for x in sums[name]] == [float(x) for x in expected_sums[name]]
+
+  def test_drawn_positions_stand_for_those_of_all_examples(self, packed):
+    maker = batching.batch_maker(packed, batch_size=32, seed=0, word_slots=64)
+    batch = maker(0)
+    whole = batching.batch_maker(packed, batch_size=32, seed=0)(0)["word_weights"]
+    position = batch["word_positions"]
+    share = np.minimum(1, 64 / (whole > 0).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(batch["word_weights"], np.take_along_axis(whole, position, axis=1) / share, rtol=1e-6)
+    totals = [maker(step)["word_weights"].sum() / maker(step)["weight"].sum() for step in range(20)]
+    assert np.mean(totals) == pytest.approx(1, abs=0.03)
+
+  def test_every_record_is_in_one_row_an_epoch_and_rows_are_full(self, packed):
+    plain = dataclasses.replace(packed, packing=1)
+    sizes = batching.datasets.lengths(packed.dataset, "train")[:, 1]
+    source = batching.datasets.open_split(packed.dataset, "train")
+    batch = records.unpack(batching.datasets.fetch(source, list(range(len(source)))))
+    rows = batching.make_rows(
+      batch, np.arange(len(source)), 0, plain, lexicon.load(packed.dataset), symbols.load(packed.dataset)
+    )
+    np.testing.assert_array_equal(sizes, rows.is_token.sum(axis=1))
+    held_out = list(batching.eval_batches(packed, batch_size=4, seed=0))
+    alone = list(batching.eval_batches(plain, batch_size=4, seed=0))
+    assert sum(b["weight"].sum() for b in held_out) == sum(b["weight"].sum() for b in alone)
+    assert sum(b["attention_mask"][b["weight"] > 0].sum() for b in held_out) == sum(
+      b["attention_mask"][b["weight"] > 0].sum() for b in alone
+    )
+    numbers, rows = audit.measure(packed, 256)
+    assert numbers["padding_share"] < 0.1 < 0.4 < audit.measure(plain, 256)[0]["padding_share"]
+    assert (rows.position_ids[:, 1:] > rows.position_ids[:, :-1]).mean() > 0.9
+
+  def test_a_row_does_not_depend_on_the_batch_nor_on_hosts(self, packed):
+    options = {"seed": 1, "word_slots": 8}
+    whole = batching.batch_maker(packed, batch_size=8, **options)(3)
+    halves = [batching.batch_maker(packed, batch_size=8, **options, host=h, hosts=2)(3) for h in (0, 1)]
+    ones = [batching.batch_maker(packed, batch_size=1, **options)(24 + i) for i in range(8)]
+    for name, array in whole.items():
+      np.testing.assert_array_equal(array, np.concatenate([half[name] for half in halves]))
+      np.testing.assert_array_equal(array, np.concatenate([part[name] for part in ones]))
+
+  def test_a_dataset_without_sizes_in_symbols_is_refused(self, short, tmp_path):
+    shutil.copytree(short, tmp_path / "old")
+    lengths = np.load(tmp_path / "old/lengths-train.npy")
+    lengths[:, 1] = 1
+    np.save(tmp_path / "old/lengths-train.npy", lengths)
+    with pytest.raises(UserError, match="make it again with albert-jax phonemes"):
+      batching.batch_maker(SpeechConfig(str(tmp_path / "old"), seq_length=256, packing=4), batch_size=4, seed=0)
+
+  def test_a_run_is_packed(self, short, tmp_path):
+    config = config_of(short, steps=2, eval_every=2, checkpoint_every=2)
+    config.data.packing = 4
+    loop.train(config, str(tmp_path / "run"))
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert np.isfinite([line["word_loss"] for line in lines]).all()
 
 
 class TestPlanning:
-  @pytest.mark.parametrize("share", [1.0, 0.25])
-  def test_the_sketch_of_a_batch_is_the_batch(self, dataset, share):
+  @pytest.mark.parametrize(("share", "packing"), [(1.0, 1), (0.25, 1), (0.25, 4)])
+  def test_the_sketch_of_a_batch_is_the_batch(self, dataset, share, packing):
     config = config_of(dataset, loss={"word_positions": share})
+    config.data.packing = packing
     batch = next(iter(tasks.make(config).train_batches(0, 0, 1)))
     sketch = tasks.sketch(config)
     assert sketch.arrays == {name: (array.shape, array.dtype) for name, array in batch.items()}

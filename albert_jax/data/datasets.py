@@ -24,7 +24,7 @@ def sha256(path: str | pathlib.Path) -> str:
 
 
 def lengths_file(split: str) -> str:
-  """Returns the name of the file with the tokens and sentences of each record of a split, a uint16 array [n, 2]."""
+  """Returns the name of the file with the sizes of each record of a split, see `lengths`."""
   return f"lengths-{split}.npy"
 
 
@@ -222,7 +222,18 @@ def open_split(dataset: str, split: str) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def lengths(dataset: str, split: str) -> np.ndarray:
-  """Returns the tokens and sentences of each record of a split, over all folders in order: uint16 array [n, 2]."""
+  """Returns the sizes of each record of a split, over all folders in order: uint16 array [n, 2].
+
+  Args:
+    dataset: its folder, or several.
+    split: the name of the split.
+
+  Returns:
+    The tokens and sentences of each record; of a dataset of phonemes, its words and symbols.
+
+  Raises:
+    UserError: the file of the lengths is damaged.
+  """
   arrays = []
   for folder in folders(dataset):
     size = len(open_split(folder, split))  # says so if there is none

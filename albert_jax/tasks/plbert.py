@@ -88,15 +88,14 @@ def sketch(config: ConfigDict) -> Sketch:
   W = slots or L
   integers = {"input_ids": (B, L), "attention_mask": (B, L), "phoneme_labels": (B, L), "word_labels": (B, W)}
   integers |= {"word_positions": (B, W)} if slots else {}
+  integers |= {"segment_ids": (B, L), "position_ids": (B, L)} if config.data.packing > 1 else {}
   numbers = {"phoneme_weights": (B, L), "word_weights": (B, W), "weight": (B,)}
   return Sketch(
     model=cfg,
     init=functools.partial(init, cfg, words),
     sums=functools.partial(sums, cfg, config.loss.word_chunk),
     terms=functools.partial(terms, config.loss.phoneme_weight, config.loss.word_weight),
-    arrays={
-      name: (shape, np.int32) for name, shape in (integers | ({"word_positions": (B, W)} if slots else {})).items()
-    }
+    arrays={name: (shape, np.int32) for name, shape in integers.items()}
     | {name: (shape, np.float32) for name, shape in numbers.items()},
     slots=0,
     row_flops=head_flops(cfg, words, L, W),
@@ -132,7 +131,7 @@ def init(cfg: AlbertConfig, words: int, key: Any) -> dict:
 
 
 def sums(cfg: AlbertConfig, chunk: int, params: Params, batch: Batch, key: Any) -> dict:
-  """Sums over rows of each row's mean loss, and over positions of correct answers: {name: (total, weight)}.
+  """Sums over examples of each one's mean loss, and over positions of correct answers: {name: (total, weight)}.
 
   `word_accuracy` counts the positions of words, not the spaces between them.
 
@@ -160,12 +159,12 @@ def sums(cfg: AlbertConfig, chunk: int, params: Params, batch: Batch, key: Any) 
 def terms(phoneme_weight: float, word_weight: float, batch: Batch) -> dict:
   """Returns the loss as coefficients of the totals, as in PL-BERT's loop.
 
-  Words: the mean over rows. Phonemes: the sum over rows with masked positions, divided by one more than how many those
-  rows are.
+  Words: the mean over examples, each a row or one of those packed into it. Phonemes: the sum over examples with masked
+  positions, divided by one more than how many those are.
   """
-  rows_with_masks = jnp.sum(jnp.any(batch["phoneme_weights"] > 0, axis=1), dtype=jnp.float32)
+  examples_with_masks = jnp.round(jnp.sum(batch["phoneme_weights"]))  # The weights of each sum to 1.
   return {
-    "phoneme_loss": phoneme_weight / (rows_with_masks + 1),
+    "phoneme_loss": phoneme_weight / (examples_with_masks + 1),
     "word_loss": word_weight / jnp.maximum(jnp.sum(batch["weight"]), 1),
   }
 

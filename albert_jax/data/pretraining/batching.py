@@ -56,11 +56,10 @@ class _Maker:
     is_used = max_tokens = None
     if cfg.packing > 1:
       plan = _plan(cfg.dataset, self.split, cfg.seq_length, cfg.packing)
-      members, is_used = packing.rows_to_records(plan, numbers_or_last, self.seed if self.is_training else None)
-      if self.is_training:
-        members, is_used, max_tokens = packing.fill(plan, numbers, self.seed, members, is_used, cfg.seq_length)
-      dataset_of, indices = mixture.locate_in_order(members[is_used], sizes)
-      numbers = (numbers[:, None] * cfg.packing + np.arange(cfg.packing))[is_used]
+      seed = self.seed if self.is_training else None
+      members, is_used, max_tokens = packing.place(plan, numbers_or_last, seed, cfg.seq_length)
+      dataset_of, indices = mixture.locate_in_order(members, sizes)
+      numbers = packing.example_numbers(numbers, is_used)
     elif self.is_training:
       dataset_of, indices = mixture.locate(numbers, mixture.block_slots(cfg.weights, sizes), sizes, self.seed)
     else:

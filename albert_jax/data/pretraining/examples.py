@@ -273,4 +273,4 @@ def explain_batch(
   details = Details(examples, batch, chosen, rows, spans)
   if is_used is None:
     return examples, details
-  return packing.pack_examples(examples, is_used, cfg.seq_length, cfg.slots, vocabulary.pad_id), details
+  return packing.pack_examples(examples, is_used, cfg.slots, vocabulary.pad_id), details

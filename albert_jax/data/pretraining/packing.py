@@ -148,8 +148,41 @@ def rows_to_records(plan: Plan, numbers: np.ndarray, seed: int | None = None) ->
   return records, is_used
 
 
+def place(
+  plan: Plan, numbers: np.ndarray, seed: int | None, length: int, special: int = 3
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+  """Returns the E examples of rows.
+
+  Args:
+    plan, numbers: as for rows_to_records.
+    seed: shuffles the rows and fills those with room, see `fill`; None does neither.
+    length: L.
+    special: the most special tokens of an example.
+
+  Returns:
+    (records, is_used, max_tokens): int64 array [E], the record of each example; bool array [B, S] with E True; and
+    int64 array [E], the most tokens of each example without special tokens, or None without a seed.
+  """
+  records, is_used = rows_to_records(plan, numbers, seed)
+  max_tokens = None
+  if seed is not None:
+    records, is_used, max_tokens = fill(plan, numbers, seed, records, is_used, length, special)
+  return records[is_used], is_used, max_tokens
+
+
+def example_numbers(numbers: np.ndarray, is_used: np.ndarray) -> np.ndarray:
+  """Returns the global numbers of the E examples of rows: int64 array [E].
+
+  Args:
+    numbers: int64 array [B], the global numbers of the rows.
+    is_used: bool array [B, S], with E True.
+  """
+  most = is_used.shape[1]
+  return (numbers[:, None] * most + np.arange(most))[is_used]
+
+
 def fill(
-  plan: Plan, numbers: np.ndarray, seed: int, records: np.ndarray, is_used: np.ndarray, length: int
+  plan: Plan, numbers: np.ndarray, seed: int, records: np.ndarray, is_used: np.ndarray, length: int, special: int = 3
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Adds a short sequence, from a random record, to each row that has room.
 
@@ -157,6 +190,7 @@ def fill(
     plan, numbers, seed: as for rows_to_records, which made
     records, is_used: int64 and bool arrays [B, S].
     length: L.
+    special: the most special tokens of an example.
 
   Returns:
     (records, is_used, max_tokens): the arrays with the added examples, and an int64 array [E] of the most tokens of
@@ -167,12 +201,12 @@ def fill(
   most = is_used.shape[1]
   rows = np.flatnonzero((room >= max(_LEAST_ROOM, length // 16)) & (count < most))
   records, is_used = records.copy(), is_used.copy()
-  max_tokens = np.full(is_used.shape, length - 3)
+  max_tokens = np.full(is_used.shape, length - special)
   place = rows, count[rows]
   random = rng.bits(rng.keys(seed, "fill", numbers[rows]), 1)[:, 0]
   records[place] = rng.below(random, len(plan.order))
   is_used[place] = True
-  max_tokens[place] = room[rows] - 3
+  max_tokens[place] = room[rows] - special
   return records, is_used, max_tokens[is_used]
 
 
@@ -193,15 +227,51 @@ def share_budget(budget: np.ndarray, is_used: np.ndarray, slots: int) -> np.ndar
   return np.clip(slots - before, 0, counts)[is_used]
 
 
+def pack_positions(
+  arrays: dict[str, np.ndarray], is_token: np.ndarray, is_used: np.ndarray, pads: dict[str, int]
+) -> dict[str, np.ndarray]:
+  """Puts the positions of examples into rows, one example after the other.
+
+  Args:
+    arrays: {name: array [E, L]}.
+    is_token: bool array [E, L], True from the first position to the last one that is no padding.
+    is_used: bool array [B, S], with E True.
+    pads: the padding of an array, by its name; 0 for the others.
+
+  Returns:
+    {name: array [B, L]}, with segment_ids (1 to S: which example a position is of; 0 is padding) and position_ids (from
+    0 in each example), both int32.
+  """
+  row, nth = np.nonzero(is_used)
+  example, column = np.nonzero(is_token)
+  at = row[example], _offsets(is_token.sum(axis=1), is_used)[example] + column
+  shape = len(is_used), is_token.shape[1]
+  result = {}
+  for name, values in arrays.items():
+    result[name] = np.full(shape, pads.get(name, 0), values.dtype)
+    result[name][at] = values[example, column]
+  for name, values in (("segment_ids", nth[example] + 1), ("position_ids", column)):
+    result[name] = np.zeros(shape, np.int32)
+    result[name][at] = values
+  return result
+
+
+def _offsets(sizes, is_used):
+  """Returns where each of the E examples begins in its row."""
+  size_of = np.zeros(is_used.shape, np.int64)
+  size_of[is_used] = sizes
+  return (np.cumsum(size_of, axis=1) - size_of)[is_used]
+
+
 def pack_examples(
-  examples: dict[str, np.ndarray], is_used: np.ndarray, length: int, slots: int, pad_id: int
+  examples: dict[str, np.ndarray], is_used: np.ndarray, slots: int, pad_id: int
 ) -> dict[str, np.ndarray]:
   """Puts examples into rows, one after the other.
 
   Args:
     examples: dict of arrays with E rows, see examples.make_batch: the used ones of B rows, in their order.
     is_used: bool array [B, S], with E True.
-    length, slots: L and M of the rows.
+    slots: M of the rows.
     pad_id: int.
 
   Returns:
@@ -211,22 +281,10 @@ def pack_examples(
   """
   batch, most = is_used.shape
   row = np.nonzero(is_used)[0]
-  nth = np.nonzero(is_used)[1]
-  size = examples["attention_mask"].sum(axis=1)
-  before = np.zeros(is_used.shape, np.int64)
-  before[is_used] = size
-  offset = (np.cumsum(before, axis=1) - before)[is_used]
-
-  example, column = np.nonzero(examples["attention_mask"])
-  at = row[example], offset[example] + column
-  result = {name: np.zeros((batch, length), np.int32) for name in (
-    "input_ids", "attention_mask", "token_type_ids", "segment_ids", "position_ids")}  # fmt: skip
-  result["input_ids"][:] = pad_id
-  for name in ("input_ids", "token_type_ids"):
-    result[name][at] = examples[name][example, column]
-  result["attention_mask"][at] = 1
-  result["segment_ids"][at] = nth[example] + 1
-  result["position_ids"][at] = column
+  mask = examples["attention_mask"]
+  by_position = {name: examples[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+  result = pack_positions(by_position, mask > 0, is_used, {"input_ids": pad_id})
+  offset = _offsets(mask.sum(axis=1), is_used)
 
   example, slot = np.nonzero(examples["mlm_weights"])
   rank = np.arange(len(example)) - np.searchsorted(row[example], np.arange(batch))[row[example]]

@@ -66,7 +66,7 @@ def checks(numbers: dict, cfg: SpeechConfig) -> list[tuple[str, float, float, fl
   """Returns (name, value, lowest, highest, advice) for the numbers of `measure`."""
   masked = numbers["mask_rate"] * numbers["symbols_mean"] * numbers["examples"]
   slack = max(0.02, 4 / math.sqrt(max(1, masked / 8)))  # Words are drawn, of about eight symbols at most.
-  space = "documents are shorter than rows: a smaller --config.data.seq_length, or sentences joined to longer documents"
+  space = "documents are shorter than rows: --config.data.packing=8, or a smaller --config.data.seq_length"
   return [
     ("mask_rate", numbers["mask_rate"], cfg.mask_rate - slack, cfg.mask_rate + slack, "more --examples"),
     ("mask_share", numbers["mask_share"], cfg.mask_share - slack, cfg.mask_share + slack, "more --examples"),

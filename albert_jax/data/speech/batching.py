@@ -14,7 +14,7 @@ import numpy as np
 
 from albert_jax import files
 from albert_jax.data import datasets, records, rng
-from albert_jax.data.pretraining import batching, mixture
+from albert_jax.data.pretraining import batching, mixture, packing
 from albert_jax.data.records import ragged
 from albert_jax.data.speech import lexicon as lexicons
 from albert_jax.data.speech import symbols as symbol_tables
@@ -33,6 +33,8 @@ class SpeechConfig:
     dataset: a folder made by `albert-jax phonemes`.
     split, validation_split: names of its splits.
     seq_length: L, the symbols of a row.
+    packing: the most examples in a row. More than 1 fills rows of short documents with several, which do not see each
+      other, and the room that is left with windows of other documents.
     mask_rate: the chance of each word to be chosen.
     mask_share, random_share: of the chosen words, the share shown as the mask symbol, and as symbols of the same text.
     workers: processes that make batches; 0 makes them in a thread of this one.
@@ -42,6 +44,7 @@ class SpeechConfig:
   split: str = "train"
   validation_split: str = "validation"
   seq_length: int = 512
+  packing: int = 1
   mask_rate: float = 0.15
   mask_share: float = 0.8
   random_share: float = 0.1
@@ -49,7 +52,7 @@ class SpeechConfig:
 
   def __post_init__(self):
     ranges = dict.fromkeys(("mask_rate", "mask_share", "random_share"), (0, 1))
-    ranges |= {"seq_length": (8, 65535), "workers": (0, 1024)}
+    ranges |= {"seq_length": (8, 65535), "packing": (1, 256), "workers": (0, 1024)}
     for name, (low, high) in ranges.items():
       if not low <= getattr(self, name) <= high:
         raise UserError(
@@ -71,6 +74,7 @@ class Rows(NamedTuple):
     is_space: bool, the space after a word.
     is_chosen: bool, the symbols of words that were chosen for masking.
     entry: int64, the entry of the lexicon that a position belongs to.
+    segment_ids, position_ids: int32, see packing.pack_positions; None unless rows are packed.
   """
 
   ids: np.ndarray
@@ -79,10 +83,18 @@ class Rows(NamedTuple):
   is_space: np.ndarray
   is_chosen: np.ndarray
   entry: np.ndarray
+  segment_ids: np.ndarray | None = None
+  position_ids: np.ndarray | None = None
 
 
 def make_rows(
-  batch: records.Records, numbers: np.ndarray, seed: int, cfg: SpeechConfig, words: Lexicon, table: Symbols
+  batch: records.Records,
+  numbers: np.ndarray,
+  seed: int,
+  cfg: SpeechConfig,
+  words: Lexicon,
+  table: Symbols,
+  max_symbols: np.ndarray | None = None,
 ) -> Rows:
   """Lays out records as rows and masks words.
 
@@ -93,8 +105,10 @@ def make_rows(
     cfg: SpeechConfig.
     words: the lexicon that the records' ids are entries of.
     table: the symbol table.
+    max_symbols: int64 array [B], the most symbols of each row; None is seq_length.
   """
   L, counts = cfg.seq_length, batch.tokens
+  limit = np.full(len(counts), L) if max_symbols is None else max_symbols
   entries = batch.ids[ragged(batch.id_base, counts)].astype(np.int64)
   owner = np.repeat(np.arange(len(counts)), counts)
   sizes = words.sizes[entries]
@@ -103,10 +117,10 @@ def make_rows(
   total = np.bincount(owner, weights=spans, minlength=len(counts)).astype(np.int64)
   base = np.cumsum(total) - total
 
-  room = np.maximum(total - L, 0) + 1
+  room = np.maximum(total - limit, 0) + 1
   start = rng.below(rng.bits(rng.keys(seed, "window", numbers), 1)[:, 0], room)
   column = np.arange(L)
-  is_token = column < np.minimum(total, L)[:, None]
+  is_token = column < np.minimum(total, limit)[:, None]
   position = np.where(is_token, (base + start)[:, None] + column, 0)
   word = np.repeat(np.arange(len(entries)), spans)[position]
   offset = position - first[word]
@@ -134,6 +148,21 @@ def make_rows(
   return Rows(ids, shown.astype(np.int32), is_token, is_space, is_chosen, entries[word])
 
 
+def pack_rows(rows: Rows, is_used: np.ndarray, table: Symbols) -> Rows:
+  """Puts several examples into each row.
+
+  Args:
+    rows: Rows of E examples.
+    is_used: bool array [B, S] with E True, see packing.rows_to_records.
+    table: the symbol table.
+
+  Returns:
+    Rows of B rows.
+  """
+  arrays = {name: values for name, values in rows._asdict().items() if values is not None}
+  return Rows(**packing.pack_positions(arrays, rows.is_token, is_used, dict.fromkeys(("ids", "shown"), table.pad_id)))
+
+
 def make_batch(rows: Rows, numbers: np.ndarray, seed: int, words: Lexicon, word_slots: int = 0) -> dict:
   """Returns the arrays that the task plbert wants.
 
@@ -145,8 +174,10 @@ def make_batch(rows: Rows, numbers: np.ndarray, seed: int, words: Lexicon, word_
 
   Returns:
     dict: input_ids, attention_mask [B, L] int32; phoneme_labels [B, L] int32, phoneme_weights [B, L] float32: 1 / the
-    row's masked positions there, else 0; word_labels [B, W] int32, word_weights [B, W] float32: 1 / the row's counted
-    positions at those, else 0; word_positions [B, W] int32 unless W is L; weight [B] float32, 1 for a row that counts.
+    example's masked positions there, else 0; word_labels [B, W] int32, word_weights [B, W] float32: 1 / the example's
+    counted positions at those, else 0, and the more, the fewer of the row's are drawn; word_positions [B, W] int32
+    unless W is L; weight [B] float32, the examples of a row; segment_ids, position_ids [B, L] int32 of packed rows. An
+    example is a row, or one of those packed into it.
   """
   label = np.where(rows.is_space, lexicons.SPACE, words.target[rows.entry]).astype(np.int32)
   is_counted = rows.is_token & (label != lexicons.UNKNOWN)
@@ -154,21 +185,35 @@ def make_batch(rows: Rows, numbers: np.ndarray, seed: int, words: Lexicon, word_
     "input_ids": rows.shown,
     "attention_mask": rows.is_token.astype(np.int32),
     "phoneme_labels": rows.ids,
-    "phoneme_weights": _row_means(rows.is_chosen),
+    "phoneme_weights": _means(rows.is_chosen, rows.segment_ids),
     "weight": np.ones(len(label), np.float32),
   }
+  if rows.segment_ids is not None:
+    batch |= {"segment_ids": rows.segment_ids, "position_ids": rows.position_ids}
+    batch["weight"] = rows.segment_ids.max(axis=1).astype(np.float32)
   if word_slots:
     draw = rng.bits(rng.keys(seed, "positions", numbers), label.shape[1])
     draw[~is_counted] = np.iinfo(np.uint64).max
     position = np.sort(np.argpartition(draw, word_slots - 1, axis=1)[:, :word_slots], axis=1)
-    label, is_counted = (np.take_along_axis(x, position, axis=1) for x in (label, is_counted))
     batch["word_positions"] = position.astype(np.int32)
-  return batch | {"word_labels": label, "word_weights": _row_means(is_counted)}
+  weights = _means(is_counted, rows.segment_ids, word_slots)
+  if word_slots:
+    label, weights = (np.take_along_axis(x, position, axis=1) for x in (label, weights))
+  return batch | {"word_labels": label, "word_weights": weights}
 
 
-def _row_means(is_used):
-  """Weights by which a sum over a row is the mean over its used positions."""
-  return (is_used / np.maximum(is_used.sum(axis=1, keepdims=True), 1)).astype(np.float32)
+def _means(is_used, segments, draws=0):
+  """Returns weights by which a sum over a row is that of the means over the used positions of its examples.
+
+  With `draws`, the sum is over as many of the row's used positions, and its expectation is that of the means.
+  """
+  total = is_used.sum(axis=1, keepdims=True)
+  count = total
+  if segments is not None:
+    group = np.arange(len(is_used))[:, None] * (segments.max() + 1) + segments
+    count = np.bincount(group[is_used], minlength=group.max() + 1)[group]
+  drawn = np.minimum(total, draws) if draws else total
+  return (is_used * total / np.maximum(count * drawn, 1)).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,20 +238,53 @@ class _Maker:
     """Returns the batch, and the Rows it was made of."""
     cfg = self.cfg
     source = datasets.open_split(cfg.dataset, self.split)
-    total, rows = len(source), self.batch_size // self.hosts
+    total, rows = _count_rows(cfg, self.split), self.batch_size // self.hosts
     numbers = self.first_row + int(step) * self.batch_size + self.host * rows + np.arange(rows)
     is_real = self.is_training | (numbers < total)
-    if self.is_training:
+    numbers_or_last = numbers if self.is_training else np.minimum(numbers, total - 1)
+    examples, is_used, max_symbols = numbers, None, None
+    if cfg.packing > 1:
+      plan = _plan(cfg.dataset, self.split, cfg.seq_length, cfg.packing)
+      indices, is_used, max_symbols = packing.place(
+        plan, numbers_or_last, self.seed if self.is_training else None, cfg.seq_length, special=0
+      )
+      examples = packing.example_numbers(numbers, is_used)
+    elif self.is_training:
       _, indices = mixture.locate(numbers, mixture.block_slots("", [total]), [total], self.seed)
     else:
-      indices = np.minimum(numbers, total - 1)
+      indices = numbers_or_last
     batch = records.unpack(datasets.fetch(source, indices.tolist()))
-    words = lexicons.load(cfg.dataset)
-    laid_out = make_rows(batch, numbers, self.seed, cfg, words, symbols(cfg.dataset))
+    words, table = lexicons.load(cfg.dataset), symbols(cfg.dataset)
+    laid_out = make_rows(batch, examples, self.seed, cfg, words, table, max_symbols)
+    if is_used is not None:
+      laid_out = pack_rows(laid_out, is_used, table)
     made = make_batch(laid_out, numbers, self.seed, words, self.word_slots)
     for name in ("phoneme_weights", "word_weights", "weight"):
       made[name][~is_real] = 0
     return made, laid_out
+
+
+@functools.lru_cache(maxsize=16)
+def _plan(dataset, split, length, most):
+  """Returns the packing plan of a split, made once a process.
+
+  Raises:
+    UserError: the dataset has no sizes in symbols.
+  """
+  sizes = datasets.lengths(dataset, split)[:, 1]
+  if (sizes < 2).any():  # A word and its space are two symbols.
+    raise UserError(
+      f"data.dataset={dataset} was made before data.packing could read it; make it again with albert-jax phonemes, or "
+      "add --config.data.packing=1"
+    )
+  return packing.make_plan(np.minimum(sizes.astype(np.int64), length), length, most)
+
+
+def _count_rows(cfg, split):
+  """Returns the number of rows of one epoch of a split."""
+  if cfg.packing > 1:
+    return _plan(cfg.dataset, split, cfg.seq_length, cfg.packing).rows
+  return len(datasets.open_split(cfg.dataset, split))
 
 
 @functools.lru_cache(maxsize=8)
@@ -245,7 +323,7 @@ def describe(dataset: str) -> dict:
 def _check(cfg, split, batch_size, host, hosts):
   describe(cfg.dataset)
   batching.check_hosts(batch_size, host, hosts)
-  return len(datasets.open_split(cfg.dataset, split))
+  return _count_rows(cfg, split)
 
 
 def batch_maker(

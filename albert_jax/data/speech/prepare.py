@@ -113,6 +113,10 @@ def make_dataset(
   copied = [shards.load_table(f"{folder}/{i:06d}.copied.npz") for i in numbers]
 
   lengths = {s: np.concatenate([part[f"{s}.lengths"] for part in copied if f"{s}.bytes" in part]) for s in members}
+  for split, mask in members.items():  # Packing needs the symbols of each record.
+    of_record = [np.repeat(part, t["segments"]) for t, part in zip(packed, np.split(mask, ends), strict=True)]
+    symbols_of = np.concatenate([t["record_symbols"][part] for t, part in zip(packed, of_record, strict=True)])
+    lengths[split] = np.stack([lengths[split][:, 0], symbols_of], axis=1).astype("<u2")
   used = {s: sum(part[f"{s}.counts"] for part in copied if f"{s}.bytes" in part) for s in members}
   total = {key: np.concatenate([t[key] for t in packed]) for key in ("words", "symbols")}
   tally = sum((collections.Counter(json.loads(str(t["tally"]))) for t in tables), collections.Counter())

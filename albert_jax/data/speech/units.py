@@ -182,7 +182,7 @@ def pack_unit(number: int, folder: str, segment_symbols: int) -> None:
   """Makes `folder/NUMBER.records`, packed records one after the other, and the table `folder/NUMBER.npz`.
 
   The table's columns are those that `shards.copy_unit` wants: `document` and `segments` of each document, `sizes` of
-  each record; and `words` and `symbols` of each document.
+  each record; `words` and `symbols` of each document; and `record_symbols` of each record.
 
   Args:
     number: the unit's place in the corpus.
@@ -201,7 +201,7 @@ def pack_unit(number: int, folder: str, segment_symbols: int) -> None:
   ids = ids[is_kept]
   symbols = symbols_of[ids] + 1  # and a space
   total = np.bincount(owner, weights=symbols, minlength=len(words)).astype(np.int64)
-  segments, sizes, first = np.zeros(len(words), np.int64), [], 0
+  segments, sizes, record_symbols, first = np.zeros(len(words), np.int64), [], [], 0
   with files.writing(f"{path}.records") as local, open(local, "wb") as file:
     for i, count in enumerate(words.tolist()):
       ends = np.cumsum(symbols[first : first + count])
@@ -214,9 +214,11 @@ def pack_unit(number: int, folder: str, segment_symbols: int) -> None:
         packed = records.pack(symbol_ids, np.zeros(1, "<u2"), np.ones(len(symbol_ids), bool), int(table["document"][i]))
         file.write(packed)
         sizes.append(len(packed))
+        record_symbols.append(ends[b - 1] - (ends[a - 1] if a else 0))
       segments[i] = len(bounds) - 1
       first += count
   with files.writing(f"{path}.npz") as local:
     np.savez(
-      local, document=table["document"], segments=segments, sizes=np.array(sizes, np.int64), words=words, symbols=total
-    )
+      local, document=table["document"], segments=segments, sizes=np.array(sizes, np.int64), words=words, symbols=total,
+      record_symbols=np.array(record_symbols, np.int64),
+    )  # fmt: skip
