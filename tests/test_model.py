@@ -257,6 +257,21 @@ def test_remat_keeps_what_it_names():
   assert len(kept("none")) > 12
 
 
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_the_product_on_a_cpu_has_the_gradient_of_the_plain_one(is_transposed):
+  rng = np.random.default_rng(0)
+  tokens, kernel, d_y = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((30, 8), (8, 12), (30, 12)))
+  kernel = kernel.T if is_transposed else kernel
+  results = [
+    jax.jit(lambda t, k, product=product: jax.vjp(lambda t, k: product(t, k, is_transposed), t, k)[1](d_y))(
+      tokens, kernel
+    )
+    for product in (layers._product, layers._product_on_cpu)
+  ]
+  for plain, ours in zip(*results, strict=True):
+    np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)
+
+
 def test_bfloat16_is_close_and_keeps_its_promises():
   params, batch = init(SMALL, jax.random.key(0)), make_batch(SMALL)
   half = small(dtype="bfloat16")

@@ -127,12 +127,41 @@ def affine(module: Any, x: jax.Array, name: str, is_transposed: bool = False) ->
   # B and L as one axis of tokens: the kernel's gradient is then a sum over one axis. For two, XLA's CPU compiler makes
   # transposed copies and takes a slow product, which made a step up to a sixth longer (docs/performance.md).
   tokens = x.astype(module.dtype).reshape(-1, x.shape[-1])
-  kernel = kernel.T if is_transposed else kernel.reshape(x.shape[-1], -1)
-  y = tokens @ kernel
+  kernel = kernel if is_transposed else kernel.reshape(x.shape[-1], -1)
+  is_on_cpu = nvidia.target().platform == "cpu" and tokens.dtype == jnp.float32
+  y = (_product_on_cpu if is_on_cpu else _product)(tokens, kernel, is_transposed)
   if hasattr(module, "a"):
     y += (tokens @ module.a[...].astype(module.dtype)) @ module.b[...].astype(module.dtype)
   y = y.reshape(*x.shape[:-1], -1) + bias.reshape(1, 1, -1)
   return checkpoint_name(y, name)
+
+
+def _product(tokens, kernel, is_transposed):
+  return tokens @ (kernel.T if is_transposed else kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product_on_cpu(tokens, kernel, is_transposed):
+  """Is `_product` with the gradient of the kernel as a product of a transposed copy.
+
+  For a sum over the first axes of both factors, XLA's CPU compiler calls another library, which takes 1.5 times as long
+  where the result is as wide as the feed-forward part (docs/performance.md).
+  """
+  return _product(tokens, kernel, is_transposed)
+
+
+def _product_forward(tokens, kernel, is_transposed):
+  return _product(tokens, kernel, is_transposed), (tokens, kernel)
+
+
+def _product_backward(is_transposed, factors, d_y):
+  tokens, kernel = factors
+  first, second = (d_y, tokens) if is_transposed else (tokens, d_y)
+  # Without the barrier the compiler makes one sum over the first axes of it.
+  return _product(d_y, kernel, not is_transposed), jax.lax.optimization_barrier(first.T) @ second
+
+
+_product_on_cpu.defvjp(_product_forward, _product_backward)
 
 
 class Attention(nnx.Module):
