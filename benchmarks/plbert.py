@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from albert_jax import convert, model
+from albert_jax.commands import common
 from albert_jax.configs import plbert as configs
 from albert_jax.data.speech import lexicon
 from albert_jax.tasks import plbert
@@ -30,6 +31,7 @@ from albert_jax.training.step import make_train_step
 
 MASK_ID, SPACE_ID = 29, 16
 SHARE = 0.25  # of the positions, in the second contestant
+PAUSE = 0.5  # s: PyTorch's threads wait busily for a while, and would cost the next contestant a core.
 
 
 def make_batch(cfg, rows, length, words, seed=0) -> dict:
@@ -143,6 +145,7 @@ def main():
   parser.add_argument("--turns", type=int, default=3, help="steps that are timed, after one that is not")
   parser.add_argument("--json", default="", help="write the numbers to this file")
   args = parser.parse_args()
+  common.keep_memory()  # As `albert-jax train` does, before JAX starts its threads; here PyTorch has it too.
   fields = configs.get_config("base").model.to_dict() | {"num_hidden_layers": args.layers}
   cfg = model.AlbertConfig(**fields)
   params = jax.device_get(plbert.init(cfg, args.words, jax.random.key(0)))
@@ -161,6 +164,7 @@ def main():
   times = {name: [] for name in runs}
   for _ in range(args.turns):
     for name, run in runs.items():
+      time.sleep(PAUSE)
       begin = time.perf_counter()
       run()
       times[name].append(time.perf_counter() - begin)

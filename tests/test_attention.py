@@ -42,7 +42,7 @@ def outputs(attend, q, k, v, d):
   return context, *pull(d.astype(context.dtype))
 
 
-@pytest.mark.parametrize("name", ["xla", "xla elsewhere", "pallas"])
+@pytest.mark.parametrize("name", ["xla", "xla long", "xla elsewhere", "pallas"])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(
   ("head_size", "dtype", "atol"),
@@ -57,6 +57,9 @@ def test_context_and_gradients_are_the_formulas(name, packed, head_size, dtype, 
   if name == "xla elsewhere":  # On a CPU the formula has a form of its own.
     name = "xla"
     monkeypatch.setattr(attention.nvidia, "target", lambda: types.SimpleNamespace(platform="tpu"))
+  if name == "xla long":  # Long rows have one, too.
+    name = "xla"
+    monkeypatch.setattr(attention, "LONG_ON_CPU", L)
   cfg, batch, q, k, v, d = setup(head_size, packed, dtype=dtype, attention=name)
   attend, order = attention.make(cfg, batch, drops=False)
   assert order is None
