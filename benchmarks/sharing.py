@@ -10,8 +10,9 @@ again with the operations of all runs equal to those of 4 layers; each with seve
 N_looped: parameters that r layers use; N_once: all others but the tables of embeddings; D: positions. phi = 0: using a
 layer again is worth nothing; phi = 1: it is worth as much as new parameters. E, A, B, alpha and beta are common to all
 forms, and each form has its own phi; its interval comes from drawing the seeds of each cell anew. Each finished run is
-a line of FOLDER/runs.jsonl, and is not done again. With the defaults there are 51 runs; at the 9,700 positions a second
-that one core of a Zen 4 took for 4 layers they need about 6 hours of one core.
+a line of FOLDER/runs.jsonl, and is not done again. For the three basic forms there are 51 runs; at the 9,700 positions
+a second that one core of a Zen 4 took for 4 layers they need about 60 hours of one core. Runs of 4e6 positions need 6
+hours, and hardly differ between the forms (docs/background/sharing.md).
 
 A GPU needs longer to start the kernels of so small a model than to run them. There use `--workers=12
 --seeds_at_once=3`: twelve processes, in each of which one program trains all seeds of a cell.
@@ -307,7 +308,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--dataset", required=True, metavar="DIR", help="made by albert-jax prepare")
   parser.add_argument("--out", required=True, metavar="DIR", help="where runs.jsonl, sharing.json and sharing.svg go")
-  parser.add_argument("--positions", type=float, default=4e6, help="of a run of equal positions (default 4e6)")
+  parser.add_argument("--positions", type=float, default=4e7, help="of a run of equal positions (default 4e7)")
   parser.add_argument("--forms", default=",".join(FORMS), help=f"of {', '.join(FORMS)} (default all)")
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--workers", type=int, default=1, help="processes side by side (default 1)")
