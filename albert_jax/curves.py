@@ -128,8 +128,7 @@ def plot(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike, names: S
     raise UserError(f"--out={out}: a picture ends in one of {', '.join(FORMATS)}, as --out=curves.png")
   runs = [read_run(path, name) for path, name in zip(workdirs, names or names_of(workdirs), strict=True)]
   figure, metrics = draw(runs)
-  with files.writing(out) as path:
-    figure.savefig(path, dpi=150)
+  files.write_figure(out, figure)
   return metrics
 
 

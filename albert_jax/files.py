@@ -8,6 +8,7 @@ import fnmatch
 import functools
 import glob
 import hashlib
+import io
 import json
 import logging
 import os
@@ -388,6 +389,16 @@ def upload(file: str | os.PathLike, path: str | os.PathLike) -> None:
 def write(path: str | os.PathLike, data: bytes | str) -> None:
   """Writes a file atomically, see `writing`; text as UTF-8."""
   write_all({os.fspath(path): data})
+
+
+def write_figure(path: str | os.PathLike, figure: Any, dpi: int = 150) -> None:
+  """Writes a figure of matplotlib atomically, in the format of the name's suffix.
+
+  It is drawn in memory first, as some of matplotlib's formats report a full disk as an error of their own.
+  """
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format=pathlib.PurePath(path).suffix[1:].lower(), dpi=dpi)
+  write(path, buffer.getvalue())
 
 
 def write_all(contents: Mapping[str, bytes | str]) -> None:

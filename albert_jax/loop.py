@@ -22,7 +22,7 @@ from albert_jax.training.checkpoint import Checkpoints
 from albert_jax.training.guard import Guard, GuardConfig
 from albert_jax.training.optimizer import SMALL_MODEL, SMALL_WIDTH, OptimizerConfig
 from albert_jax.training.schedule import peak, warmup_steps
-from albert_jax.training.workdir import check_same_run, data_fingerprints, open_run, resolve, write_card
+from albert_jax.training.workdir import check_same_run, data_fingerprints, has_begun, open_run, resolve, write_card
 from albert_jax.training.writer import METRICS, Writer, last_evaluation, read
 
 log = logging.getLogger(__name__)
@@ -51,11 +51,14 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
   config, task, mesh = settled.config, settled.task, settled.mesh
 
   with contextlib.ExitStack() as stack:
+    stack.enter_context(jax.set_mesh(mesh))
+    # Early for a new run, so that weights that are missing or do not fit are an error before the run has a folder.
+    is_early = config.init_from and hosts == 1 and not has_begun(directory)
+    state = settled.create_state() if is_early else None
     files = stack.enter_context(open_run(directory))
     fingerprints = data_fingerprints(config.data.dataset, task.vocabulary.path, task.files())
     check_same_run(config, fingerprints, directory)
     files.claim()
-    stack.enter_context(jax.set_mesh(mesh))
     checkpoints = Checkpoints(f"{directory}/checkpoints", config.keep_checkpoints, config.keep_every, bool(config.best))
     stack.enter_context(contextlib.closing(checkpoints))
 
@@ -63,7 +66,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
       return checkpoints.restore(settled.plan.abstract, settled.plan.shardings, step)
 
     is_new = checkpoints.latest() is None
-    state = settled.create_state() if is_new else restore()
+    if not (is_early and is_new):
+      state = settled.create_state() if is_new else restore()
     # The step of a new state is known; reading it would wait until the state is computed.
     start = 0 if is_new and not config.init_optimizer else int(state["step"])
     card = write_card(config, fingerprints, directory, start)

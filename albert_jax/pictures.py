@@ -274,5 +274,4 @@ def _save(figure, out):
   """Writes a figure as .png, .svg or .pdf."""
   if pathlib.PurePath(out).suffix not in curves.FORMATS:
     raise UserError(f"--out={out}: a picture ends in one of {', '.join(curves.FORMATS)}, as --out=picture.png")
-  with files.writing(out) as path:
-    figure.savefig(path, dpi=150)
+  files.write_figure(out, figure)

@@ -27,15 +27,15 @@ def test_a_sound_dataset_passes(dataset, tmp_path, capsys):
     "from albert_jax.data.pretraining.examples import DataConfig\n"
     "def get_config():\n  return ConfigDict({'seed': 0, 'data': dataclasses.asdict(DataConfig('', seq_length=128))})\n"
   )
-  args = [str(dataset), f"--config={config}", "--examples=3000", f"--json={tmp_path / 'a.json'}", "--show=3"]
+  args = [str(dataset), f"--config={config}", "--examples=3000", f"--json={tmp_path / 'new/a.json'}", "--show=3"]
   assert audit_command.main(args) == 0
-  numbers = json.loads((tmp_path / "a.json").read_text())
+  numbers = json.loads((tmp_path / "new/a.json").read_text())
   assert numbers["problems"] == [] and numbers["cross_document_pairs"] == 0
   assert numbers["mask_rate"] == pytest.approx(0.15, abs=0.002)
   assert numbers["swap_rate"] == pytest.approx(0.5, abs=0.04)
   assert sum(numbers["length_histogram"]) == numbers["examples"] == 3072
   assert sum(numbers["mask_run_shares"].values()) == pytest.approx(1)
-  assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+  assert (tmp_path / "new/a.png").read_bytes().startswith(b"\x89PNG")
   assert capsys.readouterr().out.count("[CLS]") == 3
   # too few slots, the trap of the original's defaults
   assert audit_command.main([*args, "--config.data.max_predictions=5"]) == 1

@@ -247,3 +247,12 @@ def test_a_corpus_is_found_whatever_its_name(tmp_path, monkeypatch):
   for spec in (str(folder), f"{folder}/*.txt", "~/my [1], data", ",".join(everything)):
     assert sources(spec) == everything, spec
   assert sources(f"{folder}/b [x].txt") == everything[1:2]
+
+
+def test_a_figure_is_whole_before_the_disk_is_touched(tmp_path):
+  class Figure:
+    def savefig(self, file, format, dpi):
+      file.write(f"{format} {dpi} {len(list(tmp_path.iterdir()))}".encode())
+
+  files.write_figure(tmp_path / "new" / "a.PDF", Figure())
+  assert (tmp_path / "new" / "a.PDF").read_bytes() == b"pdf 150 0"

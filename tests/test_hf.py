@@ -1,6 +1,7 @@
 """Hugging Face directories: what is written is read back, and what does not fit is refused in words."""
 
 import dataclasses
+import errno
 import json
 
 import jax
@@ -36,6 +37,22 @@ def test_what_is_written_is_read_back(tmp_path_factory, cfg, parts, heads):
   read_cfg, read = hf.load(path)
   assert read_cfg == cfg
   assert_same(read, params)
+
+
+def test_a_full_disk_is_an_error_of_the_disk(tmp_path, monkeypatch):
+  def full(*_, **__):
+    raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+  monkeypatch.setattr(safetensors.numpy, "save_file", full)
+  with pytest.raises(OSError, match="No space left") as raised:
+    hf.save(tmp_path / "model", SMALL, random_params(SMALL, ("pooler",), {}))
+  assert raised.value.errno == errno.ENOSPC and raised.value.filename.endswith("model.safetensors")
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_another_kind_of_positions_is_refused():
+  with pytest.raises(UserError, match="position_embedding_type='relative_key'"):
+    hf.from_fields({"position_embedding_type": "relative_key"}, "model")
 
 
 @pytest.mark.parametrize(("share", "ends"), [*((share, 0) for share in SHARE), ("all", 1)])

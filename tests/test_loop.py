@@ -193,6 +193,12 @@ def test_always_sick_it_gives_up_and_says_so(go):
   assert max(int(path.name) for path in (go.folder / "run" / "checkpoints").iterdir()) == 2
 
 
+def test_without_the_weights_to_start_from_a_run_gets_no_folder(go, tmp_path):
+  with pytest.raises(UserError, match=r"nothing at '.*nowhere'"):
+    go("run", init_from=str(tmp_path / "nowhere"))
+  assert not (tmp_path / "run").exists()
+
+
 def test_a_guard_may_end_the_run_at_once(go):
   go.sick.add(3)
   with pytest.raises(FloatingPointError, match="step 4; the checkpoint of step 2 is sound"):

@@ -127,6 +127,10 @@ def test_a_split_is_checked_before_a_run_begins(cfg, field, value):
   config.data.update({"dataset": cfg.dataset, "seq_length": cfg.seq_length})
   config.model.vocab_size = datasets.tokenizer(cfg.dataset).vocab_size
   assert pretrain.make(config).vocabulary
+  config.model.type_vocab_size = 1
+  with pytest.raises(UserError, match="type_vocab_size=1 has no type for the second segment"):
+    pretrain.make(config)
+  config.model.type_vocab_size = 2
   config.data[field] = value
   with pytest.raises(UserError, match=r"has no split|must be 1 positive numbers"):
     pretrain.make(config)

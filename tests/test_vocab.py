@@ -102,6 +102,7 @@ def test_marks_of_other_scripts_are_kept_and_the_rule_is_recorded(tmp_path, lang
   tokenizer = Tokenizer(tmp_path / "v")
   assert tokenizer.keep_accents
   assert restored(tokenizer, words) == unicodedata.normalize("NFKC", words)
+  assert tokenizer.decode(tokenizer.encode(words)) == unicodedata.normalize("NFKC", words)
   assert Tokenizer(tmp_path / "v" / "spiece.model").keep_accents
   assert not Tokenizer(tmp_path / "v", keep_accents=False).keep_accents
 

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     _print_check(check.name, check.value, check.low, check.high, check.advice)
   picture = (
     pathlib.Path(args.json).with_suffix(".png")
-    if args.json
+    if args.json and not args.json.startswith("/dev/")
     else pathlib.Path(datasets.folders(cfg.dataset)[0]) / "audit.png"
   )
   audit.draw(numbers, picture)

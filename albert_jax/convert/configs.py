@@ -8,6 +8,7 @@ from typing import Any
 
 from albert_jax import strict_json
 from albert_jax.convert.mapping import Rules
+from albert_jax.errors import UserError
 from albert_jax.model import VARIANTS, AlbertConfig
 from albert_jax.model.config import COMPUTING
 
@@ -42,6 +43,11 @@ def from_fields(fields_in_file: dict[str, Any], activations: dict[str, str]) -> 
   }
   ours = strict_json.expect(fields_in_file.get(OURS) or {}, f"{OURS} in config.json", dict)
   fields |= {name: value for name, value in ours.items() if name in OUR_FIELDS}
+  if (kind := fields_in_file.get("position_embedding_type") or "absolute") != "absolute":
+    raise UserError(
+      f"position_embedding_type={kind!r} is another attention than this model's, which adds absolute positions to the "
+      "embeddings; give a checkpoint with position_embedding_type='absolute'"
+    )
   if isinstance(fields["hidden_act"], str):
     fields["hidden_act"] = activations.get(fields["hidden_act"], fields["hidden_act"])
   if fields["classifier_dropout_prob"] is None:

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -351,11 +352,20 @@ def save(
   tensors = tensors_of(cfg, params, architecture=fields["architectures"][0])
   with files.writing_folder(path, overwrite=overwrite) as folder:
     (folder / "config.json").write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _save_tensors(tensors, folder / "model.safetensors")
     if isinstance(vocabulary, Symbols):
       vocabulary.write(folder)
     elif vocabulary is not None:
       write_vocabulary(folder, cfg, vocabulary)
+
+
+def _save_tensors(tensors, path):
+  try:
+    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+  except safetensors.SafetensorError as error:
+    if code := re.search(r"\(os error (\d+)\)", str(error)):  # Such as of a full disk.
+      raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
+    raise
 
 
 def to_fields(

@@ -451,7 +451,8 @@ class Tokenizer:
     if self._is_fast:
       special = {self.pad_id, self.cls_id, self.sep_id, self.mask_id}
       return self._model.decode([i for i in ids if i not in special], skip_special_tokens=False)
-    return self._model.decode(ids)
+    text = self._model.decode(ids)
+    return unicodedata.normalize("NFC", text) if self.keep_accents else text  # Pieces hold letters and marks apart.
 
 
 def _characters(text):

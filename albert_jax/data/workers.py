@@ -10,11 +10,18 @@ from albert_jax.signals import STOPPING
 
 
 def start_memory_tracker() -> None:
-  """Starts Python's process that frees shared memory with SIGHUP ignored. Python has it ignore the other signals."""
+  """Starts Python's process that frees shared memory, so that a closed terminal does not end it.
+
+  Python has it ignore the other signals. It frees what a killed worker has left without a warning, since the command
+  reports the worker.
+  """
   if threading.current_thread() is threading.main_thread():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Which a new process inherits.
+    before, warnings = signal.signal(signal.SIGHUP, signal.SIG_IGN), os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore"  # A new process inherits both.
     resource_tracker.ensure_running()
     signal.signal(signal.SIGHUP, before)
+    del os.environ["PYTHONWARNINGS"]
+    os.environ |= {"PYTHONWARNINGS": warnings} if warnings is not None else {}
 
 
 def exit_with_parent(ignores_sigterm: bool = False) -> None:

@@ -39,6 +39,11 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
       f"data.seq_length={data.seq_length} exceeds model.max_position_embeddings={cfg.max_position_embeddings}; "
       f"try --config.data.seq_length={cfg.max_position_embeddings}"
     )
+  if cfg.type_vocab_size < 2 and data.objective != "none":  # A lookup in the compiled step would take the last row.
+    raise UserError(
+      f"model.type_vocab_size={cfg.type_vocab_size} has no type for the second segment of a pair; try "
+      "--config.model.type_vocab_size=2, or --config.data.objective=none for single segments"
+    )
   baselines = datasets.describe(data.dataset)["baselines"]
   if not baselines:
     raise UserError(

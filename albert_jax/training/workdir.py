@@ -211,6 +211,11 @@ class RunFolder:
     return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
 
 
+def has_begun(directory: str) -> bool:
+  """Returns whether a workdir has a checkpoint of a run."""
+  return bool(_checkpoint_names(directory))
+
+
 def settled_steps(config: ConfigDict, directory: str) -> int:
   """Returns the number of steps that `config.hours` gave at the start of this run; 0 if unknown."""
   old = _recorded_config(directory)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from albert_jax import files
 from albert_jax.data import datasets, records
 from albert_jax.data.pretraining import batching, masking
 from albert_jax.data.pretraining.examples import DataConfig, Details
@@ -236,4 +237,4 @@ def draw(numbers: dict[str, Any], path: str | os.PathLike) -> None:
   axes[3].barh([ascii(piece)[1:-1].replace("\\u2581", "_") for piece, _ in top], [share for _, share in top])
   axes[3].tick_params(axis="y", labelsize=7)
   axes[3].set(title=f"most frequent pieces ({numbers['unknown_rate']:.2%} unknown)")
-  figure.savefig(path, dpi=100)
+  files.write_figure(path, figure, dpi=100)
