@@ -8,6 +8,7 @@ import os
 import shlex
 import time
 from collections.abc import Generator
+from typing import Any
 
 import jax
 from jax.sharding import NamedSharding
@@ -54,7 +55,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
     stack.enter_context(jax.set_mesh(mesh))
     # Early for a new run, so that weights that are missing or do not fit are an error before the run has a folder.
     is_early = config.init_from and hosts == 1 and not has_begun(directory)
-    state = settled.create_state() if is_early else None
+    state: Any = settled.create_state() if is_early else None
     files = stack.enter_context(open_run(directory))
     fingerprints = data_fingerprints(config.data.dataset, task.vocabulary.path, task.files())
     check_same_run(config, fingerprints, directory)
