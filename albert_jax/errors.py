@@ -17,29 +17,38 @@ def message_lines(error: BaseException) -> list[str]:
 
 
 _HIDDEN = "***"
-_SECRET = (
-  r"(?:pass(?:word|wd|phrase)?|pwd|secret|credentials?|auth|(?:api|access|private|secret|account)[_-]?key|token"
-  r"|signature|sig)"
-)
+_STRONG = r"(?:passwords?|passwd|passphrase|pwd|secrets?|(?:api|access|private|secret|account)[_-]?key)"
+_WORD = rf"(?:{_STRONG}|pass|credentials?|auth|authorization|bearer|token|signature|sig|sas)"
+_CAMEL_CASE = r"(?-i:Token|Secret|Password|Credentials?|Signature|(?:Api|Access|Private|Secret|Account)Key)"
 # Names such as tokens of a vocabulary, which are not secret.
-_PUBLIC = r"(?:pad|unk|cls|sep|mask|bos|eos|special|added)[_-]"
-_NAME = re.compile(rf"(?i)^(?!{_PUBLIC})(?:.*[._-])?{_SECRET}$")
-_PATTERNS = (
-  (re.compile(r"(?<=://)[^/\s@'\"]+@"), f"{_HIDDEN}@"),  # The user and password of a URL.
-  (
-    re.compile(rf"(?i)(?<![a-z0-9_])((?:(?!{_PUBLIC})[a-z0-9]+[._-])*{_SECRET})(\s*=\s*)(['\"]?)[^\s'\"&,;]+"),
-    rf"\1\2\3{_HIDDEN}",
-  ),
-  (re.compile(r"(?i)\b(bearer|basic) [a-z0-9._~+/=-]{8,}"), rf"\1 {_HIDDEN}"),
+_PUBLIC = ("pad", "unk", "cls", "sep", "mask", "bos", "eos", "special", "added")
+# The end of a name is enough. What is before it is only looked at, so that the time is in proportion to the text.
+_END = "(?:(?<![a-z0-9]){}{}|(?<=[a-z0-9]){}{})".format(
+  "".join(f"(?<!{name}[_-])" for name in _PUBLIC), _WORD, "".join(f"(?<!{name})" for name in _PUBLIC), _CAMEL_CASE
+)
+_NAME = re.compile(f"(?i){_END}$")
+_VALUE = r"(?:(?P<quote>['\"])(?:(?!(?P=quote)).)*|[^\s'\"&,;]+)"
+_RANDOM = r"(?=[^\s'\"]*\d)(?=[^\s'\"]*[a-z])[^\s'\"&,;]{8,}"
+_PATTERNS = tuple((re.compile(pattern), replacement) for pattern, replacement in (
+  (r"(?<=://)[^/\s@'\"]+@", f"{_HIDDEN}@"),  # The user and password of a URL.
+  (r"(?i)([?&](?:key|code)=)[^\s'\"&#]+", rf"\1{_HIDDEN}"),
+  (r"(hooks\.slack\.com/services/)[^\s'\"]+", rf"\1{_HIDDEN}"),
+  (r"(?i)\b(bearer|basic) [a-z0-9._~+/=-]{8,}", rf"\1 {_HIDDEN}"),
+  (rf"(?i)({_END}(?:['\"]?\s*=\s*|['\"]\s*:\s*)){_VALUE}", rf"\1\g<quote>{_HIDDEN}"),  # NAME=VALUE, 'NAME': 'VALUE'
+  (rf"(?i)({_END}:\s*){_RANDOM}", rf"\1{_HIDDEN}"),  # NAME: VALUE, which may also be part of a sentence.
+  (rf"(?i)((?<![a-z0-9]){_STRONG}:\s*)[^\s'\"]+", rf"\1{_HIDDEN}"),
+  (rf"(?i)((?<![a-z0-9-])--(?:[a-z0-9]+[_-])*{_WORD} +)(?!-)[^\s'\"]+", rf"\1{_HIDDEN}"),  # --NAME VALUE
   # Keys of known services, by their prefixes.
-  (re.compile(r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[a-z]-|A[KS]IA|AIza|ya29\.)[\w.-]{12,}"), _HIDDEN),
-)  # fmt: skip
+  (r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|npm_|pypi-|xox[a-z]-|A[KS]IA|AIza|ya29\.)[\w.-]{12,}", _HIDDEN),
+  (r"\beyJ[\w-]{8,}\.[\w.-]{8,}", _HIDDEN),  # A JSON web token.
+  (r"(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(-----END|$)", rf"\1 {_HIDDEN} \2"),
+))  # fmt: skip
 
 
 def masked(value: Any) -> Any:
   """Returns a text, or a tree of dicts and lists, without what looks like a password or key.
 
-  Passwords in URLs, values of fields such as `token=` or `api_key=`, and keys of well-known services become `***`.
+  Passwords in URLs, values of fields such as `token=` or `"api_key":`, and keys of well-known services become `***`.
 
   Args:
     value: the value to print or write; a value that is not a str, dict or list is returned unchanged.
@@ -50,7 +59,7 @@ def masked(value: Any) -> Any:
     return value
   if isinstance(value, dict):
     return {
-      key: _HIDDEN if isinstance(key, str) and _NAME.search(key) and isinstance(item, str) and item else masked(item)
+      key: _HIDDEN if isinstance(key, str) and _NAME.search(key) and item and item is not True else masked(item)
       for key, item in value.items()
     }
   if isinstance(value, list | tuple):
