@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a bare machine to a trained ALBERT in five to ten minutes: makes .venv, installs, builds a vocabulary and a dataset
-# from the documentation that ships with Python, pre-trains a small model on it, and lets it fill in words.
+# From a bare machine to a trained ALBERT in minutes: makes .venv, installs, builds a vocabulary and a dataset from the
+# documentation that ships with Python, pre-trains a small model on it, and lets it fill in words.
 # Needs Python 3.11 or newer and the package index. The same command resumes an interrupted run.
 #
 #   launch/local.sh            workdir runs/quickstart
@@ -29,7 +29,7 @@ fi
 if [[ ! -f $RUN/data/prepare.json ]]; then
   echo "2/3 dataset: the same text as token segments"
   albert-jax prepare --input=python_docs --tfds_dir=$RUN/tfds --spm=$RUN/vocab/spiece.model --out=$RUN/data \
-    --segment_tokens=64 >$RUN/prepare.json
+    --segment_tokens=128 >$RUN/prepare.json
 fi
 echo "3/3 training"
 # ALBERT_QUICKSTART_FLAGS: more flags for the training, such as --config.steps=20.
@@ -67,8 +67,8 @@ for text, answer in zip(TEXTS, fill(TEXTS), strict=True):
 PYTHON
 cat <<TEXT
 
-Good for so short a run: a masked-token accuracy of almost five times its baseline; sentence order is harder.
-The model knows frequent words and set phrases of its corpus. The paper's models read 70,000 times as many tokens, and
+Good for so short a run: a masked-token accuracy of several times its baseline; sentence order is harder.
+The model knows frequent words and set phrases of its corpus. The paper's models read 85,000 times as many tokens, and
 reach 0.54 and 0.87.
 
   the curves   $RUN/run/curves.png
