@@ -362,7 +362,7 @@ def evaluate_program(program: Program, params: dict, mesh: jax.sharding.Mesh) ->
 def _initial_params(config, task, key) -> dict:
   """Returns the parameters of `init_from`, completed with fresh parameters that it may lack."""
   cfg, loaded = convert.load(config.init_from)
-  for name in ("hidden_act", "num_hidden_layers", "num_attention_heads", "layer_norm_eps", "share"):
+  for name in ("hidden_act", "num_hidden_layers", "num_attention_heads", "layer_norm_eps", "share", "unshared_ends"):
     ours, theirs = getattr(task.model, name), getattr(cfg, name)
     if ours != theirs:  # The shapes are equal, but the model would compute another function of the same weights.
       log.warning("Note: model.%s is %r in %s, %r in this config.", name, theirs, config.init_from, ours)
