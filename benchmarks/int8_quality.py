@@ -5,6 +5,7 @@
 Each RUN is a complete run of configs/glue.py, ner.py or squad.py on the task, or its export. Texts of the training
 split give the ranges of activations; the metric is that of the whole development split. "error after each layer" is
 the relative norm of the difference of the hidden states from those of float32. SQuAD is `squad_v1/newwiki_dev.json`.
+PL-BERT=DIR takes a phoneme encoder (`plbert_kokoro`) and measures that error alone, on `phonemes_en/dev.jsonl`.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from albert_jax.exports.quantize import Recipe
 from albert_jax.tasks.ner import entities
 from albert_jax.tasks.squad import score
 
+PHONEMES = 160  # of a text, of a phoneme encoder
 PROBED_ROWS = 16  # of the training split, for the relative error after each layer
 NAIVE = {
   "quantize_dynamic, as it comes": {},
@@ -161,18 +163,46 @@ def measure(name, run, data, limit):
   numbers["error after each layer"] = errors = {}
   probed = rows[:PROBED_ROWS]
   states = by_layer(exact, cfg, probed)
-  for recipe in (*NAIVE, *OURS):
-    if recipe in NAIVE:
-      graph = naive(exact, NAIVE[recipe])
-    else:
-      graph = graphs.build(cfg, params, arithmetic=quantize.Int8(OURS[recipe], uses), **build)
+  for recipe, graph in each_recipe(exact, cfg, params, uses, build):
     numbers[recipe] = percent(graph, items, gold)
-    errors[recipe] = [
-      round(float(np.linalg.norm(x - y) / np.linalg.norm(x)), 5)
-      for x, y in zip(states, by_layer(graph, cfg, probed), strict=True)
-    ]
+    errors[recipe] = relative(states, by_layer(graph, cfg, probed))
     print(f"{name}: {recipe}: {numbers[recipe]:.2f}", flush=True)
   return numbers
+
+
+def each_recipe(exact, cfg, params, uses, build):
+  """Yields (recipe, its graph)."""
+  for recipe, options in NAIVE.items():
+    yield recipe, naive(exact, options)
+  for recipe, settings in OURS.items():
+    yield recipe, graphs.build(cfg, params, arithmetic=quantize.Int8(settings, uses), **build)
+
+
+def relative(states, others):
+  return [
+    round(float(np.linalg.norm(x - y) / np.linalg.norm(x)), 5) for x, y in zip(states, others, strict=True)
+  ]  # fmt: skip
+
+
+def measure_phonemes(run, data):
+  """Returns the error after each layer of a phoneme encoder in transformers' form, on four texts."""
+  cfg, params = convert.load(run)
+  symbols = json.loads((pathlib.Path(run) / "vocab.json").read_text("utf-8"))["vocab"]
+  rows = []
+  for line in (data / "phonemes_en" / "dev.jsonl").read_text("utf-8").splitlines():
+    ids = [symbols[symbol] for symbol in " ".join(json.loads(line)["phonemes"]) if symbol in symbols][:PHONEMES]
+    if len(ids) > 60:
+      rows.append((ids, [0] * len(ids)))
+  build = {"task": ""}
+  uses = quantize.calibrate(cfg, params, [calibration.batch_of([row]) for row in rows[4:28]], **build)
+  exact = graphs.build(cfg, params, **build)
+  states = by_layer(exact, cfg, rows[:4])
+  return {
+    "error after each layer": {
+      recipe: relative(states, by_layer(graph, cfg, rows[:4]))
+      for recipe, graph in each_recipe(exact, cfg, params, uses, build)
+    }
+  }
 
 
 def main():
@@ -185,7 +215,7 @@ def main():
   data, numbers = pathlib.Path(os.environ["ALBERT_DATA"]), {}
   for text in args.runs:
     name, _, run = text.partition("=")
-    numbers[name] = measure(name, run, data, args.limit)
+    numbers[name] = measure_phonemes(run, data) if name == "PL-BERT" else measure(name, run, data, args.limit)
     print(json.dumps({name: numbers[name]}, indent=2), flush=True)
     if args.json:
       pathlib.Path(args.json).write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
