@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import sys
 
 import made_up
@@ -87,6 +88,11 @@ class TestTokenizerJson:
     path = made_up.checkpoint(tmp_path)
     (path / "spiece.model").unlink()
     return path
+
+  @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+  def test_the_folders_name_may_be_no_utf_8(self, folder):
+    shutil.copytree(folder, other := folder.with_name("a\udcff"))
+    assert convert.load_tokenizer(other).encode(TEXTS[0]) == convert.load_tokenizer(folder).encode(TEXTS[0])
 
   def test_ids_are_those_of_the_library(self, folder):
     tokenizer = convert.load_tokenizer(folder)

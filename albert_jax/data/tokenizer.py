@@ -507,7 +507,7 @@ def _load_tokenizer_json(path):
   import tokenizers
 
   try:
-    model = tokenizers.Tokenizer.from_file(path)
+    model = tokenizers.Tokenizer.from_str(pathlib.Path(path).read_text("utf-8"))  # Whatever the file is called.
   except Exception as error:  # The library raises plain Exception for unreadable files.
     raise UserError(f"{path} is not a tokenizer.json that can be read: {message_lines(error)[0][:200]}") from None
   model.no_truncation()
