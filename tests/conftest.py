@@ -5,6 +5,7 @@ import importlib.util
 import os
 import pathlib
 import shutil
+import signal
 
 # Most of the time of these tests is compiling. Compiling without optimizations takes a third of the time, and the older
 # of XLA's two code generators for CPUs a third of that (docs/log.md). Compiled programs are kept for the other workers,
@@ -25,6 +26,7 @@ from albert_jax.training import sharding  # noqa: E402
 # How long an example takes depends on how busy the machine is.
 settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy machine")
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # Under nohup it is ignored, and tests send it.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)  # So that meshes can be tested on any machine.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)  # Not each operation that runs by itself.
