@@ -31,8 +31,7 @@ logger = logging.getLogger(__name__)
 LOWEST = float(jnp.finfo(jnp.float32).min)
 # Limits of the Pallas kernel: TPU registers are 128 wide, and all scores of a head must fit into on-chip memory.
 LANES, WIDEST, LONGEST = 128, 256, 512
-# From this length on, copying scores is faster than a product in their order (2 x 512: 20.5 ms, not 27.9; 8 x 128: 6.2,
-# not 5.2).
+# From this length on, copying scores is faster than a product in their order (docs/performance.md).
 LONG_ON_CPU = 256
 # Limits of cuDNN's kernel: the oldest compute capability, and the largest head size that all of them support.
 AMPERE, LARGEST_HEAD = 8.0, 128

@@ -130,7 +130,6 @@ class AlbertConfig:
       not ends or self.share != "none",
       f"unshared_ends={ends} has no effect with share=none, where no layer shares weights; leave it 0",
     )
-
     check(
       not self.layer_rank or self.share != "none",
       f"layer_rank={self.layer_rank} has no effect with share=none, where no layer shares matrices; leave it 0",
