@@ -14,17 +14,22 @@ a line of FOLDER/runs.jsonl, and is not done again. For the three basic forms th
 a second that one core of a Zen 4 took for 4 layers they need about 60 hours of one core. Runs of 4e6 positions need 6
 hours, and hardly differ between the forms (docs/background/sharing.md).
 
-A GPU needs longer to start the kernels of so small a model than to run them. There use `--workers=12
---seeds_at_once=3`: twelve processes, in each of which one program trains all seeds of a cell.
+A GPU needs longer to start the kernels of so small a model than to run them, and a processor longer to make the
+batches. There use `--workers=8 --seeds_at_once=3 --input_workers=7`: eight processes, in each of which one program
+trains all seeds of a cell, and seven that make the batches, which are the same for all cells, once.
 """
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
+import functools
+import itertools
 import json
 import multiprocessing
 import os
 import pathlib
+import shutil
 import time
 
 import jax
@@ -51,12 +56,15 @@ SWITCHES = {
 FORMS = {**BASIC, **SWITCHES}
 LAYERS = (1, 2, 4, 8)
 REFERENCE = 4  # its operations are those of all runs of equal compute
-LENGTH, ROWS, MASK_RATE, SLOTS = 128, 32, 0.3, 40
+# Rows of 64 tokens: with rows of 128 the words are learned later (docs/log.md), and most of a short run says nothing.
+LENGTH, ROWS, MASK_RATE, SLOTS = 64, 64, 0.3, 20
 SETTINGS = {
   "batch_size": ROWS, "data.seq_length": LENGTH, "data.mask_rate": MASK_RATE, "data.max_predictions": SLOTS,
-  "optimizer.name": "muon", "optimizer.learning_rate": 3e-3, "optimizer.schedule": "wsd", "optimizer.decay_share": 0.25,
-  "optimizer.weight_decay": 0.01, "eval_batches": 40, "model.remat": "none", "model.attention": "xla",
+  "data.ngram": 1, "loss.sop_weight": 0.3, "optimizer.name": "muon", "optimizer.learning_rate": 4e-3,
+  "optimizer.schedule": "wsd", "optimizer.decay_share": 0.25, "optimizer.b1": 0.95, "optimizer.b2": 0.98,
+  "optimizer.weight_decay": 0.1, "eval_batches": 40, "model.remat": "none", "model.attention": "xla",
 }  # fmt: skip
+CHUNK = 100  # steps whose batches are in one file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,13 +175,50 @@ def configure(cell: Cell, seed: int, dataset: str) -> ConfigDict:
   return config
 
 
-def train(cell: Cell, seeds: tuple[int, ...], dataset: str) -> list[dict]:
+def _chunk(folder: pathlib.Path, seed: int, number: int) -> pathlib.Path:
+  return folder / f"seed_{seed}" / f"{number}.npz"
+
+
+@functools.cache
+def _task(cell, seed, dataset):
+  return run.settle(configure(cell, seed, dataset), "").task
+
+
+def write_batches(cell: Cell, seed: int, number: int, dataset: str, folder: pathlib.Path) -> None:
+  """Writes the batches of CHUNK steps, stacked, to a file; all cells of a seed read the same ones."""
+  path = _chunk(folder, seed, number)
+  if path.exists():
+    return
+  batches = list(itertools.islice(_task(cell, seed, dataset).train_batches(number * CHUNK, 0, 1), CHUNK))
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with files.writing(path) as temporary, open(temporary, "wb") as file:
+    np.savez(file, **{name: np.stack([batch[name] for batch in batches]) for name in batches[0]})
+
+
+def _on_the_host() -> None:
+  jax.config.update("jax_platforms", "cpu")  # Batches need no accelerator.
+
+
+def read_batches(seed: int, folder: pathlib.Path):
+  """Yields the batches that other processes write, and waits for them."""
+  for number in itertools.count():
+    path = _chunk(folder, seed, number)
+    while not path.exists():
+      time.sleep(0.02)
+    with np.load(path) as file:
+      stacked = dict(file)
+    for i in range(CHUNK):
+      yield {name: array[i] for name, array in stacked.items()}
+
+
+def train(cell: Cell, seeds: tuple[int, ...], dataset: str, batches: pathlib.Path | None = None) -> list[dict]:
   """Trains one cell with some seeds, in one program, and evaluates it at the end.
 
   Args:
     cell: of the grid.
     seeds: of the parameters and of the order of the data.
     dataset: made by albert-jax prepare.
+    batches: the folder in which other processes write the batches; None: this process makes them.
 
   Returns:
     For each seed, the line of runs.jsonl.
@@ -191,7 +236,10 @@ def train(cell: Cell, seeds: tuple[int, ...], dataset: str) -> list[dict]:
     step = jax.jit(jax.vmap(step.__wrapped__, (0, 0, None)), donate_argnums=0)
   with jax.set_mesh(mesh):
     state = jax.device_put(stack([jax.device_get(each.create_state()) for each in settled]))
-    streams = [iter(each.task.train_batches(0, 0, 1)) for each in settled]
+    streams = [
+      read_batches(seed, batches) if batches else iter(each.task.train_batches(0, 0, 1))
+      for seed, each in zip(seeds, settled, strict=True)
+    ]
     first = 0.0
     for number in range(cell.steps):
       batch = stack([next(stream) for stream in streams])
@@ -220,7 +268,9 @@ def read_runs(folder: pathlib.Path) -> dict[tuple[Cell, int], dict]:
   return {(Cell(*(line[name] for name in names)), line["seed"]): line for line in lines}
 
 
-def run_all(cells: list[Cell], seeds: int, at_once: int, workers: int, dataset: str, folder: pathlib.Path) -> None:
+def run_all(
+  cells: list[Cell], seeds: int, at_once: int, workers: int, input_workers: int, dataset: str, folder: pathlib.Path
+) -> None:
   """Does the runs that are not done yet, the seeds of all cells one after the other, and writes a line for each."""
   done = read_runs(folder)
   groups = [tuple(range(first, min(first + at_once, seeds))) for first in range(0, seeds, at_once)]
@@ -240,10 +290,24 @@ def run_all(cells: list[Cell], seeds: int, at_once: int, workers: int, dataset: 
   context = multiprocessing.get_context("spawn")
   pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context)
   failures = 0
-  with pool, (folder / "runs.jsonl").open("a") as file:
-    futures = {pool.submit(train, cell, left, dataset): cell for cell, left in jobs}
+  batches, makers, written = None, contextlib.nullcontext(), []
+  if input_workers:
+    batches = folder / "batches"
+    shutil.rmtree(batches, ignore_errors=True)
+    makers = concurrent.futures.ProcessPoolExecutor(input_workers, context, _on_the_host)
+    longest = max(cell.steps for cell, _ in jobs)
+    needed = sorted({seed for _, left in jobs for seed in left})
+    written = [
+      makers.submit(write_batches, cells[0], seed, number, dataset, batches)
+      for number in range(-(-longest // CHUNK)) for seed in needed
+    ]  # fmt: skip
+  with makers, pool, (folder / "runs.jsonl").open("a") as file:
+    futures = {pool.submit(train, cell, left, dataset, batches): cell for cell, left in jobs}
     try:
-      for future in concurrent.futures.as_completed(futures):
+      for future in concurrent.futures.as_completed([*futures, *written]):
+        if future not in futures:
+          future.result()  # The runs wait for what a failed one would have made.
+          continue
         if future.exception():
           print(f"failed: {futures[future]}: {future.exception()!r:.2000}", flush=True)
           failures += 1
@@ -260,6 +324,9 @@ def run_all(cells: list[Cell], seeds: int, at_once: int, workers: int, dataset: 
       for process in multiprocessing.active_children():
         process.terminate()
       raise
+    finally:
+      if batches:
+        shutil.rmtree(batches, ignore_errors=True)
 
 
 def draw(cells, losses, path):
@@ -313,6 +380,8 @@ def main():
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--workers", type=int, default=1, help="processes side by side (default 1)")
   parser.add_argument("--seeds_at_once", type=int, default=1, help="seeds that one program trains (default 1)")
+  parser.add_argument("--input_workers", type=int, default=0, help="processes that make the batches of all runs once, "
+                      "in DIR/batches (default 0: each run makes its own)")  # fmt: skip
   parser.add_argument("--report", action="store_true", help="train nothing: report the runs that are there")
   args = parser.parse_args()
   forms = args.forms.split(",")
@@ -323,7 +392,7 @@ def main():
   cells = grid(args.positions, forms, datasets.tokenizer(args.dataset).vocab_size)
   print(f"{len(cells) * args.seeds} runs: {len(cells)} cells of {args.seeds} seeds", flush=True)
   if not args.report:
-    run_all(cells, args.seeds, args.seeds_at_once, args.workers, args.dataset, folder)
+    run_all(cells, args.seeds, args.seeds_at_once, args.workers, args.input_workers, args.dataset, folder)
   report(cells, read_runs(folder), folder)
 
 
