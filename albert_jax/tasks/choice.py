@@ -16,21 +16,9 @@ from albert_jax.data.finetuning.config import ChoiceData
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig, task_heads
-from albert_jax.tasks import classify, heads, metrics
-from albert_jax.tasks.base import (
-  Batch,
-  Params,
-  Prediction,
-  Spec,
-  Sums,
-  Task,
-  about,
-  batches,
-  files_of,
-  model_and_vocabulary,
-  settings_of,
-  unused,
-)
+from albert_jax.tasks import base, classify, heads, metrics
+from albert_jax.tasks.base import Prediction, Spec, Sums, Task
+from albert_jax.types import Batch, Params
 
 
 @dataclass(frozen=True)
@@ -46,8 +34,8 @@ class Settings:
 
 def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int = 0) -> Task:
   """Makes the task of configs/race.py, see `tasks.make`."""
-  settings = settings_of(Settings, config)
-  cfg, vocabulary = model_and_vocabulary(config, vocabulary)
+  settings = base.settings_of(Settings, config)
+  cfg, vocabulary = base.model_and_vocabulary(config, vocabulary)
   data = ChoiceData.from_config(config.data)
   read = functools.partial(choices.read, data.dataset, levels=data.parts, tfds_dir=data.tfds_dir)
   encode = functools.partial(choices.rows, vocabulary=vocabulary, seq_length=data.seq_length, qa_length=data.qa_length)
@@ -70,7 +58,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     init=lambda key: heads.with_head(cfg, key, classify.HEAD, 1, pooler=True),
     sums=functools.partial(sums, cfg),
     terms=lambda batch: {"loss": 1 / jnp.maximum(jnp.sum(batch["weight"] * batch["labelled"]), 1)},
-    **batches(config, train_rows, held_out_rows, first_row),
+    **base.batches(config, train_rows, held_out_rows, first_row),
     baselines=_baselines(held_out) if answered else {},
     has_labels=answered > 0,
     vocabulary=vocabulary,
@@ -78,8 +66,8 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     score=functools.partial(_score, held_out),
     train_rows=len(train()) if config.epochs else 0,
     new=(task_heads.pattern(classify.HEAD),),
-    unused=unused(classify.HEAD, keep=settings.keep_head, pooler=True),
-    about=about("choose", seq_length=data.seq_length, qa_length=data.qa_length),
+    unused=base.unused(classify.HEAD, keep=settings.keep_head, pooler=True),
+    about=base.about("choose", seq_length=data.seq_length, qa_length=data.qa_length),
     architecture=task_heads.class_for("choose"),
   )  # fmt: skip
 
@@ -221,7 +209,9 @@ def _item(value):
 
 def _files(config):
   data = ChoiceData.from_config(config.data)
-  return files_of(functools.partial(choices.find, data.dataset, levels=data.parts), data.split, data.validation_split)
+  return base.files_of(
+    functools.partial(choices.find, data.dataset, levels=data.parts), data.split, data.validation_split
+  )
 
 
 SPEC = Spec(

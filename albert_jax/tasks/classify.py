@@ -24,24 +24,9 @@ from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig, task_heads
 from albert_jax.model.layers import dropout
-from albert_jax.tasks import heads, inputs, metrics
-from albert_jax.tasks.base import (
-  Baselines,
-  Batch,
-  Params,
-  Prediction,
-  Spec,
-  Sums,
-  Task,
-  about,
-  batches,
-  check_share,
-  files_of,
-  model_and_vocabulary,
-  named,
-  settings_of,
-  unused,
-)  # fmt: skip
+from albert_jax.tasks import base, heads, inputs, metrics
+from albert_jax.tasks.base import Baselines, Prediction, Spec, Sums, Task
+from albert_jax.types import Batch, Params
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +63,7 @@ class LossSettings:
   def __post_init__(self):
     if self.class_weights not in ("", "balanced"):
       raise UserError(f"task.class_weights={self.class_weights!r} is unknown; use balanced, or '' for none")
-    check_share("label_smoothing", self.label_smoothing)
+    base.check_share("label_smoothing", self.label_smoothing)
     if not (math.isfinite(self.r_drop) and self.r_drop >= 0):
       raise UserError(f"task.r_drop={self.r_drop} must be 0 or more; try --config.task.r_drop=1")
 
@@ -108,7 +93,7 @@ class Settings(LossSettings):
     if self.kind not in KINDS:
       raise UserError(f"task.kind={self.kind!r} is unknown; use one of {', '.join(KINDS)}")
     self.check_kind(self.kind)
-    names = named(self.labels)
+    names = base.named(self.labels)
     if names and self.kind == "regression":
       raise UserError(f"task.labels={self.labels} is for classes; task.kind=regression has none, leave it empty")
     if len(names) == 1 and self.kind == "classification":
@@ -139,7 +124,7 @@ class Split:
 
 def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int = 0) -> Task:
   """Makes the task of configs/classify.py, on a user's own data; see `tasks.make`."""
-  settings, data = settings_of(Settings, config), ClassifyData.from_config(config.data)
+  settings, data = base.settings_of(Settings, config), ClassifyData.from_config(config.data)
   kind = settings.kind
   fields = data.texts
 
@@ -170,7 +155,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
 
   @functools.cache
   def labels():
-    names = tuple(cells.label(name, "task.labels") for name in named(settings.labels))
+    names = tuple(cells.label(name, "task.labels") for name in base.named(settings.labels))
     return names or _labels_of(read("train"), data.label_field, kind, data.label_separator)
 
   def split(part):
@@ -181,13 +166,13 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
 
   held_out = split("held out")
   names = () if kind == "regression" else labels()
-  base = baselines(kind, held_out.gold, len(names))
+  without_reading = baselines(kind, held_out.gold, len(names))
   task = build(
     config, settings, vocabulary, first_row, kind=kind, labels=names, held_out=held_out,
     train=functools.cache(lambda: split("train")), train_rows=len(read("train")) if config.epochs else 0,
-    score=functools.partial(_score, kind, names, held_out), baselines=base,
+    score=functools.partial(_score, kind, names, held_out), baselines=without_reading,
   )  # fmt: skip
-  return dataclasses.replace(task, metrics=tuple(base))  # Without those that these rows leave undefined.
+  return dataclasses.replace(task, metrics=tuple(without_reading))  # Without those that these rows leave undefined.
 
 
 def build(
@@ -225,7 +210,7 @@ def build(
   Raises:
     UserError: the settings do not fit the model.
   """
-  cfg, vocabulary = model_and_vocabulary(config, vocabulary)
+  cfg, vocabulary = base.model_and_vocabulary(config, vocabulary)
   length = config.data.seq_length
   if settings.r_drop and not (
     cfg.hidden_dropout_prob or cfg.attention_probs_dropout_prob or cfg.classifier_dropout_prob
@@ -239,7 +224,7 @@ def build(
     init=lambda key: heads.with_head(cfg, key, HEAD, max(len(labels), 1), pooler=True),
     sums=functools.partial(sums, cfg, kind, settings.label_smoothing, settings.r_drop),
     terms=functools.partial(terms, settings.r_drop),
-    **batches(config, encoded, held_out_encoded, first_row),
+    **base.batches(config, encoded, held_out_encoded, first_row),
     baselines=baselines,
     vocabulary=vocabulary,
     has_labels=held_out.gold is not None,
@@ -247,8 +232,8 @@ def build(
     score=score,
     train_rows=train_rows,
     new=(task_heads.pattern(HEAD),),
-    unused=unused(HEAD, keep=settings.keep_head, pooler=True),
-    about=about("classify", labels, kind=kind, pair=held_out.second is not None, seq_length=length)
+    unused=base.unused(HEAD, keep=settings.keep_head, pooler=True),
+    about=base.about("classify", labels, kind=kind, pair=held_out.second is not None, seq_length=length)
     | {"problem_type": KINDS[kind]},
   )  # fmt: skip
 
@@ -615,13 +600,13 @@ PREDICTION = Prediction(
 def _files(config):
   data = ClassifyData.from_config(config.data)
   names = (data.split,) if data.validation_fraction else (data.split, data.validation_split)
-  return files_of(functools.partial(tables.find, data.dataset), *names)
+  return base.files_of(functools.partial(tables.find, data.dataset), *names)
 
 
 SPEC = Spec(
   make=make,
   settings=Settings,
-  metrics=lambda config: ("loss", *METRICS[settings_of(Settings, config).kind]),
+  metrics=lambda config: ("loss", *METRICS[base.settings_of(Settings, config).kind]),
   files=_files,
   heads=(HEAD,),
   prediction=PREDICTION,

@@ -27,22 +27,9 @@ from albert_jax.data.finetuning.config import RetrieveData
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig
-from albert_jax.tasks import heads, inputs, metrics
-from albert_jax.tasks.base import (
-  Baselines,
-  Batch,
-  Params,
-  Prediction,
-  Spec,
-  Sums,
-  Task,
-  about,
-  batches,
-  files_of,
-  model_and_vocabulary,
-  settings_of,
-  unused,
-)
+from albert_jax.tasks import base, heads, inputs, metrics
+from albert_jax.tasks.base import Baselines, Prediction, Spec, Sums, Task
+from albert_jax.types import Batch, Params
 
 POOLING = ("mean", "cls")
 RECALL_AT = (1, 5, 10)
@@ -104,8 +91,8 @@ class Pairs:
 
 def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int = 0) -> Task:
   """Makes the task of configs/retrieve.py, see `tasks.make`."""
-  settings, data = settings_of(Settings, config), RetrieveData.from_config(config.data)
-  cfg, vocabulary = model_and_vocabulary(config, vocabulary)
+  settings, data = base.settings_of(Settings, config), RetrieveData.from_config(config.data)
+  cfg, vocabulary = base.model_and_vocabulary(config, vocabulary)
   train = functools.cache(lambda: read(data, data.split, settings))
   dev = read(data, data.validation_split, settings, may_hide=True)
   if config.epochs and (train().scores is None) != (dev.scores is None):
@@ -124,15 +111,15 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     init=functools.partial(heads.encoder, cfg, pooler=False),
     sums=functools.partial(sums, cfg, settings.pooling, settings.temperature, scored),
     terms=heads.mean_loss,
-    **batches(config, train_rows, lambda: dev_rows, first_row),
+    **base.batches(config, train_rows, lambda: dev_rows, first_row),
     baselines=baselines(dev),
     vocabulary=vocabulary,
     outputs=functools.partial(outputs, cfg, settings.pooling),
     metrics=SCORED_METRICS if scored else METRICS,
     score=functools.partial(score, dev),
     train_rows=len(train()) if config.epochs else 0,
-    unused=unused(),
-    about=about("embed", pooling=settings.pooling, seq_length=data.seq_length),
+    unused=base.unused(),
+    about=base.about("embed", pooling=settings.pooling, seq_length=data.seq_length),
     architecture="AlbertModel",
   )  # fmt: skip
 
@@ -415,7 +402,7 @@ def _embed(cfg, pooling, params, batch):
 
 def _files(config):
   data = RetrieveData.from_config(config.data)
-  return files_of(functools.partial(tables.find, data.dataset), data.split, data.validation_split)
+  return base.files_of(functools.partial(tables.find, data.dataset), data.split, data.validation_split)
 
 
 SPEC = Spec(

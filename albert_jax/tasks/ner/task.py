@@ -20,24 +20,10 @@ from albert_jax.data.finetuning.windows import Encoded
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig, task_heads
-from albert_jax.tasks import heads, inputs
-from albert_jax.tasks.base import (
-  Batch,
-  Params,
-  Prediction,
-  Spec,
-  Sums,
-  Task,
-  about,
-  batches,
-  check_share,
-  files_of,
-  model_and_vocabulary,
-  named,
-  settings_of,
-  unused,
-)
+from albert_jax.tasks import base, heads, inputs
+from albert_jax.tasks.base import Prediction, Spec, Sums, Task
 from albert_jax.tasks.ner import entities
+from albert_jax.types import Batch, Params
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +45,8 @@ class Settings:
   label_smoothing: float
 
   def __post_init__(self):
-    named(self.labels)
-    check_share("label_smoothing", self.label_smoothing)
+    base.named(self.labels)
+    base.check_share("label_smoothing", self.label_smoothing)
 
 
 def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int = 0) -> Task:
@@ -68,8 +54,8 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
 
   The labels are those of the training split, sorted, or `task.labels`. Held-out words with another tag count as wrong.
   """
-  settings = settings_of(Settings, config)
-  cfg, vocabulary = model_and_vocabulary(config, vocabulary)
+  settings = base.settings_of(Settings, config)
+  cfg, vocabulary = base.model_and_vocabulary(config, vocabulary)
   data = TaggingData.from_config(config.data)
 
   def read(split, **options):
@@ -90,7 +76,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
       raise UserError(f"task.labels lacks {', '.join(lacking)}, which the training data has; name all of its tags")
     return encode(data.split, train(), {}).rows
 
-  labels = list(named(settings.labels)) or train().labels()
+  labels = list(base.named(settings.labels)) or train().labels()
   dev = read(data.validation_split, may_hide=True)
   tags = collections.Counter(itertools.chain(*(dev.tags or ())))
   unseen = {f"words with the tag {tag}, which is not in training, so they count as wrong": tags[tag]
@@ -101,7 +87,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     init=lambda key: heads.with_head(cfg, key, HEAD, len(labels)),
     sums=functools.partial(sums, cfg, settings.label_smoothing),
     terms=heads.mean_label_loss,
-    **batches(config, train_rows, lambda: dev_rows.rows, first_row),
+    **base.batches(config, train_rows, lambda: dev_rows.rows, first_row),
     baselines=_baselines(dev, tags),
     vocabulary=vocabulary,
     has_labels=dev.tags is not None,
@@ -109,8 +95,8 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     score=functools.partial(score, dev, dev_rows, labels),
     train_rows=len(train_rows()) if config.epochs else 0,
     new=(task_heads.pattern(HEAD),),
-    unused=unused(HEAD, keep=settings.keep_head),
-    about=about("tag", labels, seq_length=data.seq_length),
+    unused=base.unused(HEAD, keep=settings.keep_head),
+    about=base.about("tag", labels, seq_length=data.seq_length),
     architecture=task_heads.class_for("tag"),
   )  # fmt: skip
 
@@ -269,7 +255,7 @@ def _item(value):
 
 def _files(config):
   data = TaggingData.from_config(config.data)
-  return files_of(functools.partial(tagged.split_files, data.dataset), data.split, data.validation_split)
+  return base.files_of(functools.partial(tagged.split_files, data.dataset), data.split, data.validation_split)
 
 
 SPEC = Spec(

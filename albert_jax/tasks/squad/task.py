@@ -16,25 +16,13 @@ from albert_jax.data.finetuning.config import SquadData
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig, task_heads
-from albert_jax.tasks import heads, inputs
-from albert_jax.tasks.base import (
-  Batch,
-  Params,
-  Prediction,
-  Spec,
-  Sums,
-  Task,
-  about,
-  batches,
-  files_of,
-  model_and_vocabulary,
-  settings_of,
-  unused,
-)
+from albert_jax.tasks import base, heads, inputs
+from albert_jax.tasks.base import Prediction, Spec, Sums, Task
 from albert_jax.tasks.squad import answers
 from albert_jax.tasks.squad import score as scorer
 from albert_jax.tasks.squad.answers import Search
 from albert_jax.tasks.squad.heads import HEADS, Head, get
+from albert_jax.types import Batch, Params
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +59,9 @@ class Settings:
 
 def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int = 0) -> Task:
   """Makes the task of configs/squad.py, see `tasks.make`. An epoch is all windows of all passages once."""
-  settings, data = settings_of(Settings, config), SquadData.from_config(config.data)
+  settings, data = base.settings_of(Settings, config), SquadData.from_config(config.data)
   search, head = settings.search(data.seq_length), get(settings.head)
-  cfg, vocabulary = model_and_vocabulary(config, vocabulary)
+  cfg, vocabulary = base.model_and_vocabulary(config, vocabulary)
 
   held_out = squad.read(data.dataset, data.validation_split, data.tfds_dir)
   rules = scorer.rules_of(held_out, settings.language)
@@ -103,7 +91,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     init=functools.partial(init, cfg, head),
     sums=functools.partial(sums, cfg, head, hidden=hidden),
     terms=heads.mean_loss,
-    **batches(config, lambda: training().rows, lambda: validation().rows, first_row),
+    **base.batches(config, lambda: training().rows, lambda: validation().rows, first_row),
     baselines={} if hidden else {name: (100 * silent / len(held_out), "never an answer") for name in ("exact", "f1")},
     vocabulary=vocabulary,
     has_labels=not hidden,
@@ -111,8 +99,8 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     score=lambda outputs: score(head, validation(), outputs, search, rules),
     train_rows=len(training().rows) if config.epochs else 0,
     new=(task_heads.pattern(head.part),),
-    unused=unused(head.part, keep=True),
-    about=about("answer", head=settings.head, language=settings.language, **vars(search)),
+    unused=base.unused(head.part, keep=True),
+    about=base.about("answer", head=settings.head, language=settings.language, **vars(search)),
   )  # fmt: skip
 
 
@@ -193,7 +181,7 @@ def _metrics(config):
 
 def _files(config):
   data = SquadData.from_config(config.data)
-  return files_of(functools.partial(squad.find, data.dataset), data.split, data.validation_split)
+  return base.files_of(functools.partial(squad.find, data.dataset), data.split, data.validation_split)
 
 
 def _item(value):

@@ -24,22 +24,10 @@ from albert_jax.data.finetuning.config import SummarizeData
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig, task_heads
-from albert_jax.tasks import heads, inputs
-from albert_jax.tasks.base import (
-  Batch,
-  Params,
-  Prediction,
-  Spec,
-  Sums,
-  Task,
-  about,
-  batches,
-  files_of,
-  model_and_vocabulary,
-  settings_of,
-  unused,
-)
+from albert_jax.tasks import base, heads, inputs
+from albert_jax.tasks.base import Prediction, Spec, Sums, Task
 from albert_jax.tasks.summarize import rouge
+from albert_jax.types import Batch, Params
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +68,9 @@ class Split:
 
 def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int = 0) -> Task:
   """Makes the task of configs/summarize.py, see `tasks.make`."""
-  settings, data = settings_of(Settings, config), SummarizeData.from_config(config.data)
+  settings, data = base.settings_of(Settings, config), SummarizeData.from_config(config.data)
   most, blocking = settings.sentences, settings.trigram_blocking
-  cfg, vocabulary = model_and_vocabulary(config, vocabulary)
+  cfg, vocabulary = base.model_and_vocabulary(config, vocabulary)
 
   def encode(name, split):
     encoded, cut = _encode(split.documents, vocabulary, data.seq_length, split.labels)
@@ -106,7 +94,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     init=lambda key: heads.with_head(cfg, key, HEAD, 1),
     sums=functools.partial(sums, cfg),
     terms=heads.mean_label_loss,
-    **batches(config, train_rows, lambda: dev_rows.rows, first_row),
+    **base.batches(config, train_rows, lambda: dev_rows.rows, first_row),
     baselines={name: (value, f"the first {most} of each document (lead-{most})") for name, value in lead.items()},
     vocabulary=vocabulary,
     has_labels=dev.labels is not None,
@@ -114,8 +102,8 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     score=functools.partial(score, dev, dev_rows, most, blocking),
     train_rows=len(train_rows()) if config.epochs else 0,
     new=(task_heads.pattern(HEAD),),
-    unused=unused(HEAD),
-    about=about("summarize", sentences=most, trigram_blocking=blocking, seq_length=data.seq_length),
+    unused=base.unused(HEAD),
+    about=base.about("summarize", sentences=most, trigram_blocking=blocking, seq_length=data.seq_length),
     architecture="AlbertModel",
   )  # fmt: skip
 
@@ -353,7 +341,7 @@ def _probabilities(cfg, params, batch):
 
 def _files(config):
   data = SummarizeData.from_config(config.data)
-  return files_of(functools.partial(tables.find, data.dataset), data.split, data.validation_split)
+  return base.files_of(functools.partial(tables.find, data.dataset), data.split, data.validation_split)
 
 
 SPEC = Spec(
