@@ -25,12 +25,7 @@ def encoder(cfg: AlbertConfig, key: jax.Array, pooler: bool) -> Params:
   """Makes fresh parameters without the heads of pre-training.
 
   Args:
-    cfg: the sizes of the model.
-    key: a jax.random key.
     pooler: whether the task uses the pooler.
-
-  Returns:
-    the parameters.
   """
   left_out = ("mlm", "sop") if pooler else ("mlm", "sop", "pooler")
   return {name: part for name, part in model.init(cfg, key).items() if name not in left_out}
@@ -40,14 +35,9 @@ def with_head(cfg: AlbertConfig, key: jax.Array, head: str, size: int, pooler: b
   """Makes fresh parameters of an encoder with a dense layer on top.
 
   Args:
-    cfg: the sizes of the model.
-    key: a jax.random key.
     head: the name of the layer in the parameters.
     size: how many outputs it has.
     pooler: whether the task uses the pooler.
-
-  Returns:
-    the parameters.
   """
   key_encoder, key_head = jax.random.split(key)
   return {**encoder(cfg, key_encoder, pooler), head: dense(cfg, key_head, cfg.hidden_size, size)}
@@ -67,9 +57,7 @@ def at_positions(cfg: AlbertConfig, head: str, params: Params, batch: Batch, key
   """Applies a head to the encoder's output at every position.
 
   Args:
-    cfg: the sizes of the model.
     head: the name of a dense layer in `params`.
-    params: the parameters.
     batch: input_ids and so on, [B, L].
     key: a key a row [B], for dropout, or None.
 
@@ -94,7 +82,6 @@ def cross_entropy(
     logits: float32 [..., C].
     labels: int [...]. A label outside 0 to C - 1 makes the loss NaN.
     weights: float32 [...].
-    smoothing: label smoothing.
 
   Returns:
     ((sum of losses, sum of weights), (sum of correct answers, sum of weights)).
@@ -253,7 +240,6 @@ def by_row(function: Callable, params: Any, rows: batching.Rows, batch_size: int
   Args:
     function: (params, batch) -> {name: [B, ...]}.
     params: its first argument; or an onnx_runtime.OnnxModel to call instead of the function.
-    rows: the encoded inputs.
     batch_size: the most rows in a batch.
 
   Returns:

@@ -47,7 +47,6 @@ def flops_per_step(cfg: Any, batch_size: int, length: int, slots: int) -> float:
   That is 3 × (2·S·E·H + N·(24·S·H² + 4·S²·H) + P·(2·H·E + 2·E·V) + 2·H²) a sequence, with F = 4 H; here for any F.
 
   Args:
-    cfg: an AlbertConfig.
     batch_size: rows.
     length: tokens of a row.
     slots: positions of a row for which logits of the vocabulary are computed.
@@ -63,8 +62,6 @@ def work(cfg: Any, batch: dict[str, Any], row_flops: float = 0.0) -> tuple[int, 
   """Returns (tokens, operations) of a training step on a batch of arrays, padding included.
 
   Args:
-    cfg: an AlbertConfig.
-    batch: {name: array}.
     row_flops: operations of a task's own heads for a row.
   """
   *_, length = batch["input_ids"].shape
