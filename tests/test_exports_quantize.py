@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import made_up
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from small_models import SMALL, random_params
 import albert_jax
 from albert_jax import model, onnx_runtime
 from albert_jax.__main__ import main
+from albert_jax.commands import export
 from albert_jax.data.speech import symbols
 from albert_jax.errors import UserError
+from albert_jax.model import quantization
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -102,6 +105,26 @@ def test_smoothing_and_float32_places_reduce_the_error():
   assert smooth < 0.75 * plain  # The rest is the rounding of matrices and embeddings.
   in_float32 = quantize.Recipe(smoothing={}, float_places=(*float_places, "ffn/up"))
   assert error(cfg, params, in_float32, uses) < 0.75 * plain
+
+
+def test_the_noise_of_training_is_the_rounding_of_the_export():
+  """One product, by training's function and by the exported graph: equal but for where a tie falls."""
+  rng = np.random.default_rng(0)
+  kernel = rng.normal(size=(48, 24)).astype(np.float32)
+  x = (rng.normal(size=(200, 48)) * np.where(np.arange(48) == 7, 20, 1)).astype(np.float32)
+  weight = onnx.Weight("ffn.up", kernel, np.zeros(24, np.float32), "ffn.up")
+  use = quantize.Use(x.min(axis=0), x.max(axis=0), x.sum(axis=0), len(x), (weight,))
+  graph = onnx.Graph()
+  arithmetic = quantize.Int8(quantize.Recipe(), {"layer.0/ffn/up": use})
+  graph.input("x", ("tokens", 48), np.float32)
+  bytes_ = arithmetic.inputs(graph, "layer.0/ffn/up", "x")
+  graph.output("y", arithmetic.product(graph, "layer.0/ffn/up", bytes_, weight), ("tokens", 24))
+  [exported] = onnx_runtime.session(graph.model("", {})).run(None, {"x": x})
+  trained = np.matmul(*quantization.rounded(jnp.asarray(x), jnp.asarray(kernel), "up"))
+  exact = x @ kernel
+  noise = np.linalg.norm(trained - exact)
+  assert 0.002 < noise / np.linalg.norm(exact) < 0.02
+  assert np.linalg.norm(trained - exported) < 0.1 * noise
 
 
 def test_each_use_of_a_shared_matrix_has_a_scale_and_the_matrix_is_stored_once():
@@ -252,7 +275,7 @@ def test_mistakes_in_the_calibration_file_are_one_line(tmp_path, vocabulary, tex
   answers = checkpoint(tmp_path / "answers", vocabulary, **CASES["answer"])
   for what, options in {
     "hides the answers": {"calibration": str(squad_file(tmp_path / "hidden.json"))},
-    "--fields=question names columns": {
+    "--fields=question has no effect": {
       "calibration": str(squad_file(tmp_path / "dev.json", answers)),
       "fields": "question",
     },
@@ -260,6 +283,53 @@ def test_mistakes_in_the_calibration_file_are_one_line(tmp_path, vocabulary, tex
     with pytest.raises(UserError, match=what):
       albert_jax.export(answers, tmp_path / "out", formats=(), quantize="int8", **options)
   assert not (tmp_path / "out").exists()
+
+
+def choice_file(path, count=70, **change):
+  """Writes questions with two or three options, of which the first is right."""
+  rows = [
+    {"context": text, "question": "ba do?", "options": ["ba do", "gi", "la le li"][: 2 + i % 2], "label": 0, **change}
+    for i, text in enumerate((TEXTS * count)[:count])
+  ]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+  return path
+
+
+def test_multiple_choice_is_measured_by_its_accuracy(tmp_path, vocabulary, capsys):
+  source = checkpoint(tmp_path / "run", vocabulary, **CASES["choose"])
+  path, out = choice_file(tmp_path / "dev.jsonl"), tmp_path / "out"
+  items = [json.loads(line) for line in path.read_text().splitlines()]
+  answers = [row["choice"] for row in albert_jax.pipeline("choose", source)(items)]
+  path.write_text("".join(json.dumps({**row, "label": i}) + "\n" for row, i in zip(items, answers, strict=True)))
+  arguments = [f"--checkpoint={source}", f"--out={out}", "--formats=onnx", "--quantize=int8", f"--calibration={path}"]
+  assert main(["export", *arguments, "--max_loss=20"]) == 0
+  assert "int8: accuracy 100.00 -> " in (text := capsys.readouterr().out) and "on 35 held-out rows" in text
+  scores = [
+    [p for row in albert_jax.pipeline("choose", out, **options)(items) for p in row["scores"]]
+    for options in ({}, {"backend": "onnx", "dtype": "int8"})
+  ]
+  np.testing.assert_allclose(*scores, atol=0.1)
+  assert scores[0] != scores[1]
+  for what, file in {
+    "hides the answers": choice_file(tmp_path / "hidden.jsonl", label=None),
+    "9 texts": choice_file(tmp_path / "few.jsonl", count=9),
+    "expected an object with context": texts_file(tmp_path / "texts.jsonl"),
+    "no file": tmp_path / "absent.jsonl",
+  }.items():
+    with pytest.raises(UserError, match=what):
+      albert_jax.export(source, tmp_path / "other", formats=(), quantize="int8", calibration=str(file))
+  assert not (tmp_path / "other").exists()
+
+
+def texts_file(path):
+  path.write_text('{"text": "ba do"}\n' * 80)
+  return path
+
+
+def test_a_change_of_a_score_is_told_in_words():
+  assert export._change(0.43) == "int8 loses 0.43 points"
+  assert export._change(-0.43) == "int8 is 0.43 points better"
+  assert export._change(-0.001) == "no difference"
 
 
 @pytest.fixture

@@ -351,6 +351,18 @@ def test_random_depth_is_one_of_the_depths_and_only_in_training():
   assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(grads_of(cfg, params, batch, jax.random.key(1))))
 
 
+def test_quantization_noise_is_small_only_in_training_and_lets_the_gradient_through():
+  cfg, exact = small(quantization_noise=True, num_hidden_layers=2), small(num_hidden_layers=2)
+  params, batch, key = init(cfg, jax.random.key(0)), make_batch(cfg), jax.random.key(1)
+  noisy, clean = (np.asarray(apply(c, params, batch, key)["sequence_output"]) for c in (cfg, exact))
+  assert 1e-4 < np.linalg.norm(noisy - clean) / np.linalg.norm(clean) < 0.05
+  np.testing.assert_array_equal(
+    apply(cfg, params, batch)["sequence_output"], apply(exact, params, batch)["sequence_output"]
+  )
+  for a, b in zip(*(jax.tree.leaves(grads_of(c, params, batch, key)) for c in (cfg, exact)), strict=True):
+    np.testing.assert_allclose(a, b, atol=0.1 * float(jnp.abs(b).max()) + 1e-6)
+
+
 def test_dropout_rate_and_mean():
   x = layers.dropout(jnp.ones((10, 10_000)), 0.3, jax.random.split(jax.random.key(0), 10))
   assert abs(float((x == 0).mean()) - 0.3) < 0.01
@@ -429,6 +441,8 @@ def test_layer_axes_count_what_is_stacked():
     ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob=1.0"),
     ({"scan_unroll": -1}, "scan_unroll=-1"),
     ({"least_layers": 7}, "least_layers=7"),
+    ({"quantization_noise": 1}, "quantization_noise=1 must be true or false"),
+    ({"quantization_noise": True, "layer_rank": 2}, "int8 export, which a model with layer_rank=2 cannot have"),
     ({"attention": "flash"}, "attention='flash'"),
     ({"vocab_size": 1.5}, "vocab_size=1.5"),
   ],

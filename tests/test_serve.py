@@ -361,7 +361,8 @@ class TestOperation:
     body = document["paths"]["/v1/classify"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body["properties"]["model"]["anyOf"][0]["enum"] == ["labels"]
 
-  def test_ordinary_requests_compile_nothing_after_the_warm_up(self, exports):
+  def test_ordinary_requests_compile_nothing_after_the_warm_up(self, exports, monkeypatch):
+    monkeypatch.setattr(app, "PROGRESS_SECONDS", 0)
     application, records = served(exports, "labels", warm_up=True)
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
@@ -369,9 +370,12 @@ class TestOperation:
     )
     with TestClient(application) as client:
       assert client.post("/v1/classify", json={"inputs": TEXT}).status_code == 503
+      assert "the server compiles its programs: " in client.get("/readyz").text
       wait_until_ready(client)
       [ready] = [record for record in records if record["event"] == "ready"]
       assert ready["programs"] == 8  # lengths 8, 16, 24, 32 by rows 4, 1
+      progress = [record["compiled"] for record in records if record["event"] == "compiling"]
+      assert progress == list(range(1, 9))
       before = len(compiled)
       for count in range(1, 8):
         for words in (1, 3, 6):

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
   parser.add_argument(
     "--calibration", default="", metavar="FILE",
     help="for --quantize: texts like those the model will see, .txt, .csv, .tsv or .jsonl, best with labels; for a "
-    "tagger also .conll, for questions SQuAD's .json",
+    "tagger also .conll, for questions SQuAD's .json; for multiple choice a file with answers",
   )  # fmt: skip
   parser.add_argument(
     "--max_loss", type=float, default=0.5, metavar="POINTS",
@@ -104,8 +104,16 @@ def main(argv: list[str]) -> None:
     int8 = report["int8"]
     print(
       f"{int8['recipe']}: {int8['metric']} {int8['float32']:.2f} -> {int8['int8']:.2f} "
-      f"(loses {int8['loss']:.2f} points) on {int8['rows']:,} held-out rows"
+      f"({_change(int8['loss'])}) on {int8['rows']:,} held-out rows"
     )
   print(f"All float32 outputs equal the model's; the largest difference is {report['difference']:.1g}.")
   if args.json:
     files.write_json(args.json, report)
+
+
+def _change(loss):
+  """Returns what int8 does to a score, in words."""
+  points = f"{abs(loss):.2f} points"
+  return (
+    "no difference" if points == "0.00 points" else f"int8 loses {points}" if loss > 0 else f"int8 is {points} better"
+  )

@@ -1,4 +1,4 @@
-"""Tagged sentences and questions with answers: files on which `export --quantize=int8` measures a task's own metric."""
+"""Files of labelled examples on which `export --quantize=int8` measures the metric of `tag`, `answer` and `choose`."""
 
 import json
 import pathlib
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from albert_jax import onnx_runtime, tasks
-from albert_jax.data.finetuning import splits, squad, tagged
+from albert_jax.data.finetuning import choices, splits, squad, tagged
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig
@@ -23,41 +23,64 @@ class Labelled:
   """Inputs of a task with the right answers.
 
   Attributes:
-    task: tag or answer.
+    metric: the name of the metric.
     items: the inputs of the pipeline.
-    percent: (indices of items, the pipeline's results for them) -> F1, from 0 to 100.
+    percent: (indices of items, the pipeline's results for them) -> the metric, from 0 to 100.
   """
 
-  task: str
+  metric: str
   items: list
   percent: Callable[[Sequence[int], list[dict]], float]
 
 
 def read(path: str | pathlib.Path, task: str) -> Labelled | None:
-  """Reads a file of tagged sentences for `tag`, or of questions with answers in SQuAD's form for `answer`.
+  """Reads tagged sentences for `tag`, questions in SQuAD's form for `answer`, or questions with options for `choose`.
 
   Args:
-    path: the file; `tagged.read` and `squad.read_file` describe the formats.
+    path: the file; `tagged.read`, `squad.read_file` and `choices.read` describe the formats.
     task: the pipeline's task.
 
   Returns:
     The inputs and labels; None if the file has another form, such as a text a line.
 
   Raises:
-    UserError: the file has the form, but is damaged.
+    UserError: the file has the form, but is damaged or hides the answers; or it has another form, for `choose`.
   """
   path = pathlib.Path(path).expanduser()
   if task == "tag" and _is_tagged(path):
     sentences = tagged.read([path])
     assert sentences.tags is not None  # `read` hides tags only with may_hide.
-    return Labelled("tag", sentences.words, lambda index, results: _entity_f1(sentences, index, results))
+    return Labelled("F1", sentences.words, lambda index, results: _entity_f1(sentences, index, results))
   if task == "answer" and path.suffix == ".json" and splits.read_text(path).lstrip().startswith("{"):  # Not a table.
     questions = squad.read_file(path)
     if squad.is_hidden(questions):
-      raise UserError(f"{path} hides the answers, so it cannot measure a loss; give a split with answers")
+      raise _hidden(path)
     items = [{"question": question.question, "context": question.context} for question in questions]
-    return Labelled("answer", items, lambda index, results: _answer_f1(questions, index, results))
+    return Labelled("F1", items, lambda index, results: _answer_f1(questions, index, results))
+  if task == "choose":
+    return _read_choices(path)
   return None
+
+
+def _hidden(path):
+  return UserError(f"{path} hides the answers, so it cannot measure a loss; give a split with answers")
+
+
+def _read_choices(path):
+  if not path.is_file():
+    raise UserError(
+      f"no file {str(path)!r}; give one with questions, options and answers, as a split of RACE, DREAM, SWAG"
+    )
+  questions = choices.read(str(path), "train")
+  if any(question.label is None for question in questions):
+    raise _hidden(path)
+  items = [{"context": q.context, "question": q.question, "options": list(q.options)} for q in questions]
+  labels = np.array([question.label for question in questions])
+
+  def accuracy(index, results):
+    return 100 * float(np.mean(labels[index] == [result["choice"] for result in results]))
+
+  return Labelled("accuracy", items, accuracy)
 
 
 def _is_tagged(path):
@@ -103,11 +126,12 @@ class Recorded(onnx_runtime.OnnxModel):
   def __call__(self, function: Any, batch: dict) -> dict:
     """See `OnnxModel`."""
     batch.setdefault("token_type_ids", np.zeros_like(batch["input_ids"]))
-    for ids, types, mask in zip(
-      batch["input_ids"], batch["token_type_ids"], batch["attention_mask"] > 0, strict=True
-    ):  # fmt: skip
+    inputs = (
+      batch[name].reshape(-1, batch[name].shape[-1]) for name in ("input_ids", "token_type_ids", "attention_mask")
+    )
+    for ids, types, mask in zip(*inputs, strict=True):
       if mask.any():
-        self.rows.append((ids[mask].tolist(), types[mask].tolist()))
+        self.rows.append((ids[mask > 0].tolist(), types[mask > 0].tolist()))
     return super().__call__(function, batch)
 
 

@@ -21,12 +21,9 @@ from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.exports import calibration, labelled, onnx
 from albert_jax.exports.onnx import Float, Graph, Weight
-from albert_jax.model import AlbertConfig
+from albert_jax.model import AlbertConfig, quantization
 from albert_jax.types import Params
 
-# The sum of two products of an unsigned and a signed byte must fit 16 bits, or instructions of processors without VNNI
-# (vpmaddubsw of AVX2) saturate: 255 (w1 + w2) <= 32767 for every two neighbours in a column.
-PAIR_LIMIT = 128
 CALIBRATION_ROWS = 256  # of the file, for the ranges; the others are held out to measure on
 
 
@@ -36,13 +33,13 @@ class Recipe:
 
   Attributes:
     activations: static (a scale for each use, calibrated) or shared (one for all uses of a matrix).
-    smoothing: {place: alpha}, by which large channels are moved into the matrix; s = max|x|^alpha / max|w|^(1 - alpha).
+    smoothing: {place: alpha}, by which large channels are moved into the matrix, see model.quantization.SMOOTHING.
     float_places: places that compute in float32 from int8 weights.
     bits: pairs (8 bits, as far as two neighbours cannot saturate), 7, or 8 (saturates on AVX2).
   """
 
   activations: str = "static"
-  smoothing: dict = field(default_factory=lambda: {"attention": 0.65, "ffn/up": 0.8})
+  smoothing: dict = field(default_factory=lambda: dict(quantization.SMOOTHING))
   float_places: tuple = ()
   bits: str = "pairs"
 
@@ -126,14 +123,10 @@ def calibrate(cfg: AlbertConfig, params: Params, batches: list[dict], **build: A
 
 def quantized(kernel: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
   """Quantizes a matrix [in, out]; returns int8 [in, out] and its float32 scales [out]."""
-  high = np.abs(kernel).max(axis=0)
   if recipe.bits == "pairs":
-    rows = np.pad(kernel, ((0, len(kernel) % 2), (0, 0))).reshape(-1, 2, kernel.shape[1])
-    pairs = np.maximum(np.maximum(rows, 0).sum(axis=1), -np.minimum(rows, 0).sum(axis=1)).max(axis=0)
-    # Rounding may raise each of the two by a half.
-    scale = np.maximum(high / 127, pairs / (PAIR_LIMIT - 1))
+    scale = quantization.column_scales(kernel, np)
   else:
-    scale = high / {"7": 64, "8": 127}[recipe.bits]
+    scale = np.abs(kernel).max(axis=0) / {"7": 64, "8": 127}[recipe.bits]
   scale = float16_above(scale)
   return np.clip(np.rint(kernel / scale), -127, 127).astype(np.int8), scale
 
@@ -160,9 +153,7 @@ class Int8(Float):
         continue
       x = np.max([np.maximum(np.abs(uses[n].low), np.abs(uses[n].high)) for n in names], axis=0)
       w = np.max([np.abs(weight.kernel).max(axis=1) for weight in uses[names[0]].weights], axis=0)
-      s = np.maximum(x, 1e-5) ** alpha / np.maximum(w, 1e-5) ** (1 - alpha)
-      s = (s / np.exp(np.mean(np.log(s)))).astype(np.float32)
-      self.smooth |= dict.fromkeys(names, s)
+      self.smooth |= dict.fromkeys(names, quantization.smoothing(x, w, alpha, np).astype(np.float32))
     self.ranges = {}
     for names in sites.values():
       ranges = {n: self._range(n) for n in names}
@@ -271,7 +262,7 @@ def write(
     folder: the folder of the export.
     cfg, params, task, pooling, metadata: as for `onnx.build`.
     vocabulary, about, fields, label: as for `calibration.read`.
-    texts: a file, see `calibration.read`; for `tag` and `answer` also one with labels, see `labelled.read`. Random
+    texts: a file, see `calibration.read`; with the labels of `tag`, `answer` or `choose`, see `labelled.read`. Random
       CALIBRATION_ROWS of its rows (at most half) give the ranges, the others measure the loss.
     max_loss: points of the metric, of 100.
     say: called with a line for each recipe that was tried.
@@ -282,9 +273,8 @@ def write(
   Raises:
     UserError: every recipe loses more, or the task cannot be measured.
   """
-  if task == "choose" or not isinstance(vocabulary, (Tokenizer, Symbols)):
-    what = "the task choose" if task == "choose" else "a model without a vocabulary"
-    raise UserError(f"quantize=int8 cannot measure {what}; leave --quantize out")
+  if not isinstance(vocabulary, (Tokenizer, Symbols)):
+    raise UserError("quantize=int8 cannot measure a model without a vocabulary; leave --quantize out")
   build = {"task": task, "pooling": pooling, "metadata": metadata}
   exact = onnx.build(cfg, params, **build)
   examples = labelled.read(texts, task) if isinstance(vocabulary, Tokenizer) else None
@@ -292,7 +282,9 @@ def write(
     calibration.check_count(texts, len(examples.items))
     for flag, value, default in (("fields", fields, "text"), ("label", label, "label")):
       if value != default:
-        raise UserError(f"--{flag}={value} names columns of a table, which {texts} is not; leave --{flag} out")
+        raise UserError(
+          f"--{flag}={value} has no effect on {texts}, whose form names its own fields; leave --{flag} out"
+        )
     count, order = _shuffled(len(examples.items))
 
     def answers(graph, index):
@@ -304,7 +296,7 @@ def write(
     float_percent = examples.percent(held_out, answers(exact, held_out)[0])
 
     def measure(graph):
-      return "F1", float_percent, examples.percent(held_out, answers(graph, held_out)[0])
+      return examples.metric, float_percent, examples.percent(held_out, answers(graph, held_out)[0])
   else:
     longest = min(about.get("seq_length") or cfg.max_position_embeddings, cfg.max_position_embeddings)
     sample = calibration.read(texts, vocabulary, about, fields=fields, label=label, longest=longest)
@@ -320,7 +312,10 @@ def write(
         task, kind, rows, gold, calibration.outputs(onnx_runtime.session(graph), rows), reference
       )
 
-  uses = calibrate(cfg, params, [calibration.batch_of([row]) for row in calibration_rows], **build)
+  batches = [calibration.batch_of([row]) for row in calibration_rows]
+  if task == "choose":  # Each row becomes a question with one option.
+    batches = [{name: value[None] for name, value in batch.items()} for batch in batches]
+  uses = calibrate(cfg, params, batches, **build)
   tried = {}
   for name, recipe in RECIPES.items():
     graph = onnx.build(cfg, params, arithmetic=Int8(recipe, uses), **build)

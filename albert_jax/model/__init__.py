@@ -1,5 +1,6 @@
 """A model as pure functions of a config and a nested dict of parameters. Flax is visible only inside this package."""
 
+import dataclasses
 import difflib
 import functools
 from typing import Any
@@ -62,7 +63,7 @@ def shapes(cfg: AlbertConfig, parts: tuple[str, ...] = OPTIONAL) -> Params:
 
 
 def apply(cfg: AlbertConfig, params: Params, batch: Batch, key: jax.Array | None = None) -> dict[str, jax.Array]:
-  """Runs the model. Without a key there is no dropout, and the result depends on `params` and `batch` alone.
+  """Runs the model. Without a key there is no dropout or noise, and the result depends on `params` and `batch` alone.
 
   Args:
     cfg: the model.
@@ -86,6 +87,8 @@ def apply(cfg: AlbertConfig, params: Params, batch: Batch, key: jax.Array | None
   if missing := sorted(needed - params.keys()):
     raise UserError(f"these parameters are missing: {missing}; there are {sorted(params)}")
   keys_B = _row_keys(cfg, batch, key)
+  if key is None and cfg.quantization_noise:
+    cfg = dataclasses.replace(cfg, quantization_noise=False)
   return _apply(cfg, parts, key is not None, {name: params[name] for name in needed}, batch, keys_B)
 
 

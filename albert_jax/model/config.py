@@ -28,7 +28,7 @@ LIMITS = {
 LARGEST = 1e6  # of rates, deviations and shares
 SMALLEST = 1e-30  # Smaller numbers are 0 in float32.
 # Settings of the computation, which are not properties of the model.
-COMPUTING = ("dtype", "remat", "scan_unroll", "attention", "least_layers")
+COMPUTING = ("dtype", "remat", "scan_unroll", "attention", "least_layers", "quantization_noise")
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,9 @@ class AlbertConfig:
   # Ours.
   # In training, each row uses a random number of layers, at least this many, so that fewer layers work too; 0: all.
   least_layers: int = 0
+  # In training, round the factors of the layers' matrix products as an int8 export does, so that the model learns to
+  # bear it (model/quantization.py).
+  quantization_noise: bool = False
   # What the layers of a group share: all | attention | ffn | none (paper, table 4) | matrices: the weight matrices, and
   # each layer has its own biases and layer norms.
   share: str = "all"
@@ -103,7 +106,8 @@ class AlbertConfig:
       if field.name.endswith("_prob"):
         check(value < 1, f"{field.name}={value} must be below 1: it is the share of values set to zero")
     square = self.square_projection
-    check(type(square) is bool, f"square_projection={_short(square)} must be true or false")
+    for name in ("square_projection", "quantization_noise"):
+      check(type(getattr(self, name)) is bool, f"{name}={_short(getattr(self, name))} must be true or false")
     check(
       not square or self.embedding_size == self.hidden_size,
       f"square_projection=True is for embedding_size={self.embedding_size} equal to hidden_size={self.hidden_size}; "
@@ -129,6 +133,11 @@ class AlbertConfig:
     check(
       not ends or self.share != "none",
       f"unshared_ends={ends} has no effect with share=none, where no layer shares weights; leave it 0",
+    )
+    check(
+      not self.layer_rank or not self.quantization_noise,
+      f"quantization_noise=True prepares for an int8 export, which a model with layer_rank={self.layer_rank} cannot "
+      "have; leave one of them out",
     )
     check(
       not self.layer_rank or self.share != "none",

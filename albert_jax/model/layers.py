@@ -21,6 +21,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from albert_jax import nvidia
+from albert_jax.model import quantization
 from albert_jax.model.config import LOW_RANK, AlbertConfig
 
 Shape = int | tuple[int, ...]
@@ -118,7 +119,7 @@ def split_keys(keys_B: Any, count: int) -> list[Any]:
   return [None] * count if keys_B is None else list(jax.vmap(lambda k: jax.random.split(k, count), out_axes=1)(keys_B))
 
 
-def affine(module: Any, x: jax.Array, name: str, is_transposed: bool = False) -> jax.Array:
+def affine(cfg: AlbertConfig, module: Any, x: jax.Array, name: str, is_transposed: bool = False) -> jax.Array:
   """`module` on the last axis of `x`, whatever axes its kernel splits it into: [B, L, in] -> [B, L, out].
 
   `name` is the result's in REMAT, which says what the backward pass keeps. is_transposed: the kernel is [out, in].
@@ -128,6 +129,9 @@ def affine(module: Any, x: jax.Array, name: str, is_transposed: bool = False) ->
   # transposed copies and takes a slow product, which made a step up to a sixth longer (docs/performance.md).
   tokens = x.astype(module.dtype).reshape(-1, x.shape[-1])
   kernel = kernel if is_transposed else kernel.reshape(x.shape[-1], -1)
+  if cfg.quantization_noise:
+    tokens, kernel = quantization.rounded(tokens, kernel.T if is_transposed else kernel, name)
+    kernel = kernel.T if is_transposed else kernel
   is_on_cpu = nvidia.target().platform == "cpu" and tokens.dtype == jnp.float32
   y = (_product_on_cpu if is_on_cpu else _product)(tokens, kernel, is_transposed)
   if hasattr(module, "a"):
@@ -185,8 +189,8 @@ class Attention(nnx.Module):
       keys_B: keys for dropout, one a row, or None.
     """
     key_probs, key_output = split_keys(keys_B, 2)
-    q_BLD, k_BLD, v_BLD = (affine(getattr(self, name), x_BLD, name) for name in ("query", "key", "value"))
-    y_BLD = affine(self.output, attend(q_BLD, k_BLD, v_BLD, key_probs), "output")
+    q_BLD, k_BLD, v_BLD = (affine(self.cfg, getattr(self, name), x_BLD, name) for name in ("query", "key", "value"))
+    y_BLD = affine(self.cfg, self.output, attend(q_BLD, k_BLD, v_BLD, key_probs), "output")
     return self.norm(x_BLD + dropout(y_BLD, self.cfg.hidden_dropout_prob, key_output))
 
 
@@ -200,8 +204,8 @@ class FeedForward(nnx.Module):
     self.norm = layer_norm(cfg, cfg.hidden_size, rngs)
 
   def __call__(self, x_BLD: jax.Array, keys_B: Any) -> jax.Array:
-    h_BLF = activation(self.cfg, affine(self.up, x_BLD, "up"))
-    y_BLD = affine(self.down, h_BLF, "down", self.is_transposed)
+    h_BLF = activation(self.cfg, affine(self.cfg, self.up, x_BLD, "up"))
+    y_BLD = affine(self.cfg, self.down, h_BLF, "down", self.is_transposed)
     return self.norm(x_BLD + dropout(y_BLD, self.cfg.hidden_dropout_prob, keys_B))
 
 

@@ -30,6 +30,7 @@ from albert_jax.serve.state import IN_THREAD, Problem, Settings, State
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 OPENAI = "/v1/embeddings"
+PROGRESS_SECONDS = 5  # between lines of the log while programs compile
 PROBES = ("/healthz", "/readyz", "/metrics")
 
 
@@ -248,7 +249,7 @@ def create(
     if state.draining:
       return _failure(503, "unavailable", "the server is stopping")
     if not state.ready:
-      return _failure(503, "unavailable", "the server compiles its programs")
+      return _failure(503, "unavailable", f"the server compiles its programs: {state.compiled} of {state.programs}")
     return JSONResponse({"status": "ready"})
 
   async def metrics(request):
@@ -323,16 +324,20 @@ def _operations(state: State) -> list[openapi.Operation]:
 
 async def _warm_up(state: State, log):
   """Compiles every program, in the model's thread, and sets `ready`."""
-  loop, started, count = asyncio.get_running_loop(), time.monotonic(), 0
-  if state.settings.warm_up:
-    for model in state.models.values():
-      for compile_one in model.warm_up(state.settings.batch_size):
-        if state.draining:
-          return
-        await loop.run_in_executor(state.batcher.thread, compile_one)
-        count += 1
+  loop, started = asyncio.get_running_loop(), time.monotonic()
+  models = state.models.values() if state.settings.warm_up else ()
+  programs = [compile_one for model in models for compile_one in model.warm_up(state.settings.batch_size)]
+  state.programs, logged = len(programs), started
+  for compile_one in programs:
+    if state.draining:
+      return
+    await loop.run_in_executor(state.batcher.thread, compile_one)
+    state.compiled += 1
+    if time.monotonic() - logged >= PROGRESS_SECONDS:
+      logged = time.monotonic()
+      log({"event": "compiling", "compiled": state.compiled, "programs": state.programs})
   state.ready = True
-  log({"event": "ready", "seconds": round(time.monotonic() - started, 1), "programs": count})
+  log({"event": "ready", "seconds": round(time.monotonic() - started, 1), "programs": state.programs})
 
 
 def policy(page: str) -> str:

@@ -96,10 +96,10 @@ def run(checkpoints: dict[str, str], settings: Settings, backend: str = "jax", d
   """
   with listen(settings) as sock:
     settings = dataclasses.replace(settings, port=sock.getsockname()[1])
-    models = {
-      name: Served(name, path, batch_size=settings.batch_size, backend=backend, dtype=dtype)
-      for name, path in checkpoints.items()
-    }
+    models = {}
+    for name, path in checkpoints.items():
+      log_line({"event": "loading", "model": name})
+      models[name] = Served(name, path, batch_size=settings.batch_size, backend=backend, dtype=dtype)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     tasks = "; ".join(f"{name}: {', '.join(model.tasks)}" for name, model in models.items())
     announcement = f"http://{host}:{settings.port}/ serves {tasks}"

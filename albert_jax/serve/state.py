@@ -45,12 +45,15 @@ class State:
 
   Attributes:
     models: {name: Served}, in the order of the command line.
-    ready: whether all programs are compiled.
+    programs: how many programs the warm-up compiles.
+    compiled: how many of them are compiled.
+    ready: whether all are.
     draining: whether the process was told to stop.
   """
 
   def __init__(self, models: dict[str, Served], settings: Settings):
     self.models, self.settings = models, settings
+    self.programs, self.compiled = 0, 0
     self.ready, self.draining = False, False
     self.metrics = Metrics(self)
     self.batcher = Batcher(settings.batch_size, settings.window, settings.max_queue, self.metrics.batch)
