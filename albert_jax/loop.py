@@ -58,6 +58,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
     state: Any = settled.create_state() if is_early else None
     files = stack.enter_context(open_run(directory))
     fingerprints = data_fingerprints(config.data.dataset, task.vocabulary.path, task.files())
+    fingerprints |= {"teacher": task.teacher.fingerprint} if task.teacher else {}
     check_same_run(config, fingerprints, directory)
     files.claim()
     checkpoints = Checkpoints(f"{directory}/checkpoints", config.keep_checkpoints, config.keep_every, bool(config.best))
@@ -111,7 +112,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
           checkpoints.open()  # Imports Orbax while the device computes.
           if pending is not None:
             check(*pending)
-          pending = (step, (*flops.work(stage.task.model, batch, stage.task.row_flops), waited), numbers)
+          teacher = stage.task.teacher and stage.task.teacher.cfg
+          work = flops.work(stage.task.model, batch, stage.task.row_flops, teacher)
+          pending = (step, (*work, waited), numbers)
 
           stop = stop_reason()
           is_evaluating = step % config.eval_every == 0 or step == config.steps

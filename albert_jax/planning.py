@@ -40,7 +40,7 @@ def plan(config: ConfigDict, topology: str, mfu: float = 0.5) -> dict[str, Any]:
     UserError: the machine is unknown, or the config contradicts itself.
   """
   run.check(config)
-  sketch = tasks.sketch(config)
+  sketch = run.sketch(config)
   chip, chips, devices = machine(topology)
   mesh = sharding.make_mesh(MeshConfig(**config.mesh), config.batch_size, devices)
   rows = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
@@ -71,6 +71,8 @@ def plan(config: ConfigDict, topology: str, mfu: float = 0.5) -> dict[str, Any]:
   needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.generated_code_size_in_bytes
   flops = flops_per_step(sketch.model, config.batch_size, config.data.seq_length, sketch.slots)
   flops += config.batch_size * sketch.row_flops
+  if sketch.teacher:
+    flops += flops_per_step(sketch.teacher.cfg, config.batch_size, config.data.seq_length, sketch.slots) / 3
   reduced = sum(size for kind, size in transfers if kind == "all-reduce")
   compute = flops / (chips * chip.teraflops * 1e12)
   # A ring sends each byte about twice.
@@ -309,13 +311,11 @@ def machine(topology: str) -> tuple[Chip, int, list]:
     raise UserError(f"cannot compile for {topology}: {message_lines(error)[0]}. It needs {needs}") from error
 
 
-def abstract_step(
-  config: ConfigDict, sketch: tasks.Sketch, mesh: jax.sharding.Mesh
-) -> tuple[Any, tuple[dict, dict, jax.ShapeDtypeStruct]]:
+def abstract_step(config: ConfigDict, sketch: tasks.Sketch, mesh: jax.sharding.Mesh) -> tuple[Any, tuple[Any, ...]]:
   """Returns the train step that a run of this config compiles, and its arguments as shapes placed on `mesh`.
 
   Returns:
-    (the jitted step, (state, batch, learning rate)).
+    (the jitted step, (state, batch, learning rate)); with a teacher, a fourth argument holds its parameters.
   """
   plan = run.plan_state(config, sketch, mesh)
   step = run.train_step(plan, sketch, mesh, config.accumulate)
@@ -325,4 +325,9 @@ def abstract_step(
   rows = NamedSharding(mesh, sharding.BATCH)
   batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for name, (shape, dtype) in sketch.arrays.items()}
   rate = jax.ShapeDtypeStruct((), np.float32, sharding=NamedSharding(mesh, P()))
-  return step, (state, batch, rate)
+  placed = run.frozen_shardings(sketch, mesh)
+  frozen = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    {"teacher": sketch.teacher.params} if sketch.teacher else {}, placed,
+  )  # fmt: skip
+  return step, (state, batch, rate, *([frozen] if frozen else []))

@@ -22,7 +22,8 @@ from ml_collections import ConfigDict
 
 from albert_jax import convert, files, model, tasks
 from albert_jax.errors import UserError, message_lines
-from albert_jax.tasks import lora
+from albert_jax.tasks import distill, lora
+from albert_jax.tasks.distill import DistillConfig
 from albert_jax.training import duration, flops, held_out, optimizer, sharding, state, trackers, workdir
 from albert_jax.training.guard import GuardConfig
 from albert_jax.training.optimizer import OptimizerConfig
@@ -162,14 +163,14 @@ def settle(config: ConfigDict, directory: str) -> Run:
       return state.from_params(params, plan.tx, plan.shardings, moments)
     return state.create(task.init, plan.tx, plan.init_key, plan.shardings)
 
-  programs = []
+  programs, frozen = [], _placed(task, mesh)
   for part in parts:
     part_task = task_of(part)
     accumulate = _checked_accumulate(part.batch_size, config.accumulate, mesh)
     programs.append(
       Program(
         part_task,
-        train_step(plan, part_task, mesh, accumulate),
+        functools.partial(train_step(plan, part_task, mesh, accumulate), **frozen),
         held_out.make_eval_step(part_task.sums, part_task.outputs),
       )
     )
@@ -199,6 +200,26 @@ def plan_state(config: ConfigDict, task: tasks.Task | tasks.Sketch, mesh: jax.sh
   abstract = state.abstract(task.init, tx, init_key)
   shardings = sharding.shardings(mesh, abstract, config.mesh.zero1)
   return StatePlan(opt, tx, abstract, shardings, init_key, step_key)
+
+
+def sketch(config: ConfigDict) -> tasks.Sketch:
+  """Returns the train step of a pre-training config without its data, with its teacher; see tasks.sketch."""
+  distillation = DistillConfig(**config.get("distill", {}))
+  task = tasks.sketch(config)
+  return distill.adapt(task, distillation, config.data.seq_length) if distillation.teacher else task
+
+
+def frozen_shardings(task: tasks.Task | tasks.Sketch, mesh: jax.sharding.Mesh) -> dict:
+  """Returns the shardings of the train step's argument `frozen`: {"teacher": …}, or {} without a teacher."""
+  return sharding.shardings(mesh, {"teacher": task.teacher.params}) if task.teacher else {}
+
+
+def _placed(task, mesh):
+  """Returns the keyword arguments of the train step besides those of each step."""
+  if not task.teacher:
+    return {}
+  place = jax.jit(lambda params: params, out_shardings=frozen_shardings(task, mesh))
+  return {"frozen": place({"teacher": task.teacher.params})}
 
 
 def train_step(plan: StatePlan, task: tasks.Task | tasks.Sketch, mesh: jax.sharding.Mesh, accumulate: int) -> Callable:
@@ -258,6 +279,7 @@ def check(config: ConfigDict) -> None:
   except re.error as error:
     raise UserError(f"init_missing={config.init_missing!r} is not a regular expression: {error}") from None
   OptimizerConfig(**config.optimizer), GuardConfig(**config.guard), MeshConfig(**config.mesh)
+  DistillConfig(**config.get("distill", {}))
   if config.model.vocab_size:
     model.AlbertConfig(**config.model)
 
@@ -299,13 +321,16 @@ def _parts(config):
     config.curriculum, config.batch_size, config.data.seq_length, config.model.num_hidden_layers
   )  # fmt: skip
 
+  distillation, load_teacher = DistillConfig(**config.get("distill", {})), functools.cache(distill.load)
+
   @functools.cache
   def task_of(part, first_row=0):
     part_config = copy.deepcopy(config)
     part_config.batch_size, part_config.data.seq_length = part.batch_size, part.seq_length
     part_config.model.num_hidden_layers = part.num_hidden_layers
     task = tasks.make(part_config, vocabulary, first_row)
-    return lora.adapt(task, rank, config.init_missing) if (rank := config.get("lora_rank", 0)) else task
+    task = lora.adapt(task, rank, config.init_missing) if (rank := config.get("lora_rank", 0)) else task
+    return distill.adapt(task, distillation, part.seq_length, load_teacher) if distillation.teacher else task
 
   last = task_of(parts[-1])
   if config.get("lora_rank", 0):

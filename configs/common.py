@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from albert_jax.data.finetuning.config import FinetuningData
 from albert_jax.errors import UserError
 from albert_jax.model import VARIANTS
+from albert_jax.tasks.distill import DistillConfig
 from albert_jax.training.guard import GuardConfig
 from albert_jax.training.optimizer import OptimizerConfig
 from albert_jax.training.sharding import MeshConfig
@@ -46,6 +47,7 @@ def get_config(variant: str) -> ConfigDict:
   config.optimizer = ConfigDict(dataclasses.asdict(OptimizerConfig()))
   config.guard = ConfigDict(dataclasses.asdict(GuardConfig()))
   config.mesh = ConfigDict(dataclasses.asdict(MeshConfig()))
+  config.distill = ConfigDict(dataclasses.asdict(DistillConfig()))
   return config
 
 

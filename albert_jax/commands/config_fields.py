@@ -14,6 +14,7 @@ _SECTIONS = {
   "optimizer": "albert_jax.training.optimizer:OptimizerConfig",
   "guard": "albert_jax.training.guard:GuardConfig",
   "mesh": "albert_jax.training.sharding:MeshConfig",
+  "distill": "albert_jax.tasks.distill:DistillConfig",
 }
 # The dataclass of the section `data`, by the name of the task.
 _FINETUNING = "albert_jax.data.finetuning.config"

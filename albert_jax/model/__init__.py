@@ -1,8 +1,12 @@
 """A model as pure functions of a config and a nested dict of parameters. Flax is visible only inside this package."""
 
+import contextlib
+import contextvars
 import dataclasses
 import difflib
 import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,19 +18,22 @@ from albert_jax.errors import UserError
 from albert_jax.model.albert import Albert, structure
 from albert_jax.model.config import STRUCTURE, VARIANTS, AlbertConfig
 from albert_jax.model.layers import Keys, lead_axes
-from albert_jax.model.layerwise import by_layer
+from albert_jax.model.layerwise import by_layer, last_projections
 from albert_jax.types import Batch, Params
 
 __all__ = [
   "STRUCTURE",
   "VARIANTS",
   "AlbertConfig",
+  "Call",
   "apply",
   "by_layer",
   "init",
   "inputs",
+  "last_projections",
   "layer_axes",
   "param_count",
+  "recorded",
   "shapes",
 ]
 
@@ -89,13 +96,60 @@ def apply(cfg: AlbertConfig, params: Params, batch: Batch, key: jax.Array | None
   keys_B = _row_keys(cfg, batch, key)
   if key is None and cfg.quantization_noise:
     cfg = dataclasses.replace(cfg, quantization_noise=False)
-  return _apply(cfg, parts, key is not None, {name: params[name] for name in needed}, batch, keys_B)
+  calls, keeps_hidden = _RECORD.get()
+  needed_params = {name: params[name] for name in needed}
+  out = _apply(cfg, parts, key is not None, keeps_hidden, needed_params, batch, keys_B)
+  if calls is not None:
+    calls.append(Call(cfg, params, batch, out))
+  return {name: value for name, value in out.items() if name != "hidden"}
+
+
+@dataclass(frozen=True)
+class Call:
+  """A call of `apply`.
+
+  Attributes:
+    cfg, params: its arguments.
+    batch: the arrays that the model read, with all defaults.
+    out: its results and, if they are kept, "hidden" [N + 1, B, L, D]: the input of the first layer, then the output of
+      each layer.
+  """
+
+  cfg: AlbertConfig
+  params: Params
+  batch: Batch
+  out: dict[str, jax.Array]
+
+
+# (the list to which calls are added, whether hidden states are kept)
+_Record = tuple[list[Call] | None, bool]
+_RECORD: contextvars.ContextVar[_Record] = contextvars.ContextVar("record", default=(None, False))
+
+
+@contextlib.contextmanager
+def recorded(keeps_hidden: bool) -> Iterator[list[Call]]:
+  """Collects each Call of `apply` in this context, so that a task's loss need not return what the encoder computes.
+
+  The results of `apply` are the same. Inside a traced function, the arrays are usable in the same trace.
+
+  Args:
+    keeps_hidden: whether "hidden" is among the results of a Call.
+
+  Yields:
+    the list to which calls are added.
+  """
+  calls: list[Call] = []
+  token = _RECORD.set((calls, keeps_hidden))
+  try:
+    yield calls
+  finally:
+    _RECORD.reset(token)
 
 
 # Always compiled: run op by op, the scan would be compiled again at every call.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
-def _apply(cfg, parts, is_training, params, batch, keys_B):
-  return nnx.merge(structure(cfg, parts)[0], params)(batch, keys_B, is_training)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), inline=True)
+def _apply(cfg, parts, is_training, keeps_hidden, params, batch, keys_B):
+  return nnx.merge(structure(cfg, parts)[0], params)(batch, keys_B, is_training, keeps_hidden)
 
 
 def _row_keys(cfg: AlbertConfig, batch: Batch, key: jax.Array | None) -> jax.Array | None:

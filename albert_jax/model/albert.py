@@ -86,13 +86,16 @@ class Albert(nnx.Module):
     self.mlm = MlmHead(cfg, rngs) if "mlm" in parts else None
     self.sop = SopHead(cfg, rngs) if "sop" in parts else None
 
-  def __call__(self, batch: Batch, keys_B: Any = None, is_training: bool = False) -> dict[str, jax.Array]:
+  def __call__(
+    self, batch: Batch, keys_B: Any = None, is_training: bool = False, keeps_hidden: bool = False
+  ) -> dict[str, jax.Array]:
     """Runs the model; see `albert_jax.apply`.
 
     Args:
       batch: the batch, with all defaults.
       keys_B: [B] keys for dropout, or None.
       is_training: whether there will be a gradient. It changes the layout of the layers, and no number.
+      keeps_hidden: whether "hidden" is among the results, see `model.recorded`.
     Returns:
       {name: array}.
     """
@@ -102,13 +105,17 @@ class Albert(nnx.Module):
     attend, order_BL = attention.make(self.cfg, batch, drops)
     a_turn = attention.layers_a_turn(self.cfg, batch, drops)
     if order_BL is None:
-      x_BLD = self.layers(x_BLD, attend, key_layers, is_training, a_turn)
+      x_BLD, hidden = self.layers(x_BLD, attend, key_layers, is_training, a_turn, keeps_hidden)
     else:
       back_BL = jnp.argsort(order_BL, axis=1)
-      x_BLD = self.layers(nvidia.reordered(x_BLD, order_BL, back_BL), attend, key_layers, is_training, a_turn)
+      x_BLD = nvidia.reordered(x_BLD, order_BL, back_BL)
+      x_BLD, hidden = self.layers(x_BLD, attend, key_layers, is_training, a_turn, keeps_hidden)
       x_BLD = nvidia.reordered(x_BLD, back_BL, order_BL)
+      hidden = [jax.vmap(nvidia.reordered, (0, None, None))(x_NBLD, back_BL, order_BL) for x_NBLD in hidden]
 
     out = {"sequence_output": x_BLD}
+    if keeps_hidden:
+      out["hidden"] = jnp.concatenate([*hidden, x_BLD[None]])
     if self.mlm is not None:
       x_BMD = at_positions(x_BLD, batch["mlm_positions"]) if "mlm_positions" in batch else x_BLD
       out["mlm_logits"] = self.mlm(x_BMD, self.embeddings.word.embedding[...])
@@ -123,10 +130,15 @@ class Albert(nnx.Module):
     x_BLD = self.embeddings(batch["input_ids"], batch["token_type_ids"], batch.get("position_ids"), keys_B)
     return x_BLD if self.projection is None else self.projection(x_BLD)
 
-  def layers(self, x_BLD: jax.Array, attend: Callable, keys_B: Any, is_training: bool, a_turn: int) -> jax.Array:
+  def layers(
+    self, x_BLD: jax.Array, attend: Callable, keys_B: Any, is_training: bool, a_turn: int, keeps_hidden: bool
+  ) -> tuple[jax.Array, list[jax.Array]]:
     """Runs all N layers, group by group, `a_turn` layers a turn of a loop.
 
     Shared parameters are closed over, all others are scanned.
+
+    Returns:
+      the output of the last layer, and for each group the inputs of its layers [n, B, L, D]; [] unless `keeps_hidden`.
     """
     cfg = self.cfg
     N = cfg.num_hidden_layers
@@ -140,6 +152,7 @@ class Albert(nnx.Module):
       for name, m in parts.items()
     }
     groups = cfg.groups if jax.tree.leaves([shared for _, _, shared in split.values()]) else 1
+    hidden = []
     for group in range(groups):
       layers = [n for n in range(N) if groups == 1 or cfg.group_of(n) == group]
       span = slice(layers[0], layers[-1] + 1)
@@ -150,7 +163,8 @@ class Albert(nnx.Module):
         states, keys_B, n = scanned
         modules = {name: nnx.merge(split[name][0], states[name], closed[name]) for name in split}
         y_BLD = self.layer(modules, x_BLD, attend, keys_B)
-        return y_BLD if depth_B is None else jnp.where((n < depth_B)[:, None, None], y_BLD, x_BLD), None
+        y_BLD = y_BLD if depth_B is None else jnp.where((n < depth_B)[:, None, None], y_BLD, x_BLD)
+        return y_BLD, x_BLD if keeps_hidden else None
 
       unroll = min(a_turn, len(layers))
       if cfg.remat != "none":
@@ -160,8 +174,10 @@ class Albert(nnx.Module):
         layer = jax.checkpoint(layer, policy=_policy(cfg.remat), prevent_cse=prevents)
       numbers = None if depth_B is None else jnp.arange(span.start, span.stop)
       xs = (states, None if keys_NB is None else keys_NB[span], numbers)
-      x_BLD, _ = jax.lax.scan(layer, x_BLD, xs, length=len(layers), unroll=unroll)
-    return x_BLD
+      x_BLD, inputs_NBLD = jax.lax.scan(layer, x_BLD, xs, length=len(layers), unroll=unroll)
+      if keeps_hidden:
+        hidden.append(inputs_NBLD)
+    return x_BLD, hidden
 
   def depth(self, keys_B: Any) -> jax.Array | None:
     """Draws the number of layers of each row in training, int [B]; None for all layers."""

@@ -46,6 +46,29 @@ def by_layer(cfg: AlbertConfig, params: Params, batch: Batch) -> dict[str, jax.A
   return {"hidden": jnp.stack(hidden), "attention": jnp.stack(weights)}
 
 
+def last_projections(cfg: AlbertConfig, params: Params, x_BLD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Computes the queries, keys and values of the last layer, without dropout.
+
+  Args:
+    cfg: the model; inner_group_num must be 1.
+    params: as for `by_layer`.
+    x_BLD: the input of the last layer.
+
+  Returns:
+    three arrays [B, L, D].
+  """
+  graphdef, state = structure(cfg, ())
+  model = nnx.merge(graphdef, {name: params[name] for name in nnx.to_pure_dict(state)})
+  projections = []
+
+  def attend(q_BLD, k_BLD, v_BLD, _):
+    projections.extend((q_BLD, k_BLD, v_BLD))
+    return v_BLD
+
+  _of_layer(cfg, "attention", model.attention, cfg.num_hidden_layers - 1)(x_BLD, attend, None)
+  return tuple(projections)
+
+
 def _of_layer(cfg, part, module, n):
   """The module of layer n: what layers share, and the layer's own copies of the rest."""
 

@@ -26,6 +26,46 @@ Baselines = dict[str, tuple[float, str]]  # {metric: (value, what gives it)}
 
 
 @dataclass(frozen=True)
+class Answer:
+  """What a task's head computes, as another model of the task can imitate it, see tasks/distill.py.
+
+  Attributes:
+    kind: "classes" (a softmax over the last axis), "labels" (each a sigmoid) or "number".
+    parts: the parts of the parameters that the head needs.
+    logits: (params, out, batch) -> float32 [..., C] without dropout; `out` is the result of model.apply.
+    weights: (batch) -> float32 [...], how much each counts.
+    scale: a factor on its loss beside those of the task's other answers.
+  """
+
+  kind: str
+  parts: tuple[str, ...]
+  logits: Callable[[Params, dict[str, jax.Array], Batch], jax.Array]
+  weights: Callable[[Batch], jax.Array]
+  scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Teacher:
+  """A model from which a task learns.
+
+  Attributes:
+    path: its checkpoint.
+    cfg: its sizes.
+    params: its parameters, on the host.
+    vocabulary: its Tokenizer.
+    about: the facts about its task, see convert.about.
+    fingerprint: a SHA-256 of the parameters.
+  """
+
+  path: str
+  cfg: AlbertConfig
+  params: Params
+  vocabulary: Tokenizer
+  about: dict[str, Any]
+  fingerprint: str
+
+
+@dataclass(frozen=True)
 class Task:
   """A task as the training loop runs it.
 
@@ -53,6 +93,9 @@ class Task:
     architecture: the class of transformers that opens the export; '' for the one that the parameters imply.
     row_flops: operations of the task's own heads for a row of a training step, where they are not small.
     exported: trained parameters -> those that an export holds.
+    answers: what another model of the task can imitate, by name; {} where nothing is.
+    teacher: its parameters are the argument `frozen` of the train step, and `sums` finds them beside the others, as
+      "teacher"; None for none.
   """
 
   model: AlbertConfig
@@ -75,6 +118,8 @@ class Task:
   architecture: str = ""
   row_flops: float = 0.0
   exported: Callable[[Params], Params] = lambda params: params
+  answers: dict[str, Answer] = dataclasses.field(default_factory=dict)
+  teacher: Teacher | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +134,8 @@ class Sketch:
     arrays: {name: (shape, dtype)} of a global batch.
     slots: positions of a row for which logits of the vocabulary are made by the model's own head.
     row_flops: as of Task.
+    answers: likewise.
+    teacher: likewise.
   """
 
   model: AlbertConfig
@@ -98,6 +145,8 @@ class Sketch:
   arrays: dict[str, tuple[tuple[int, ...], Any]]
   slots: int
   row_flops: float = 0.0
+  answers: dict[str, Answer] = dataclasses.field(default_factory=dict)
+  teacher: Teacher | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig, task_heads
 from albert_jax.tasks import base, classify, heads, metrics
-from albert_jax.tasks.base import Prediction, Spec, Sums, Task
+from albert_jax.tasks.base import Answer, Prediction, Spec, Sums, Task
 from albert_jax.types import Batch, Params
 
 
@@ -69,6 +69,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     unused=base.unused(classify.HEAD, keep=settings.keep_head, pooler=True),
     about=base.about("choose", seq_length=data.seq_length, qa_length=data.qa_length),
     architecture=task_heads.class_for("choose"),
+    answers={"answer": Answer("classes", (classify.HEAD, "pooler"), _of_options, lambda batch: batch["weight"])},
   )  # fmt: skip
 
 
@@ -86,8 +87,18 @@ def logits(cfg: AlbertConfig, params: Params, batch: Batch, keys: jax.Array | No
   if keys is not None:
     keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(C)))(keys).reshape(B * C)
   inputs = {name: batch[name].reshape(B * C, L) for name in ("input_ids", "attention_mask", "token_type_ids")}
-  x_BC = classify.logits(cfg, params, inputs, keys).reshape(B, C)
-  return jnp.where(jnp.arange(C)[None, :] < batch["options"][:, None], x_BC, jnp.finfo(jnp.float32).min)
+  return _masked(classify.logits(cfg, params, inputs, keys), batch)
+
+
+def _of_options(params, out, batch):
+  return _masked(heads.affine(params[classify.HEAD], out["pooled_output"]), batch)
+
+
+def _masked(logits, batch):
+  """Returns logits of all options one after the other as [B, C], with the lowest float for what only fills up."""
+  B, C, _ = batch["input_ids"].shape
+  is_option_BC = jnp.arange(C)[None, :] < batch["options"][:, None]
+  return jnp.where(is_option_BC, logits.reshape(B, C), jnp.finfo(jnp.float32).min)
 
 
 def sums(cfg: AlbertConfig, params: Params, batch: Batch, keys: jax.Array | None) -> Sums:

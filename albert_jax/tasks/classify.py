@@ -25,7 +25,7 @@ from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig, task_heads
 from albert_jax.model.layers import dropout
 from albert_jax.tasks import base, heads, inputs, metrics
-from albert_jax.tasks.base import Baselines, Prediction, Spec, Sums, Task
+from albert_jax.tasks.base import Answer, Baselines, Prediction, Spec, Sums, Task
 from albert_jax.types import Batch, Params
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ METRICS = {
   "classification": ("accuracy", "macro_f1", "mcc", "auc"), "regression": ("pearson", "spearman"),
   "multilabel": ("accuracy", "macro_f1", "micro_f1", "auc"),
 }  # fmt: skip
+# What each kind is to a student, see base.Answer.
+ANSWERS = {"classification": "classes", "regression": "number", "multilabel": "labels"}
 MOST_LABELS = 100  # the number of labels that is accepted for any number of rows
 HEAD = "classifier"
 
@@ -231,6 +233,7 @@ def build(
     unused=base.unused(HEAD, keep=settings.keep_head, pooler=True),
     about=base.about("classify", labels, kind=kind, pair=held_out.second is not None, seq_length=length)
     | {"problem_type": KINDS[kind]},
+    answers={"answer": Answer(ANSWERS[kind], (HEAD, "pooler"), _answer, lambda batch: batch["weight"])},
   )  # fmt: skip
 
 
@@ -361,6 +364,11 @@ def logits(cfg: AlbertConfig, params: Params, batch: Batch, keys: jax.Array | No
   """
   pooled_BD = model.apply(cfg, params, model.inputs(batch), keys)["pooled_output"]
   return heads.affine(params[HEAD], dropout(pooled_BD, cfg.classifier_dropout_prob, heads.head_keys(keys, 0)))
+
+
+def _answer(params, out, batch):
+  del batch
+  return heads.affine(params[HEAD], out["pooled_output"])
 
 
 def sums(

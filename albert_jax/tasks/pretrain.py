@@ -18,7 +18,7 @@ from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig
 from albert_jax.tasks import heads, inputs
-from albert_jax.tasks.base import Batch, Params, Prediction, Sketch, Spec, Sums, Task
+from albert_jax.tasks.base import Answer, Batch, Params, Prediction, Sketch, Spec, Sums, Task
 
 METRICS = ("mlm_loss", "mlm_accuracy", "sop_loss", "sop_accuracy")
 
@@ -70,7 +70,18 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
       **({"sop_accuracy": (0.5, "guessing")} if sop_weight else {}),
     },
     vocabulary=vocabulary,
+    answers=answers(mlm_weight, sop_weight),
   )
+
+
+def answers(mlm_weight: float, sop_weight: float) -> dict[str, Answer]:
+  """Makes `Task.answers`: the logits of the masked slots and of the pairs, as much as each counts in the loss."""
+  return {
+    "mlm": Answer("classes", ("mlm",), lambda _, out, __: out["mlm_logits"], lambda b: b["mlm_weights"], mlm_weight),
+    "sop": Answer(
+      "classes", ("sop", "pooler"), lambda _, out, __: out["sop_logits"], lambda b: b["sop_weight"], sop_weight
+    ),
+  }
 
 
 def _loss_weights(config):
@@ -108,6 +119,7 @@ def sketch(config: ConfigDict) -> Sketch:
     arrays={name: (shape, np.int32) for name, shape in integers.items()}
     | {"mlm_weights": ((B, M), np.float32), "sop_weight": (pairs, np.float32)},
     slots=M,
+    answers=answers(*_loss_weights(config)),
   )
 
 

@@ -58,13 +58,15 @@ def flops_per_step(cfg: Any, batch_size: int, length: int, slots: int) -> float:
   return 3.0 * batch_size * (projection + layers * layer + slots * (2 * H * E + 2 * E * V) + 2 * H * H)
 
 
-def work(cfg: Any, batch: dict[str, Any], row_flops: float = 0.0) -> tuple[int, float]:
+def work(cfg: Any, batch: dict[str, Any], row_flops: float = 0.0, teacher: Any = None) -> tuple[int, float]:
   """Returns (tokens, operations) of a training step on a batch of arrays, padding included.
 
   Args:
     row_flops: operations of a task's own heads for a row.
+    teacher: the AlbertConfig of a model that computes on the same batch without gradients; None for none.
   """
   *_, length = batch["input_ids"].shape
   rows = batch["input_ids"].size // length
   slots = batch["mlm_positions"].shape[-1] if "mlm_positions" in batch else 0
-  return rows * length, flops_per_step(cfg, rows, length, slots) + rows * row_flops
+  forward = flops_per_step(teacher, rows, length, slots) / 3 if teacher else 0.0
+  return rows * length, flops_per_step(cfg, rows, length, slots) + rows * row_flops + forward

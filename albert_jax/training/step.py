@@ -21,7 +21,9 @@ def make_train_step(
   shardings: dict,
   accumulate: int = 1,
 ) -> Callable:
-  """Compiles the step: (state, batch, learning_rate) -> (state, (sums, scalars)); the old state is donated.
+  """Compiles the step: (state, batch, learning_rate, frozen) -> (state, (sums, scalars)); the old state is donated.
+
+  `frozen`, {} by default, has more parts of the parameters, which have no gradients and are not in the state.
 
   The loss is the sum of terms[name] * sums[name][0]. Every device computes it on its own rows, with gradients summed in
   float32 over layers, micro-batches and then devices: one all-reduce a step, whatever the backend's compiler does.
@@ -40,13 +42,13 @@ def make_train_step(
   # As a host's array: a key on a GPU would be copied back to become a constant of the program, which the loop forbids.
   key_data = jax.device_get(jax.random.key_data(base_key))
 
-  def gradients(params, batch, keys, coefficients):
+  def gradients(params, batch, keys, coefficients, frozen):
     """Computes gradients of this device's rows; `params` are complete, and the result is equal on all devices."""
     # Marked as different between devices; otherwise each layer's gradient would be summed over devices separately.
     params = jax.lax.pcast(params, ROWS, to="varying")
 
     def loss(params, batch, keys):
-      totals = sums(params, batch, keys)
+      totals = sums({**params, **frozen}, batch, keys)
       return sum(coefficients[name] * totals[name][0] for name in coefficients), totals
 
     def add(so_far, rows):
@@ -64,7 +66,7 @@ def make_train_step(
       total, _ = jax.lax.scan(add, total, rest)
     return jax.lax.psum(total, ROWS)
 
-  def train_step(state, batch, learning_rate):
+  def train_step(state, batch, learning_rate, frozen=None):
     step, params = state["step"], state["params"]
     rows = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
     step_key = jax.random.fold_in(jax.random.wrap_key_data(key_data), step)
@@ -72,8 +74,8 @@ def make_train_step(
     # An axis of size 1 splits nothing, but as an automatic axis it would disable fused kernels.
     manual_axes = {*ROWS, *(axis for axis in mesh.axis_names if mesh.shape[axis] == 1)}
     grads, loss, totals = jax.shard_map(
-      gradients, mesh=mesh, in_specs=(P(), BATCH, BATCH, P()), out_specs=P(), axis_names=manual_axes
-    )(params, batch, keys, terms(batch))
+      gradients, mesh=mesh, in_specs=(P(), BATCH, BATCH, P(), P()), out_specs=P(), axis_names=manual_axes
+    )(params, batch, keys, terms(batch), frozen or {})
     updates, opt = tx.update(grads, state["opt"], params, learning_rate=learning_rate)
     scalars = {"grad_norm": optax.tree.norm(grads), "learning_rate": learning_rate}
     scalars |= optimizer.diagnostics(opt, params, updates, learning_rate)

@@ -227,10 +227,10 @@ def check_same_run(config: ConfigDict, fingerprints: dict[str, Any], directory: 
   """Checks that a run that has begun had this config and this data, then writes `config.json`.
 
   Args:
-    fingerprints: see `data_fingerprints`.
+    fingerprints: see `data_fingerprints`; more of them by name, such as that of a teacher's weights.
 
   Raises:
-    UserError: a field, the dataset or the vocabulary has changed.
+    UserError: a field, the dataset, the vocabulary or a teacher has changed.
   """
   new = masked(json.loads(config.to_json()))
   if old := _recorded_config(directory):
@@ -256,8 +256,7 @@ def _check_same_data(fingerprints, directory):
   datasets = card.get("dataset")
   datasets = datasets if isinstance(datasets, dict) else {}
   changed = [f"dataset {name}" for name, new in fingerprints["dataset"].items() if _differs(datasets.get(name), new)]
-  if _differs(card.get("vocabulary"), fingerprints["vocabulary"]):
-    changed.append("vocabulary")
+  changed += [name for name, new in fingerprints.items() if name != "dataset" and _differs(card.get(name), new)]
   if changed:
     raise UserError(
       f"the contents of the {' and the '.join(changed)} changed since the run in {directory} began (their fingerprints "

@@ -21,7 +21,7 @@ from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig, task_heads
 from albert_jax.tasks import base, heads, inputs
-from albert_jax.tasks.base import Prediction, Spec, Sums, Task
+from albert_jax.tasks.base import Answer, Prediction, Spec, Sums, Task
 from albert_jax.tasks.ner import entities
 from albert_jax.types import Batch, Params
 
@@ -98,7 +98,13 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     unused=base.unused(HEAD, keep=settings.keep_head),
     about=base.about("tag", labels, seq_length=data.seq_length),
     architecture=task_heads.class_for("tag"),
+    answers={"answer": Answer("classes", (HEAD,), _answer, heads.label_weights)},
   )  # fmt: skip
+
+
+def _answer(params, out, batch):
+  del batch
+  return heads.affine(params[HEAD], out["sequence_output"])
 
 
 def _baselines(dev, tags):

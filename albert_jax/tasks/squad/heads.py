@@ -31,6 +31,7 @@ class Head:
     losses: (cfg, head, x_BLD, batch, keys_B) -> {name: [B]}, of which "loss" is minimised; `head` is its parameters.
     spans: (head, x_BLD, batch, search) -> the best starts and ends of each row: start_index, start_score [B, K];
       end_index, end_score [B, K, J], the ends of each start ([B, 1, J]: of any); null [B], the score of no answer.
+    answers: {name: (kind of base.Answer, (head, x_BLD, batch) -> logits [B, C])}.
     null_is_score: whether `null` is the score of '' as a span, to be compared with those of the others.
   """
 
@@ -38,6 +39,7 @@ class Head:
   init: Callable
   losses: Callable
   spans: Callable
+  answers: dict[str, tuple[str, Callable]]
   null_is_score: bool
 
 
@@ -175,7 +177,33 @@ def beam_spans(head: Params, x_BLD: jax.Array, batch: Batch, search: Any) -> dic
   }  # fmt: skip
 
 
+# The logits that a student imitates: of the start, of the end (of `beam` after the labelled start), and of no answer.
+
+
+def _span_answer(i):
+  def logits(head, x_BLD, batch):
+    return jnp.where(batch["attention_mask"] > 0, heads.affine(head, x_BLD)[:, :, i], NEVER)
+
+  return "classes", logits
+
+
+def _beam_start(head, x_BLD, batch):
+  return beam_start(head, x_BLD, batch["allowed"])
+
+
+def _beam_end(head, x_BLD, batch):
+  return beam_end(head, x_BLD, batch["allowed"], batch["start"][:, None])[:, 0]
+
+
+def _beam_no_answer(head, x_BLD, batch):
+  return beam_no_answer(head, x_BLD, beam_start(head, x_BLD, batch["allowed"]), 0.0, None)[:, None]
+
+
+SPAN_ANSWERS = {"start": _span_answer(0), "end": _span_answer(1)}
+BEAM_ANSWERS = {
+  "start": ("classes", _beam_start), "end": ("classes", _beam_end), "no_answer": ("labels", _beam_no_answer),
+}  # fmt: skip
 HEADS = {
-  "span": Head("span", span_init, span_losses, span_spans, null_is_score=True),
-  "beam": Head("squad_v2", beam_init, beam_losses, beam_spans, null_is_score=False),
+  "span": Head("span", span_init, span_losses, span_spans, SPAN_ANSWERS, null_is_score=True),
+  "beam": Head("squad_v2", beam_init, beam_losses, beam_spans, BEAM_ANSWERS, null_is_score=False),
 }

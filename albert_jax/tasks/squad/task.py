@@ -17,7 +17,7 @@ from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig, task_heads
 from albert_jax.tasks import base, heads, inputs
-from albert_jax.tasks.base import Prediction, Spec, Sums, Task
+from albert_jax.tasks.base import Answer, Prediction, Spec, Sums, Task
 from albert_jax.tasks.squad import answers
 from albert_jax.tasks.squad import score as scorer
 from albert_jax.tasks.squad.answers import Search
@@ -101,6 +101,16 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     new=(task_heads.pattern(head.part),),
     unused=base.unused(head.part, keep=True),
     about=base.about("answer", head=settings.head, language=settings.language, **vars(search)),
+    answers={name: _answer(head, name) for name in head.answers},
+  )  # fmt: skip
+
+
+def _answer(head, name):
+  kind, logits = head.answers[name]
+  scale = 1 / len(head.answers)
+  return Answer(
+    kind, (head.part,), lambda params, out, batch: logits(params[head.part], out["sequence_output"], batch),
+    lambda batch: batch["weight"], scale,
   )  # fmt: skip
 
 
