@@ -1,11 +1,12 @@
 """Evaluates a checkpoint on a config's task, with the checkpoint's shape, vocabulary and labels."""
 
+import dataclasses
 import pathlib
 
 import jax
 from ml_collections import ConfigDict
 
-from albert_jax import convert, files, run, strict_json, tasks
+from albert_jax import convert, files, model, run, strict_json, tasks
 from albert_jax.errors import UserError
 from albert_jax.training import held_out, sharding
 
@@ -50,6 +51,9 @@ def recorded_config(checkpoint: str) -> ConfigDict:
   if files.exists(path):
     config = strict_json.loads(files.read(path), path, dict)
     if {"task", "data", "model"} <= config.keys():
+      # A field that an older version had changed only the training; the shape is the checkpoint's.
+      names = {field.name for field in dataclasses.fields(model.AlbertConfig)}
+      config["model"] = {name: value for name, value in config["model"].items() if name in names}
       return ConfigDict(config)
   raise UserError(
     f"--checkpoint={checkpoint} does not belong to a run, so it has no config; add --config=FILE:VARIANT and "

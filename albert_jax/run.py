@@ -206,7 +206,13 @@ def sketch(config: ConfigDict) -> tasks.Sketch:
   """Returns the train step of a pre-training config without its data, with its teacher; see tasks.sketch."""
   distillation = DistillConfig(**config.get("distill", {}))
   task = tasks.sketch(config)
-  return distill.adapt(task, distillation, config.data.seq_length) if distillation.teacher else task
+  return _distilled(task, distillation, config.data.seq_length, distill.load)
+
+
+def _distilled(task, distillation, seq_length, load):
+  if distillation.teacher:
+    task = distill.adapt(task, distillation, seq_length, load)
+  return distill.adapt_depth(task, distillation) if distillation.least_layers else task
 
 
 def frozen_shardings(task: tasks.Task | tasks.Sketch, mesh: jax.sharding.Mesh) -> dict:
@@ -330,7 +336,7 @@ def _parts(config):
     part_config.model.num_hidden_layers = part.num_hidden_layers
     task = tasks.make(part_config, vocabulary, first_row)
     task = lora.adapt(task, rank, config.init_missing) if (rank := config.get("lora_rank", 0)) else task
-    return distill.adapt(task, distillation, part.seq_length, load_teacher) if distillation.teacher else task
+    return _distilled(task, distillation, part.seq_length, load_teacher)
 
   last = task_of(parts[-1])
   if config.get("lora_rank", 0):

@@ -3,8 +3,8 @@
   ALBERT_DATA=DIR python benchmarks/depth.py --checkpoint=RUN --depth=8 --out=FOLDER
 
 Fine-tunes a checkpoint of one shared layer on SST-2 at `--depth` layers, once plainly and once with
-model.least_layers=1 (each row goes through a number of layers drawn anew). Both are then read at every depth: accuracy,
-and time of the development set, batch by batch and text by text, all depths in turns.
+distill.least_layers=1 (the answers after fewer layers imitate those after all). Both are then read at every depth:
+accuracy, and time of the development set, batch by batch and text by text, all depths in turns.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def train(start, least, steps, data, folder):
   """Returns the export of a run that begins with `start`."""
   workdir = folder / f"least-{least}"
   overrides = {**SETTINGS, "steps": steps, "eval_every": steps, "checkpoint_every": steps, "init_from": start,
-               "model.least_layers": least, "data.dataset": data}  # fmt: skip
+               "distill.least_layers": least, "data.dataset": data}  # fmt: skip
   command = [sys.executable, "-m", "albert_jax", "train", f"--config={CONFIG}", f"--workdir={workdir}",
              *(f"--config.{key}={value}" for key, value in overrides.items())]  # fmt: skip
   subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -51,7 +51,7 @@ def readers(task, params, depth):
     return heads.affine(params["classifier"], outputs["pooled_output"])
 
   def at_depth(layers):
-    cfg = dataclasses.replace(task.model, num_hidden_layers=layers, least_layers=0)
+    cfg = dataclasses.replace(task.model, num_hidden_layers=layers)
 
     @jax.jit
     def read(batch):
@@ -107,7 +107,7 @@ def main():
   for row in rows:
     in_batches, alone = times[row["least_layers"], row["name"]]
     row |= {"ms": 1e3 * statistics.median(in_batches), "ms_single": 1e3 / 16 * statistics.median(alone)}
-    name = f"{'random depth' if row['least_layers'] else 'plain'}, {row['name']}"
+    name = f"{'imitated' if row['least_layers'] else 'plain'}, {row['name']}"
     print(f"{name:<26}{row['accuracy']:>9.4f}{row['layers']:>8.2f}{row['ms']:>14.0f}{row['ms_single']:>11.2f}")
   if args.json:
     pathlib.Path(args.json).write_text(json.dumps(rows, indent=2, default=float) + "\n")

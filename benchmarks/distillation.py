@@ -29,11 +29,11 @@ COMMON = {
 DISTILL = {"label_weight": 0.5, "logit_weight": 1.0, "hidden_weight": 1.0}
 # name: config, metric and what it is multiplied by, steps, the data below ALBERT_DATA, and what else differs.
 TASKS = {
-  "MRPC": ("glue.py:mrpc", "accuracy", 100, 400, "glue", {"data.seq_length": 96}),
-  "STS-B": ("glue.py:sts-b", "pearson", 100, 500, "glue", {"data.seq_length": 64}),
-  "SST-2": ("glue.py:sst-2", "accuracy", 100, 600, "glue", {"data.seq_length": 48}),
-  "WNUT-17": ("ner.py:tiny", "f1", 100, 500, "ner_wnut17", {"data.seq_length": 64}),
-  "SQuAD-style": ("squad.py:tiny-1.1", "f1", 1, 500, "squad_v1", {
+  "MRPC": ("glue.py:mrpc", "accuracy", 100, 300, "glue", {"data.seq_length": 96}),
+  "STS-B": ("glue.py:sts-b", "pearson", 100, 300, "glue", {"data.seq_length": 64}),
+  "SST-2": ("glue.py:sst-2", "accuracy", 100, 400, "glue", {"data.seq_length": 48}),
+  "WNUT-17": ("ner.py:tiny", "f1", 100, 300, "ner_wnut17", {"data.seq_length": 64}),
+  "SQuAD-style": ("squad.py:tiny-1.1", "f1", 1, 300, "squad_v1", {
     "data.split": "newwiki_train.json", "data.validation_split": "newwiki_dev.json", "task.doc_stride": 64,
     "data.seq_length": 128,
   }),

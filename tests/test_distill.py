@@ -115,6 +115,7 @@ def batch(rows=8, length=12, slots=3):
   }
 
 
+@pytest.mark.slow
 def test_the_loss_of_pretraining_is_the_sum_of_all_terms():
   source = teacher()
   task = distill.adapt(sketch(dataclasses.replace(STUDENT, hidden_dropout_prob=0.0)), ALL, 12, lambda path: source)
@@ -147,6 +148,7 @@ def test_the_loss_of_pretraining_is_the_sum_of_all_terms():
   np.testing.assert_allclose(loss, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_no_gradient_reaches_the_teacher_and_evaluation_does_without_it():
   source = teacher()
   task = distill.adapt(sketch(), ALL, 12, lambda path: source)
@@ -165,8 +167,8 @@ def test_no_gradient_reaches_the_teacher_and_evaluation_does_without_it():
   assert jax.tree.map(float, task.sums({**params}, data, None)) == jax.tree.map(float, plain)
 
 
-@pytest.mark.parametrize("mesh_config", [MeshConfig(data=2), MeshConfig(data=1, fsdp=2), MeshConfig(data=1, tensor=2)],
-                         ids=["data", "fsdp", "tensor"])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh_config", [MeshConfig(data=2), MeshConfig(data=1, fsdp=2)], ids=["data", "fsdp"])
 def test_two_devices_compute_the_same_losses_as_one(mesh_config):
   student = dataclasses.replace(STUDENT, num_attention_heads=2)
   source = teacher()
@@ -228,6 +230,7 @@ def flags(checkpoint, data, **overrides):
   return [f"--config={CONFIGS}/classify.py:base", *(f"--config.{k.replace('__', '.')}={v}" for k, v in values.items())]
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_its_teacher_and_resumes_exactly(checkpoint, classifier, data, tmp_path, capsys):
   options = {"distill__teacher": classifier, "distill__hidden_weight": 1.0, "distill__relation_weight": 1.0}
   whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -248,6 +251,7 @@ def test_a_run_learns_from_its_teacher_and_resumes_exactly(checkpoint, classifie
   assert "accuracy" in json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_another_teacher(checkpoint, classifier, data, tmp_path, capsys):
   here = tmp_path / "teacher"
   cfg, params = convert.load(classifier)
@@ -255,7 +259,7 @@ def test_a_run_does_not_go_on_with_another_teacher(checkpoint, classifier, data,
 
   def write(scale):
     changed = jax.tree.map(lambda x: x * scale, params)
-    convert.save(here, cfg, changed, vocabulary=vocabulary)
+    convert.save(here, cfg, changed, vocabulary=vocabulary, overwrite=True)
 
   write(1.0)
   options = {"distill__teacher": here, "distill__logit_weight": 0.0, "distill__hidden_weight": 1.0}
@@ -278,6 +282,8 @@ def test_a_run_does_not_go_on_with_another_teacher(checkpoint, classifier, data,
     ({"distill__teacher": "TEACHER", "distill__relation_weight": 1.0, "distill__relation_heads": 5},
      "distill.relation_heads=5 must divide both hidden_size=32 and the teacher's 48; try"),
     ({"distill__teacher": "OTHER"}, "has another vocabulary"),
+    ({"distill__least_layers": 2}, "distill.least_layers=2 must be below num_hidden_layers=2; try 1"),
+    ({"distill__least_layers": 1, "distill__logit_weight": 0.0}, "has no effect with distill.logit_weight=0"),
     ({"distill__teacher": "SHORT"}, "has 8 positions, fewer than data.seq_length=16"),
   ],
   ids=str,
@@ -299,6 +305,7 @@ def test_what_it_refuses(checkpoint, classifier, data, tmp_path, capsys, overrid
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_teacher(tmp_path):
   config = common.load_config(f"{CONFIGS}/pretrain.py:tiny")
   config.model.vocab_size = config.model.max_position_embeddings = 128
@@ -317,6 +324,30 @@ def test_a_plan_counts_the_teacher(tmp_path):
     memory = [each.lower(*args).compile().memory_analysis() for each, args in (plain, (step, arguments))]
   more = memory[1].argument_size_in_bytes - memory[0].argument_size_in_bytes
   assert more >= 4 * model.param_count(task.teacher.params)
+
+
+def test_answers_after_fewer_layers_imitate_those_after_all():
+  cfg = dataclasses.replace(STUDENT, num_hidden_layers=4, hidden_dropout_prob=0.0)
+  task = distill.adapt_depth(sketch(cfg), DistillConfig(least_layers=3, temperature=2.0))  # Always 3 of 4 layers.
+  params, data = random_params(cfg), batch()
+  sums = jax.jit(task.sums)(params, data, jax.random.split(jax.random.key(0), 8))
+  out = [model.apply(dataclasses.replace(cfg, num_hidden_layers=n), params, data) for n in (4, 3)]
+  logits = [np.asarray(o["mlm_logits"]) / 2 for o in out]
+  expected = np.sum(4 * divergence(*logits) * data["mlm_weights"])
+  np.testing.assert_allclose(sums["depth_mlm"][0], expected, rtol=1e-3)
+  assert {"mlm_loss", "sop_loss", "depth_mlm", "depth_sop"} == {*task.terms(data)}
+
+
+def test_a_teacher_and_fewer_layers_work_at_once():
+  source = teacher()
+  both = distill.adapt_depth(distill.adapt(sketch(), ALL, 12, lambda path: source), DistillConfig(least_layers=1))
+  params = {**both.init(jax.random.key(0)), "teacher": both.teacher.params}
+  sums = jax.eval_shape(both.sums, params, batch(), jax.random.split(jax.random.key(0), 8))
+  assert (
+    {"depth_mlm", "distill_mlm", "distill_hidden", "distill_relations"}
+    <= {*sums}
+    == {*both.terms(batch())} | {"mlm_accuracy", "sop_accuracy"}
+  )
 
 
 def test_only_tasks_with_answers_have_a_teacher():

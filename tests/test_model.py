@@ -337,20 +337,6 @@ def test_one_layer_shared_by_all_may_be_used_fewer_times():
   np.testing.assert_allclose(apply(fewer, params, batch)["sequence_output"], by_hand(fewer, params, batch), atol=2e-6)
 
 
-@pytest.mark.slow
-def test_random_depth_is_one_of_the_depths_and_only_in_training():
-  """With at least 2 of 3 layers, each row's vectors are those of 2 or of 3, by its own key; without a key of 3."""
-  cfg = small(num_hidden_layers=3, least_layers=2)
-  params, batch = init(cfg, jax.random.key(0)), make_batch(cfg, rows=12, tokens=(10, 7, 4) * 4)
-  two, three = (np.asarray(apply(small(num_hidden_layers=n), params, batch)["sequence_output"]) for n in (2, 3))
-  actual = np.asarray(apply(cfg, params, batch, jax.random.key(1))["sequence_output"])
-  depths = [2 if np.allclose(row, a, atol=1e-5) else 3 if np.allclose(row, b, atol=1e-5) else None
-            for row, a, b in zip(actual, two, three, strict=True)]  # fmt: skip
-  assert set(depths) == {2, 3}
-  np.testing.assert_array_equal(apply(cfg, params, batch)["sequence_output"], three)
-  assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(grads_of(cfg, params, batch, jax.random.key(1))))
-
-
 def test_quantization_noise_is_small_only_in_training_and_lets_the_gradient_through():
   cfg, exact = small(quantization_noise=True, num_hidden_layers=2), small(num_hidden_layers=2)
   params, batch, key = init(cfg, jax.random.key(0)), make_batch(cfg), jax.random.key(1)
@@ -440,7 +426,6 @@ def test_layer_axes_count_what_is_stacked():
     ({"layer_rank": 1, "share": "none"}, "layer_rank=1 has no effect"),
     ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob=1.0"),
     ({"scan_unroll": -1}, "scan_unroll=-1"),
-    ({"least_layers": 7}, "least_layers=7"),
     ({"quantization_noise": 1}, "quantization_noise=1 must be true or false"),
     ({"quantization_noise": True, "layer_rank": 2}, "int8 export, which a model with layer_rank=2 cannot have"),
     ({"attention": "flash"}, "attention='flash'"),

@@ -28,6 +28,7 @@ __all__ = [
   "Call",
   "apply",
   "by_layer",
+  "finish",
   "init",
   "inputs",
   "last_projections",
@@ -104,6 +105,17 @@ def apply(cfg: AlbertConfig, params: Params, batch: Batch, key: jax.Array | None
   return {name: value for name, value in out.items() if name != "hidden"}
 
 
+def finish(cfg: AlbertConfig, params: Params, x_BLD: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+  """Returns what `apply` would return, had the layers ended with the output `x_BLD`.
+
+  Args:
+    batch: as of a Call.
+  """
+  parts = tuple(part for part in OPTIONAL if part in params)
+  graphdef, abstract = structure(cfg, parts)
+  return nnx.merge(graphdef, {name: params[name] for name in nnx.to_pure_dict(abstract)}).finish(x_BLD, batch)
+
+
 @dataclass(frozen=True)
 class Call:
   """A call of `apply`.
@@ -139,11 +151,14 @@ def recorded(keeps_hidden: bool) -> Iterator[list[Call]]:
     the list to which calls are added.
   """
   calls: list[Call] = []
-  token = _RECORD.set((calls, keeps_hidden))
+  outer, outer_keeps_hidden = _RECORD.get()
+  token = _RECORD.set((calls, keeps_hidden or outer_keeps_hidden))
   try:
     yield calls
   finally:
     _RECORD.reset(token)
+    if outer is not None:
+      outer.extend(calls)
 
 
 # Always compiled: run op by op, the scan would be compiled again at every call.
@@ -153,7 +168,7 @@ def _apply(cfg, parts, is_training, keeps_hidden, params, batch, keys_B):
 
 
 def _row_keys(cfg: AlbertConfig, batch: Batch, key: jax.Array | None) -> jax.Array | None:
-  if key is None or cfg.hidden_dropout_prob == cfg.attention_probs_dropout_prob == cfg.least_layers == 0:
+  if key is None or cfg.hidden_dropout_prob == cfg.attention_probs_dropout_prob == 0:
     return None  # Without dropout, no random numbers are drawn.
   rows = batch["input_ids"].shape[0]
   return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))

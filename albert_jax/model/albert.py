@@ -113,9 +113,14 @@ class Albert(nnx.Module):
       x_BLD = nvidia.reordered(x_BLD, back_BL, order_BL)
       hidden = [jax.vmap(nvidia.reordered, (0, None, None))(x_NBLD, back_BL, order_BL) for x_NBLD in hidden]
 
-    out = {"sequence_output": x_BLD}
+    out = self.finish(x_BLD, batch)
     if keeps_hidden:
       out["hidden"] = jnp.concatenate([*hidden, x_BLD[None]])
+    return out
+
+  def finish(self, x_BLD: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    """Applies the pooler and the heads of pre-training to the output of a layer."""
+    out = {"sequence_output": x_BLD}
     if self.mlm is not None:
       x_BMD = at_positions(x_BLD, batch["mlm_positions"]) if "mlm_positions" in batch else x_BLD
       out["mlm_logits"] = self.mlm(x_BMD, self.embeddings.word.embedding[...])
@@ -143,7 +148,6 @@ class Albert(nnx.Module):
     cfg = self.cfg
     N = cfg.num_hidden_layers
     keys_NB = None if keys_B is None else jnp.stack(split_keys(keys_B, N))
-    depth_B = self.depth(keys_B)
     parts = {"attention": self.attention, "ffn": with_transposed_kernel(self.ffn) if is_training else self.ffn}
     # {part: (structure, parameters with a copy for every layer, those with a copy for every group)}. The former are
     # scanned, the latter closed over.
@@ -160,11 +164,9 @@ class Albert(nnx.Module):
       closed = {name: shared if groups == 1 else indexed(shared, group) for name, (_, _, shared) in split.items()}
 
       def layer(x_BLD, scanned, closed=closed):
-        states, keys_B, n = scanned
+        states, keys_B = scanned
         modules = {name: nnx.merge(split[name][0], states[name], closed[name]) for name in split}
-        y_BLD = self.layer(modules, x_BLD, attend, keys_B)
-        y_BLD = y_BLD if depth_B is None else jnp.where((n < depth_B)[:, None, None], y_BLD, x_BLD)
-        return y_BLD, x_BLD if keeps_hidden else None
+        return self.layer(modules, x_BLD, attend, keys_B), x_BLD if keeps_hidden else None
 
       unroll = min(a_turn, len(layers))
       if cfg.remat != "none":
@@ -172,19 +174,11 @@ class Albert(nnx.Module):
         # several layers it may, which suits `dots`: the rest is then computed again where that is faster.
         prevents = unroll > 1 and cfg.remat != "dots"
         layer = jax.checkpoint(layer, policy=_policy(cfg.remat), prevent_cse=prevents)
-      numbers = None if depth_B is None else jnp.arange(span.start, span.stop)
-      xs = (states, None if keys_NB is None else keys_NB[span], numbers)
+      xs = (states, None if keys_NB is None else keys_NB[span])
       x_BLD, inputs_NBLD = jax.lax.scan(layer, x_BLD, xs, length=len(layers), unroll=unroll)
       if keeps_hidden:
         hidden.append(inputs_NBLD)
     return x_BLD, hidden
-
-  def depth(self, keys_B: Any) -> jax.Array | None:
-    """Draws the number of layers of each row in training, int [B]; None for all layers."""
-    least, N = self.cfg.least_layers, self.cfg.num_hidden_layers
-    if keys_B is None or not 0 < least < N:
-      return None
-    return jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, N), (), least, N + 1))(keys_B)
 
   def layer(self, parts: Any, x_BLD: jax.Array, attend: Callable, keys_B: Any) -> jax.Array:
     """Runs one layer: `inner_group_num` blocks of attention and feed-forward."""

@@ -23,12 +23,12 @@ LIMITS = {
   "vocab_size": 1 << 24, "embedding_size": 1 << 16, "hidden_size": 1 << 16, "num_hidden_layers": 1024,
   "num_hidden_groups": 1024, "inner_group_num": 64, "num_attention_heads": 1024, "intermediate_size": 1 << 18,
   "max_position_embeddings": 1 << 20, "type_vocab_size": 1 << 16, "unshared_ends": 512, "layer_rank": 4096,
-  "least_layers": 1024, "scan_unroll": 1024,
+  "scan_unroll": 1024,
 }  # fmt: skip
 LARGEST = 1e6  # of rates, deviations and shares
 SMALLEST = 1e-30  # Smaller numbers are 0 in float32.
 # Settings of the computation, which are not properties of the model.
-COMPUTING = ("dtype", "remat", "scan_unroll", "attention", "least_layers", "quantization_noise")
+COMPUTING = ("dtype", "remat", "scan_unroll", "attention", "quantization_noise")
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,6 @@ class AlbertConfig:
   initializer_range: float = 0.02
   layer_norm_eps: float = 1e-12
   # Ours.
-  # In training, each row uses a random number of layers, at least this many, so that fewer layers work too; 0: all.
-  least_layers: int = 0
   # In training, round the factors of the layers' matrix products as an int8 export does, so that the model learns to
   # bear it (model/quantization.py).
   quantization_noise: bool = False
@@ -90,7 +88,7 @@ class AlbertConfig:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if field.type is int:
-        least = 0 if field.name in ("unshared_ends", "layer_rank", "least_layers", "scan_unroll") else 1
+        least = 0 if field.name in ("unshared_ends", "layer_rank", "scan_unroll") else 1
         most = LIMITS[field.name]
         check(
           type(value) is int and least <= value <= most,
@@ -122,7 +120,6 @@ class AlbertConfig:
     check(
       d % h == 0, f"hidden_size={d} must divide by num_attention_heads={h}; try num_attention_heads={_divisor(d, h)}"
     )
-    check(self.least_layers <= n, f"least_layers={self.least_layers} must not exceed num_hidden_layers={n}")
     check(g <= n, f"num_hidden_groups={g} must not exceed num_hidden_layers={n}: every group needs a layer")
     ends = self.unshared_ends
     check(

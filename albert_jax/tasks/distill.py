@@ -18,11 +18,13 @@ from albert_jax import convert, model, paths
 from albert_jax.errors import UserError
 from albert_jax.model import task_heads
 from albert_jax.tasks import heads
-from albert_jax.tasks.base import Batch, Params, Sketch, Sums, Task, Teacher
+from albert_jax.tasks.base import Sketch, Sums, Task, Teacher
+from albert_jax.types import Batch, Params
 
 PROJECTION = "distill"  # the part of the parameters that maps the student's hidden states to the teacher's width
 LOWEST = -1e30  # of a logit, so that a quotient of it is finite
 LARGEST = 1e6
+_OF_ANSWERS = ("temperature", "logit_weight")
 _HEADS = ("mlm", "sop", "pooler", *task_heads.HEADS)
 
 TaskType = TypeVar("TaskType", Task, Sketch)
@@ -40,17 +42,25 @@ class DistillConfig:
   # Factor on the divergence of the last layers' relations of queries, keys and values (MiniLMv2, arXiv 2012.15828).
   relation_weight: float = 0.0
   relation_heads: int = 0  # parts that queries, keys and values are cut into for their relations; 0: the model's heads
+  # Fewer layers are trained too, without a teacher: a row's answers after a random number of layers, at least so many,
+  # imitate its answers after all layers; 0: no.
+  least_layers: int = 0
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if not self.teacher and value != field.default:
+      needs_teacher = field.name != "least_layers" and not (self.least_layers and field.name in _OF_ANSWERS)
+      if not self.teacher and needs_teacher and value != field.default:
         raise UserError(
           f"distill.{field.name}={value} has no effect without a teacher; add --config.distill.teacher=CHECKPOINT"
         )
       least = 0.01 if field.name == "temperature" else 0
       if field.name != "teacher" and not (math.isfinite(value) and least <= value <= LARGEST):
         raise UserError(f"distill.{field.name}={value} must be from {least} to {LARGEST:g}")
+    if self.least_layers and not self.logit_weight:
+      raise UserError(
+        f"distill.least_layers={self.least_layers} has no effect with distill.logit_weight=0; set that above 0"
+      )
     if not (self.logit_weight or self.hidden_weight or self.relation_weight):
       raise UserError(
         f"distill.teacher={self.teacher} has nothing to teach: set distill.logit_weight, hidden_weight or "
@@ -160,6 +170,53 @@ def adapt(task: TaskType, settings: DistillConfig, seq_length: int, load: Callab
     changes["new"] = (*task.new, f"^{PROJECTION}/")
     changes["exported"] = lambda params: task.exported({k: v for k, v in params.items() if k != PROJECTION})
   return dataclasses.replace(task, **changes)
+
+
+def adapt_depth(task: TaskType, settings: DistillConfig) -> TaskType:
+  """Makes the task whose answers after fewer layers imitate those after all layers, in one pass.
+
+  Args:
+    task: the task without it.
+    settings: see DistillConfig; `least_layers` is above 0.
+
+  Returns:
+    the task; its held-out numbers are those of all layers.
+
+  Raises:
+    UserError: the task has no answers, or the model not more than `least_layers` layers.
+  """
+  least, layers = settings.least_layers, task.model.num_hidden_layers
+  answers = {name: answer for name, answer in task.answers.items() if answer.scale}
+  if not answers:
+    raise UserError(f"distill.least_layers={least}: this task has no answers to imitate; leave it out")
+  if least >= layers:
+    raise UserError(f"distill.least_layers={least} must be below num_hidden_layers={layers}; try {max(1, layers // 2)}")
+
+  def sums(params: Params, batch: Batch, keys: jax.Array | None) -> Sums:
+    if keys is None:  # An evaluation.
+      return task.sums(params, batch, None)
+    with model.recorded(keeps_hidden=True) as calls:
+      totals = task.sums(params, batch, keys)
+    own = calls[0]
+    depth_B = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, layers), (), least, layers))(keys)
+    hidden_NBLD = own.out["hidden"]
+    depth_B = jnp.repeat(depth_B, hidden_NBLD.shape[1] // len(depth_B))  # The options of a question are several rows.
+    x_BLD = jnp.einsum("BN,NBLD->BLD", jax.nn.one_hot(depth_B, layers + 1, dtype=hidden_NBLD.dtype), hidden_NBLD)
+    shallow = model.finish(own.cfg, own.params, x_BLD, own.batch)
+    for name, answer in answers.items():
+      target = jax.lax.stop_gradient(answer.logits(params, own.out, batch))
+      losses = answer_loss(answer.kind, answer.logits(params, shallow, batch), target, settings.temperature)
+      totals[f"depth_{name}"] = _weighted(losses, answer.weights(batch))
+    return totals
+
+  def terms(batch: Batch) -> dict[str, Any]:
+    coefficients = {
+      f"depth_{name}": settings.logit_weight * answer.scale * _mean(answer.weights(batch))
+      for name, answer in answers.items()
+    }
+    return task.terms(batch) | coefficients
+
+  return dataclasses.replace(task, sums=sums, terms=terms)
 
 
 # Losses.
