@@ -49,11 +49,36 @@ def session(source: Any) -> Any:
     ) from None
 
 
+class _Outputs(dict):
+  """{output: array}; an absent name is a mistake of the file."""
+
+  def __missing__(self, name):
+    raise UserError(
+      f"the ONNX file has no output {name!r}, only {', '.join(self)}: it is of another task or tool; write it with: "
+      "albert-jax export --checkpoint=RUN --out=DIR"
+    )
+
+
 def run(session: Any, batch: dict) -> dict:
-  """Returns {output: array} of a session. Names of `batch` that are not inputs of the graph are left out."""
-  names = [output.name for output in session.get_outputs()]
-  feeds = {value.name: np.asarray(batch[value.name], np.int64) for value in session.get_inputs()}
-  return dict(zip(names, session.run(names, feeds), strict=True))
+  """Returns {output: array} of a session. Names of `batch` that are not inputs of the graph are left out.
+
+  Raises:
+    UserError: the graph has other inputs, or does not fit the batch.
+  """
+  names, inputs = ([value.name for value in values] for values in (session.get_outputs(), session.get_inputs()))
+  if unknown := [name for name in inputs if name not in batch]:
+    raise UserError(
+      f"the ONNX file has the inputs {', '.join(inputs)}, of which {unknown[0]!r} is unknown here; write it with: "
+      "albert-jax export --checkpoint=RUN --out=DIR"
+    )
+  try:
+    values = session.run(names, {name: np.asarray(batch[name], np.int64) for name in inputs})
+  except Exception as error:  # Its classes of exceptions are not public.
+    raise UserError(
+      f"the ONNX file cannot compute this input: {message_lines(error)[0][:300]}; if its vocabulary or config was "
+      "replaced, export the model again"
+    ) from None
+  return dict(zip(names, values, strict=True))
 
 
 class OnnxModel:
@@ -86,7 +111,7 @@ class OnnxModel:
     if length > self.positions:
       raise UserError(f"a row is {length} tokens long, the model has {self.positions} positions; shorten the text")
     batch.setdefault("token_type_ids", np.zeros_like(batch["input_ids"]))
-    return ANSWERS[self._task](run(self._session, batch), batch, self._metadata, *function.args[1:])
+    return ANSWERS[self._task](_Outputs(run(self._session, batch)), batch, self._metadata, *function.args[1:])
 
 
 # For each task what its JAX function makes of the graph's outputs: (outputs, batch, metadata, *arguments) -> {name: …}.

@@ -5,7 +5,8 @@
 Each RUN is a complete run of configs/glue.py, ner.py or squad.py on the task, or its export. Texts of the training
 split give the ranges of activations; the metric is that of the whole development split. "error after each layer" is
 the relative norm of the difference of the hidden states from those of float32. SQuAD is `squad_v1/newwiki_dev.json`.
-PL-BERT=DIR takes a phoneme encoder (`plbert_kokoro`) and measures that error alone, on `phonemes_en/dev.jsonl`.
+"megabytes" are those of the file. PL-BERT=DIR takes a phoneme encoder (`plbert_kokoro`) and measures that error alone,
+on `phonemes_en/dev.jsonl`.
 """
 
 import argparse
@@ -161,12 +162,15 @@ def measure(name, run, data, limit):
   uses = quantize.calibrate(cfg, params, [calibration.batch_of([row]) for row in rows], **build)
   numbers = {"metric": metric, "rows": len(items), "float32": percent(exact, items, gold)}
   numbers["error after each layer"] = errors = {}
+  numbers["megabytes"] = sizes = {"float32": exact.ByteSize() / 1e6}
   probed = rows[:PROBED_ROWS]
   states = by_layer(exact, cfg, probed)
   for recipe, graph in each_recipe(exact, cfg, params, uses, build):
     numbers[recipe] = percent(graph, items, gold)
     errors[recipe] = relative(states, by_layer(graph, cfg, probed))
-    print(f"{name}: {recipe}: {numbers[recipe]:.2f}", flush=True)
+    quantize.compact(graph)
+    sizes[recipe] = graph.ByteSize() / 1e6
+    print(f"{name}: {recipe}: {numbers[recipe]:.2f}, {sizes[recipe]:.2f} MB", flush=True)
   return numbers
 
 

@@ -24,6 +24,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from albert_jax.exports import folder as export_folder  # noqa: E402
+from albert_jax.exports.onnx import build  # noqa: E402
 from albert_jax.exports.outputs import outputs  # noqa: E402
 
 TEXTS = [
@@ -348,6 +349,30 @@ def test_mistakes_are_one_line_each(tmp_path, vocabulary):
     assert what in str(error.value) and "\n" not in str(error.value), what
   assert not (tmp_path / "x").exists()
   albert_jax.export(bare, tmp_path / "without", formats=(), tokenizer=False)
+
+
+def test_an_onnx_file_of_another_model_is_one_line(tmp_path, vocabulary):
+  """Another task's file, one with a smaller vocabulary, and one with an input that only another exporter makes."""
+  source = checkpoint(tmp_path / "run", vocabulary, **CASES["classify"])
+  cfg, params = albert_jax.load(source)
+  answers = {name: part for name, part in params.items() if name not in ("classifier", "pooler")}
+  fewer = params | {"embeddings": params["embeddings"] | {"word": {"embedding": np.ones((7, 16), np.float32)}}}
+  other = build(cfg, params, task="classify")
+  other.graph.input[0].name = "pixel_values"
+  (source / "onnx").mkdir()
+  for what, graph in {
+    "no output 'logits', only last_hidden_state": build(cfg, answers),
+    "cannot compute this input": build(cfg, fewer, task="classify"),
+    "'pixel_values' is unknown": other,
+  }.items():
+    for node in graph.graph.node:
+      for i, name in enumerate(node.input):
+        if name == "input_ids" and graph is other:
+          node.input[i] = "pixel_values"
+    onnx.save(graph, source / "onnx" / "model.onnx")
+    with pytest.raises(UserError) as error:
+      albert_jax.pipeline("classify", source, backend="onnx")("ba do")
+    assert what in str(error.value) and "\n" not in str(error.value), error.value
 
 
 def test_a_text_longer_than_the_model_is_one_line(tmp_path, vocabulary):
