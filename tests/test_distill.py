@@ -189,11 +189,11 @@ def test_two_devices_compute_the_same_losses_as_one(mesh_config):
         numbers.append({name: float(total / weight) for name, (total, weight) in sums.items()})
     return numbers
 
-  one, two = losses(MeshConfig(data=1), jax.devices()[:1]), losses(mesh_config, jax.devices()[:2])
-  assert {"distill_mlm", "distill_sop", "distill_hidden", "distill_relations"} <= one[0].keys()
-  for a, b in zip(one, two, strict=True):
+  single, double = losses(MeshConfig(data=1), jax.devices()[:1]), losses(mesh_config, jax.devices()[:2])
+  assert {"distill_mlm", "distill_sop", "distill_hidden", "distill_relations"} <= single[0].keys()
+  for a, b in zip(single, double, strict=True):
     assert a == pytest.approx(b, rel=2e-4)
-  assert one[2]["loss"] < one[0]["loss"]
+  assert single[2]["loss"] < single[0]["loss"]
 
 
 # Runs.
@@ -240,7 +240,7 @@ def test_a_run_learns_from_its_teacher_and_resumes_exactly(checkpoint, classifie
                  f"--workdir={parts}"]) == 0  # fmt: skip
   assert main(["train", *flags(checkpoint, data, **options, optimizer__schedule="constant"),
                f"--workdir={tmp_path}/at_once"]) == 0  # fmt: skip
-  first, second = (paths.flatten(convert.load(folder)[1]) for folder in (parts, tmp_path / "at_once"))
+  first, second = (paths.flatten(convert.load(path)[1]) for path in (parts, tmp_path / "at_once"))
   for path, value in first.items():
     np.testing.assert_array_equal(value, second[path], err_msg=path)
   assert not [path for path in first if path.startswith(("distill", "teacher"))]
@@ -253,16 +253,16 @@ def test_a_run_learns_from_its_teacher_and_resumes_exactly(checkpoint, classifie
 
 @pytest.mark.slow
 def test_a_run_does_not_go_on_with_another_teacher(checkpoint, classifier, data, tmp_path, capsys):
-  here = tmp_path / "teacher"
+  folder = tmp_path / "teacher"
   cfg, params = convert.load(classifier)
   vocabulary = convert.load_tokenizer(classifier)
 
   def write(scale):
     changed = jax.tree.map(lambda x: x * scale, params)
-    convert.save(here, cfg, changed, vocabulary=vocabulary, overwrite=True)
+    convert.save(folder, cfg, changed, vocabulary=vocabulary, overwrite=True)
 
   write(1.0)
-  options = {"distill__teacher": here, "distill__logit_weight": 0.0, "distill__hidden_weight": 1.0}
+  options = {"distill__teacher": folder, "distill__logit_weight": 0.0, "distill__hidden_weight": 1.0}
   assert main(["train", *flags(checkpoint, data, **options, steps=2), f"--workdir={tmp_path}/run"]) == 0
   write(0.5)
   capsys.readouterr()

@@ -134,21 +134,21 @@ def adapt(task: TaskType, settings: DistillConfig, seq_length: int, load: Callab
     student = {name: part for name, part in params.items() if name not in (PROJECTION, "teacher")}
     with model.recorded(keeps_hidden) as calls:
       totals = task.sums(student, batch, keys)
-      own, frozen = calls[0], jax.lax.stop_gradient(params["teacher"])
-      model.apply(cfg, frozen, model.inputs(own.batch))
+      call, frozen = calls[0], jax.lax.stop_gradient(params["teacher"])
+      model.apply(cfg, frozen, model.inputs(call.batch))
     theirs = jax.lax.stop_gradient(calls[-1].out)
     for name, answer in answers.items():
-      logits = [answer.logits(p, out, batch) for p, out in ((student, own.out), (frozen, theirs))]
+      logits = [answer.logits(p, out, batch) for p, out in ((student, call.out), (frozen, theirs))]
       totals[f"distill_{name}"] = _weighted(
         answer_loss(answer.kind, *logits, settings.temperature), answer.weights(batch)
       )
     if settings.hidden_weight:
-      losses_BL = hidden_loss(params[PROJECTION], own.out["hidden"], theirs["hidden"])
+      losses_BL = hidden_loss(params[PROJECTION], call.out["hidden"], theirs["hidden"])
       totals["distill_hidden"] = _weighted(losses_BL, _tokens(batch))
     if settings.relation_weight:
-      mine = model.last_projections(own.cfg, own.params, own.out["hidden"][-2])
+      mine = model.last_projections(call.cfg, call.params, call.out["hidden"][-2])
       target = model.last_projections(cfg, frozen, theirs["hidden"][-2])
-      segments_BL = own.batch.get("segment_ids", own.batch["attention_mask"])
+      segments_BL = call.batch.get("segment_ids", call.batch["attention_mask"])
       losses_BL = relation_loss(mine, target, segments_BL, relation_heads)
       totals["distill_relations"] = _weighted(losses_BL, _tokens(batch))
     return totals
@@ -197,14 +197,14 @@ def adapt_depth(task: TaskType, settings: DistillConfig) -> TaskType:
       return task.sums(params, batch, None)
     with model.recorded(keeps_hidden=True) as calls:
       totals = task.sums(params, batch, keys)
-    own = calls[0]
+    call = calls[0]
     depth_B = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, layers), (), least, layers))(keys)
-    hidden_NBLD = own.out["hidden"]
+    hidden_NBLD = call.out["hidden"]
     depth_B = jnp.repeat(depth_B, hidden_NBLD.shape[1] // len(depth_B))  # The options of a question are several rows.
     x_BLD = jnp.einsum("BN,NBLD->BLD", jax.nn.one_hot(depth_B, layers + 1, dtype=hidden_NBLD.dtype), hidden_NBLD)
-    shallow = model.finish(own.cfg, own.params, x_BLD, own.batch)
+    shallow = model.finish(call.cfg, call.params, x_BLD, call.batch)
     for name, answer in answers.items():
-      target = jax.lax.stop_gradient(answer.logits(params, own.out, batch))
+      target = jax.lax.stop_gradient(answer.logits(params, call.out, batch))
       losses = answer_loss(answer.kind, answer.logits(params, shallow, batch), target, settings.temperature)
       totals[f"depth_{name}"] = _weighted(losses, answer.weights(batch))
     return totals
