@@ -393,6 +393,11 @@ def evaluate_program(program: Program, params: dict, mesh: jax.sharding.Mesh) ->
 def _initial_params(config, task, key) -> dict:
   """Returns the parameters of `init_from`, completed with fresh parameters that it may lack."""
   cfg, loaded = convert.load(config.init_from)
+  if cfg.arch != task.model.arch:
+    raise UserError(
+      f"init_from={config.init_from} is a model of arch={cfg.arch}, and this config's is of arch={task.model.arch}; "
+      f"set --config.model.arch={cfg.arch}"
+    )
   for name in ("hidden_act", "num_hidden_layers", "num_attention_heads", "layer_norm_eps", "share", "unshared_ends"):
     ours, theirs = getattr(task.model, name), getattr(cfg, name)
     if ours != theirs:  # The shapes are equal, but the model would compute another function of the same weights.

@@ -148,10 +148,11 @@ def main(argv: list[str]) -> None:
 
 def describe(cfg: AlbertConfig, params: Params) -> str:
   """Returns one line about a model."""
-  extra = sorted(params.keys() - {"embeddings", "projection", "attention", "ffn"})
+  extra = sorted(params.keys() - {"embeddings", "projection", "attention", "ffn", "norm"})
   return (
     f"{model.param_count(params):,} parameters ({cfg.num_hidden_layers} layers of {cfg.hidden_size}, "
-    f"{cfg.num_hidden_groups} group{'s' * (cfg.num_hidden_groups > 1)}, share={cfg.share}; "
+    f"{cfg.num_hidden_groups} group{'s' * (cfg.num_hidden_groups > 1)}, share={cfg.share}"
+    f"{', arch=modern' * (cfg.arch == 'modern')}; "
     f"with {', '.join(extra) or 'no head'})"
   )
 

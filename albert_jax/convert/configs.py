@@ -15,8 +15,8 @@ from albert_jax.model.config import COMPUTING
 # Configs of other libraries have no fields for sharing within a group and for how to compute (Hugging Face's `dtype` is
 # that of the stored numbers). These fields are stored under one key.
 OURS = "albert_jax"
-OUR_FIELDS = ("share", "num_hidden_groups", "unshared_ends", "layer_rank", "dtype", "remat")
-_NOT_THERE = ("share", "unshared_ends", "layer_rank", "square_projection", *COMPUTING)
+OUR_FIELDS = ("share", "num_hidden_groups", "unshared_ends", "layer_rank", "arch", "dtype", "remat")
+_NOT_THERE = ("share", "unshared_ends", "layer_rank", "arch", "square_projection", *COMPUTING)
 FIELDS = tuple(f.name for f in dataclasses.fields(AlbertConfig) if f.name not in _NOT_THERE)
 
 # Keys that only Google's files have. Files converted from one have them too.

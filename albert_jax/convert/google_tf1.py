@@ -267,7 +267,7 @@ def save(
       f"hidden_act={cfg.hidden_act}: the original has only the tanh form, gelu_new; convert to Hugging Face "
       "instead (--to=hf)"
     )
-  mapping.refuse_low_rank(cfg, "the original")
+  mapping.refuse_ours(cfg, "the original")
   if cfg.square_projection:
     raise UserError(
       "square_projection: the original has no projection where embeddings are as wide as the layers; convert to "

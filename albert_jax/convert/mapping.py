@@ -70,12 +70,17 @@ def copy_of(cfg: AlbertConfig, part: str, layer: int, leaf: str = "kernel") -> i
   return layer if copies == cfg.num_hidden_layers else cfg.group_of(layer) if copies > 1 else 0
 
 
-def refuse_low_rank(cfg: AlbertConfig, target: str) -> None:
-  """Refuses a model with low-rank differences for a target that cannot express them.
+def refuse_ours(cfg: AlbertConfig, target: str) -> None:
+  """Refuses a model with low-rank differences or arch=modern for a target that cannot express them.
 
   Raises:
     UserError: the model has them.
   """
+  if cfg.arch == "modern":
+    raise UserError(
+      f"arch=modern: {target} has no rotary positions and no local attention; keep it as albert_jax's directory, or "
+      "export StableHLO alone, with albert-jax export --formats=stablehlo"
+    )
   if cfg.layer_rank:
     raise UserError(
       f"layer_rank={cfg.layer_rank}: {target} has no low-rank differences between layers; first add them to matrices "
@@ -116,7 +121,7 @@ def shapes(
 def shapes_of(params: Params) -> tuple[tuple[str, ...], dict[str, dict[str, tuple[int, ...]]]]:
   """Returns (parts, heads) of a parameter tree, the arguments of `shapes`."""
   parts = tuple(part for part in model.OPTIONAL if part in params)
-  encoder_parts = {"embeddings", "projection", "attention", "ffn", *model.OPTIONAL}
+  encoder_parts = {"embeddings", "projection", "attention", "ffn", "norm", *model.OPTIONAL}
   heads = {
     head: {p: np.shape(x) for p, x in paths.flatten(params[head]).items()} for head in params.keys() - encoder_parts
   }

@@ -163,7 +163,7 @@ def save(
   Raises:
     UserError: `path` exists, or a parameter does not fit the config or is not finite.
   """
-  mapping.refuse_low_rank(cfg, "StyleTTS2")
+  mapping.refuse_ours(cfg, "StyleTTS2")
   left = sorted(params.keys() - {*_ENCODER, *HEADS})
   if left:
     log.warning("%s: StyleTTS2 has no place for %s; left out", path, ", ".join(left))

@@ -73,7 +73,10 @@ def longer(cfg: AlbertConfig, params: Params, length: int, how: str = "tile") ->
     how: "tile" repeats the old positions (n mod the old number), which keeps the relation of near neighbours;
       "interpolate" stretches the old positions over the new length.
   """
-  old = params["embeddings"]["position"]["embedding"]
+  old, cfg = params["embeddings"].get("position"), dataclasses.replace(cfg, max_position_embeddings=length)
+  if old is None:  # arch=modern has no table.
+    return cfg, params
+  old = old["embedding"]
   if how == "tile":
     table = old[np.arange(length) % len(old)]
   elif how == "interpolate":
@@ -83,7 +86,6 @@ def longer(cfg: AlbertConfig, params: Params, length: int, how: str = "tile") ->
     table = old[low] * (1 - share) + old[np.minimum(low + 1, len(old) - 1)] * share
   else:
     raise UserError(f"positions={how!r} is unknown; use tile or interpolate")
-  cfg = dataclasses.replace(cfg, max_position_embeddings=length)
   embeddings = {**params["embeddings"], "position": {"embedding": table.astype(np.float32)}}
   return cfg, {**params, "embeddings": embeddings}
 

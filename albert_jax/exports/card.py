@@ -128,6 +128,7 @@ def _index(name, task, dataset, metrics):
 def _about(cfg, parameters, task, labels):
   shown = f" Labels: {', '.join(map(str, labels[:20]))}{', …' if len(labels) > 20 else ''}." if labels else ""
   shared = "shared by all layers" if cfg.share == "all" and cfg.groups == 1 else f"share={cfg.share}"
+  shared += ", arch=modern" if cfg.arch == "modern" else ""
   shared += f", {cfg.unshared_ends} at each end unshared" if cfg.unshared_ends else ""
   return (
     f"An ALBERT encoder{f' for the task {task}' if task else ''}: {parameters:,} parameters, {cfg.num_hidden_layers} "

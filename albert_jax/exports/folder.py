@@ -112,7 +112,7 @@ def export(
     say("the page's files from npm")
     pages.fetch()
   cfg, params = convert.load(checkpoint)
-  mapping.refuse_low_rank(cfg, "a folder for other runtimes")
+  mapping.refuse_ours(cfg, "a folder for other runtimes")
   about = convert.about(checkpoint)
   vocabulary = convert.load_symbols(checkpoint) or convert.load_tokenizer(checkpoint, optional=True)
   if tokenizer and vocabulary is None:

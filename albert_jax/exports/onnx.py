@@ -177,7 +177,7 @@ def build(
       weights exceed 2 GiB.
   """
   require()
-  mapping.refuse_low_rank(cfg, "the ONNX graph")
+  mapping.refuse_ours(cfg, "the ONNX graph")
   if task not in TASKS:
     raise UserError(f"task={task!r} is unknown; use one of {', '.join(TASKS[1:])}")
   if pooling not in ("", *POOLING):

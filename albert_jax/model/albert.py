@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from albert_jax import nvidia
-from albert_jax.model import attention
+from albert_jax.model import attention, modern
 from albert_jax.model.config import AlbertConfig
 from albert_jax.model.heads import MlmHead, SopHead, at_positions, pool
 from albert_jax.model.layers import (
@@ -36,7 +36,7 @@ from albert_jax.types import Batch
 # The results of a layer that are saved for the backward pass, besides its input, by their names in layers.py and
 # attention.py. Attention scores and probabilities are never saved; they are the largest and cheap to recompute.
 _PROJECTIONS = ("query", "key", "value", "context")
-REMAT = {"dots": (*_PROJECTIONS, "output", "up", "down"), "attention": _PROJECTIONS, "full": ()}
+REMAT = {"dots": (*_PROJECTIONS, "output", "up", "gate", "down"), "attention": _PROJECTIONS, "full": ()}
 
 
 def _policy(remat):
@@ -59,13 +59,15 @@ class Embeddings(nnx.Module):
 
     self.cfg = cfg
     self.word = table(cfg.vocab_size)
-    self.position = table(cfg.max_position_embeddings)
+    self.position = table(cfg.max_position_embeddings) if cfg.arch == "albert" else None
     self.token_type = table(cfg.type_vocab_size)
     self.norm = layer_norm(cfg, cfg.embedding_size, rngs)
 
   def __call__(self, ids_BL: jax.Array, types_BL: jax.Array, positions_BL: jax.Array | None, keys_B: Any) -> jax.Array:
     x_BLE = lookup(self.word, ids_BL) + lookup(self.token_type, types_BL)
-    if positions_BL is None:
+    if self.position is None:
+      pass  # The layers rotate queries and keys instead.
+    elif positions_BL is None:
       x_BLE = x_BLE + self.position.embedding[None, : ids_BL.shape[1], :]
     else:
       x_BLE = x_BLE + lookup(self.position, positions_BL)
@@ -80,8 +82,11 @@ class Albert(nnx.Module):
     self.cfg = cfg
     self.embeddings = Embeddings(cfg, rngs)
     self.projection = dense(cfg, E, D, rngs) if E != D or cfg.square_projection else None
-    self.attention = stacked(lambda rngs: Attention(cfg, rngs), cfg, "attention", rngs)
-    self.ffn = stacked(lambda rngs: FeedForward(cfg, rngs), cfg, "ffn", rngs)
+    is_modern = cfg.arch == "modern"
+    attention_type, ffn_type = (modern.Attention, modern.FeedForward) if is_modern else (Attention, FeedForward)
+    self.attention = stacked(lambda rngs: attention_type(cfg, rngs), cfg, "attention", rngs)
+    self.ffn = stacked(lambda rngs: ffn_type(cfg, rngs), cfg, "ffn", rngs)
+    self.norm = layer_norm(cfg, D, rngs, use_bias=False) if is_modern else None
     self.pooler = dense(cfg, D, D, rngs) if "pooler" in parts else None
     self.mlm = MlmHead(cfg, rngs) if "mlm" in parts else None
     self.sop = SopHead(cfg, rngs) if "sop" in parts else None
@@ -102,14 +107,18 @@ class Albert(nnx.Module):
     key_embed, key_layers = split_keys(keys_B, 2)
     x_BLD = self.embed(batch, key_embed)
     drops = keys_B is not None and self.cfg.attention_probs_dropout_prob > 0
-    attend, order_BL = attention.make(self.cfg, batch, drops)
+    if self.cfg.arch == "modern":
+      attends, order_BL = modern.attends(self.cfg, batch, drops), None
+    else:
+      attend, order_BL = attention.make(self.cfg, batch, drops)
+      attends = [attend]
     a_turn = attention.layers_a_turn(self.cfg, batch, drops)
     if order_BL is None:
-      x_BLD, hidden = self.layers(x_BLD, attend, key_layers, is_training, a_turn, keeps_hidden)
+      x_BLD, hidden = self.layers(x_BLD, attends, key_layers, is_training, a_turn, keeps_hidden)
     else:
       back_BL = jnp.argsort(order_BL, axis=1)
       x_BLD = nvidia.reordered(x_BLD, order_BL, back_BL)
-      x_BLD, hidden = self.layers(x_BLD, attend, key_layers, is_training, a_turn, keeps_hidden)
+      x_BLD, hidden = self.layers(x_BLD, attends, key_layers, is_training, a_turn, keeps_hidden)
       x_BLD = nvidia.reordered(x_BLD, back_BL, order_BL)
       hidden = [jax.vmap(nvidia.reordered, (0, None, None))(x_NBLD, back_BL, order_BL) for x_NBLD in hidden]
 
@@ -120,6 +129,7 @@ class Albert(nnx.Module):
 
   def finish(self, x_BLD: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     """Applies the pooler and the heads of pre-training to the output of a layer."""
+    x_BLD = x_BLD if self.norm is None else self.norm(x_BLD)
     out = {"sequence_output": x_BLD}
     if self.mlm is not None:
       x_BMD = at_positions(x_BLD, batch["mlm_positions"]) if "mlm_positions" in batch else x_BLD
@@ -136,11 +146,11 @@ class Albert(nnx.Module):
     return x_BLD if self.projection is None else self.projection(x_BLD)
 
   def layers(
-    self, x_BLD: jax.Array, attend: Callable, keys_B: Any, is_training: bool, a_turn: int, keeps_hidden: bool
+    self, x_BLD: jax.Array, attends: list[Callable], keys_B: Any, is_training: bool, a_turn: int, keeps_hidden: bool
   ) -> tuple[jax.Array, list[jax.Array]]:
     """Runs all N layers, group by group, `a_turn` layers a turn of a loop.
 
-    Shared parameters are closed over, all others are scanned.
+    Shared parameters are closed over, all others are scanned. Layer n attends by `attends[n % len(attends)]`.
 
     Returns:
       the output of the last layer, and for each group the inputs of its layers [n, B, L, D]; [] unless `keeps_hidden`.
@@ -163,21 +173,23 @@ class Albert(nnx.Module):
       states = {name: indexed(scanned, span) for name, (_, scanned, _) in split.items()}
       closed = {name: shared if groups == 1 else indexed(shared, group) for name, (_, _, shared) in split.items()}
 
-      def layer(x_BLD, scanned, closed=closed):
+      def layer(attend, x_BLD, scanned, closed=closed):
         states, keys_B = scanned
         modules = {name: nnx.merge(split[name][0], states[name], closed[name]) for name in split}
         return self.layer(modules, x_BLD, attend, keys_B), x_BLD if keeps_hidden else None
 
       unroll = min(a_turn, len(layers))
+      forms: list[Callable] = [
+        functools.partial(layer, attends[n % len(attends)]) for n in range(span.start, span.start + len(attends))
+      ]
       if cfg.remat != "none":
         # The compiler does not merge what is computed again with the first time across turns of a loop. In a turn of
         # several layers it may, which suits `dots`: the rest is then computed again where that is faster.
-        prevents = unroll > 1 and cfg.remat != "dots"
-        layer = jax.checkpoint(layer, policy=_policy(cfg.remat), prevent_cse=prevents)
+        prevents = max(unroll, len(forms)) > 1 and cfg.remat != "dots"
+        forms = [jax.checkpoint(form, policy=_policy(cfg.remat), prevent_cse=prevents) for form in forms]
       xs = (states, None if keys_NB is None else keys_NB[span])
-      x_BLD, inputs_NBLD = jax.lax.scan(layer, x_BLD, xs, length=len(layers), unroll=unroll)
-      if keeps_hidden:
-        hidden.append(inputs_NBLD)
+      x_BLD, inputs = _scan(forms, x_BLD, xs, len(layers), unroll)
+      hidden += inputs if keeps_hidden else []
     return x_BLD, hidden
 
   def layer(self, parts: Any, x_BLD: jax.Array, attend: Callable, keys_B: Any) -> jax.Array:
@@ -188,6 +200,37 @@ class Albert(nnx.Module):
       key_attention, key_ffn = split_keys(key_i, 2)
       x_BLD = ffn(attention(x_BLD, attend, key_attention), key_ffn)
     return x_BLD
+
+
+def _scan(forms, x_BLD, xs, length, unroll):
+  """Applies `forms` in turn, `length` times in all, each to its predecessor's result and the next of xs.
+
+  The body of the loop has one of each.
+
+  Returns:
+    the last result, and a list of the second results of all, stacked.
+  """
+  if len(forms) == 1:
+    x_BLD, kept = jax.lax.scan(forms[0], x_BLD, xs, length=length, unroll=unroll)
+    return x_BLD, [kept]
+  turns, rest = divmod(length, len(forms))
+  results = []
+
+  def turn(x_BLD, of_turn):
+    kept = []
+    for i, form in enumerate(forms):
+      x_BLD, one = form(x_BLD, indexed(of_turn, i))
+      kept.append(one)
+    return x_BLD, jax.tree.map(lambda *ones: jnp.stack(ones), *kept)
+
+  if turns:
+    by_turn = jax.tree.map(lambda x: x[: length - rest].reshape(turns, len(forms), *x.shape[1:]), xs)
+    x_BLD, kept = jax.lax.scan(turn, x_BLD, by_turn, length=turns, unroll=max(1, unroll // len(forms)))
+    results.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept))
+  for i in range(rest):
+    x_BLD, one = forms[i](x_BLD, indexed(xs, length - rest + i))
+    results.append(jax.tree.map(lambda x: x[None], one))
+  return x_BLD, results
 
 
 @functools.lru_cache(maxsize=64)

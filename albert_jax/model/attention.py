@@ -37,13 +37,14 @@ LONG_ON_CPU = 256
 AMPERE, LARGEST_HEAD = 8.0, 128
 
 
-def make(cfg: AlbertConfig, batch: Batch, drops: bool) -> tuple[Callable, jax.Array | None]:
+def make(cfg: AlbertConfig, batch: Batch, drops: bool, window: int | None = None) -> tuple[Callable, jax.Array | None]:
   """Chooses the attention function of all layers for a batch.
 
   Args:
     cfg: the model; cfg.attention names the kernel.
     batch: as `apply` checked it.
     drops: whether there is dropout of attention weights, which only the XLA form supports.
+    window: how many positions to each side a position attends to; None: all.
   Returns:
     (attend, order): attend is (q_BLD, k_BLD, v_BLD, keys_B) -> context_BLD; order is int [B, L], the order in which
     the layers must see the positions, or None for the order they have.
@@ -56,7 +57,11 @@ def make(cfg: AlbertConfig, batch: Batch, drops: bool) -> tuple[Callable, jax.Ar
     if cfg.attention != "auto":
       raise UserError(f"attention={name} {why}; use --config.model.attention=auto")
     name = "xla"
-  return ATTENTION[name](cfg, batch)
+  return _form(name, cfg, batch, drops, window)
+
+
+def _form(name, cfg, batch, drops, window):
+  return ATTENTION[name](cfg, batch) if window is None else (LOCAL[name](cfg, batch, drops, window), None)
 
 
 def layers_a_turn(cfg: AlbertConfig, batch: Batch, drops: bool) -> int:
@@ -93,7 +98,36 @@ def _why_not(name, cfg, batch, drops, calls):
 
 
 def xla(cfg: AlbertConfig, batch: Batch) -> tuple[Callable, jax.Array | None]:
-  return functools.partial(_xla, cfg, _mask(batch)), None
+  return functools.partial(_xla, cfg, mask(batch)), None
+
+
+def _xla_local(cfg, batch, drops, window):
+  if drops or batch["input_ids"].shape[1] <= 4 * window:  # Dropout has a key for each row, and blocks are not rows.
+    return functools.partial(_xla, cfg, mask(batch, window))
+  return functools.partial(_blocked, cfg, *_ids(batch), window)
+
+
+def _blocked(cfg, q_ids_BL, k_ids_BL, window, q_BLD, k_BLD, v_BLD, keys_B):
+  """Attends within a window, by blocks of 2 windows of queries and the 4 windows of keys that they reach, as rows."""
+  B, L, D = q_BLD.shape
+  size = 2 * window
+  blocks = -(-L // size)
+
+  def padded(x, before, after):
+    return jnp.pad(x, ((0, 0), (before, blocks * size - L + after)) + ((0, 0),) * (x.ndim - 2))
+
+  def queries(x):
+    return padded(x, 0, 0).reshape(B * blocks, size, *x.shape[2:])
+
+  def keys(x):
+    halves = padded(x, window, window).reshape(B, blocks + 1, size, *x.shape[2:])
+    return jnp.concatenate([halves[:, :-1], halves[:, 1:]], axis=2).reshape(B * blocks, 2 * size, *x.shape[2:])
+
+  q_ids, k_ids = queries(q_ids_BL)[:, :, None], keys(k_ids_BL)[:, None, :]
+  distance = jnp.arange(2 * size)[None, :] - window - jnp.arange(size)[:, None]
+  is_seen = (q_ids == k_ids) & (k_ids > 0) & (jnp.abs(distance) <= window)[None]
+  context = _xla(cfg, is_seen[:, None], queries(q_BLD), keys(k_BLD), keys(v_BLD), keys_B)
+  return context.reshape(B, blocks * size, D)[:, :L]
 
 
 def _xla(cfg, mask_B1Ll, q_BLD, k_BLD, v_BLD, keys_B):
@@ -167,8 +201,17 @@ def _columns(x_BHLK):
   return x_BHLK.swapaxes(1, 2).reshape(x_BHLK.shape[0], x_BHLK.shape[2], -1)
 
 
-def _mask(batch):
-  """Returns bool [B, 1, 1 or L, l]: the positions l to attend to; in packed rows only those of the same segment."""
+def mask(batch: Batch, window: int | None = None) -> jax.Array:
+  """Returns bool [B, 1, 1 or L, l]: the positions l to attend to; in packed rows only those of the same segment.
+
+  Args:
+    batch: as `apply` checked it.
+    window: how many positions to each side, None for all.
+  """
+  if window is not None:
+    position_L = jnp.arange(batch["input_ids"].shape[1])
+    is_near_Ll = jnp.abs(position_L[:, None] - position_L[None, :]) <= window
+    return mask(batch) & is_near_Ll[None, None]
   if "segment_ids" in batch:
     segments_BL = batch["segment_ids"]
     same_BLl = segments_BL[:, :, None] == segments_BL[:, None, :]
@@ -176,13 +219,16 @@ def _mask(batch):
   return batch["attention_mask"][:, None, None, :] > 0
 
 
-def pallas(cfg: AlbertConfig, batch: Batch) -> tuple[Callable, jax.Array | None]:
+def _ids(batch):
+  """Returns ([B, L], [B, L]), of queries and keys: a query attends to the keys with its id; 0 is padding."""
   if "segment_ids" in batch:
-    q_ids_BL = k_ids_BL = batch["segment_ids"]
-  else:
-    k_ids_BL = (batch["attention_mask"] > 0).astype(jnp.int32)
-    q_ids_BL = jnp.ones_like(k_ids_BL)
-  return functools.partial(_pallas, cfg, q_ids_BL, k_ids_BL), None
+    return batch["segment_ids"], batch["segment_ids"]
+  k_ids_BL = (batch["attention_mask"] > 0).astype(jnp.int32)
+  return jnp.ones_like(k_ids_BL), k_ids_BL
+
+
+def pallas(cfg: AlbertConfig, batch: Batch) -> tuple[Callable, jax.Array | None]:
+  return functools.partial(_pallas, cfg, *_ids(batch)), None
 
 
 def _pallas(cfg, q_ids_BL, k_ids_BL, q_BLD, k_BLD, v_BLD, keys_B):
@@ -287,13 +333,21 @@ def _backward_kernel(head_size, q_ids, k_ids, q, k, v, d_context, dq, dk, dv):
 
 def cudnn(cfg: AlbertConfig, batch: Batch) -> tuple[Callable, jax.Array | None]:
   if "segment_ids" in batch:
-    return functools.partial(_cudnn, cfg, {"mask": _mask(batch)}), None
+    return functools.partial(_cudnn, cfg, {"mask": mask(batch)}), None
+  if cfg.arch == "modern":  # Its positions must stay where they are: local layers count them.
+    length = batch["input_ids"].shape[1]
+    return _cudnn_local(cfg, batch, False, length), None
   # The kernel takes lengths; a mask would become a bias of size L x L. Padding is moved to the end, so that any mask is
   # a length; attention does not depend on the order. In our data, padding is at the end already.
   mask_BL = batch["attention_mask"] > 0
   order_BL = jnp.argsort(~mask_BL, axis=1, stable=True)
   lengths_B = jnp.sum(mask_BL, axis=1, dtype=jnp.int32)
   return functools.partial(_cudnn, cfg, {"key_value_seq_lengths": lengths_B}), order_BL
+
+
+def _cudnn_local(cfg, batch, drops, window):
+  del drops
+  return functools.partial(_cudnn, cfg, {"mask": mask(batch, window)})
 
 
 def _cudnn(cfg, which, q_BLD, k_BLD, v_BLD, keys_B):
@@ -308,6 +362,8 @@ def _no_pallas(cfg, batch, drops):
   platform = nvidia.target().platform
   if platform not in ("tpu", "cpu"):  # On a CPU it is interpreted, slowly: for tests.
     return f"is for TPUs; this is {platform}"
+  if cfg.arch == "modern":
+    return "has no local attention, which arch=modern needs"
   if drops:
     return "does not drop out attention weights: set attention_probs_dropout_prob=0"
   if L % LANES or L > LONGEST:
@@ -386,7 +442,8 @@ def _example(form, cfg, is_packed, calls):
 
   @functools.partial(jax.jit, compiler_options=nvidia.COMPILER_OPTIONS if nvidia.is_target() else None)
   def run(q, k, v):
-    attend, _ = ATTENTION[form](dataclasses.replace(cfg, attention_probs_dropout_prob=0.0), batch)
+    plain = dataclasses.replace(cfg, attention_probs_dropout_prob=0.0)
+    attend, _ = _form(form, plain, batch, False, cfg.window_of(1))
 
     def attended(q, k, v):
       for _ in range(calls):
@@ -400,6 +457,8 @@ def _example(form, cfg, is_packed, calls):
 
 
 ATTENTION = {"xla": xla, "pallas": pallas, "cudnn": cudnn}
+# Those that can attend within a window: (cfg, batch, drops, window) -> attend.
+LOCAL: dict[str, Callable] = {"xla": _xla_local, "cudnn": _cudnn_local}
 REFUSALS = {"pallas": _no_pallas, "cudnn": _no_cudnn}
 # The kernels that `auto` tries first, see docs/performance.md.
 BEST = {"tpu": "pallas"} | dict.fromkeys(nvidia.PLATFORMS, "cudnn")

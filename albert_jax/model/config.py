@@ -8,6 +8,9 @@ from albert_jax.errors import UserError
 # Names as in Hugging Face. Google's own albert_config.json says "gelu" for the tanh form ("gelu_new" here).
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
 SHARE = ("all", "matrices", "attention", "ffn", "none")
+ARCH = ("albert", "modern")
+# arch=modern: how far to each side a local layer attends, and every how many layers there is a global one.
+WINDOW, GLOBAL_EVERY = 64, 3
 DTYPES = ("float32", "bfloat16")
 LOW_RANK = ("a", "b")  # the parameters of layer_rank beside a kernel
 REMAT = ("none", "dots", "attention", "full")
@@ -16,7 +19,7 @@ ATTENTION = ("auto", "xla", "pallas", "cudnn")
 STRUCTURE = (
   "vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_hidden_groups", "inner_group_num",
   "num_attention_heads", "intermediate_size", "hidden_act", "max_position_embeddings", "type_vocab_size",
-  "layer_norm_eps", "share", "unshared_ends", "layer_rank", "square_projection",
+  "layer_norm_eps", "share", "unshared_ends", "layer_rank", "square_projection", "arch",
 )  # fmt: skip
 # Larger values are mistakes (a count of bytes, a misplaced digit), which would otherwise crash the compiler.
 LIMITS = {
@@ -67,6 +70,9 @@ class AlbertConfig:
   layer_rank: int = 0
   # A projection between embeddings and layers also where both have one size. The original has none, transformers has.
   square_projection: bool = False
+  # albert: the paper's layer | modern: rotary positions, layer norms before attention and feed-forward, gated
+  # feed-forward, no biases, and local attention in two layers of three (model/modern.py).
+  arch: str = "albert"
   dtype: str = "float32"  # of activations and matmul inputs; parameters, norms, softmax and losses stay float32
   # What the backward pass computes again: none; dots: all but results of matrix products and of attention;
   # attention: all but attention's inputs and result, so the feed-forward part too; full: all but a layer's input.
@@ -113,12 +119,23 @@ class AlbertConfig:
     )
     one_of("hidden_act", ACTIVATIONS)
     one_of("share", SHARE)
+    one_of("arch", ARCH)
     one_of("dtype", DTYPES)
     one_of("remat", REMAT)
     one_of("attention", ATTENTION)
     d, h, n, g = self.hidden_size, self.num_attention_heads, self.num_hidden_layers, self.num_hidden_groups
     check(
       d % h == 0, f"hidden_size={d} must divide by num_attention_heads={h}; try num_attention_heads={_divisor(d, h)}"
+    )
+    check(
+      self.arch != "modern" or d // h % 2 == 0,
+      f"arch=modern rotates pairs of a head's columns, and hidden_size={d} over num_attention_heads={h} is an odd "
+      f"{d // h}; use another num_attention_heads",
+    )
+    check(
+      self.arch != "modern" or not self.quantization_noise,
+      "quantization_noise=True prepares for an int8 export, which a model with arch=modern cannot have; leave one of "
+      "them out",
     )
     check(g <= n, f"num_hidden_groups={g} must not exceed num_hidden_layers={n}: every group needs a layer")
     ends = self.unshared_ends
@@ -165,6 +182,10 @@ class AlbertConfig:
       return self.num_hidden_layers
     is_shared = self.share in ("all", part) or (self.share == "matrices" and leaf == "kernel")
     return self.groups if is_shared else self.num_hidden_layers
+
+  def window_of(self, layer: int) -> int | None:
+    """Returns how many positions to each side `layer` attends to; None: all."""
+    return WINDOW if self.arch == "modern" and layer % GLOBAL_EVERY else None
 
   def group_of(self, layer: int) -> int:
     """Returns the group whose shared weights `layer` uses (modeling.py of the original, transformer_model)."""

@@ -39,16 +39,18 @@ def activation(cfg: AlbertConfig, x: jax.Array) -> jax.Array:
   return nvidia.in_float32(function, x) if nvidia.is_target() else function(x)
 
 
-def dense(cfg: AlbertConfig, shape_in: Shape, shape_out: Shape, rngs: Any, dtype: str | None = None) -> Any:
+def dense(
+  cfg: AlbertConfig, shape_in: Shape, shape_out: Shape, rngs: Any, dtype: str | None = None, use_bias: bool = True
+) -> Any:
   """Returns an affine map of the trailing axes, `shape_in` to `shape_out` (ints or tuples), computed in `dtype`."""
   axis = tuple(range(-len(shape_in), 0)) if isinstance(shape_in, tuple) else -1
-  dtype = dtype or cfg.dtype
-  return nnx.LinearGeneral(shape_in, shape_out, axis=axis, kernel_init=initializer(cfg), dtype=dtype, rngs=rngs)
+  options: dict[str, Any] = {"kernel_init": initializer(cfg), "use_bias": use_bias, "dtype": dtype or cfg.dtype}
+  return nnx.LinearGeneral(shape_in, shape_out, axis=axis, **options, rngs=rngs)
 
 
 def layer_dense(cfg: AlbertConfig, shape_in: Shape, shape_out: Shape, rngs: Any) -> Any:
   """Returns `dense` for a matrix of a layer, with a low-rank difference of each layer if the model has them."""
-  module = dense(cfg, shape_in, shape_out, rngs)
+  module = dense(cfg, shape_in, shape_out, rngs, use_bias=cfg.arch == "albert")
   if cfg.layer_rank:
     module.a = nnx.Param(initializer(cfg)(rngs.params(), (int(np.prod(shape_in)), cfg.layer_rank)))
     module.b = nnx.Param(jnp.zeros((cfg.layer_rank, int(np.prod(shape_out)))))
@@ -59,16 +61,18 @@ class LayerNorm(nnx.LayerNorm):
   """A layer norm over the last axis, computed in float32."""
 
   def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-    if mask is not None or self.scale is None or self.bias is None or not nvidia.is_target():
+    if mask is not None or self.scale is None or not nvidia.is_target():
       return super().__call__(x, mask=mask)
-    x_TD = x.reshape(-1, x.shape[-1])
-    return nvidia.layer_norm(self.epsilon, self.dtype, x_TD, self.scale[...], self.bias[...]).reshape(x.shape)
+    x_TD, scale_D = x.reshape(-1, x.shape[-1]), self.scale[...]
+    bias_D = jnp.zeros_like(scale_D) if self.bias is None else self.bias[...]
+    return nvidia.layer_norm(self.epsilon, self.dtype, x_TD, scale_D, bias_D).reshape(x.shape)
 
 
-def layer_norm(cfg: AlbertConfig, size: int, rngs: Any) -> LayerNorm:
+def layer_norm(cfg: AlbertConfig, size: int, rngs: Any, use_bias: bool = True) -> LayerNorm:
   """Returns a layer norm over the last axis, computed in float32."""
   # The fast variance E[x²]-E[x]² cancels badly in float32; the original subtracts the mean first.
-  return LayerNorm(size, epsilon=cfg.layer_norm_eps, use_fast_variance=False, dtype=cfg.dtype, rngs=rngs)
+  options: dict[str, Any] = {"use_fast_variance": False, "use_bias": use_bias, "dtype": cfg.dtype}
+  return LayerNorm(size, epsilon=cfg.layer_norm_eps, **options, rngs=rngs)
 
 
 def lookup(table: nnx.Embed, ids_BL: jax.Array) -> jax.Array:
@@ -124,7 +128,8 @@ def affine(cfg: AlbertConfig, module: Any, x: jax.Array, name: str, is_transpose
 
   `name` is the result's in REMAT, which says what the backward pass keeps. is_transposed: the kernel is [out, in].
   """
-  kernel, bias = (p[...].astype(module.dtype) for p in (module.kernel, module.bias))
+  kernel = module.kernel[...].astype(module.dtype)
+  bias = None if module.bias is None else module.bias[...].astype(module.dtype)
   # B and L as one axis of tokens: the kernel's gradient is then a sum over one axis. For two, XLA's CPU compiler makes
   # transposed copies and takes a slow product, which made a step up to a sixth longer (docs/performance.md).
   tokens = x.astype(module.dtype).reshape(-1, x.shape[-1])
@@ -136,8 +141,8 @@ def affine(cfg: AlbertConfig, module: Any, x: jax.Array, name: str, is_transpose
   y = (_product_on_cpu if is_on_cpu else _product)(tokens, kernel, is_transposed)
   if hasattr(module, "a"):
     y += (tokens @ module.a[...].astype(module.dtype)) @ module.b[...].astype(module.dtype)
-  y = y.reshape(*x.shape[:-1], -1) + bias.reshape(1, 1, -1)
-  return checkpoint_name(y, name)
+  y = y.reshape(*x.shape[:-1], -1)
+  return checkpoint_name(y if bias is None else y + bias.reshape(1, 1, -1), name)
 
 
 def _product(tokens, kernel, is_transposed):
@@ -178,7 +183,7 @@ class Attention(nnx.Module):
     self.key = layer_dense(cfg, D, (H, K), rngs)
     self.value = layer_dense(cfg, D, (H, K), rngs)
     self.output = layer_dense(cfg, (H, K), D, rngs)
-    self.norm = layer_norm(cfg, D, rngs)
+    self.norm = layer_norm(cfg, D, rngs, use_bias=cfg.arch == "albert")
 
   def __call__(self, x_BLD: jax.Array, attend: Any, keys_B: Any) -> jax.Array:
     """
@@ -188,10 +193,14 @@ class Attention(nnx.Module):
       attend: (q_BLD, k_BLD, v_BLD, keys) -> context_BLD, see attention.py.
       keys_B: keys for dropout, one a row, or None.
     """
+    return self.norm(x_BLD + self.branch(x_BLD, attend, keys_B))
+
+  def branch(self, x_BLD: jax.Array, attend: Any, keys_B: Any) -> jax.Array:
+    """Returns what is added to the residual; the arguments are those of a call."""
     key_probs, key_output = split_keys(keys_B, 2)
     q_BLD, k_BLD, v_BLD = (affine(self.cfg, getattr(self, name), x_BLD, name) for name in ("query", "key", "value"))
     y_BLD = affine(self.cfg, self.output, attend(q_BLD, k_BLD, v_BLD, key_probs), "output")
-    return self.norm(x_BLD + dropout(y_BLD, self.cfg.hidden_dropout_prob, key_output))
+    return dropout(y_BLD, self.cfg.hidden_dropout_prob, key_output)
 
 
 class FeedForward(nnx.Module):
@@ -201,12 +210,19 @@ class FeedForward(nnx.Module):
     self.cfg, self.is_transposed = cfg, False
     self.up = layer_dense(cfg, cfg.hidden_size, cfg.intermediate_size, rngs)
     self.down = layer_dense(cfg, cfg.intermediate_size, cfg.hidden_size, rngs)
-    self.norm = layer_norm(cfg, cfg.hidden_size, rngs)
+    self.norm = layer_norm(cfg, cfg.hidden_size, rngs, use_bias=cfg.arch == "albert")
 
   def __call__(self, x_BLD: jax.Array, keys_B: Any) -> jax.Array:
-    h_BLF = activation(self.cfg, affine(self.cfg, self.up, x_BLD, "up"))
-    y_BLD = affine(self.cfg, self.down, h_BLF, "down", self.is_transposed)
-    return self.norm(x_BLD + dropout(y_BLD, self.cfg.hidden_dropout_prob, keys_B))
+    return self.norm(x_BLD + self.branch(x_BLD, keys_B))
+
+  def branch(self, x_BLD: jax.Array, keys_B: Any) -> jax.Array:
+    """Returns what is added to the residual; the arguments are those of a call."""
+    y_BLD = affine(self.cfg, self.down, self.hidden(x_BLD), "down", self.is_transposed)
+    return dropout(y_BLD, self.cfg.hidden_dropout_prob, keys_B)
+
+  def hidden(self, x_BLD: jax.Array) -> jax.Array:
+    """Returns the hidden units of the feed-forward part: [B, L, F]."""
+    return activation(self.cfg, affine(self.cfg, self.up, x_BLD, "up"))
 
 
 def with_transposed_kernel(ffn: Any) -> FeedForward:

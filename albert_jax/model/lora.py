@@ -11,10 +11,17 @@ from albert_jax.model.config import AlbertConfig
 from albert_jax.model.layers import Keys, initializer, lead_axes
 from albert_jax.types import Params
 
-# {matrix: how many of its axes are inputs}; axes that index layers, groups or inner groups come before.
+# {matrix: how many of its axes are inputs}; axes that index layers, groups or inner groups come before. ffn/gate is of
+# arch=modern.
 MATRICES = {
-  "attention/query": 1, "attention/key": 1, "attention/value": 1, "attention/output": 2, "ffn/up": 1, "ffn/down": 1,
+  "attention/query": 1, "attention/key": 1, "attention/value": 1, "attention/output": 2, "ffn/up": 1, "ffn/gate": 1,
+  "ffn/down": 1,
 }  # fmt: skip
+
+
+def matrices(flat: Params) -> dict[str, int]:
+  """Returns those of MATRICES that a model, {path: array}, has."""
+  return {path: inputs for path, inputs in MATRICES.items() if f"{path}/kernel" in flat}
 
 
 def init(cfg: AlbertConfig, params: Params, rank: int, key: jax.Array) -> Params:
@@ -31,7 +38,7 @@ def init(cfg: AlbertConfig, params: Params, rank: int, key: jax.Array) -> Params
   """
   keys, flat = Keys(key), paths.flatten(params)
   differences = {}
-  for path, inputs in MATRICES.items():
+  for path, inputs in matrices(flat).items():
     shape = flat[f"{path}/kernel"].shape
     split = len(lead_axes(cfg, path.split("/")[0])) + inputs
     differences[f"{path}/a"] = initializer(cfg)(keys.params(), (*shape[:split], rank))
@@ -52,7 +59,7 @@ def merged(params: Params) -> Params:
     return params
   flat = paths.flatten({name: part for name, part in params.items() if name != "lora"})
   differences = paths.flatten(params["lora"])
-  for path, inputs in MATRICES.items():
+  for path, inputs in matrices(flat).items():
     kernel, a, b = flat[f"{path}/kernel"], differences[f"{path}/a"], differences[f"{path}/b"]
     lead = kernel.shape[: a.ndim - 1 - inputs]
     rank = a.shape[-1]

@@ -167,9 +167,9 @@ def choose(
     choices.Choice(item["context"], item.get("question") or "", tuple(item["options"]), None) for item in items
   ]
   rows = choices.rows(questions, tokenizer, seq_length or cfg.max_position_embeddings, qa_length, source="input")
-  logits_of = heads.by_row(functools.partial(_logits, cfg), params, rows, batch_size)["logits"]
+  by_row = heads.by_row(functools.partial(_logits, cfg), params, rows, cfg.max_position_embeddings, batch_size)
   results = []
-  for choice, row in zip(questions, logits_of, strict=True):
+  for choice, row in zip(questions, by_row["logits"], strict=True):
     scores = classify.probabilities("classification", row[None, : len(choice.options)])[0]
     best = int(scores.argmax())
     results.append({"choice": best, "text": choice.options[best], "score": float(scores[best]),

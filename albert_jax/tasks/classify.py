@@ -565,7 +565,8 @@ def classify(
   length = seq_length or cfg.max_position_embeddings
   tokens = tables.encode(tokenizer, first, second, length, "input")
   encoded = batching.Rows(tokens, {}, {"input_ids": tokenizer.pad_id})
-  outputs = np.stack(heads.by_row(functools.partial(_logits, cfg), params, encoded, batch_size)["logits"])
+  by_row = heads.by_row(functools.partial(_logits, cfg), params, encoded, cfg.max_position_embeddings, batch_size)
+  outputs = np.stack(by_row["logits"])
   labels = list(labels) or [f"LABEL_{i}" for i in range(outputs.shape[1])]
   scores = None if kind == "regression" else probabilities(kind, outputs)
   results = []

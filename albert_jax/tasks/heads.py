@@ -234,18 +234,20 @@ def batch_limits() -> dict[str, Any]:
   }
 
 
-def by_row(function: Callable, params: Any, rows: batching.Rows, batch_size: int = BATCH) -> dict[str, list]:
+def by_row(
+  function: Callable, params: Any, rows: batching.Rows, longest: int, batch_size: int = BATCH
+) -> dict[str, list]:
   """Runs a compiled function on rows, shortest first, in batches of a few shapes.
 
   Args:
     function: (params, batch) -> {name: [B, ...]}.
     params: its first argument; or an onnx_runtime.OnnxModel to call instead of the function.
+    longest: the positions of the model.
     batch_size: the most rows in a batch.
 
   Returns:
     {name: list of one numpy array a row}. Arrays over positions are as long as their batch's longest row.
   """
-  longest = params.positions if callable(params) else len(params["embeddings"]["position"]["embedding"])
   run = functools.partial(params, function) if callable(params) else functools.partial(function, params)
   batches = batching.serving_batches(rows, most=batch_size, longest=longest, **batch_limits())
   results: dict[str, list] = {}

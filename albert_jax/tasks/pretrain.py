@@ -190,7 +190,7 @@ def fill_mask(
   rows = Rows({"input_ids": ids}, {"mlm_positions": positions}, {"input_ids": tokenizer.pad_id})
   ordinary = jax.device_put(tokenizer.ordinary_ids)
   predict = functools.partial(_best_pieces, cfg, min(top_k, len(ordinary)), ordinary)
-  outputs = heads.by_row(predict, params, rows, batch_size)
+  outputs = heads.by_row(predict, params, rows, cfg.max_position_embeddings, batch_size)
   results = []
   for i, (text, row) in enumerate(zip(texts, ids, strict=True)):
     count = len(masks_of[i])

@@ -379,7 +379,8 @@ def embed(
   seq_length = min(seq_length, cfg.max_position_embeddings)
   tokens = tables.encode(tokenizer, texts, None, seq_length, "embed")
   encoded = batching.Rows({"input_ids": tokens["input_ids"]}, {}, {"input_ids": tokenizer.pad_id})
-  outputs = heads.by_row(functools.partial(_embed, cfg, pooling), params, encoded, batch_size)
+  run = functools.partial(_embed, cfg, pooling)
+  outputs = heads.by_row(run, params, encoded, cfg.max_position_embeddings, batch_size)
   return [{"text": t, "embedding": x.tolist()} for t, x in zip(texts, outputs.get("embedding", ()), strict=True)]
 
 

@@ -45,6 +45,7 @@ def flops_per_step(cfg: Any, batch_size: int, length: int, slots: int) -> float:
   """Matmul operations of a training step, a multiply-add being two; recomputation is not counted.
 
   That is 3 × (2·S·E·H + N·(24·S·H² + 4·S²·H) + P·(2·H·E + 2·E·V) + 2·H²) a sequence, with F = 4 H; here for any F.
+  With arch=modern the feed-forward part has three matrices, and local layers attend to their window alone.
 
   Args:
     batch_size: rows.
@@ -52,10 +53,14 @@ def flops_per_step(cfg: Any, batch_size: int, length: int, slots: int) -> float:
     slots: positions of a row for which logits of the vocabulary are computed.
   """
   S, E, H, F, V = length, cfg.embedding_size, cfg.hidden_size, cfg.intermediate_size, cfg.vocab_size
-  layers = cfg.num_hidden_layers * cfg.inner_group_num
   projection = 2 * S * E * H if E != H else 0
-  layer = 8 * S * H * H + 4 * S * H * F + 4 * S * S * H + 4 * S * cfg.layer_rank * (5 * H + F)
-  return 3.0 * batch_size * (projection + layers * layer + slots * (2 * H * E + 2 * E * V) + 2 * H * H)
+  wide = 3 if cfg.arch == "modern" else 2  # matrices of the feed-forward part
+  windows = [cfg.window_of(n) for n in range(cfg.num_hidden_layers)]
+  seen = sum(S if window is None else min(S, 2 * window + 1) for window in windows) * cfg.inner_group_num
+  layers = cfg.num_hidden_layers * cfg.inner_group_num
+  matrices = 8 * S * H * H + 2 * wide * S * H * F + 2 * S * cfg.layer_rank * ((8 + wide) * H + wide * F)
+  layer_sum = layers * matrices + 4 * S * seen * H
+  return 3.0 * batch_size * (projection + layer_sum + slots * (2 * H * E + 2 * E * V) + 2 * H * H)
 
 
 def work(cfg: Any, batch: dict[str, Any], row_flops: float = 0.0, teacher: Any = None) -> tuple[int, float]:

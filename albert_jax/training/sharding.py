@@ -24,7 +24,7 @@ RULES = (
   (r"attention/(query|key|value)/kernel$", P("fsdp", "tensor", None)),  # D H K
   (r"attention/(query|key|value)/bias$", P("tensor", None)),
   (r"attention/output/kernel$", P("tensor", None, "fsdp")),  # H K D
-  (r"ffn/up/kernel$", P("fsdp", "tensor")),  # D F
+  (r"ffn/(up|gate)/kernel$", P("fsdp", "tensor")),  # D F
   (r"ffn/up/bias$", P("tensor")),
   (r"ffn/down/kernel$", P("tensor", "fsdp")),  # F D
   (r"/(kernel|embedding)$", P(None, "fsdp")),

@@ -219,7 +219,8 @@ def tag(
   seq_length = min(seq_length, cfg.max_position_embeddings)
   texts_words = [_words(text) for text in texts]
   encoded, _ = tagged.encode([[text[i:j] for i, j in spans] for text, spans in texts_words], tokenizer, seq_length)
-  by_row = heads.by_row(functools.partial(_best_labels, cfg), params, encoded.rows, batch_size)
+  run = functools.partial(_best_labels, cfg)
+  by_row = heads.by_row(run, params, encoded.rows, cfg.max_position_embeddings, batch_size)
   best, scores = (encoded.by_item(by_row.get(name, ())) for name in ("label", "score"))
   results = []
   for n, (text, spans) in enumerate(texts_words):

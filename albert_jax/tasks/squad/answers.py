@@ -196,7 +196,8 @@ def answer(
   windows = encode(questions, tokenizer, settings)
   # The compiled program depends on these fields of the search only.
   sizes = Search(n_best=settings.n_best, start_n_top=settings.start_n_top, end_n_top=settings.end_n_top)
-  outputs = heads.by_row(functools.partial(_run, cfg, names[0], sizes), params, windows.rows, batch_size)
+  run = functools.partial(_run, cfg, names[0], sizes)
+  outputs = heads.by_row(run, params, windows.rows, cfg.max_position_embeddings, batch_size)
   texts, odds, lists = predict(get(names[0]), windows, outputs, settings)
   chosen = decide(texts, odds, settings)
   return [

@@ -316,7 +316,8 @@ def summarize(
   seq_length = min(seq_length, cfg.max_position_embeddings)
   documents = [sentences_of(text) for text in texts]
   encoded, _ = _encode(documents, tokenizer, seq_length, None)
-  outputs = heads.by_row(functools.partial(_probabilities, cfg), params, encoded.rows, batch_size)
+  run = functools.partial(_probabilities, cfg)
+  outputs = heads.by_row(run, params, encoded.rows, cfg.max_position_embeddings, batch_size)
   results = []
   for document, scores in zip(documents, encoded.by_item(outputs.get("score", ())), strict=True):
     chosen = select(document, scores, sentences, trigram_blocking)
