@@ -234,13 +234,36 @@ def test_stablehlo_computes_the_same_for_any_length():
     np.testing.assert_allclose(actual[real], expected[real], atol=1e-4, rtol=1e-4)
 
 
-def test_it_can_be_given_more_positions_and_unshared():
+def test_an_exported_folder_is_stablehlo_and_says_nothing_of_transformers(tmp_path):
+  pytest.importorskip("onnx")
+  from albert_jax.exports import folder
+
+  albert_jax.save(tmp_path / "model", SMALL, random_params(SMALL))
+  with pytest.raises(UserError, match="export --formats=stablehlo"):
+    folder.export(tmp_path / "model", tmp_path / "out", tokenizer=False)
+  assert not (tmp_path / "out").exists()
+  report = folder.export(tmp_path / "model", tmp_path / "out", formats=["stablehlo"], tokenizer=False)
+  assert {"config.json", "model.safetensors", "stablehlo/model.jax"} <= report["files"].keys()
+  assert "arch=modern" in (card := (tmp_path / "out/README.md").read_text())
+  assert "import AutoModel" not in card
+
+
+def test_it_can_be_given_more_positions():
   params = random_params(SMALL)
   cfg, longer = surgery.longer(SMALL, params, 8192)
   assert cfg.max_position_embeddings == 8192
   assert_same(longer, params)
-  cfg, many = surgery.restructured(SMALL, params, share="none")
-  assert many["ffn"]["gate"]["kernel"].shape == (5, 16, 24)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_model_that_shares_less_computes_the_same(rank):
+  """What a layer adds has another scale then, so its matrices change."""
+  old = small(layer_rank=rank)
+  params, batch = init(old, jax.random.key(0)), make_batch(length=50, tokens=(50, 40))
+  expected = apply(old, params, batch)["sequence_output"]
+  for share in ("ffn", "none") if not rank else ("none",):
+    cfg, less = surgery.restructured(old, jax.tree.map(np.asarray, params), share=share)
+    np.testing.assert_allclose(apply(cfg, less, batch)["sequence_output"], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

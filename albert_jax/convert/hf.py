@@ -376,7 +376,7 @@ def to_fields(
   """Returns the object of a config.json (see `save`)."""
   fields, ours = configs.to_fields(cfg, len(mapping.stored_layers(cfg, group)))
   fields = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, **(extra or {}), **fields}
-  model_type = OWN_TYPE if cfg.layer_rank or cfg.arch == "modern" else "albert"
+  model_type = OWN_TYPE if mapping.is_ours(cfg) else "albert"
   fields |= {"model_type": model_type, "dtype": "float32", "architectures": [architecture or _architecture(params)]}
   heads = [head for head in ("classifier", "span") if head in params]
   if heads and "id2label" not in fields:

@@ -70,6 +70,11 @@ def copy_of(cfg: AlbertConfig, part: str, layer: int, leaf: str = "kernel") -> i
   return layer if copies == cfg.num_hidden_layers else cfg.group_of(layer) if copies > 1 else 0
 
 
+def is_ours(cfg: AlbertConfig) -> bool:
+  """Returns whether a model has parts that no other library has."""
+  return bool(cfg.layer_rank) or cfg.arch == "modern"
+
+
 def refuse_ours(cfg: AlbertConfig, target: str) -> None:
   """Refuses a model with low-rank differences or arch=modern for a target that cannot express them.
 

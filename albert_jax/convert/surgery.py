@@ -12,6 +12,7 @@ from albert_jax import paths
 from albert_jax.convert.mapping import copy_of
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig
+from albert_jax.model.modern import residual_scale
 from albert_jax.types import Params
 
 
@@ -122,4 +123,9 @@ def restructured(
     for path in [path.removesuffix("/a") for path in flat if path.endswith("/a")]:
       a, b, kernel = flat.pop(f"{path}/a"), flat.pop(f"{path}/b"), flat[f"{path}/kernel"]
       flat[f"{path}/kernel"] = kernel + (a @ b).reshape(kernel.shape)
+  if cfg.arch == "modern":  # What a layer adds has another scale now; the matrices make up for it.
+    for part, matrix in (("attention", "attention/output"), ("ffn", "ffn/down")):
+      scaled = f"{matrix}/b" if new.layer_rank else None
+      for path in filter(None, (f"{matrix}/kernel", scaled)):
+        flat[path] = flat[path] * np.float32(residual_scale(cfg, part) / residual_scale(new, part))
   return new, paths.unflatten(flat)

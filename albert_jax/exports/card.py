@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from albert_jax import strict_json
+from albert_jax.convert import hf
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig
 
@@ -144,7 +145,9 @@ def _loading(folder, task):
     yield "albert_jax:", f'import albert_jax\n\nmodel = albert_jax.pipeline("{task}", "DIR")\nmodel({example})'
   else:
     yield "albert_jax:", 'import albert_jax\n\ncfg, params = albert_jax.load("DIR")'
-  if task in ("fill-mask", "classify", "tag"):
+  if _read_json(folder / "config.json").get("model_type") == hf.OWN_TYPE:
+    pass  # transformers refuses to open it.
+  elif task in ("fill-mask", "classify", "tag"):
     tag = PIPELINE_TAGS[task]
     yield "transformers:", f'from transformers import pipeline\n\nmodel = pipeline("{tag}", "DIR")\nmodel({example})'
   else:

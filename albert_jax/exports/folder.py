@@ -112,7 +112,8 @@ def export(
     say("the page's files from npm")
     pages.fetch()
   cfg, params = convert.load(checkpoint)
-  mapping.refuse_ours(cfg, "a folder for other runtimes")
+  if "onnx" in formats or quantize or pooling or cfg.layer_rank:
+    mapping.refuse_ours(cfg, "a folder for other runtimes")
   about = convert.about(checkpoint)
   vocabulary = convert.load_symbols(checkpoint) or convert.load_tokenizer(checkpoint, optional=True)
   if tokenizer and vocabulary is None:
@@ -134,7 +135,7 @@ def export(
     stored = hf.read_fields(place) if format is hf else {}
     architecture = (stored.get("architectures") or [None])[0]
     _hugging_face(folder, cfg, params, vocabulary, architecture, hf.extra_fields(stored))
-    if pooling:
+    if pooling and not mapping.is_ours(cfg):
       _sentence_transformers(folder, cfg, pooling, about.get("seq_length"))
     batches = sample(cfg, params, vocabulary, task)
     sizes = {"starts": about.get("start_n_top", Search.start_n_top), "ends": about.get("end_n_top", Search.end_n_top)}
@@ -197,7 +198,7 @@ def export_run(
   out, task = pathlib.Path(out), _task(about, params)
   with files.writing_folder(out, keep_others=True) as folder:
     _hugging_face(folder, cfg, params, vocabulary, architecture, extra)
-    if pooling := about.get("pooling", ""):
+    if (pooling := about.get("pooling", "")) and not mapping.is_ours(cfg):
       _sentence_transformers(folder, cfg, pooling, about.get("seq_length"))
     card.write(folder, cfg, model.param_count(params), task=task, labels=about.get("labels", ()), run=run,
                run_config=run_config, facts={"name": name})  # fmt: skip

@@ -1,6 +1,7 @@
 """The mesh, the sharding rules, and global arrays of host batches."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +23,16 @@ BATCH = P(ROWS)
 # part and the step gathers the weights once; under `tensor`, heads and feed-forward units stay on their devices.
 RULES = (
   (r"attention/(query|key|value)/kernel$", P("fsdp", "tensor", None)),  # D H K
-  (r"attention/(query|key|value)/bias$", P("tensor", None)),
   (r"attention/output/kernel$", P("tensor", None, "fsdp")),  # H K D
   (r"ffn/(up|gate)/kernel$", P("fsdp", "tensor")),  # D F
-  (r"ffn/up/bias$", P("tensor")),
   (r"ffn/down/kernel$", P("tensor", "fsdp")),  # F D
   (r"/(kernel|embedding)$", P(None, "fsdp")),
   (".*", P()),
+)
+# Of layers with biases, which arch=modern has not.
+BIAS_RULES = (
+  (r"attention/(query|key|value)/bias$", P("tensor", None)),
+  (r"ffn/up/bias$", P("tensor")),
 )
 
 
@@ -99,7 +103,8 @@ def shardings(mesh: jax.sharding.Mesh, abstract: dict, zero1: bool = False) -> d
   Raises:
     UserError: `tensor` does not divide the heads or the feed-forward units.
   """
-  specs = paths.first_match(RULES, abstract)
+  has_biases = any(re.search(BIAS_RULES[0][0], path) for path in jax.tree.leaves(paths.names(abstract)))
+  specs = paths.first_match((*BIAS_RULES, *RULES) if has_biases else RULES, abstract)
   weights = paths.flatten(abstract["params"]) if "opt" in abstract else {}
 
   def sharding_of(path, leaf, spec):
