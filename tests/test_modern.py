@@ -176,6 +176,7 @@ def test_the_loop_computes_what_layer_by_layer_does(fields):
     np.testing.assert_allclose(actual[real], hidden[real], atol=2e-3, rtol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", FORMS[:5], ids=str)
 def test_gradients_are_finite_and_do_not_depend_on_the_layout(fields):
   batch = make_batch(length=100, tokens=(100, 80))

@@ -102,7 +102,9 @@ def xla(cfg: AlbertConfig, batch: Batch) -> tuple[Callable, jax.Array | None]:
 
 
 def _xla_local(cfg, batch, drops, window):
-  if drops or batch["input_ids"].shape[1] <= 4 * window:  # Dropout has a key for each row, and blocks are not rows.
+  length = batch["input_ids"].shape[1]
+  # Dropout has a key for each row, and blocks are not rows. In an export for any length the length is no number.
+  if drops or not isinstance(length, int) or length <= 4 * window:
     return functools.partial(_xla, cfg, mask(batch, window))
   return functools.partial(_blocked, cfg, *_ids(batch), window)
 

@@ -59,8 +59,9 @@ def attends(cfg: AlbertConfig, batch: Batch, drops: bool) -> list[Callable]:
     batch: as `apply` checked it.
     drops: whether there is dropout of attention weights.
   """
-  # In rows within the window all layers are alike.
-  windows = [cfg.window_of(n) for n in range(1 if batch["input_ids"].shape[1] <= WINDOW + 1 else GLOBAL_EVERY)]
+  # In rows within the window all layers are alike. In an export for any length the length is no number.
+  length = batch["input_ids"].shape[1]
+  windows = [cfg.window_of(n) for n in range(1 if isinstance(length, int) and length <= WINDOW + 1 else GLOBAL_EVERY)]
   rotate = rotation(cfg, batch)
   kernels = {window: attention.make(cfg, batch, drops, window)[0] for window in dict.fromkeys(windows)}
 
