@@ -151,9 +151,9 @@ def test_packed_rows_compute_what_their_examples_do_alone():
     "position_ids": jnp.array([[*range(180), *range(120)]]),
     "cls_positions": jnp.array([[0, 180]]),
   }
-  alone, together = apply(SMALL, params, batch), apply(SMALL, params, packed)
-  np.testing.assert_allclose(together["sequence_output"][0], flat(alone["sequence_output"])[0], atol=1e-5)
-  np.testing.assert_allclose(together["sop_logits"][0], alone["sop_logits"], atol=1e-5)
+  alone, in_a_row = apply(SMALL, params, batch), apply(SMALL, params, packed)
+  np.testing.assert_allclose(in_a_row["sequence_output"][0], flat(alone["sequence_output"])[0], atol=1e-5)
+  np.testing.assert_allclose(in_a_row["sop_logits"][0], alone["sop_logits"], atol=1e-5)
 
 
 FORMS = [

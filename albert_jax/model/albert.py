@@ -219,17 +219,17 @@ def _scan(forms, x_BLD, xs, length, unroll):
   def turn(x_BLD, of_turn):
     kept = []
     for i, form in enumerate(forms):
-      x_BLD, one = form(x_BLD, indexed(of_turn, i))
-      kept.append(one)
-    return x_BLD, jax.tree.map(lambda *ones: jnp.stack(ones), *kept)
+      x_BLD, second = form(x_BLD, indexed(of_turn, i))
+      kept.append(second)
+    return x_BLD, jax.tree.map(lambda *seconds: jnp.stack(seconds), *kept)
 
   if turns:
     by_turn = jax.tree.map(lambda x: x[: length - rest].reshape(turns, len(forms), *x.shape[1:]), xs)
     x_BLD, kept = jax.lax.scan(turn, x_BLD, by_turn, length=turns, unroll=max(1, unroll // len(forms)))
     results.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept))
   for i in range(rest):
-    x_BLD, one = forms[i](x_BLD, indexed(xs, length - rest + i))
-    results.append(jax.tree.map(lambda x: x[None], one))
+    x_BLD, second = forms[i](x_BLD, indexed(xs, length - rest + i))
+    results.append(jax.tree.map(lambda x: x[None], second))
   return x_BLD, results
 
 
