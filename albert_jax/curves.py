@@ -1,7 +1,6 @@
 """Draws the training curves of one or more runs."""
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -85,19 +84,12 @@ def read_run(workdir: str | os.PathLike, name: str = "") -> Run:
 def _task(path):
   """Returns the task in a run's config; of fine-tuning with its dataset, whose metrics are not those of another."""
   try:
-    config = json.loads(files.read(path))
+    config = strict_json.loads_or_none(files.read(path))
     name = str(config["task"]["name"])
     if name in PRETRAINING:
       return name
     dataset = config["task"].get("dataset") or str(config["data"]["dataset"]).rstrip("/").rsplit("/", 1)[-1]
-  except (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    RecursionError,
-  ):  # No run's config, or an old or damaged one.
+  except (OSError, TypeError, KeyError, AttributeError):  # No run's config, or an old or damaged one.
     return ""
   return f"{name}: {dataset}"
 

@@ -245,7 +245,7 @@ def check(config: ConfigDict) -> None:
       f"the config lacks {', '.join(missing[:5])}; begin with that of an installed one, as "
       "albert_jax.configs.pretrain.get_config()"
     )
-  values = _flat(config.to_dict())
+  values = workdir.flat(config.to_dict())
   for name, value in values.items():
     if isinstance(value, float) and not math.isfinite(value) and not (name in MAY_BE_INFINITE and value > 0):
       raise UserError(f"{name}={value} must be a finite number; try --config.{name}=…")
@@ -503,11 +503,3 @@ def _is_launched() -> bool:
       "with: srun albert-jax train …, or unset SLURM_NTASKS for one process"
     )
   return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or max(map(int, counts.values())) > 1
-
-
-def _flat(tree, prefix="") -> dict:
-  """Returns {"a.b": leaf} of nested dicts."""
-  flat = {}
-  for key, value in tree.items():
-    flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-  return flat

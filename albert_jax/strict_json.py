@@ -74,6 +74,14 @@ def loads(
   return expect(value, what, kind) if kind else value
 
 
+def loads_or_none(text: str | bytes | None) -> Any:
+  """Returns the JSON value in a text that this project wrote; None for no text, or a damaged one."""
+  try:
+    return None if text is None else json.loads(text)
+  except (ValueError, RecursionError):
+    return None
+
+
 def sound_objects(text: str) -> Iterator[dict[str, Any]]:
   """Yields the objects of JSON lines; passes over damaged lines, such as the last one of a run that was killed."""
   for line in text.splitlines():

@@ -53,11 +53,3 @@ def test_another_class_is_one_line_and_is_not_imported(tmp_path, monkeypatch, va
   write(tmp_path / "by_name" / "1.0.0", value)
   with pytest.raises(UserError, match=r"features\.json"):
     tables.read("by_name", "train", ["text"], tfds_dir=str(tmp_path))
-
-
-def test_moved_modules_are_found_under_their_old_names():
-  from albert_jax import data
-  from albert_jax.data.pretraining import batching
-
-  with pytest.warns(DeprecationWarning, match=r"albert_jax\.data\.pretraining\.batching now"):
-    assert data.pipeline is batching

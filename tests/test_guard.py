@@ -1,4 +1,4 @@
-"""When a run is sick, where it goes back to, and what it leaves out."""
+"""After an alarm: the step where a run resumes, and the batches that it skips."""
 
 import json
 
@@ -70,7 +70,7 @@ def test_a_run_that_goes_on_remembers_the_median(tmp_path):
 
 def test_it_goes_back_to_the_newest_and_leaves_the_batch_out(tmp_path):
   health, saved = Guard(GuardConfig(), tmp_path, True), Saved(5, 10)
-  health.roll_back(Alarm(13, "sick"), saved)
+  health.roll_back(Alarm(13, "bad"), saved)
   assert saved.saved == [5, 10]
   assert health.skipped == {12}  # Batches are counted from 0.
   assert Guard(GuardConfig(), tmp_path, False).alarms == health.alarms
@@ -78,61 +78,61 @@ def test_it_goes_back_to_the_newest_and_leaves_the_batch_out(tmp_path):
   assert not (tmp_path / "guard.json").exists()
 
 
-def test_sick_again_it_goes_further_back_and_leaves_more_out(tmp_path, caplog):
+def test_after_a_second_alarm_it_goes_further_back_and_leaves_more_out(tmp_path, caplog):
   health, saved = Guard(GuardConfig(give_up=3), tmp_path, True), Saved(4, 8)
-  health.roll_back(Alarm(10, "sick"), saved)
+  health.roll_back(Alarm(10, "bad"), saved)
   assert health.skipped == {9}
-  health.roll_back(Alarm(10, "sick"), saved)  # Its batch is number 10 now; 8 is what came before.
+  health.roll_back(Alarm(10, "bad"), saved)  # Its batch is number 10 now; 8 is what came before.
   assert saved.saved == [4]
   assert health.skipped == {8, 9, 10}
   saved.saved = [4, 8]
-  health.roll_back(Alarm(9, "sick"), saved)  # Step 9 has batch 11 now; steps 5 to 8 have batches 4 to 7.
+  health.roll_back(Alarm(9, "bad"), saved)  # Step 9 has batch 11 now; steps 5 to 8 have batches 4 to 7.
   assert saved.saved == [4]
   assert health.skipped == {5, 6, 7, 8, 9, 10, 11}
   assert [alarm["times"] for alarm in health.alarms] == [1, 2, 3]
   saved.saved = [4, 8]
   with pytest.raises(
-    FloatingPointError, match=r"sick at step 9 again, after going back 3 times; the checkpoint of step 4 is"
+    FloatingPointError, match=r"bad at step 9 again, after going back 3 times; the checkpoint of step 4 is"
   ):
-    health.roll_back(Alarm(9, "sick"), saved)
+    health.roll_back(Alarm(9, "bad"), saved)
   assert saved.saved == [4, 8]  # Giving up takes nothing away.
   assert "going on from step 4 without batch 8, 10 (alarm 2 of 3 since the last new checkpoint)" in caplog.text
 
 
-def test_sick_in_another_place_it_goes_back_as_at_first(tmp_path):
+def test_after_an_alarm_at_another_step_it_goes_back_as_at_first(tmp_path):
   health, saved = Guard(GuardConfig(), tmp_path, True), Saved(4, 8)
   for step in (10, 11, 12):
-    health.roll_back(Alarm(step, "sick"), saved)
+    health.roll_back(Alarm(step, "bad"), saved)
   assert saved.saved == [4, 8]
-  assert health.skipped == {9, 11, 13}  # Each time the batch of the sick step alone.
+  assert health.skipped == {9, 11, 13}  # Each time the batch of the alarm's step alone.
   with pytest.raises(FloatingPointError, match="after going back 3 times"):
-    health.roll_back(Alarm(13, "sick"), saved)
+    health.roll_back(Alarm(13, "bad"), saved)
 
 
 def test_past_the_place_it_counts_anew(tmp_path):
   health, saved = Guard(GuardConfig(give_up=1), tmp_path, True), Saved(5)
-  health.roll_back(Alarm(7, "sick"), saved)
+  health.roll_back(Alarm(7, "bad"), saved)
   saved.saved = [5, 10]
-  health.roll_back(Alarm(12, "sick"), saved)
+  health.roll_back(Alarm(12, "bad"), saved)
   assert saved.saved == [5, 10]
   assert [alarm["alarms"] for alarm in health.alarms] == [1, 1]
 
 
 def test_without_a_checkpoint_it_begins_again(tmp_path):
   health = Guard(GuardConfig(), tmp_path, True)
-  health.roll_back(Alarm(3, "sick"), Saved())
+  health.roll_back(Alarm(3, "bad"), Saved())
   assert health.alarms[0]["restored"] == 0
   assert health.skipped == {2}
   with pytest.raises(FloatingPointError, match="there is no checkpoint yet"):
-    Guard(GuardConfig(give_up=0), tmp_path, True).roll_back(Alarm(3, "sick"), Saved())
+    Guard(GuardConfig(give_up=0), tmp_path, True).roll_back(Alarm(3, "bad"), Saved())
 
 
 def test_the_learning_rate_is_cut_from_there_on(tmp_path):
   health = Guard(GuardConfig(cut_rate=0.5), tmp_path, True)
-  health.roll_back(Alarm(7, "sick"), Saved(5))
-  health.roll_back(Alarm(17, "sick"), Saved(5, 15))
+  health.roll_back(Alarm(7, "bad"), Saved(5))
+  health.roll_back(Alarm(17, "bad"), Saved(5, 15))
   assert [health.rate(step) for step in (5, 6, 15, 16)] == [1.0, 0.5, 0.5, 0.25]
-  assert health.numbers() == {"sick_step": 17, "skipped_batches": 2, "rate_factor": 0.25}
+  assert health.numbers() == {"alarm_step": 17, "skipped_batches": 2, "rate_factor": 0.25}
 
 
 def test_batches_left_out_move_the_later_ones_up():

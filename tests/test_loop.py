@@ -68,7 +68,7 @@ def batch(number, rows, length, slots=3):
 @pytest.fixture
 def go(vocabulary, tmp_path, monkeypatch, caplog, one_device):
   """Returns a function that trains a tiny model in a folder: go("name", steps=…) -> its metrics, see `numbers`."""
-  sick, absent, served = set(), [], []
+  bad_batches, absent, served = set(), [], []
 
   def make(config, _vocabulary=None, first_row=0):
     cfg = model.AlbertConfig(**config.model)
@@ -80,7 +80,7 @@ def go(vocabulary, tmp_path, monkeypatch, caplog, one_device):
         shown = number + sum(gone <= number for gone in absent)  # The data of a run that never had these.
         served.append((first_row + number * rows, rows, length))
         made = batch(shown, rows, length)
-        if shown in sick:
+        if shown in bad_batches:
           made["mlm_weights"][0, 0] = np.nan
         yield made
         number += 1
@@ -113,7 +113,7 @@ def go(vocabulary, tmp_path, monkeypatch, caplog, one_device):
     loop.train(config, tmp_path / name, profile)
     return numbers(tmp_path / name)
 
-  go.sick, go.absent, go.served, go.folder = sick, absent, served, tmp_path
+  go.bad_batches, go.absent, go.served, go.folder = bad_batches, absent, served, tmp_path
   return go
 
 
@@ -148,8 +148,8 @@ def test_two_runs_of_one_config_are_the_same_bits(go):
   same_weights(go.folder / "one", go.folder / "two")
 
 
-def test_a_sick_batch_is_left_out_and_the_rest_is_as_if_it_had_never_been(go, caplog):
-  go.sick |= {4, 6}
+def test_a_bad_batch_is_left_out_and_the_rest_is_as_if_it_had_never_been(go, caplog):
+  go.bad_batches |= {4, 6}
   lines = go("guarded")
   output = caplog.text
   assert "is not a finite number at step 5: going on from step 4 without batch 4 (alarm 1 of 3 since" in output
@@ -157,7 +157,7 @@ def test_a_sick_batch_is_left_out_and_the_rest_is_as_if_it_had_never_been(go, ca
   alarms = json.loads((go.folder / "guarded" / "guard.json").read_text())
   assert {number for alarm in alarms for number in alarm["skipped"]} == {4, 6}
   assert lines[4, "guard"]["skipped_batches"] >= 1
-  go.sick.clear()
+  go.bad_batches.clear()
   go.absent += [4, 5]  # Number 5 in a stream without 4 is 6.
   expected = go("without")
   assert {key: value for key, value in lines.items() if key[1] != "guard"} == expected
@@ -165,7 +165,7 @@ def test_a_sick_batch_is_left_out_and_the_rest_is_as_if_it_had_never_been(go, ca
 
 
 def test_a_run_that_was_killed_makes_the_same_choice(go):
-  go.sick.add(4)
+  go.bad_batches.add(4)
   whole = go("whole")
   shutil.copytree(go.folder / "whole", go.folder / "killed")
   for step in (4, 6):
@@ -175,17 +175,17 @@ def test_a_run_that_was_killed_makes_the_same_choice(go):
   same_weights(go.folder / "killed", go.folder / "whole")
 
 
-def test_sick_before_the_first_checkpoint_it_begins_again(go):
-  go.sick.add(0)
+def test_after_an_alarm_before_the_first_checkpoint_it_begins_again(go):
+  go.bad_batches.add(0)
   lines = go("guarded", steps=3, eval_every=3, checkpoint_every=3)
-  go.sick.clear()
+  go.bad_batches.clear()
   go.absent.append(0)
   expected = go("without", steps=3, eval_every=3, checkpoint_every=3)
   assert only(lines, "train") == only(expected, "train")
 
 
-def test_always_sick_it_gives_up_and_says_so(go):
-  go.sick |= set(range(3, 100))
+def test_after_too_many_alarms_it_gives_up_and_says_so(go):
+  go.bad_batches |= set(range(3, 100))
   with pytest.raises(
     FloatingPointError, match=r"at step \d again, after going back 3 times; the checkpoint of step 2 is"
   ):
@@ -200,13 +200,13 @@ def test_without_the_weights_to_start_from_a_run_gets_no_folder(go, tmp_path):
 
 
 def test_a_guard_may_end_the_run_at_once(go):
-  go.sick.add(3)
+  go.bad_batches.add(3)
   with pytest.raises(FloatingPointError, match="step 4; the checkpoint of step 2 is sound"):
     go("run", guard__give_up=0)
 
 
 def test_the_learning_rate_is_cut_after_an_alarm(go):
-  go.sick.add(4)
+  go.bad_batches.add(4)
   cut, healthy = (
     go(name, optimizer__schedule="constant", guard__cut_rate=factor) for name, factor in (("a", 0.5), ("b", 1.0))
   )  # fmt: skip

@@ -67,7 +67,7 @@ def test_going_back_drops_lines_and_what_was_summed(tmp_path):
   for step in range(1, 6):
     writer.train(step, (1, 0.0, 0.0), {"loss": (1.0, 1.0)}, {})
   writer.rewind(2)
-  writer.write(2, "guard", {"sick_step": 6})
+  writer.write(2, "guard", {"alarm_step": 6})
   for step in range(3, 5):
     writer.train(step, (1, 0.0, 0.0), {"loss": (2.0, 1.0)}, {})
   writer.close()

@@ -42,43 +42,29 @@ def main(argv: list[str]) -> int:
         "--config=configs/plbert.py:base"
       )
     return _phonemes(SpeechConfig(**fields), args, seed)
-  cfg = DataConfig(**fields)
+  return _text(DataConfig(**fields), args, seed)
+
+
+def _text(cfg, args, seed):
+  """Prints the audit of a dataset that `albert-jax prepare` made, and draws it; returns the exit code."""
   numbers, (batch, details) = audit.measure(cfg, args.examples, seed)
   numbers |= audit.count_duplicates(cfg)
-  rows = len(batch["input_ids"])
-  checks = audit.checks(numbers, cfg)
-  numbers["problems"] = [check.name for check in checks if not check.is_fine]
-
   tokenizer = datasets.tokenizer(cfg.dataset, cfg.spm)
-  for row in range(min(args.show, rows)):
+  for row in range(min(args.show, len(batch["input_ids"]))):
     print(audit.show_example(batch, details, row, tokenizer), end="\n\n")
   print(f"{numbers['examples']} examples of {cfg.seq_length} tokens, {numbers['tokens_mean']:.1f} of them used")
-  for check in checks:
-    _print_check(check.name, check.value, check.low, check.high, check.advice)
   picture = (
     pathlib.Path(args.json).with_suffix(".png")
     if args.json and not args.json.startswith("/dev/")
     else pathlib.Path(datasets.folders(cfg.dataset)[0]) / "audit.png"
   )
   audit.draw(numbers, picture)
-  if args.json:
-    files.write_json(args.json, numbers)
   print(f"picture: {picture}")
-  if numbers["problems"]:
-    print(f"albert-jax audit: out of range: {', '.join(numbers['problems'])}", file=sys.stderr)
-  return 1 if numbers["problems"] else 0
-
-
-def _print_check(name, value, low, high, advice) -> bool:
-  """Prints a number and its range; returns whether it is in the range."""
-  is_fine = low <= value <= high
-  state = "ok" if is_fine else f"OUT OF RANGE: {advice}"
-  print(f"{name:26} {value:10.4f}   expected {low:.4f} to {high:.4f}   {state}")
-  return is_fine
+  return _report(numbers, audit.checks(numbers, cfg), args.json)
 
 
 def _phonemes(cfg, args, seed):
-  """Returns the audit of a dataset that `albert-jax phonemes` made."""
+  """Prints the audit of a dataset that `albert-jax phonemes` made; returns the exit code."""
   numbers, rows = speech.measure(cfg, args.examples, seed)
   for row in range(min(args.show, len(rows.ids))):
     print(speech.show_row(rows, row, cfg.dataset), end="\n\n")
@@ -86,9 +72,17 @@ def _phonemes(cfg, args, seed):
   top = ", ".join(f"{word} {share:.2%}" for word, share in list(numbers["top_words"].items())[:10])
   print(f"most frequent targets, by symbols: {top}")
   print(f"{numbers['examples']} examples of {cfg.seq_length} symbols, {numbers['symbols_mean']:.1f} of them used")
-  numbers["problems"] = [check[0] for check in speech.checks(numbers, cfg) if not _print_check(*check)]
-  if args.json:
-    files.write_json(args.json, numbers)
+  return _report(numbers, speech.checks(numbers, cfg), args.json)
+
+
+def _report(numbers, checks, file):
+  """Prints each number with its range, and writes all numbers to a file if one is named; returns the exit code."""
+  for check in checks:
+    state = "ok" if check.is_fine else f"OUT OF RANGE: {check.advice}"
+    print(f"{check.name:26} {check.value:10.4f}   expected {check.low:.4f} to {check.high:.4f}   {state}")
+  numbers["problems"] = [check.name for check in checks if not check.is_fine]
+  if file:
+    files.write_json(file, numbers)
   if numbers["problems"]:
     print(f"albert-jax audit: out of range: {', '.join(numbers['problems'])}", file=sys.stderr)
   return 1 if numbers["problems"] else 0

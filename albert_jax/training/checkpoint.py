@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from albert_jax import files
+from albert_jax import files, strict_json
 from albert_jax.errors import UserError, message_lines
 
 log = logging.getLogger(__name__)
@@ -233,9 +233,7 @@ def _set_aside_unreadable(directory):
     return
   for path in pathlib.Path(directory).glob("[0-9]*/_CHECKPOINT_METADATA"):
     folder = path.parent
-    try:
-      json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+    if strict_json.loads_or_none(path.read_bytes()) is None:
       log.warning("The checkpoint %s is damaged, and is ignored; it is renamed to damaged-%s.", folder, folder.name)
       folder.replace(folder.with_name(f"damaged-{folder.name}"))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from albert_jax import files
+from albert_jax import files, strict_json
 from albert_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -77,10 +77,10 @@ class Guard:
       self._path.unlink(missing_ok=True)
     self.alarms: list[dict] | None = []
     if not is_new and self._path.exists():
-      alarms = _parsed(self._path.read_text(errors="replace"), _are_alarms)
-      if alarms is None:
+      self.alarms = strict_json.loads_or_none(self._path.read_bytes())
+      if not _are_alarms(self.alarms):
         log.warning("%s is damaged; the copy in the checkpoint is used.", self._path)
-      self.alarms = alarms
+        self.alarms = None
     self._past: dict[str, collections.deque] = {}
     self._reset({})
 
@@ -121,7 +121,7 @@ class Guard:
   def numbers(self) -> dict[str, float]:
     """Returns the metrics of the newest alarm."""
     last = self._alarms()[-1]
-    return {"sick_step": last["step"], "skipped_batches": len(self.skipped), "rate_factor": self.rate(last["step"])}
+    return {"alarm_step": last["step"], "skipped_batches": len(self.skipped), "rate_factor": self.rate(last["step"])}
 
   def history(self) -> str:
     """Returns the numbers before this step and the alarms, as text that is saved with each checkpoint."""
@@ -129,12 +129,13 @@ class Guard:
 
   def restore_history(self, text: str | None) -> None:
     """Restores the numbers before this step from `history`; None begins without any."""
-    past = _parsed(text, _is_history) if text is not None else {}
-    if past is None:
+    past = {} if text is None else strict_json.loads_or_none(text)
+    if not _is_history(past):
       log.warning("The checkpoint's %s is damaged; the running medians begin anew.", HISTORY)
-    self._reset(past or {})
+      past = {}
+    self._reset(past)
     if self.alarms is None:
-      self.alarms = (past or {}).get("alarms") or []
+      self.alarms = past.get("alarms") or []
 
   def _reset(self, past):
     self._past = {name: collections.deque(past.get(name, ()), maxlen=self.cfg.window) for name in ("loss", "grad_norm")}
@@ -179,15 +180,6 @@ def batch_number(step: int, skipped: set[int]) -> int:
   for number in sorted(skipped):
     step += number <= step
   return step
-
-
-def _parsed(text, is_whole):
-  """Returns the JSON value in a text if `is_whole` holds for it, else None."""
-  try:
-    value = json.loads(text)
-  except (ValueError, RecursionError):
-    return None
-  return value if is_whole(value) else None
 
 
 def _are_alarms(value):

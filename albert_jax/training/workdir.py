@@ -16,14 +16,14 @@ import platform
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from albert_jax import files, versions
+from albert_jax import files, strict_json, versions
 from albert_jax.errors import UserError, masked
 from albert_jax.training.guard import HISTORY
 from albert_jax.training.writer import METRICS
@@ -234,7 +234,7 @@ def check_same_run(config: ConfigDict, fingerprints: dict[str, Any], directory: 
   """
   new = masked(json.loads(config.to_json()))
   if old := _recorded_config(directory):
-    ours, theirs = _flat(new), _flat(old)
+    ours, theirs = flat(new), flat(old)
     changed = [
       f"{name}: {theirs.get(name)!r} there, {ours.get(name)!r} here"
       for name in sorted({*ours, *theirs})
@@ -390,10 +390,7 @@ def _read(path) -> dict[str, Any]:
   """Returns the object in a JSON file; {} if there is none, or the file is damaged."""
   if not files.exists(path):
     return {}
-  try:
-    value = json.loads(files.read(path))
-  except (ValueError, RecursionError):
-    value = None
+  value = strict_json.loads_or_none(files.read(path))
   if not isinstance(value, dict):
     log.warning("%s is damaged, and is ignored.", path)
     return {}
@@ -419,9 +416,10 @@ def _code() -> dict[str, str]:
   return code
 
 
-def _flat(tree, prefix=""):
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns {"a.b": leaf} of nested dicts."""
   return {
     name: leaf
     for key, value in tree.items()
-    for name, leaf in (_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}).items()
+    for name, leaf in (flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}).items()
   }

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from albert_jax import files
+from albert_jax import files, strict_json
 
 log = logging.getLogger(__name__)
 
@@ -276,10 +276,7 @@ def _lines_until(text, step=None) -> list[str]:
   """The lines of metrics.jsonl of steps up to `step` (None: all), up to the first that is cut off or damaged."""
   lines = []
   for line in text.splitlines():
-    try:
-      values = json.loads(line)
-    except (ValueError, RecursionError):
-      break
+    values = strict_json.loads_or_none(line)
     if not _is_line(values):
       break
     if step is None or values["step"] <= step:

@@ -19,7 +19,8 @@ from albert_jax.data.workers import exit_with_parent, start_memory_tracker
 from albert_jax.errors import UserError
 
 __all__ = [
-  "FOREVER", "DataConfig", "batch_maker", "check_hosts", "check_split", "eval_batches", "iterate", "train_batches",
+  "FOREVER", "DataConfig", "Maker", "batch_maker", "check_hosts", "check_split", "eval_batches", "iterate",
+  "train_batches",
 ]  # fmt: skip
 
 FOREVER = 1 << 40  # steps
@@ -27,10 +28,10 @@ _BUFFERED = 2  # batches that wait ready for the loop
 
 
 @dataclasses.dataclass(frozen=True)
-class _Maker:
+class Maker:
   """Makes one host's rows of a global batch; small and picklable, because files are opened in the worker."""
 
-  cfg: DataConfig
+  cfg: Any
   split: str
   batch_size: int
   seed: int
@@ -39,20 +40,29 @@ class _Maker:
   is_training: bool
   first_row: int = 0
 
-  def __call__(self, step):
-    """Returns the batch's dict of arrays."""
+  def __call__(self, step: int) -> dict[str, np.ndarray]:
+    """Returns the batch's arrays."""
     return self.explain(step)[0]
 
+  def explain(self, step: int) -> tuple[dict[str, np.ndarray], Any]:
+    """Returns the batch, and what it was made of."""
+    raise NotImplementedError
+
+  def numbers(self, step: int, total: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the global numbers of this host's rows; those within an epoch of `total` rows; and whether they are."""
+    rows = self.batch_size // self.hosts
+    numbers = self.first_row + int(step) * self.batch_size + self.host * rows + np.arange(rows)
+    is_real = self.is_training | (numbers < total)
+    return numbers, numbers if self.is_training else np.minimum(numbers, total - 1), is_real
+
+
+class _Maker(Maker):
   def explain(self, step):
     """Returns the batch and its examples.Details."""
     cfg = self.cfg
     sources = [datasets.open_split(folder, self.split) for folder in datasets.folders(cfg.dataset)]
     sizes = [len(records) for records in sources]
-    total = _rows(cfg, self.split)
-    rows = self.batch_size // self.hosts
-    numbers = self.first_row + int(step) * self.batch_size + self.host * rows + np.arange(rows)
-    is_real = self.is_training | (numbers < total)
-    numbers_or_last = numbers if self.is_training else np.minimum(numbers, total - 1)
+    numbers, numbers_or_last, is_real = self.numbers(step, _rows(cfg, self.split))
     is_used = max_tokens = None
     if cfg.packing > 1:
       plan = _plan(cfg.dataset, self.split, cfg.seq_length, cfg.packing)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+from typing import Any
 
 import numpy as np
 
@@ -55,22 +56,9 @@ class DataConfig:
   workers: int = 0
 
   def __post_init__(self):
-    shares = ("mask_rate", "mask_share", "random_share", "short_seq_rate")
-    ranges = dict.fromkeys(shares, (0, 1))
-    ranges |= {"seq_length": (8, 65535), "max_predictions": (0, 65535), "ngram": (1, 100)}
-    ranges |= {"packing": (1, 256), "workers": (0, 1024)}
-    for name, (low, high) in ranges.items():
-      if not low <= getattr(self, name) <= high:
-        raise UserError(
-          f"data.{name}={getattr(self, name)} is out of range; expected {low} to {high}: --config.data.{name}=…"
-        )
+    check_ranges(self, short_seq_rate=(0, 1), max_predictions=(0, 65535), ngram=(1, 100))
     if not self.mask_rate:
       raise UserError("data.mask_rate=0 masks nothing to learn from; expected above 0, as --config.data.mask_rate=0.15")
-    if self.mask_share + self.random_share > 1:
-      raise UserError(
-        f"data.mask_share={self.mask_share} and data.random_share={self.random_share} add up to more than 1; expected, "
-        "as in the paper, 0.8 and 0.1"
-      )
     if self.packing > 1 and self.short_seq_rate:
       raise UserError(
         f"data.packing={self.packing} fills rows and data.short_seq_rate={self.short_seq_rate} leaves them empty; "
@@ -83,6 +71,22 @@ class DataConfig:
   def slots(self) -> int:
     """Returns M, the slots for masked tokens: 77 at length 512 and a mask rate of 15 %."""
     return self.max_predictions or max(1, round(self.mask_rate * self.seq_length))
+
+
+def check_ranges(data: Any, **ranges: tuple[int, int]) -> None:
+  """Checks the numbers of `config.data` for text or phonemes: those that both have, and `ranges`, ends included."""
+  ranges |= dict.fromkeys(("mask_rate", "mask_share", "random_share"), (0, 1))
+  ranges |= {"seq_length": (8, 65535), "packing": (1, 256), "workers": (0, 1024)}
+  for name, (low, high) in ranges.items():
+    if not low <= getattr(data, name) <= high:
+      raise UserError(
+        f"data.{name}={getattr(data, name)} is out of range; expected {low} to {high}: --config.data.{name}=…"
+      )
+  if data.mask_share + data.random_share > 1:
+    raise UserError(
+      f"data.mask_share={data.mask_share} and data.random_share={data.random_share} add up to more than 1; expected, "
+      "as in the paper, 0.8 and 0.1"
+    )
 
 
 class Vocabulary(typing.NamedTuple):

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from albert_jax.data.pretraining.audit import Check
 from albert_jax.data.speech import batching, lexicon
 from albert_jax.data.speech.batching import SpeechConfig
 
@@ -60,20 +61,22 @@ def measure(cfg: SpeechConfig, examples: int, seed: int = 0) -> tuple[dict, batc
   return numbers, first[1]
 
 
-def checks(numbers: dict, cfg: SpeechConfig) -> list[tuple[str, float, float, float, str]]:
-  """Returns (name, value, lowest, highest, advice) for the numbers of `measure`."""
+def checks(numbers: dict, cfg: SpeechConfig) -> list[Check]:
+  """Returns the checks of the numbers of `measure`."""
   masked = numbers["mask_rate"] * numbers["symbols_mean"] * numbers["examples"]
   slack = max(0.02, 4 / math.sqrt(max(1, masked / 8)))  # Words are drawn, of about eight symbols at most.
   space = "documents are shorter than rows: --config.data.packing=8, or a smaller --config.data.seq_length"
   return [
-    ("mask_rate", numbers["mask_rate"], cfg.mask_rate - slack, cfg.mask_rate + slack, "more --examples"),
-    ("mask_share", numbers["mask_share"], cfg.mask_share - slack, cfg.mask_share + slack, "more --examples"),
-    ("padding_share", numbers["padding_share"], 0, MOST_PADDING, space),
-    ("unknown_symbol_rate", numbers["unknown_symbol_rate"], 0, MOST_UNKNOWN,
-     "characters outside the symbol table: albert-jax phonemes --add_symbols=100"),
-    ("word_coverage", numbers["word_coverage"], LEAST_COVERAGE, 1, "more targets: albert-jax phonemes --words=50000"),
-    ("word_entropy", numbers["word_entropy"], LEAST_ENTROPY, 100,
-     "word targets are nearly all the same, so the word loss says nothing: was the text split into words?"),
+    Check(name, numbers[name], low, high, advice) for name, low, high, advice in (
+      ("mask_rate", cfg.mask_rate - slack, cfg.mask_rate + slack, "more --examples"),
+      ("mask_share", cfg.mask_share - slack, cfg.mask_share + slack, "more --examples"),
+      ("padding_share", 0, MOST_PADDING, space),
+      ("unknown_symbol_rate", 0, MOST_UNKNOWN,
+       "characters outside the symbol table: albert-jax phonemes --add_symbols=100"),
+      ("word_coverage", LEAST_COVERAGE, 1, "more targets: albert-jax phonemes --words=50000"),
+      ("word_entropy", LEAST_ENTROPY, 100,
+       "word targets are nearly all the same, so the word loss says nothing: was the text split into words?"),
+    )
   ]  # fmt: skip
 
 

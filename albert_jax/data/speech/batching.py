@@ -15,6 +15,7 @@ import numpy as np
 from albert_jax import files
 from albert_jax.data import datasets, records, rng
 from albert_jax.data.pretraining import batching, mixture, packing
+from albert_jax.data.pretraining.examples import check_ranges
 from albert_jax.data.records import ragged
 from albert_jax.data.speech import lexicon as lexicons
 from albert_jax.data.speech import symbols as symbol_tables
@@ -51,18 +52,7 @@ class SpeechConfig:
   workers: int = 0
 
   def __post_init__(self):
-    ranges = dict.fromkeys(("mask_rate", "mask_share", "random_share"), (0, 1))
-    ranges |= {"seq_length": (8, 65535), "packing": (1, 256), "workers": (0, 1024)}
-    for name, (low, high) in ranges.items():
-      if not low <= getattr(self, name) <= high:
-        raise UserError(
-          f"data.{name}={getattr(self, name)} is out of range; expected {low} to {high}: --config.data.{name}=…"
-        )
-    if self.mask_share + self.random_share > 1:
-      raise UserError(
-        f"data.mask_share={self.mask_share} and data.random_share={self.random_share} add up to more than 1; expected, "
-        "as in the paper, 0.8 and 0.1"
-      )
+    check_ranges(self)
 
 
 class Rows(NamedTuple):
@@ -212,31 +202,15 @@ def _means(is_used, segments, draws=0):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Maker:
-  """Makes one host's rows of a global batch; small and picklable, whatever it reads is opened where it works."""
-
-  cfg: SpeechConfig
-  split: str
-  batch_size: int
-  seed: int
-  host: int
-  hosts: int
-  is_training: bool
-  word_slots: int
-  first_row: int = 0
-
-  def __call__(self, step):
-    """Returns the batch's dict of arrays."""
-    return self.explain(step)[0]
+class _Maker(batching.Maker):
+  word_slots: int = 0
 
   def explain(self, step):
     """Returns the batch, and the Rows it was made of."""
     cfg = self.cfg
     source = datasets.open_split(cfg.dataset, self.split)
-    total, rows = _count_rows(cfg, self.split), self.batch_size // self.hosts
-    numbers = self.first_row + int(step) * self.batch_size + self.host * rows + np.arange(rows)
-    is_real = self.is_training | (numbers < total)
-    numbers_or_last = numbers if self.is_training else np.minimum(numbers, total - 1)
+    total = _count_rows(cfg, self.split)
+    numbers, numbers_or_last, is_real = self.numbers(step, total)
     examples, is_used, max_symbols = numbers, None, None
     if cfg.packing > 1:
       plan = _plan(cfg.dataset, self.split, cfg.seq_length, cfg.packing)
@@ -337,7 +311,7 @@ def batch_maker(
     word_slots: see `make_batch`; all others as in pretraining.batching.train_batches.
   """
   _check(cfg, cfg.split, batch_size, host, hosts)
-  return _Maker(cfg, cfg.split, batch_size, seed, host, hosts, True, word_slots, first_row)
+  return _Maker(cfg, cfg.split, batch_size, seed, host, hosts, True, first_row, word_slots)
 
 
 def train_batches(cfg: SpeechConfig, *, start_step: int = 0, **options: Any) -> Iterator[dict[str, np.ndarray]]:
@@ -359,6 +333,6 @@ def eval_batches(
       weigh 0.
   """
   total = _check(cfg, cfg.validation_split, batch_size, host, hosts)
-  maker = _Maker(cfg, cfg.validation_split, batch_size, seed, host, hosts, False, 0)
+  maker = _Maker(cfg, cfg.validation_split, batch_size, seed, host, hosts, False)
   count = -(-total // batch_size)
   return batching.iterate(maker, 0, min(count, max_batches or count), 0)
