@@ -159,7 +159,7 @@ import sys
 from albert_jax import __main__
 from albert_jax.training import watch
 
-watch.PARTING = 2.0
+watch.LEAVE_SECONDS = 2.0
 sys.exit(__main__.main())
 """
 
@@ -194,7 +194,7 @@ def test_a_host_that_dies_takes_the_other_along_and_both_go_on(dataset, tmp_path
   assert set(numbers(workdir)) == {(step, "train") for step in range(1, steps + 1)} | {(steps, "eval")}
 
 
-SICK = """
+BAD_BATCH = """
 import sys
 from albert_jax.data.pretraining import batching
 
@@ -209,7 +209,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_two_hosts_go_back_alike(whole, dataset, tmp_path):
-  for code, _, err in end(two(dataset, tmp_path / "run", program=("-c", SICK))):
+  for code, _, err in end(two(dataset, tmp_path / "run", program=("-c", BAD_BATCH))):
     assert code == 0, err
   expected, actual = numbers(whole[0]), numbers(tmp_path / "run")
   assert actual.keys() == {*expected, (5, "guard")}
