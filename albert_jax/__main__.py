@@ -100,13 +100,13 @@ class _Stop(KeyboardInterrupt):
 
 
 def _stop_handler():
-  """Returns a signal handler that raises `_Stop`, and is deaf to more signals while temporary files are removed."""
-  deaf_until = 0.0
+  """Returns a signal handler that raises `_Stop`, and ignores more signals while temporary files are removed."""
+  ignored_until = 0.0
 
   def stop(number, _):
-    nonlocal deaf_until
-    if time.monotonic() >= deaf_until:
-      deaf_until = time.monotonic() + CLEANING_SECONDS
+    nonlocal ignored_until
+    if time.monotonic() >= ignored_until:
+      ignored_until = time.monotonic() + CLEANING_SECONDS
       raise _Stop(number)
 
   return stop

@@ -10,7 +10,7 @@ from typing import Any
 from albert_jax import files, strict_json
 from albert_jax.errors import UserError
 
-PRETRAINING = ("pretrain", "plbert")  # tasks whose runs share panels whatever their datasets are
+PRETRAINING = ("pretrain", "plbert")  # tasks whose runs share panels also with different datasets
 BASELINES_FILE = "baselines.json"  # in a workdir: {metric: [value, what it is]}
 FORMATS = (".png", ".svg", ".pdf")
 # Colours that colour-blind readers tell apart (Okabe and Ito), and markers for print without colour.

@@ -145,7 +145,7 @@ def coroutine(file):
 def test_arrays_that_come_too_late_after_a_failure_say_nothing(monkeypatch):
   messages = []
   monkeypatch.setattr(sys, "unraisablehook", messages.append)
-  checkpoint._hush_latecomers.__wrapped__()
+  checkpoint._silence_late_errors.__wrapped__()
   for text, source in (
     ("Event loop is closed", None),
     ("an array", coroutine("site-packages/orbax/checkpoint/handlers.py")),

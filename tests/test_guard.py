@@ -91,12 +91,10 @@ def test_after_a_second_alarm_it_goes_further_back_and_leaves_more_out(tmp_path,
   assert health.skipped == {5, 6, 7, 8, 9, 10, 11}
   assert [alarm["times"] for alarm in health.alarms] == [1, 2, 3]
   saved.saved = [4, 8]
-  with pytest.raises(
-    FloatingPointError, match=r"bad at step 9 again, after going back 3 times; the checkpoint of step 4 is"
-  ):
+  with pytest.raises(FloatingPointError, match=r"bad at step 9 again, after 3 rollbacks; the checkpoint of step 4 is"):
     health.roll_back(Alarm(9, "bad"), saved)
   assert saved.saved == [4, 8]  # Giving up takes nothing away.
-  assert "going on from step 4 without batch 8, 10 (alarm 2 of 3 since the last new checkpoint)" in caplog.text
+  assert "resuming from step 4 without batch 8, 10 (alarm 2 of 3 since the last new checkpoint)" in caplog.text
 
 
 def test_after_an_alarm_at_another_step_it_goes_back_as_at_first(tmp_path):
@@ -105,7 +103,7 @@ def test_after_an_alarm_at_another_step_it_goes_back_as_at_first(tmp_path):
     health.roll_back(Alarm(step, "bad"), saved)
   assert saved.saved == [4, 8]
   assert health.skipped == {9, 11, 13}  # Each time the batch of the alarm's step alone.
-  with pytest.raises(FloatingPointError, match="after going back 3 times"):
+  with pytest.raises(FloatingPointError, match="after 3 rollbacks"):
     health.roll_back(Alarm(13, "bad"), saved)
 
 

@@ -144,8 +144,8 @@ def test_a_bad_batch_is_left_out_and_the_rest_is_as_if_it_had_never_been(go, cap
   go.bad_batches |= {4, 6}
   lines = go("guarded")
   output = caplog.text
-  assert "is not a finite number at step 5: going on from step 4 without batch 4 (alarm 1 of 3 since" in output
-  assert "is not a finite number at step 6: going on from step 4 without batch 6 (alarm 2 of 3 since" in output
+  assert "is not a finite number at step 5: resuming from step 4 without batch 4 (alarm 1 of 3 since" in output
+  assert "is not a finite number at step 6: resuming from step 4 without batch 6 (alarm 2 of 3 since" in output
   alarms = json.loads((go.folder / "guarded" / "guard.json").read_text())
   assert {number for alarm in alarms for number in alarm["skipped"]} == {4, 6}
   assert lines[4, "guard"]["skipped_batches"] >= 1
@@ -178,9 +178,7 @@ def test_after_an_alarm_before_the_first_checkpoint_it_begins_again(go):
 
 def test_after_too_many_alarms_it_gives_up_and_says_so(go):
   go.bad_batches |= set(range(3, 100))
-  with pytest.raises(
-    FloatingPointError, match=r"at step \d again, after going back 3 times; the checkpoint of step 2 is"
-  ):
+  with pytest.raises(FloatingPointError, match=r"at step \d again, after 3 rollbacks; the checkpoint of step 2 is"):
     go("run")
   assert max(int(path.name) for path in (go.folder / "run" / "checkpoints").iterdir()) == 2
 

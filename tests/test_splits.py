@@ -64,8 +64,8 @@ class TestFind:
       (tmp_path, "test", r"no file of the split 'test': expected test, testb .*there is dev-1\.json.*split=FILE"),
       (tmp_path, "*.txt", r"no file of the split '\*\.txt'"),
       (tmp_path / "train.csv", "validation", "validation_fraction"),
-      (tmp_path / "no.csv", "train", "nothing is there"),
-      (tmp_path / "no", "train", "nothing is there"),
+      (tmp_path / "no.csv", "train", "there is no such file or folder"),
+      (tmp_path / "no", "train", "there is no such file or folder"),
       ("", "train", "data.dataset is not set"),
       (tmp_path, "", "data.split or data.validation_split is not set"),
     ):

@@ -142,9 +142,9 @@ class TestReading:
   def test_nothing_there(self, tmp_path):
     with pytest.raises(UserError, match=r"data\.dataset is not set"):
       squad.read("", "train")
-    with pytest.raises(UserError, match="nothing is there"):
+    with pytest.raises(UserError, match="there is no such file or folder"):
       squad.read(str(tmp_path / "x.json"), "train")
-    with pytest.raises(UserError, match=r"nothing is there|no file of the split 'y\.json'"):
+    with pytest.raises(UserError, match=r"there is no such file or folder|no file of the split 'y\.json'"):
       squad.read(str(tmp_path), "y.json")
     (tmp_path / "latin.json").write_bytes('{"data": "ß"}'.encode("latin-1"))
     with pytest.raises(UserError, match="is not UTF-8"):

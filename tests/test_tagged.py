@@ -162,7 +162,7 @@ def test_files_of_a_split(tmp_path):
     (tmp_path / name).write_text("")
   for split, name in {"train": "train.conll", "validation": "dev", "test": "eng.testb", "*.tsv": "1_a.tsv"}.items():
     assert tagged.split_files(tmp_path, split) == [tmp_path / name]
-  with pytest.raises(UserError, match="nothing is there"):
+  with pytest.raises(UserError, match="there is no such file or folder"):
     tagged.split_files("nowhere", "train")
 
 

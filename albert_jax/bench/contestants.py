@@ -183,7 +183,7 @@ def torch_step(
     dtype: "bfloat16" runs under autocast.
     attention: transformers' attn_implementation.
     compiled: whether torch.compile compiles the forward pass.
-    masked_only: the MLM head only at masked slots, which transformers does not do by itself.
+    masked_only: the MLM head only at masked slots, which transformers does not do.
 
   Returns:
     function that takes a step and returns the loss.

@@ -20,7 +20,7 @@ from albert_jax.bench.rows import Rows, Skip, read
 from albert_jax.training import flops
 
 WARM_UP = 2  # calls before the clock starts
-CHAIN = 20  # products in one program, so that starting it costs nothing beside them
+CHAIN = 20  # products in one program, so that the time to start it is negligible
 
 
 def machine(rows: Rows, sizes: plan.Plan) -> None:

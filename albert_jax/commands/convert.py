@@ -62,9 +62,11 @@ def main(argv: list[str]) -> None:
     "--symbols", metavar="FILE", help="the symbol table of a PL-BERT to write: symbols.json, styletts2 or kokoro"
   )
   vocabulary.add_argument(
-    "--cased", action="store_true", help="it is cased, although no tokenizer_config.json beside it says so"
+    "--cased", action="store_true", help="the vocabulary is cased, and has no tokenizer_config.json that says so"
   )
-  vocabulary.add_argument("--keep_accents", action="store_true", help="it keeps accents, although no such file says so")
+  vocabulary.add_argument(
+    "--keep_accents", action="store_true", help="the vocabulary keeps accents, and has no such file"
+  )
   vocabulary.add_argument(
     "--keep_pieces", action="store_true", help="--spm or --symbols is new: keep the rows of pieces both share"
   )

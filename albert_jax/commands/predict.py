@@ -27,8 +27,8 @@ def main(argv: list[str]) -> None:
   parser = common.parser(
     "predict",
     "Reads texts, a line each, and writes a JSON line for each. A line that begins with { is a JSON object with the\n"
-    'fields the task wants: "text"; "text" and "pair"; "question" and "context"; …; its "id" is handed on. Where the\n'
-    "model is for pairs of texts, a line may also be both with a tab between.",
+    'fields of the task: "text"; "text" and "pair"; "question" and "context"; …; its "id" is copied to the answer. If\n'
+    "the model is for pairs of texts, a line may also be both with a tab between.",
     'albert-jax predict --checkpoint=RUN --task=fill-mask "The [MASK] statement ends a loop."',
   )
   parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a Hugging Face directory, or a run's workdir")

@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
   parser.add_argument("--no_warm_up", action="store_true", help="compile each program when a request first needs it")
   parser.add_argument(
     "--reuse_port", action="store_true",
-    help="listen once all is compiled, beside an older server that was started so too: a restart without a gap",
+    help="listen on the port of an older server with this flag once all is compiled: a restart without a gap",
   )  # fmt: skip
   for name, (unit, text) in LIMITS.items():
     default = getattr(state.Settings, name)

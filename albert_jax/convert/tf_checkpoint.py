@@ -193,7 +193,7 @@ def _entry(key, value, shards):
     dtype = "it was saved in slices (a partitioned variable); save it unpartitioned"
   shard = fields.get(3, [0])[-1]
   if not 0 <= shard < shards:
-    raise ValueError(f"{key!r} is said to be in shard {shard} of {shards}")
+    raise ValueError(f"{key!r} names the shard {shard} of {shards}")
   return {
     "dtype": dtype,
     "shape": tuple(shape),

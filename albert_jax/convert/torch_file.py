@@ -199,7 +199,7 @@ def _interpret(data: bytes) -> Any:
     elif name == "REDUCE":
       arguments, function = stack.pop(), stack.pop()
       if not isinstance(function, _Name) or function.name not in _CALLS or not isinstance(arguments, tuple):
-        raise _Refused(f"it wants to call {getattr(function, 'name', 'a value'):.60}")
+        raise _Refused(f"it calls {getattr(function, 'name', 'a value'):.60}")
       stack.append(_CALLS[function.name](*arguments))
     elif name == "BUILD":
       stack.pop()  # Attributes of a state dict (`_metadata`), which are not read.

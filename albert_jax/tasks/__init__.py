@@ -77,7 +77,7 @@ def sketch(config: ConfigDict) -> Sketch:
     what the step computes, and of which arrays.
 
   Raises:
-    UserError: only the data tell for this kind of task.
+    UserError: the shapes of this kind of task depend on its data.
   """
   make_sketch = spec(config.task.name).sketch
   if make_sketch is None:

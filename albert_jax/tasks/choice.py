@@ -26,7 +26,7 @@ class Settings:
   """`config.task` of configs/race.py.
 
   Attributes:
-    keep_head: go on with the checkpoint's own head.
+    keep_head: continue with the checkpoint's head.
   """
 
   keep_head: bool
@@ -81,7 +81,7 @@ def logits(cfg: AlbertConfig, params: Params, batch: Batch, keys: jax.Array | No
     keys: [B], for dropout, or None.
 
   Returns:
-    float32 [B, C], a number an option; the lowest float for what only fills up.
+    float32 [B, C], the logit of each option; the lowest float beyond the last option.
   """
   B, C, L = batch["input_ids"].shape
   if keys is not None:

@@ -294,7 +294,7 @@ def score_files(predictions: str, gold: str) -> dict[str, float]:
     odd = sorted(answer_of.keys() ^ set(index))[:3]
     raise UserError(
       f"{predictions} has {len(answers):,} answers, {gold} {len(index):,} rows; both need the same numbers in the "
-      f"column index, once each; look for {', '.join(map(str, odd)) or 'one that is there twice'}"
+      f"column index, once each; look for {', '.join(map(str, odd)) or 'a repeated number'}"
     )
   best = np.array([answer_of[i] for i in index])
   outputs = np.eye(len(row.labels))[best] if row.labels else best[:, None]

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def texts(value: Any, *names: str) -> tuple[str, ...] | None:
-  """Reads the fields `names` of a dict, or a tuple or list of as many texts."""
+  """Reads the fields `names` of a dict, or as many texts in a tuple or list."""
   if isinstance(value, dict):
     value = [value.get(name) for name in names]
   if not isinstance(value, list | tuple) or len(value) != len(names) or not all(isinstance(x, str) for x in value):

@@ -4,10 +4,9 @@ Two towers with one set of weights: query and answer go through the encoder one 
 the encoder's output over the text's pieces, or its output at [CLS], of length 1. Similarity is the cosine.
 
 Pairs without scores are learnt with in-batch negatives: of all answers in the batch a query has to find its own, and an
-answer its own query (the symmetric InfoNCE loss). This is the one loss of the house that couples rows, so what the
-batch is decides what is learnt: the answers of all devices are gathered, and the result is the same on any mesh; but
-with `accumulate` each micro-batch is a batch by itself, with as many times fewer negatives. Pairs with scores (STS) are
-learnt by the squared error of the cosine.
+answer its own query (the symmetric InfoNCE loss). No other loss here couples rows. The answers of all devices are
+gathered, so the result is the same on any mesh. With `accumulate=N`, the negatives are those of a micro-batch, which is
+an N-th of the batch. Pairs with scores (STS) are learnt by the squared error of the cosine.
 """
 
 import functools
@@ -77,7 +76,7 @@ class Pairs:
 
   Attributes:
     queries: n texts.
-    answers: as many.
+    answers: n texts.
     scores: float32 [n] from 0 to 1, how well they fit; None without.
   """
 
@@ -303,8 +302,8 @@ def score(dev: Pairs, outputs: dict[str, list]) -> tuple[dict[str, float], dict[
 def own_ranks(queries: np.ndarray, answers: np.ndarray, query_texts: list[str], answer_texts: list[str]) -> np.ndarray:
   """Ranks each query's own answer among all different answers.
 
-  Other right answers of the same query are left out. Of equal cosines the own answer is last, so that embeddings which
-  are all the same find nothing.
+  Other right answers of the same query are left out. Of equal cosines the own answer is last, so that equal embeddings
+  do not score.
 
   Args:
     queries: [n, D], of length 1.

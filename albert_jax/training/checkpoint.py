@@ -57,7 +57,7 @@ class Checkpoints:
     # Orbax logs a failure with its traceback, and so does asyncio for each array; here it is raised, in one line.
     for logger in ("absl", "asyncio"):
       logging.getLogger(logger).setLevel(logging.CRITICAL)
-    _hush_latecomers()
+    _silence_late_errors()
     files.filesystem(self._directory)  # Configures the clients of stores, for Orbax too.
     _set_aside_unreadable(self._directory)
     # Orbax takes the time that a save has left from the clock, and a clock may jump; `watch.py` reports what hangs.
@@ -239,7 +239,7 @@ def _set_aside_unreadable(directory):
 
 
 @functools.cache
-def _hush_latecomers():
+def _silence_late_errors():
   """Suppresses tracebacks after a failed save: Orbax closes its event loop without waiting for the other arrays.
 
   Each array would print one, a hundred of them on a full disk, after the line that reports the failure.

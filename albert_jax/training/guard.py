@@ -170,7 +170,7 @@ class Guard:
     if jax.process_index() == 0:
       files.write_json(self._path, self.alarms, indent=1)
       log.warning(
-        "%s: going on from step %d without batch %s (alarm %d of %d since the last new checkpoint)",
+        "%s: resuming from step %d without batch %s (alarm %d of %d since the last new checkpoint)",
         alarm, restored, ", ".join(map(str, numbers)), alarms, self.cfg.give_up,
       )  # fmt: skip
 
@@ -202,10 +202,10 @@ def _is_history(value):
 
 def _given_up(alarm, times, restored):
   what = f"the checkpoint of step {restored} is sound" if restored else "there is no checkpoint yet"
-  tried = f" again, after going back {times} times" if times else ""
+  tried = f" again, after {times} rollbacks" if times else ""
   return (
     f"{alarm}{tried}; {what}. Usually the learning rate is too high for the batch: lower optimizer.learning_rate or "
-    "lengthen the warm-up; guard.give_up is how often a run goes back by itself."
+    "lengthen the warm-up; guard.give_up is how often a run rolls back."
   )
 
 
@@ -232,7 +232,7 @@ def advice(
   listed = ", ".join(f"{name} {metrics[name]:.3f} ({what}: {value:.3f})" for name, (value, what) in known.items())
   if step < (EARLY_FINETUNING if is_finetuning else EARLY):
     return (
-      f"After {step} steps it is too early to tell whether this run learns: {listed}. Give it more, as "
+      f"After {step} steps it is too early to tell whether this run learns: {listed}. Train longer, as "
       f"--config.steps={max(10 * step, 100)}"
     ) + (f"; this run's optimizer is for larger models: {small_model}, in a new --workdir" if small_model else "")
   if small_model:

@@ -33,7 +33,7 @@ def stop_requests(hosts: int) -> Iterator[Callable[[], str]]:
   If only some hosts of a multi-host run get the signal, JAX finds a step at which all of them stop.
 
   Yields:
-    A function, to be called after each step, that returns why to stop; '' to go on.
+    A function to call after each step; it returns the reason to stop, or '' to continue.
   """
   if hosts > 1:
     calls = itertools.count(1)  # Not the run's steps: they may go back, and these must not.
@@ -66,8 +66,8 @@ def exit_on_error(hosts: int) -> Iterator[None]:
     if not isinstance(error, jax.errors.JaxRuntimeError | OSError):
       traceback.print_exc()
     print(
-      f"albert-jax: host {jax.process_index()} of {hosts} ends: {message_lines(error)[0][:300]}. If nothing "
-      "else says why, another host is gone. Start all of them again: they go on from the last checkpoint.",
+      f"albert-jax: host {jax.process_index()} of {hosts} ends: {message_lines(error)[0][:300]}. If there is "
+      "no other message, another host has failed. Start all of them again: they resume from the last checkpoint.",
       file=sys.stderr, flush=True,
     )  # fmt: skip
     os._exit(1)

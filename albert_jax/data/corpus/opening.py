@@ -60,7 +60,7 @@ def _xz(file):
 
 
 def _zstd(file):
-  import pyarrow  # TFDS requires it. Unlike `zstandard`, it tells a stream that was cut short.
+  import pyarrow  # TFDS requires it. Unlike `zstandard`, it detects a stream that was cut short.
 
   return io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd"), _READ_BYTES)
 

@@ -39,7 +39,7 @@ def local(workers: int) -> Callable[..., None]:
         except concurrent.futures.BrokenExecutor:
           raise OSError(
             f"a worker process of --workers={workers} ended before its work was done, perhaps because it was killed "
-            "for want of memory; the same command goes on from the parts that are done, with fewer --workers if need be"
+            "for want of memory; the same command resumes from the parts that are done, with fewer --workers if need be"
           ) from None
         except BaseException:
           pool.shutdown(wait=False, cancel_futures=True)

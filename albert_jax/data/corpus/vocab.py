@@ -172,7 +172,7 @@ def train_model(
 
 
 class _Writer:
-  """What SentencePiece wants to write its model to."""
+  """The file-like object that SentencePiece writes its model to."""
 
   def __init__(self):
     self.data = b""

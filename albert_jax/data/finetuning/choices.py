@@ -101,7 +101,7 @@ def _records(rows):
 
 
 def _read_race(folder, levels):
-  """Returns the official folders: a file a passage, JSON whatever its name."""
+  """Returns the official folders: a file a passage, JSON with any suffix."""
   questions = []
   for level in levels:
     if level not in LEVELS:

@@ -64,7 +64,9 @@ def find(
     )
   if not folder.is_dir():
     if folder.suffix in suffixes or str(dataset).startswith((".", "/", "~")):
-      raise UserError(f"data.dataset={dataset}: nothing is there; expected a file, a folder or a TFDS name")
+      raise UserError(
+        f"data.dataset={dataset}: there is no such file or folder; expected a file, a folder or a TFDS name"
+      )
     return None
   if tfds_folder(folder):
     return None

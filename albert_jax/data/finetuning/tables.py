@@ -140,7 +140,7 @@ def _read_table(path, fields, optional, separators, quotes, skip_ragged):
     if not skip_ragged or len(ragged) == len(rows):
       raise UserError(
         f"{path}: {len(ragged):,} of {len(rows):,} lines {what}; mend or remove them (a held-out number is of all "
-        "lines), or say with --config.data.quotes=csv or none what quotes are there"
+        "lines), or set --config.data.quotes to csv or none"
       )
     splits.warn_count(path, len(ragged), f"lines {what}, and were skipped")
     rows = [(line, row) for line, row in rows if len(row) == len(header)]
@@ -281,7 +281,7 @@ def _read_parquet(path, fields, optional):
 
 
 def _bytes(array):
-  """Returns the bytes of an Arrow array's values, counting a repeated text as often as it is there."""
+  """Returns the bytes of an Arrow array's values, counting each repetition of a text."""
   import pyarrow.compute
 
   if pyarrow.types.is_nested(array.type):

@@ -11,7 +11,7 @@ from albert_jax.data.speech import batching, lexicon
 from albert_jax.data.speech.batching import SpeechConfig
 
 _BATCH = 256
-# Of a healthy corpus. A target of nearly one value makes the word loss 0, whatever the model learns.
+# Of a healthy corpus. If nearly all targets are equal, the word loss is near 0 without learning.
 LEAST_COVERAGE, LEAST_ENTROPY, MOST_UNKNOWN, MOST_PADDING = 0.8, 3.0, 0.01, 0.5
 
 

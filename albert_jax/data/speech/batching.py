@@ -116,7 +116,7 @@ def make_rows(
   ids = np.where(is_space, table.space_id, words.symbols[symbol_at]).astype(np.int32)
   ids[~is_token] = table.pad_id
 
-  # Draws are by the word's place in its record, so a word is chosen or not whatever the window.
+  # Draws are by the word's place in its record, so the choice of a word does not depend on the window.
   word_number = np.arange(len(entries)) - np.repeat(np.cumsum(counts) - counts, counts)
   most = int(counts.max(initial=1))
   is_picked = rng.chance(rng.bits(rng.keys(seed, "words", numbers), most), cfg.mask_rate)[owner, word_number]
@@ -125,7 +125,7 @@ def make_rows(
   is_random = ~is_masked & rng.chance(action, cfg.mask_share + cfg.random_share)
 
   is_chosen = is_picked[word] & is_token & ~is_space
-  # Random symbols are those of the same text, as frequent as they are there.
+  # Random symbols are drawn from the same text, by their frequency in it.
   characters = words.symbols[ragged(words.start[entries], sizes)]
   character_count = np.bincount(owner, weights=sizes, minlength=len(counts)).astype(np.int64)
   character_base = np.cumsum(character_count) - character_count
@@ -150,7 +150,7 @@ def pack_rows(rows: Rows, is_used: np.ndarray, table: Symbols) -> Rows:
 
 
 def make_batch(rows: Rows, numbers: np.ndarray, seed: int, words: Lexicon, word_slots: int = 0) -> dict:
-  """Returns the arrays that the task plbert wants.
+  """Returns the arrays of the task plbert.
 
   Args:
     rows: from make_rows.

@@ -134,7 +134,7 @@ def beam_end(head: Params, x_BLD: jax.Array, allowed_BL: jax.Array, starts_BK: j
 
 def _layer_norm(norm, x):
   centred = x - jnp.mean(x, axis=-1, keepdims=True)
-  # The original's contrib.layers.layer_norm has this epsilon, whatever the model's.
+  # The original's contrib.layers.layer_norm has this epsilon for every model.
   scaled = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + 1e-12)
   lead = (1,) * (x.ndim - 1)
   return scaled * norm["scale"].reshape(*lead, -1) + norm["bias"].reshape(*lead, -1)

@@ -142,7 +142,7 @@ def score(
   Args:
     questions: with their answers.
     predictions: {id: text}; '' says that there is no answer. Questions without one score 0; "missing" counts them.
-    rules: one of RULES. Only squad2 tells HasAns from NoAns.
+    rules: one of RULES. Only squad2 has separate numbers for HasAns and NoAns.
     null_odds: {id: how sure it is that there is no answer}; with it come best_exact and best_f1, and the thresholds
       above which '' gives them.
     null_threshold: above it a prediction counts as '', as the scorer's --na-prob-thresh.

@@ -58,7 +58,7 @@ class Split:
   Attributes:
     documents: for each its sentences.
     references: the summaries to be; None if the file hides them.
-    labels: for each sentence 1 if it belongs to the summary; None likewise.
+    labels: for each sentence 1 if it belongs to the summary; None if the file hides the summaries.
   """
 
   documents: list[list[str]]
@@ -230,7 +230,7 @@ def select(sentences: list[str], scores: Any, most: int, trigram_blocking: bool)
 
   Args:
     sentences: of a document.
-    scores: as many numbers.
+    scores: a number for each sentence.
     most: how many at most.
     trigram_blocking: pass over a sentence that repeats three words in a row of a better one (Paulus et al., 2017).
 
