@@ -19,18 +19,8 @@ MARKERS = "osD^vP*"
 # Panels after those of the task, and their titles.
 _OF_THE_RUN = {"learning_rate": "learning rate", "tokens_per_s": "tokens per second", "grad_norm": "gradient norm"}
 # Fields of metrics.jsonl that are not metrics of the task.
-_NO_METRICS = (
-  "step",
-  "split",
-  "update_ratio",
-  "trust_ratio",
-  "input_stall",
-  "tokens",
-  "memory_gib",
-  "mfu",
-  "skipped",
-  "alarms",
-)
+_NO_METRICS = ("step", "split", "update_ratio", "trust_ratio", "input_stall", "tokens", "memory_gib", "mfu", "skipped",
+               "alarm")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

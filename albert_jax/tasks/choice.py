@@ -102,7 +102,7 @@ def _masked(logits, batch):
 
 
 def sums(cfg: AlbertConfig, params: Params, batch: Batch, keys: jax.Array | None) -> Sums:
-  """Is `Task.sums`: {"loss", "accuracy": (total, weight)}."""
+  """Implements `Task.sums`: {"loss", "accuracy": (total, weight)}."""
   loss, hits = heads.cross_entropy(
     logits(cfg, params, batch, keys), batch["label"], batch["weight"] * batch["labelled"]
   )

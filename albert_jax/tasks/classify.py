@@ -374,7 +374,7 @@ def _answer(params, out, batch):
 def sums(
   cfg: AlbertConfig, kind: str, smoothing: float, r_drop: float, params: Params, batch: Batch, keys: jax.Array | None
 ) -> Sums:
-  """Is `Task.sums`: {"loss", of single labels "accuracy", in training with R-Drop "r_drop": (total, weight)}.
+  """Implements `Task.sums`: {"loss", of single labels "accuracy", in training with R-Drop "r_drop": (total, weight)}.
 
   R-Drop (arXiv 2106.14448): two passes with different dropout. The loss is the mean of both losses, plus the distance
   of the two answers with the weight in `terms`.
@@ -391,7 +391,7 @@ def sums(
 
 
 def terms(r_drop: float, batch: Batch) -> dict[str, jax.Array]:
-  """Is `Task.terms`: the mean over rows, by their weights."""
+  """Implements `Task.terms`: the mean over rows, by their weights."""
   mean = 1 / jnp.maximum(jnp.sum(batch["weight"] * batch["counts"]), 1e-6)
   return {"loss": mean} | ({"r_drop": r_drop * mean} if r_drop else {})
 

@@ -253,7 +253,7 @@ def _baselines(row, kind, parts):
 
 
 def _score(row, parts, split, outputs):
-  """Is `Task.score`: the metrics, and the answers in the format of GLUE's site."""
+  """Implements `Task.score`: the metrics, and the answers in the format of GLUE's site."""
   logits, start, by_part, files = metrics.finite(np.stack(outputs["outputs"])), 0, {}, {}
   for ending, part in parts.items():
     by_part[ending] = logits[start : start + len(part)]

@@ -209,12 +209,12 @@ chunked_cross_entropy.defvjp(_chunked_forward, _chunked_backward)
 
 
 def mean_loss(batch: Batch) -> dict[str, jax.Array]:
-  """Is the `Task.terms` of a loss that is the mean over the rows that count."""
+  """Implements `Task.terms` for a loss that is the mean over the rows that count."""
   return {"loss": 1 / jnp.maximum(jnp.sum(batch["weight"]), 1)}
 
 
 def mean_label_loss(batch: Batch) -> dict[str, jax.Array]:
-  """Is the `Task.terms` of a loss that is the mean over the labelled positions of the whole batch."""
+  """Implements `Task.terms` for a loss that is the mean over the labelled positions of the whole batch."""
   return {"loss": 1 / jnp.maximum(jnp.sum(label_weights(batch)), 1)}
 
 

@@ -140,7 +140,7 @@ def sums(cfg: AlbertConfig, params: Params, batch: Batch, key: jax.Array | None)
 
 
 def terms(mlm_weight: float, sop_weight: float, batch: Batch) -> dict[str, jax.Array]:
-  """Is `Task.terms`: MLM mean over masked slots + SOP mean over pairs, each with its weight.
+  """Implements `Task.terms`: MLM mean over masked slots + SOP mean over pairs, each with its weight.
 
   get_masked_lm_output and get_sentence_order_output of run_pretraining.py. The small constant is the original's; it
   also makes a batch without any label cost nothing.

@@ -233,7 +233,7 @@ def sums(
   batch: Batch,
   key: jax.Array | None,
 ) -> Sums:
-  """Is `Task.sums`: {"loss"} and, without scores, "in_batch_accuracy", the queries that found their own answer.
+  """Implements `Task.sums`: {"loss"} and, without scores, "in_batch_accuracy": whether a query's own answer ranks first.
 
   In a training step, where each device sees its own rows, those of the others are gathered first.
   """
@@ -272,7 +272,7 @@ def _own_among_all(x_BD, y_BD, numbers_B, weights_B, temperature):
 
 
 def outputs(cfg: AlbertConfig, pooling: str, params: Params, batch: Batch) -> dict[str, jax.Array]:
-  """Is `Task.outputs`: {"query", "answer": embeddings [B, D]}."""
+  """Implements `Task.outputs`: {"query", "answer": embeddings [B, D]}."""
   queries, answers = _towers(cfg, pooling, params, batch)
   return {"query": queries, "answer": answers}
 
@@ -281,7 +281,7 @@ def outputs(cfg: AlbertConfig, pooling: str, params: Params, batch: Batch) -> di
 
 
 def score(dev: Pairs, outputs: dict[str, list]) -> tuple[dict[str, float], dict[str, bytes]]:
-  """Is `Task.score`: Spearman of scored pairs, else MRR and recall@k of each query's answer among all of the split.
+  """Implements `Task.score`: Spearman of scored pairs, else MRR and recall@k of each query's answer in the split.
 
   `predictions.jsonl` has the cosine of each pair, and without scores its rank.
   """

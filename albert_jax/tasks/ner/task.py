@@ -125,7 +125,7 @@ def _log_counts(split, sentences, notes):
 
 
 def sums(cfg: AlbertConfig, smoothing: float, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
-  """Is `Task.sums`: {"loss", "token_accuracy": (total, weight)} over labelled words.
+  """Implements `Task.sums`: {"loss", "token_accuracy": (total, weight)} over labelled words.
 
   Args:
     smoothing: of labels, in training only.
@@ -140,14 +140,14 @@ def sums(cfg: AlbertConfig, smoothing: float, params: Params, batch: Batch, key:
 
 
 def outputs(cfg: AlbertConfig, params: Params, batch: Batch) -> dict[str, jax.Array]:
-  """Is `Task.outputs`: {"label": int32 [B, L], the best label at every position}."""
+  """Implements `Task.outputs`: {"label": int32 [B, L], the best label at every position}."""
   return {"label": jnp.argmax(heads.at_positions(cfg, HEAD, params, batch), axis=-1)}
 
 
 def score(
   dev: tagged.Sentences, encoded: Encoded, labels: list[str], outputs: dict[str, list]
 ) -> tuple[dict[str, float], dict[str, bytes]]:
-  """Is `Task.score`: entity scores, and `predictions.conll` with word, tag and predicted tag, with tabs between.
+  """Implements `Task.score`: entity scores, and `predictions.conll` with word, tag and predicted tag, tab-separated.
 
   Where the tags are hidden there are no scores, and no column of tags.
   """
@@ -260,16 +260,7 @@ def _files(config):
 SPEC = Spec(
   make=make,
   settings=Settings,
-  metrics=lambda config: (
-    "loss",
-    "f1",
-    "precision",
-    "recall",
-    "token_accuracy",
-    "f1_*",
-    "precision_*",
-    "recall_*",
-  ),
+  metrics=lambda config: ("loss", "f1", "precision", "recall", "token_accuracy", "f1_*", "precision_*", "recall_*"),
   files=_files,
   heads=(HEAD,),
   prediction=Prediction(

@@ -123,7 +123,7 @@ def init(cfg: AlbertConfig, head: Head, key: jax.Array) -> Params:
 def sums(
   cfg: AlbertConfig, head: Head, params: Params, batch: Batch, key: jax.Array | None, hidden: bool = False
 ) -> Sums:
-  """Is `Task.sums`: {"loss" and what else the head minimises: (total, weight)} over the rows that count.
+  """Implements `Task.sums`: {"loss" and what else the head minimises: (total, weight)} over the rows that count.
 
   Args:
     batch: see data.finetuning.squad.
@@ -139,7 +139,7 @@ def sums(
 def score(
   head: Head, windows: squad.Windows, outputs: dict[str, list], search: Search, rules: str
 ) -> tuple[dict[str, float], dict[str, bytes]]:
-  """Is `Task.score`: the official numbers, and predictions.json, nbest_predictions.json and null_odds.json.
+  """Implements `Task.score`: the official numbers, and predictions.json, nbest_predictions.json and null_odds.json.
 
   `exact` and `f1` are of predictions.json, with task.null_threshold; `best_exact` and `best_f1` of always the best
   text, with the threshold that would have been best on this very split.

@@ -216,7 +216,7 @@ def logits_BL(cfg: AlbertConfig, params: Params, batch: Batch, key: jax.Array | 
 
 
 def sums(cfg: AlbertConfig, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
-  """Is `Task.sums`: {"loss": (total, weight)}, binary cross entropy over sentences."""
+  """Implements `Task.sums`: {"loss": (total, weight)}, binary cross entropy over sentences."""
   logits, weights = logits_BL(cfg, params, batch, key), heads.label_weights(batch)
   losses = jax.nn.softplus(logits) - logits * (batch["labels"] == 1)
   return {"loss": (jnp.sum(weights * losses), jnp.sum(weights))}
@@ -250,7 +250,7 @@ def select(sentences: list[str], scores: Any, most: int, trigram_blocking: bool)
 def score(
   dev: Split, encoded: windows.Encoded, most: int, trigram_blocking: bool, outputs: dict[str, list]
 ) -> tuple[dict[str, float], dict[str, bytes]]:
-  """Is `Task.score`: mean ROUGE of the summaries, and `summaries.jsonl`."""
+  """Implements `Task.score`: mean ROUGE of the summaries, and `summaries.jsonl`."""
   chosen = [
     select(sentences, scores, most, trigram_blocking)
     for sentences, scores in zip(dev.documents, encoded.by_item(outputs["score"]), strict=True)
