@@ -141,5 +141,7 @@ def test_packing_is_a_pure_function_too(cfg):
 def test_mistakes_are_explained(cfg, folder):
   with pytest.raises(UserError, match=r"short_seq_rate=0\.0"):
     DataConfig("", packing=2)
+  with pytest.raises(UserError, match=r"objective=nsp has two; expected one of them: add --config\.data\.packing=1"):
+    DataConfig("", packing=2, short_seq_rate=0.0, objective="nsp")
   with pytest.raises(UserError, match="do not go together"):
     batch_maker(dataclasses.replace(cfg, dataset=f"{folder},{folder}", weights="1,2"), batch_size=8, seed=0)

@@ -233,7 +233,7 @@ def sums(
   batch: Batch,
   key: jax.Array | None,
 ) -> Sums:
-  """Implements `Task.sums`: {"loss"} and, without scores, "in_batch_accuracy": whether a query's own answer ranks first.
+  """Implements `Task.sums`: {"loss"} and, without scores, "in_batch_accuracy": how often the own answer is first.
 
   In a training step, where each device sees its own rows, those of the others are gathered first.
   """

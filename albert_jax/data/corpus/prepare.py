@@ -171,19 +171,12 @@ def _prepare(units, reading, settings, tokenizer, identity, partial, out, run, m
     is_near = near_duplicates.find(sketches, is_kept, settings.near_duplicates)
     is_kept &= ~is_near
   is_validation &= is_kept
-  ends = np.cumsum([len(t["document"]) for t in tables])[:-1]
   members = {"train": is_kept & ~is_validation, "validation": is_validation}
   members = {split: mask for split, mask in members.items() if mask.any()}
-  files.remove(f"{partial}/dataset")
-  paths = shards.name_shards(f"{partial}/dataset", {split: np.split(mask, ends) for split, mask in members.items()})
-  kept, held = np.split(is_kept, ends), np.split(is_validation, ends)
-  jobs = [(i, f"{partial}/units", kept[i], held[i], paths[i], tokenizer.vocab_size) for i in range(len(units))]
-  run(shards.copy_unit, jobs, sizes, "write")
-  parts = [shards.load_table(f"{partial}/units/{i:06d}.copied.npz") for i in range(len(units))]
+  documents = [len(t["document"]) for t in tables]
+  parts, lengths, counts = shards.copy_units(run, partial, documents, members, sizes, tokenizer.vocab_size)
 
   tally = sum((collections.Counter(json.loads(str(t["tally"]))) for t in tables), collections.Counter())
-  lengths = {s: np.concatenate([part[f"{s}.lengths"] for part in parts if f"{s}.bytes" in part]) for s in members}
-  counts = {s: sum(part[f"{s}.counts"] for part in parts if f"{s}.bytes" in part) for s in members}
   special = [tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
   description = identity | {
     "input": {

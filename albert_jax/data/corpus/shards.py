@@ -3,6 +3,7 @@
 import io
 import pathlib
 import tempfile
+from collections.abc import Callable
 
 import numpy as np
 
@@ -40,13 +41,37 @@ def split_documents(documents: np.ndarray, fraction: float) -> tuple[np.ndarray,
   return is_kept, is_kept & (documents < np.uint64(threshold))
 
 
+def copy_units(
+  run: Callable[..., None], partial: str, documents: list[int], members: dict[str, np.ndarray], sizes: list[int], V: int
+) -> tuple[list[dict[str, np.ndarray]], dict[str, np.ndarray], dict[str, np.ndarray]]:
+  """Copies the records of all units from `partial/units` to the shards of a new folder `partial/dataset`.
+
+  Args:
+    run: a runner, see runners.py.
+    documents: how many documents each unit has.
+    members: {split: bool array over all documents}, none empty.
+    sizes: bytes of each unit, to show progress.
+    V: the size of the vocabulary.
+
+  Returns:
+    the tables of `copy_unit`; and for each split its lengths and its counts, see there.
+  """
+  ends = np.cumsum(documents)[:-1]
+  masks_of = {split: np.split(mask, ends) for split, mask in members.items()}
+  files.remove(f"{partial}/dataset")
+  paths = _name_shards(f"{partial}/dataset", masks_of)
+  folder, numbers = f"{partial}/units", range(len(documents))
+  jobs = [(i, folder, {split: masks[i] for split, masks in masks_of.items()}, paths[i], V) for i in numbers]
+  run(copy_unit, jobs, sizes, "write")
+  tables = [load_table(f"{folder}/{i:06d}.copied.npz") for i in numbers]
+  holders = {split: [table for table in tables if f"{split}.bytes" in table] for split in members}
+  lengths = {s: np.concatenate([table[f"{s}.lengths"] for table in tables]) for s, tables in holders.items()}
+  counts = {s: np.sum([table[f"{s}.counts"] for table in tables], axis=0) for s, tables in holders.items()}
+  return tables, lengths, counts
+
+
 def copy_unit(
-  number: int,
-  folder: str,
-  is_kept: np.ndarray,
-  is_validation: np.ndarray,
-  shards: dict[str, str],
-  vocab_size: int,
+  number: int, folder: str, members: dict[str, np.ndarray], shards: dict[str, str], vocab_size: int
 ) -> None:
   """Copies a unit's records to its shards, and writes the table `folder/NUMBER.copied.npz` of their contents.
 
@@ -56,18 +81,18 @@ def copy_unit(
   Args:
     number: int, the unit's place in the corpus.
     folder: where its files are.
-    is_kept, is_validation: bool arrays over the unit's documents.
+    members: {split: bool array over the unit's documents}.
     shards: {split: path}, without the splits that get nothing.
     vocab_size: V.
   """
   path = f"{folder}/{number:06d}"
   table = load_table(f"{path}.npz")
-  owner = np.repeat(np.arange(len(is_kept)), table["segments"])
+  owner = np.repeat(np.arange(len(table["segments"])), table["segments"])
   columns = {}
   for split, shard in shards.items():
-    is_own = (is_validation if split == "validation" else is_kept & ~is_validation)[owner]
     with files.writing(shard) as local:
-      columns |= {f"{split}.{k}": v for k, v in _write_shard(path, table["sizes"], is_own, local, vocab_size).items()}
+      written = _write_shard(path, table["sizes"], members[split][owner], local, vocab_size)
+    columns |= {f"{split}.{name}": values for name, values in written.items()}
   with files.writing(f"{path}.copied.npz") as local:
     np.savez(local, **columns)
 
@@ -103,7 +128,7 @@ def _write_shard(path, sizes, is_own, local, vocab_size):
   return {"bytes": size, "counts": counts, "lengths": np.concatenate(lengths)}
 
 
-def name_shards(dataset: str, members: dict[str, list[np.ndarray]]) -> list[dict[str, str]]:
+def _name_shards(dataset, members):
   """Returns the paths of the shards, by TFDS' rules.
 
   Args:

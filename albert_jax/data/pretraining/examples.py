@@ -64,6 +64,11 @@ class DataConfig:
         f"data.packing={self.packing} fills rows and data.short_seq_rate={self.short_seq_rate} leaves them empty; "
         "expected one of them: add --config.data.short_seq_rate=0.0"
       )
+    if self.packing > 1 and self.objective == "nsp":
+      raise UserError(
+        f"data.packing={self.packing} plans rows by the lengths of records, and a pair of data.objective=nsp has two; "
+        "expected one of them: add --config.data.packing=1"
+      )
     if self.objective not in OBJECTIVES:
       raise UserError(f"data.objective={self.objective!r} is unknown; expected one of {', '.join(OBJECTIVES)}")
 

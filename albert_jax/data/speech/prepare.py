@@ -102,20 +102,12 @@ def make_dataset(
   members = {"train": is_kept & ~is_validation, "validation": is_validation}
   _check_splits(spec, members, settings)
   members = {split: mask for split, mask in members.items() if mask.any()}
-  ends = np.cumsum([len(t["document"]) for t in tables])[:-1]
-  files.remove(f"{partial}/dataset")
-  paths = shards.name_shards(f"{partial}/dataset", {split: np.split(mask, ends) for split, mask in members.items()})
-  kept_of, held_of = np.split(is_kept, ends), np.split(is_validation, ends)
-  jobs = [(i, folder, kept_of[i], held_of[i], paths[i], len(kept)) for i in numbers]
-  run(shards.copy_unit, jobs, sizes, "write")
-  copied = [shards.load_table(f"{folder}/{i:06d}.copied.npz") for i in numbers]
+  documents_of = [len(t["document"]) for t in tables]
+  copied, lengths, used = shards.copy_units(run, partial, documents_of, members, sizes, len(kept))
 
-  lengths = {s: np.concatenate([part[f"{s}.lengths"] for part in copied if f"{s}.bytes" in part]) for s in members}
+  segments_of, symbols_of = (np.concatenate([t[name] for t in packed]) for name in ("segments", "record_symbols"))
   for split, mask in members.items():  # Packing needs the symbols of each record.
-    of_record = [np.repeat(part, t["segments"]) for t, part in zip(packed, np.split(mask, ends), strict=True)]
-    symbols_of = np.concatenate([t["record_symbols"][part] for t, part in zip(packed, of_record, strict=True)])
-    lengths[split] = np.stack([lengths[split][:, 0], symbols_of], axis=1).astype("<u2")
-  used = {s: sum(part[f"{s}.counts"] for part in copied if f"{s}.bytes" in part) for s in members}
+    lengths[split] = np.stack([lengths[split][:, 0], symbols_of[np.repeat(mask, segments_of)]], axis=1).astype("<u2")
   total = {key: np.concatenate([t[key] for t in packed]) for key in ("words", "symbols")}
   tally = sum((collections.Counter(json.loads(str(t["tally"]))) for t in tables), collections.Counter())
   description = identity | {

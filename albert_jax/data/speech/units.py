@@ -181,7 +181,7 @@ def phonemise_words(words: tuple[str, ...], language: str, folder: str) -> None:
 def pack_unit(number: int, folder: str, segment_symbols: int) -> None:
   """Makes `folder/NUMBER.records`, packed records one after the other, and the table `folder/NUMBER.npz`.
 
-  The table's columns are those that `shards.copy_unit` wants: `document` and `segments` of each document, `sizes` of
+  The table's columns are those of `shards.copy_unit`: `document` and `segments` of each document, `sizes` of
   each record; `words` and `symbols` of each document; and `record_symbols` of each record.
 
   Args:
