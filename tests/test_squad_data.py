@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from albert_jax.data.finetuning import squad
+from albert_jax.data.finetuning import squad, tables
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
@@ -115,6 +115,8 @@ class TestReading:
     assert questions_of["a"] == squad.Question("a", "größe ?", "Maß", (("ß", 3),), False)
     assert questions_of["b"].impossible and questions_of["b"].answers == ()
     assert questions_of["c"].answers == (("Maß", 0), ("ß", 2))
+    rows = tables.read("tiny_squad", "validation", ["answers"], tfds_dir=str(tmp_path))  # Lists hold texts, not bytes.
+    assert {"answer_start": [0, 2], "text": ["Maß", "ß"]} in rows.columns["answers"]
     with pytest.raises(UserError, match=r"data\.dataset=no_such_data, split 'train'"):
       squad.read("no_such_data", "train", str(tmp_path))
 

@@ -67,10 +67,10 @@ def read(dataset: str, split: str, *, levels: Sequence[str] = LEVELS, tfds_dir: 
   if path is None:
     rows = tables.read(dataset, split, _RACE, optional=("answers",), tfds_dir=tfds_dir)
     group = str(dataset).rsplit("/", 1)[-1]
-    return [choice for i, row in enumerate(_records(rows)) for choice in _race(row, rows.where(i), group)]
+    return [choice for i, row in enumerate(rows.records()) for choice in _race(row, rows.where(i), group)]
   if path.suffix in tables.TABLES:
     rows = tables.read_file(path, _SWAG, optional=("label",))
-    return [choice for i, row in enumerate(_records(rows)) for choice in _swag(row, rows.where(i))]
+    return [choice for i, row in enumerate(rows.records()) for choice in _swag(row, rows.where(i))]
   return [choice for number, row in tables.json_rows(path) for choice in _of_row(row, f"{path} line {number}")]
 
 
@@ -94,10 +94,6 @@ def _race_folder(dataset, split):
 
 def _passages(folder, levels):
   return [path for level in levels for path in sorted((folder / level).glob("*.txt"))]
-
-
-def _records(rows):
-  return [dict(zip(rows.columns, values, strict=True)) for values in zip(*rows.columns.values(), strict=True)]
 
 
 def _read_race(folder, levels):

@@ -135,18 +135,7 @@ def is_hidden(questions: Sequence[Question]) -> bool:
 
 
 def _of_rows(rows):
-  records = (dict(zip(rows.columns, map(_plain, row), strict=True)) for row in zip(*rows.columns.values(), strict=True))
-  return _checked(rows.source, [_question(rows.where(i), record, record) for i, record in enumerate(records)])
-
-
-def _plain(value):
-  """Returns the bytes and arrays of TFDS as Python's own values."""
-  if isinstance(value, dict):
-    return {key: _plain(item) for key, item in value.items()}
-  if isinstance(value, np.ndarray | list):
-    return [_plain(item) for item in value]
-  value = value.item() if isinstance(value, np.generic) else value
-  return value.decode() if isinstance(value, bytes) else value
+  return _checked(rows.source, [_question(rows.where(i), record, record) for i, record in enumerate(rows.records())])
 
 
 def _question(where, qa, paragraph):

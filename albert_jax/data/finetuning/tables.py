@@ -8,7 +8,7 @@ import hashlib
 import io
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,10 @@ class Examples:
   def where(self, row: int) -> str:
     """Returns the place of a row as "FILE line N"."""
     return f"{self.source} line {self.lines[row]}"
+
+  def records(self) -> Iterator[dict[str, Any]]:
+    """Yields each row as {field: value}."""
+    return (dict(zip(self.columns, row, strict=True)) for row in zip(*self.columns.values(), strict=True))
 
   def select(self, keep: np.ndarray) -> "Examples":
     """Returns the rows for which `keep` (bool [n]) is true."""
@@ -333,10 +337,14 @@ def _read_tfds(dataset, split, fields, optional, tfds_dir):
 
 
 def _plain(value, feature):
-  """Returns a value of TFDS as Python's: a label as its name, None where TFDS has -1 for it."""
+  """Returns a value of TFDS as Python's own: a label as its name, None where TFDS has -1 for it; bytes as text."""
   if hasattr(feature, "int2str"):
     return feature.int2str(int(value)) if value >= 0 else None
-  value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+  if isinstance(value, dict):
+    return {name: _plain(item, None) for name, item in value.items()}
+  if isinstance(value, np.ndarray | list):
+    return [_plain(item, None) for item in value]
+  value = value.item() if isinstance(value, np.generic) else value
   return value.decode("utf-8") if isinstance(value, bytes) else value
 
 
