@@ -138,9 +138,9 @@ def adapt(task: TaskType, settings: DistillConfig, seq_length: int, load: Callab
       model.apply(cfg, frozen, model.inputs(call.batch))
     theirs = jax.lax.stop_gradient(calls[-1].out)
     for name, answer in answers.items():
-      logits = [answer.logits(p, out, batch) for p, out in ((student, call.out), (frozen, theirs))]
+      logits, target_logits = answer.logits(student, call.out, batch), answer.logits(frozen, theirs, batch)
       totals[f"distill_{name}"] = _weighted(
-        answer_loss(answer.kind, *logits, settings.temperature), answer.weights(batch)
+        answer_loss(answer.kind, logits, target_logits, settings.temperature), answer.weights(batch)
       )
     if settings.hidden_weight:
       losses_BL = hidden_loss(params[PROJECTION], call.out["hidden"], theirs["hidden"])
