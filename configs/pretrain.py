@@ -59,8 +59,8 @@ SMALL = {
     "model": {"remat": "none", "scan_unroll": 4},
     "optimizer": {**_MUON, "learning_rate": 2e-3, "warmup_steps": 200, "decay_share": 0.4},
   },
-  # launch/speedrun.sh, the CPU track of docs/leaderboard.md. Steps of 2,048 positions: short rows come first. Two layers
-  # take 0.6 of the time of four.
+  # launch/speedrun.sh, the CPU track of docs/leaderboard.md. Steps of 2,048 positions: short rows come first. Two
+  # layers take 0.6 of the time of four.
   "speedrun": {
     "steps": 14_000, "batch_size": 16, "log_every": 100, "eval_every": 2800, "eval_batches": 100,
     "checkpoint_every": 700,

@@ -138,16 +138,10 @@ def adapt(task: TaskType, settings: DistillConfig, seq_length: int, load: Callab
       model.apply(cfg, frozen, model.inputs(call.batch))
     theirs = jax.lax.stop_gradient(calls[-1].out)
     for name, answer in answers.items():
-<<<<<<< HEAD
       logits, target_logits = answer.logits(student, call.out, batch), answer.logits(frozen, theirs, batch)
       totals[f"distill_{name}"] = _weighted(
         answer_loss(answer.kind, logits, target_logits, settings.temperature), answer.weights(batch)
       )
-=======
-      logits, their_logits = answer.logits(student, call.out, batch), answer.logits(frozen, theirs, batch)
-      losses = answer_loss(answer.kind, logits, their_logits, settings.temperature)
-      totals[f"distill_{name}"] = _weighted(losses, answer.weights(batch))
->>>>>>> 4756b79 (Docs: what a teacher and imitated depth gave, with one seed each; distillation's types)
     if settings.hidden_weight:
       losses_BL = hidden_loss(params[PROJECTION], call.out["hidden"], theirs["hidden"])
       totals["distill_hidden"] = _weighted(losses_BL, _tokens(batch))
