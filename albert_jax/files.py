@@ -499,6 +499,8 @@ def local(path: str | os.PathLike) -> str:
 
   The copy stays under `cache` until the source changes; a process checks the source once. Processes that need the same
   copy wait for each other. A process that is killed leaves its complete files for the next one.
+  Returns:
+    the local path, a str.
 
   Raises:
     UserError: the path does not exist, or the disk has no room for it.

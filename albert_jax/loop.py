@@ -177,6 +177,7 @@ def _batches(stages, start, skipped, host, hosts) -> Generator[tuple[int, run.St
     start: the step of the state.
     skipped: numbers of batches to leave out; a batch is a function of its number.
     host: the index of this host.
+    hosts: the number of hosts.
 
   Yields:
     (step from 1, its stage, this host's rows of the batch, seconds waited for them).
@@ -246,7 +247,12 @@ def _show_goodput(card, folder):
 
 
 def next_command(task: tasks.Task, directory: str) -> str:
-  """Returns a command to try the model of a complete run."""
+  """Returns a command to try the model of a complete run.
+
+  Args:
+    task: the run's task.
+    directory: its workdir.
+  """
   about = task.about.get("albert_jax_task", {})
   name, checkpoint = about.get("name", "fill-mask"), f"--checkpoint={shlex.quote(directory)}"
   prediction = tasks.predictions().get(name)

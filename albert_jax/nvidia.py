@@ -180,6 +180,7 @@ def reordered(x_BLD: jax.Array, order_BL: jax.Array, back_BL: jax.Array) -> jax.
   """Returns each row's vectors in another order: [B, L, D].
 
   Args:
+    x_BLD: the vectors.
     order_BL: int, a permutation of a row's positions.
     back_BL: int, the inverse permutation: the order of the gradient, which so needs no sum.
   """

@@ -93,6 +93,7 @@ class OnnxModel:
 
     Args:
       path: the .onnx file.
+      cfg: the model's shape.
       task: the pipeline's task.
       parts: the names of the parts and heads of the checkpoint.
     """

@@ -38,6 +38,7 @@ def first_match(rules: Sequence[tuple[str, Any]], tree: Any) -> Any:
 
   Args:
     rules: ordered (regular expression, value) pairs.
+    tree: any tree.
 
   Returns:
     A tree of the same structure with a value at each leaf.

@@ -83,6 +83,7 @@ def reliability(predictions: Predictions, bins: int = BINS) -> tuple[np.ndarray,
   """Compares how sure the model is with how often it is right, in bins of equal width.
 
   Args:
+    predictions: of a classifier.
     bins: how many, between 0 and 1.
 
   Returns:
@@ -173,6 +174,7 @@ def plot_depth(
 
   Args:
     paths: checkpoints, see `albert_jax.load`.
+    out: the picture.
     names: their names in the picture.
     texts: what the models read.
   """

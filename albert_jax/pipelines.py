@@ -72,6 +72,7 @@ class Pipeline:
     """Reads one input.
 
     Args:
+      value: the user's input.
       number: its number, for the error.
 
     Returns:
@@ -116,6 +117,9 @@ def pipeline(
     dtype: bfloat16 or float32, the dtype of the computation; '' for that of the checkpoint. With backend="onnx":
       float32 or int8, the file to run; '' for int8 if the folder has it.
     options: arguments of the task's function, such as top_k or batch_size.
+
+  Returns:
+    The pipeline.
 
   Raises:
     UserError: the checkpoint is for another task, there is no such task or option, or the number of labels differs from
@@ -166,6 +170,7 @@ def able_tasks(params: Params, name: str | None) -> list[str]:
   """Lists the tasks of TASKS that a checkpoint can do.
 
   Args:
+    params: its parameters.
     name: the task it was trained for, "name" of convert.about; None if not known.
 
   Returns:

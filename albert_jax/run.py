@@ -451,6 +451,7 @@ def join(coordinator: str = "", processes: int | None = None, process: int | Non
 
   Args:
     coordinator: HOST:PORT of process 0; '' to use the environment.
+    processes: the number of processes.
     process: the index of this process, from 0.
 
   Raises:

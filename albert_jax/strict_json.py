@@ -103,10 +103,14 @@ def read(
   """Parses a file of this machine that holds one JSON value.
 
   Args:
+    path: the file.
     what: what the file should hold, such as "a model's configuration"; errors name it.
     kind: as in `loads`.
     nan_as_null: as in `loads`.
     max_bytes: the largest file.
+
+  Returns:
+    The value.
 
   Raises:
     UserError: the file cannot be read, is too large, or as in `loads`; in one line.
@@ -128,8 +132,12 @@ def read_object(path: str | pathlib.Path, what: str = "a JSON object", **options
   """Parses a file that holds one JSON object.
 
   Args:
+    path: the file.
     what: what the file should hold; errors name it.
     **options: further arguments of `read`.
+
+  Returns:
+    The object.
 
   Raises:
     UserError: as `read`, or the file holds another kind of value.
@@ -141,8 +149,12 @@ def expect(value: Any, what: str, kind: type | tuple[type, ...]) -> Any:
   """Checks the kind of a value. A boolean is no number here, and a whole number is also a float.
 
   Args:
+    value: a parsed value.
     what: where it is from; the error begins with it.
     kind: the types that it may have.
+
+  Returns:
+    The value.
 
   Raises:
     UserError: the value has none of the types.

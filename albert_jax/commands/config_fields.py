@@ -106,6 +106,7 @@ def fields_of(config: ConfigDict, source: str = "") -> list[Field]:
   """Lists every field of a config.
 
   Args:
+    config: the config.
     source: the text of its file; its comments take precedence over those of the installed configs.
   """
   known = meanings(source, config.get("task", {}).get("name", ""))

@@ -146,6 +146,7 @@ def entries(
   """Returns the entries of all tensors of a model, in a format's names.
 
   Args:
+    shapes: {our path: shape}.
     names: {our parameter or module: its name in the file}; `{G}` and `{I}` are the group and the inner group.
     suffix: our path of a parameter whose module is in `names` -> the suffix after the module's name in the file.
     free: our path of a task head that the format does not have -> a name for it.
@@ -217,6 +218,7 @@ def to_params(
 
   Args:
     where: the name of the checkpoint in errors.
+    rules: Rules.
 
   Raises:
     UserError: a tensor is missing, unknown, of another shape or not finite (all are listed).

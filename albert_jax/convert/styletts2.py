@@ -41,6 +41,7 @@ def load(path: str | os.PathLike, rules: mapping.Rules | None = None) -> tuple[A
   """Reads the encoder, and the heads of StyleTTS2's pre-training if the folder has them.
 
   Args:
+    path: a folder.
     rules: `mapping.Rules`; None: strict.
 
   Returns:

@@ -74,6 +74,9 @@ class Checkpoint:
     Args:
       name: a key of `variables`.
 
+    Returns:
+      The numpy array.
+
     Raises:
       UserError: there is no such tensor, its type or layout is not supported, or its bytes are missing or damaged
         (their checksum is verified). The message names the tensor and the file.
@@ -249,6 +252,7 @@ def write(prefix: str | os.PathLike, arrays: dict[str, np.ndarray], *, shards: i
 
   Args:
     prefix: path without `.index`; its folder must exist.
+    arrays: {name: array}.
     shards: into how many data files the tensors are divided.
 
   Raises:

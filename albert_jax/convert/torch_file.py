@@ -53,6 +53,7 @@ def read_tensors(file: str | os.PathLike, *keys: str) -> dict[str, np.ndarray]:
   """Reads the tensors of one dict of a file of `torch.save`.
 
   Args:
+    file: a path.
     *keys: the keys of nested dicts that lead to the dict of tensors, such as "net"; none for the outermost one.
 
   Returns:
@@ -226,6 +227,7 @@ def write(file: str | os.PathLike, tree: Any) -> None:
   """Writes what `torch.load(file, weights_only=True)` opens. Equal trees give equal files.
 
   Args:
+    file: a path.
     tree: nested dicts, lists and tuples of numpy arrays, strings, numbers, booleans and None.
 
   Raises:

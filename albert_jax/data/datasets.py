@@ -191,6 +191,7 @@ def open_split(dataset: str, split: str) -> Any:
 
   Args:
     dataset: one folder.
+    split: the name of the split.
 
   Returns:
     A TFDS data source, for `len` and `fetch`.
@@ -225,6 +226,7 @@ def lengths(dataset: str, split: str) -> np.ndarray:
 
   Args:
     dataset: its folder, or several.
+    split: the name of the split.
 
   Returns:
     The tokens and sentences of each record; of a dataset of phonemes, its words and symbols.

@@ -62,6 +62,9 @@ def pack(ids: np.ndarray, sentence_starts: np.ndarray, starts_word: np.ndarray, 
     sentence_starts: uint16 array [S], ascending from 0.
     starts_word: bool array [T].
     document: int, see `document_id`.
+
+  Returns:
+    bytes.
   """
   header = document.to_bytes(8, "little") + np.array([len(ids), len(sentence_starts), ids.itemsize, 0], "<u2").tobytes()
   body = ids.tobytes() + sentence_starts.tobytes() + np.packbits(starts_word, bitorder="little").tobytes()
@@ -105,6 +108,9 @@ def unpack(packed: list[bytes]) -> Records:
 
   Args:
     packed: list of R ≥ 1 bytes from `pack`.
+
+  Returns:
+    Records.
 
   Raises:
     UserError: these are not such records.

@@ -337,6 +337,9 @@ class Tokenizer:
   def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
     """Returns the ids of many texts, quickly.
 
+    Args:
+      texts: iterable of str.
+
     Returns:
       list of list[int], without [CLS] and [SEP].
     """
@@ -355,6 +358,7 @@ class Tokenizer:
     """Returns the ids of one text.
 
     Args:
+      text: str.
       specials: convert `[CLS]`, `[SEP]` and `[MASK]` in the text to their ids, as for filling masks. Otherwise they are
         ordinary text, so that a user's text cannot change the structure of an input.
 
@@ -375,6 +379,7 @@ class Tokenizer:
     """Returns the ids of one text, and the characters each stands for.
 
     Args:
+      text: str.
       specials: see `encode`.
 
     Returns:

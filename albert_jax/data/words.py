@@ -26,6 +26,9 @@ def spans(text: str) -> list[tuple[int, int]]:
   `#` and `@` belong to the word that follows, and `'s` is a word. A run of letters of a script that is written without
   spaces, such as Thai, is one word. Every other visible character is a word.
 
+  Args:
+    text: any text.
+
   Returns:
     (start, end) of each word in `text`, in characters.
   """

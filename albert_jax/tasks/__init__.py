@@ -42,6 +42,9 @@ def spec(name: str) -> Spec:
   Args:
     name: one of NAMES.
 
+  Returns:
+    the SPEC of its module.
+
   Raises:
     UserError: there is none of that name.
   """
@@ -54,8 +57,12 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
   """Makes the task that a config names in `config.task.name`.
 
   Args:
+    config: the whole config.
     vocabulary: the Tokenizer of the checkpoint to begin with, where the config names none itself.
     first_row: how many rows of the training data to pass over, see data/pretraining/batching.py.
+
+  Returns:
+    the task.
 
   Raises:
     UserError: the config or its data are not what the task expects.
@@ -72,6 +79,9 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
 
 def sketch(config: ConfigDict) -> Sketch:
   """Makes the train step of a pre-training config without its data.
+
+  Args:
+    config: the whole config.
 
   Returns:
     what the step computes, and of which arrays.

@@ -77,6 +77,8 @@ def logits(cfg: AlbertConfig, params: Params, batch: Batch, keys: jax.Array | No
   """Applies the model and the head to each option.
 
   Args:
+    cfg: the sizes of the model.
+    params: the parameters.
     batch: names of tokens [B, C, L], and "options" [B], how many of the C are options.
     keys: [B], for dropout, or None.
 
@@ -155,6 +157,9 @@ def choose(
   """Predicts the best option of each question.
 
   Args:
+    cfg: the sizes of the model.
+    params: the parameters.
+    tokenizer: the model's.
     items: {"context", "question" (may be left out), "options": texts}.
     seq_length: 0 for the model's positions.
     qa_length: see data.finetuning.choices.rows.

@@ -194,6 +194,7 @@ def build(
   """Makes a Task of texts in memory.
 
   Args:
+    config: the whole config.
     settings: its `task`, checked.
     vocabulary: see `tasks.make`.
     first_row: likewise.
@@ -204,6 +205,9 @@ def build(
     train_rows: see Task.
     score: {"outputs": …} -> see Task.score.
     baselines: see Task.
+
+  Returns:
+    the task.
 
   Raises:
     UserError: the settings do not fit the model.
@@ -325,6 +329,8 @@ def rows(
   """Encodes a Split as token ids.
 
   Args:
+    split: the texts.
+    vocabulary: the model's.
     kind: one of KINDS.
     labels: how many there are.
     seq_length: the longest row; longer texts are cut.
@@ -356,6 +362,8 @@ def logits(cfg: AlbertConfig, params: Params, batch: Batch, keys: jax.Array | No
   """Applies the model and the head.
 
   Args:
+    cfg: the sizes of the model.
+    params: the parameters.
     batch: input_ids and so on, [B, L].
     keys: [B], for dropout, or None.
 
@@ -541,6 +549,9 @@ def classify(
   """Predicts the labels of texts, or of pairs of texts.
 
   Args:
+    cfg: the sizes of the model.
+    params: the parameters.
+    tokenizer: the model's.
     items: texts, or (first, second). Texts longer than `seq_length` are cut as in training, with a warning.
     labels: names, in the order of the classifier's outputs; () numbers them.
     kind: one of KINDS.

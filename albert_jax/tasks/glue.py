@@ -151,9 +151,14 @@ def read(row: Row, dataset: str, split: str, tfds_dir: str = "", skip_ragged: bo
   """Reads a split.
 
   Args:
+    row: the dataset.
     dataset: the dataset's own folder of TSV files, the folder that holds those of all datasets, or a TFDS name.
+    split: its name.
     tfds_dir: the folder of TFDS datasets; "" for TFDS' default.
     skip_ragged: whether rows with another number of columns are skipped and counted, else they are an error.
+
+  Returns:
+    the texts with their labels.
   """
   path = find(row, dataset, split)
   if path is None:
@@ -305,8 +310,12 @@ def submission(row: Row, index: list[int], outputs: np.ndarray) -> bytes:
   """Writes the TSV of GLUE's site: a header, and each row's number and answer, by number.
 
   Args:
+    row: the dataset.
     index: the rows' numbers.
     outputs: the head's, [n, C].
+
+  Returns:
+    the file.
   """
   if row.labels:
     answers = [row.written[best] for best in outputs.argmax(axis=1)]

@@ -25,7 +25,12 @@ def encoder(cfg: AlbertConfig, key: jax.Array, pooler: bool) -> Params:
   """Makes fresh parameters without the heads of pre-training.
 
   Args:
+    cfg: the sizes of the model.
+    key: a jax.random key.
     pooler: whether the task uses the pooler.
+
+  Returns:
+    the parameters.
   """
   left_out = ("mlm", "sop") if pooler else ("mlm", "sop", "pooler")
   return {name: part for name, part in model.init(cfg, key).items() if name not in left_out}
@@ -35,9 +40,14 @@ def with_head(cfg: AlbertConfig, key: jax.Array, head: str, size: int, pooler: b
   """Makes fresh parameters of an encoder with a dense layer on top.
 
   Args:
+    cfg: the sizes of the model.
+    key: a jax.random key.
     head: the name of the layer in the parameters.
     size: how many outputs it has.
     pooler: whether the task uses the pooler.
+
+  Returns:
+    the parameters.
   """
   key_encoder, key_head = jax.random.split(key)
   return {**encoder(cfg, key_encoder, pooler), head: dense(cfg, key_head, cfg.hidden_size, size)}
@@ -57,7 +67,9 @@ def at_positions(cfg: AlbertConfig, head: str, params: Params, batch: Batch, key
   """Applies a head to the encoder's output at every position.
 
   Args:
+    cfg: the sizes of the model.
     head: the name of a dense layer in `params`.
+    params: the parameters.
     batch: input_ids and so on, [B, L].
     key: a key a row [B], for dropout, or None.
 
@@ -82,6 +94,7 @@ def cross_entropy(
     logits: float32 [..., C].
     labels: int [...]. A label outside 0 to C - 1 makes the loss NaN.
     weights: float32 [...].
+    smoothing: label smoothing.
 
   Returns:
     ((sum of losses, sum of weights), (sum of correct answers, sum of weights)).
@@ -242,6 +255,7 @@ def by_row(
   Args:
     function: (params, batch) -> {name: [B, ...]}.
     params: its first argument; or an onnx_runtime.OnnxModel to call instead of the function.
+    rows: the encoded inputs.
     longest: the positions of the model.
     batch_size: the most rows in a batch.
 

@@ -127,6 +127,8 @@ def sums(cfg: AlbertConfig, params: Params, batch: Batch, key: jax.Array | None)
   """Sums losses and correct answers over masked slots (mlm_…), and over pairs (sop_…).
 
   Args:
+    cfg: the sizes of the model.
+    params: the parameters.
     batch: see data/pretraining/examples.py.
     key: for dropout, one or one a row; or None.
 
@@ -164,6 +166,9 @@ def fill_mask(
   """Predicts the token of each `[MASK]` of each text.
 
   Args:
+    cfg: the sizes of the model.
+    params: the parameters.
+    tokenizer: the model's.
     texts: each with a `[MASK]` at least.
     top_k: candidates a mask.
     batch_size: the most texts that are run in one batch.

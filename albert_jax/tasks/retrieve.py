@@ -131,8 +131,12 @@ def read(data: RetrieveData, split: str, settings: Settings, *, may_hide: bool =
 
   Args:
     data: config.data, for the fields.
+    split: its name.
     settings: for the range of the scores.
     may_hide: whether scores that are all -1 hide them, as in published test data, if -1 is outside of the range.
+
+  Returns:
+    the pairs.
 
   Raises:
     UserError: a score is no number or outside the range, or only some rows have one.
@@ -160,6 +164,8 @@ def rows(pairs: Pairs, vocabulary: Tokenizer, seq_length: int, source: str) -> b
   """Encodes pairs as token ids.
 
   Args:
+    pairs: the texts.
+    vocabulary: the model's.
     seq_length: the longest row; longer texts are cut.
     source: where the texts are from, for the count of those that were cut.
 
@@ -184,7 +190,9 @@ def embeddings_BD(
   """Computes the vectors of texts.
 
   Args:
+    cfg: the sizes of the model.
     pooling: one of POOLING.
+    params: the parameters.
     batch: input_ids and attention_mask [B, L].
     key: [B], for dropout, or None.
 
@@ -201,6 +209,7 @@ def pooled_BD(pooling: str, x_BLD: jax.Array, mask_BL: jax.Array) -> jax.Array:
 
   Args:
     pooling: one of POOLING.
+    x_BLD: the encoder's output.
     mask_BL: 1 for tokens, 0 for padding.
 
   Returns:
@@ -362,6 +371,9 @@ def embed(
   """Computes the vectors of texts.
 
   Args:
+    cfg: the sizes of the model.
+    params: the parameters.
+    tokenizer: the model's.
     texts: texts; a text longer than `seq_length` pieces is cut, with a warning.
     pooling: one of POOLING, as the model was trained.
     seq_length: the longest row.

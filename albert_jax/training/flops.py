@@ -48,6 +48,7 @@ def flops_per_step(cfg: Any, batch_size: int, length: int, slots: int) -> float:
   With arch=modern the feed-forward part has three matrices, and local layers attend to their window alone.
 
   Args:
+    cfg: an AlbertConfig.
     batch_size: rows.
     length: tokens of a row.
     slots: positions of a row for which logits of the vocabulary are computed.
@@ -67,6 +68,8 @@ def work(cfg: Any, batch: dict[str, Any], row_flops: float = 0.0, teacher: Any =
   """Returns (tokens, operations) of a training step on a batch of arrays, padding included.
 
   Args:
+    cfg: an AlbertConfig.
+    batch: {name: array}.
     row_flops: operations of a task's own heads for a row.
     teacher: the AlbertConfig of a model that computes on the same batch without gradients; None for none.
   """

@@ -69,6 +69,7 @@ class Guard:
     """Reads the alarms of the run.
 
     Args:
+      cfg: what raises an alarm.
       workdir: the local folder of the run.
       is_new: whether the run begins; then the alarms of an earlier run in this folder are removed.
     """
@@ -99,6 +100,7 @@ class Guard:
     Args:
       step: counted from 1.
       sums: {name: (total, weight)}, see training/step.py.
+      scalars: {name: value}.
 
     Raises:
       Alarm: a number is not finite, or a spike.
@@ -147,6 +149,7 @@ class Guard:
     alarms again, the run rolls back one checkpoint further and skips twice as many batches.
 
     Args:
+      alarm: what happened.
       checkpoints: a Checkpoints; those after the step to resume at are removed.
 
     Raises:
@@ -220,6 +223,7 @@ def advice(
   """Returns advice if no held-out metric is better than its baseline, else ''.
 
   Args:
+    metrics: the held-out metrics.
     baselines: {metric: (value, what it is)}, as in tasks.Task.
     step: the step of the metrics.
     learning_rate: one lower than this run's, to suggest.

@@ -36,6 +36,8 @@ def evaluate(
   Args:
     eval_step: see `make_eval_step`.
     batches: this host's rows of each batch.
+    params: the parameters to evaluate.
+    mesh: where they are.
     score: {name: list of arrays, one a row} -> ({metric: number}, {file name: bytes}), see tasks.Task.
 
   Returns:

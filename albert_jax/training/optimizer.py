@@ -89,6 +89,7 @@ def make(cfg: OptimizerConfig, layer_axes: Any) -> optax.GradientTransformation:
   With `cfg.ema`, `update` needs the keyword learning_rate, to compute the new parameters.
 
   Args:
+    cfg: the optimizer's config.
     layer_axes: a tree like the parameters: how many leading axes of each only count layers (model.layer_axes).
 
   Raises:

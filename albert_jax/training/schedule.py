@@ -48,6 +48,8 @@ def schedule(cfg: "OptimizerConfig", steps: int, batch_size: int | None = None) 
   this begins at that step, for a run that goes on with the weights, optimizer and step of another.
 
   Args:
+    cfg: the optimizer's config.
+    steps: the steps of the run.
     batch_size: rows of a batch, see `peak`.
 
   Raises:

@@ -97,6 +97,7 @@ def shardings(mesh: jax.sharding.Mesh, abstract: dict, zero1: bool = False) -> d
   """Returns the tree with the NamedSharding of each leaf.
 
   Args:
+    mesh: the devices.
     abstract: a state or parameters, arrays or their shapes.
     zero1: whether optimizer slots are split over `data` too.
 

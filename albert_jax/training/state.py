@@ -15,6 +15,7 @@ def abstract(init: Callable, tx: optax.GradientTransformation, key: jax.Array) -
 
   Args:
     init: key -> params.
+    tx: the gradient transformation.
     key: for `init`.
   """
   return jax.eval_shape(_new(init, tx), key)
@@ -37,6 +38,7 @@ def from_params(
 
   Args:
     params: host arrays.
+    tx: the gradient transformation.
     shardings: where each array of the state is created.
     moments: {"step", "m", "v"} of a run to continue; None begins at step 0.
   """

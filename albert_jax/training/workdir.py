@@ -227,7 +227,9 @@ def check_same_run(config: ConfigDict, fingerprints: dict[str, Any], directory: 
   """Checks that a run that has begun had this config and this data, then writes `config.json`.
 
   Args:
+    config: the settled config.
     fingerprints: see `data_fingerprints`; more of them by name, such as that of a teacher's weights.
+    directory: the workdir.
 
   Raises:
     UserError: a field, the dataset, the vocabulary or a teacher has changed.
@@ -302,8 +304,13 @@ def write_card(config: ConfigDict, fingerprints: dict[str, Any], directory: str,
   """Writes the run card, `run.json`: what is needed to make these numbers again.
 
   Args:
+    config: the settled config.
     fingerprints: see `data_fingerprints`.
+    directory: the workdir.
     start: the step at which this process begins.
+
+  Returns:
+    The card.
   """
   time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
   before = _recorded_card(directory) if start else {}

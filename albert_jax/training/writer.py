@@ -48,6 +48,7 @@ class Writer:
     Args:
       workdir: the local folder of the run.
       start: the step of the state.
+      steps: the steps of the run.
       log_every: steps between two lines.
       peak: operations a second that all devices could do, for `mfu`; None if unknown.
       trackers: more places for the numbers, see training/trackers.py.
@@ -148,6 +149,7 @@ class Writer:
     Args:
       step: counted from 1.
       split: train, eval or guard.
+      metrics: {name: value}.
 
     Raises:
       OSError: the line could not be written. Failing events and trackers are only reported.

@@ -51,6 +51,9 @@ def measure(texts: Iterable[str]) -> Marks:
 
   Args:
     texts: lines or sentences; words are what white space separates.
+
+  Returns:
+    Marks.
   """
   counts = collections.Counter(itertools.chain.from_iterable(map(str.split, texts)))
   words = other = latin_lost = other_lost = 0

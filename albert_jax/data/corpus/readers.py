@@ -102,6 +102,7 @@ def plan(spec: str, reading: Reading, unit_bytes: int = UNIT_BYTES) -> list[Unit
 
   Args:
     spec: str, a file, folder, glob or TFDS name (`wikipedia/20230601.en`), or several with commas between.
+    reading: Reading.
     unit_bytes: about how many bytes of text a unit holds.
 
   Returns:

@@ -142,6 +142,9 @@ def tokenise_unit(
 
   Args:
     number: int, the unit's place in the corpus.
+    unit: readers.Unit.
+    reading: readers.Reading.
+    settings: Settings.
     spm: path of the vocabulary.
     folder: where the files go.
   """

@@ -161,6 +161,7 @@ def metadata(parts: list[dict[str, np.ndarray]], splits: list[str]) -> dict[str,
 
   Args:
     parts: list of copy_unit's tables.
+    splits: list of str.
 
   Returns:
     {file name: bytes}.

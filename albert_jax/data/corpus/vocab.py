@@ -120,6 +120,9 @@ def train_model(
     character_coverage: the share of the corpus' characters that get a piece; the rest is unknown.
     input_sentence_size: more sentences than these are sampled, which bounds the memory.
 
+  Returns:
+    A SentencePiece model.
+
   Raises:
     UserError: the corpus is too small or too varied for this size.
   """

@@ -62,11 +62,13 @@ def train_batches(
   """Endless training batches, shuffled anew each epoch; an epoch's last batch is filled up from the next epoch.
 
   Args:
+    rows: the split.
     batch_size: B of the global batch.
     seed: of the shuffling.
     longest: the most positions to pad to, such as those of the model; None: the next of LENGTHS.
     start_step: the number of the first batch.
     host: this host, which makes rows [host * B / hosts, (host + 1) * B / hosts) of every batch.
+    hosts: the number of hosts.
     first_row: the number of the first row of batch 0, for a run that had another batch size before.
     group_by_length: whether to sort the rows of each 64 batches by length before they are cut into batches, which are
       then shuffled.
@@ -99,6 +101,7 @@ def eval_batches(
   """One pass, the shortest rows first, with the same number of batches on every host.
 
   Args:
+    rows: the split.
     batch_size: B of the global batch.
     longest: as in `train_batches`.
     host: as in `train_batches`.
@@ -127,6 +130,7 @@ def serving_batches(
   A batch has the largest size that meets `most`, `tokens` and `filled`.
 
   Args:
+    rows: the rows to predict.
     most: the most rows of a batch.
     tokens: the most tokens of a batch, padding included.
     filled: the least share of a batch that is rows.

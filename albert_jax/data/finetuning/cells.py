@@ -120,6 +120,7 @@ def number(value: Any, where: str, what: str) -> float:
   """Returns the finite number in a cell, within the range of float32.
 
   Args:
+    value: the cell.
     where: the row, for errors.
     what: what the number is, and what to do, such as "a score; every row needs one".
 

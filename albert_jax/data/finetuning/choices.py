@@ -202,6 +202,7 @@ def rows(
 
   Args:
     choices: n questions.
+    vocabulary: the tokenizer.
     seq_length: the longest row; a longer context loses its end.
     qa_length: the most tokens of question and option; more lose their beginning.
     source: where the questions are from, for messages.

@@ -291,6 +291,8 @@ def encode(
   that lies in a window. A row without its answer is labelled as having none, as in the original.
 
   Args:
+    questions: Q questions.
+    tokenizer: the tokenizer.
     seq_length: the longest row, more than max_query_length + 3.
     doc_stride: the tokens from one window to the next.
     max_query_length: the most tokens of a question; a longer one loses its end.

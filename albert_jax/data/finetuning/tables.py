@@ -378,6 +378,7 @@ def held_out(examples: Examples, fields: Sequence[str], fraction: float) -> np.n
   The same row is held out whatever else the file holds, and no text is on both sides.
 
   Args:
+    examples: the rows.
     fields: the columns with the texts.
     fraction: the share to keep, between 0 and 1.
 
@@ -404,6 +405,7 @@ def encode(
   """Encodes texts as the original's run_classifier.py: [CLS] first [SEP], or [CLS] first [SEP] second [SEP].
 
   Args:
+    vocabulary: the tokenizer.
     first: n texts.
     second: as many, or None.
     seq_length: the longest row; of a longer pair the longer text is cut first, and the rows that were cut are counted.

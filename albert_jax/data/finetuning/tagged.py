@@ -80,6 +80,7 @@ def read(
   (1.1) are skipped.
 
   Args:
+    paths: the files.
     token_column: the column with the words, from 0, or from -1 at the end.
     tag_column: the column with the tags.
     token_field: the list of words in a JSON object.
@@ -266,6 +267,7 @@ def encode(
 
   Args:
     words: the words of each sentence; each is encoded by itself.
+    tokenizer: the tokenizer.
     seq_length: the longest row.
     tags: the tag of each word, or None.
     labels: the tags that have numbers, in their order.

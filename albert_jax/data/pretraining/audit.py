@@ -58,7 +58,9 @@ def measure(
   """Makes examples and measures their properties.
 
   Args:
+    cfg: DataConfig.
     examples: int, about how many.
+    seed: int.
 
   Returns:
     A dict of plain numbers, and the first batch with its examples.Details.

@@ -203,6 +203,7 @@ def train_batches(
   """Yields training batches without end, in another order each epoch.
 
   Args:
+    cfg: DataConfig.
     batch_size: B of the global batch.
     seed: the seed of all random draws, 0 or more.
     start_step: the number of the first batch.

@@ -133,7 +133,13 @@ def lay_out(
 
   Args:
     batch: records.Records of B segments.
+    chosen: pairs.Pairs.
+    vocabulary: Vocabulary.
+    length: L.
     whole_word: False makes every token a word.
+
+  Returns:
+    Rows.
   """
   rows = np.arange(len(chosen.first_size))
   has_second = chosen.second_size > 0
@@ -202,6 +208,7 @@ def make_batch(
     packed: B packed records, see records.pack; 2 B for `nsp`, the second B for texts of other documents.
     numbers: int64 array [B], the global example numbers, which determine the random draws.
     seed: the seed of the random draws.
+    cfg: the data settings.
     vocabulary: the ids of the vocabulary.
 
   Returns:

@@ -153,6 +153,7 @@ def mask_tokens(
 
   Args:
     ids: int32 array [B, L].
+    spans: Spans.
     keys_B: uint64 array [B].
     slots: M, the slots for masked tokens of a row.
     mask_id: the id of [MASK].

@@ -54,6 +54,7 @@ def locate(numbers: np.ndarray, slots_of: np.ndarray, sizes: Sequence[int], seed
     numbers: int64 array [B], global example numbers.
     slots_of: int64 array [K], see `block_slots`.
     sizes: list of K ints, records in each dataset.
+    seed: int.
 
   Returns:
     (dataset, index): int64 arrays [B], the number of the dataset and of the record in it.

@@ -47,6 +47,7 @@ def example_sizes(lengths: np.ndarray, length: int) -> np.ndarray:
 
   Args:
     lengths: int array [n, 2], tokens and sentences of each record.
+    length: L.
 
   Returns:
     int64 array [n], from 3 to L.
@@ -127,6 +128,7 @@ def rows_to_records(plan: Plan, numbers: np.ndarray, seed: int | None = None) ->
   """Returns the records in rows.
 
   Args:
+    plan: Plan.
     numbers: int64 array [B], row numbers: any with a seed, which shuffles each epoch; below R without.
     seed: int, or None for the plan's own order.
 
@@ -154,6 +156,7 @@ def place(
   Args:
     plan, numbers: as for rows_to_records.
     seed: shuffles the rows and fills those with room, see `fill`; None does neither.
+    length: L.
     special: the most special tokens of an example.
 
   Returns:
@@ -186,6 +189,7 @@ def fill(
   Args:
     plan, numbers, seed: as for rows_to_records, which made
     records, is_used: int64 and bool arrays [B, S].
+    length: L.
     special: the most special tokens of an example.
 
   Returns:
@@ -268,6 +272,7 @@ def pack_examples(
     examples: dict of arrays with E rows, see examples.make_batch: the used ones of B rows, in their order.
     is_used: bool array [B, S], with E True.
     slots: M of the rows.
+    pad_id: int.
 
   Returns:
     dict of arrays as examples.make_batch returns, but that sop_label and sop_weight are [B, S]; and besides

@@ -47,6 +47,9 @@ def choose(
     short_seq_rate: the share of the rows whose target is drawn from 2 to `max_tokens`; the others' is `max_tokens`.
     objective: `sop` (half of the pairs swapped), `nsp` (half of the second parts from another document), or `none`
       (one run a row).
+
+  Returns:
+    Pairs.
   """
   random = rng.bits(keys_B, 8).T
   rows = np.arange(len(keys_B))

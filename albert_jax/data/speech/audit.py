@@ -19,7 +19,9 @@ def measure(cfg: SpeechConfig, examples: int, seed: int = 0) -> tuple[dict, batc
   """Makes examples and counts.
 
   Args:
+    cfg: SpeechConfig.
     examples: about how many.
+    seed: int.
 
   Returns:
     ({name: plain number}, the first batch's Rows).

@@ -91,7 +91,10 @@ def make_rows(
   Args:
     batch: B records.
     numbers: int64 array [B], the global example numbers, which choose the random draws.
+    seed: int.
+    cfg: SpeechConfig.
     words: the lexicon that the records' ids are entries of.
+    table: the symbol table.
     max_symbols: int64 array [B], the most symbols of each row; None is seq_length.
   """
   L, counts = cfg.seq_length, batch.tokens
@@ -141,6 +144,7 @@ def pack_rows(rows: Rows, is_used: np.ndarray, table: Symbols) -> Rows:
   Args:
     rows: Rows of E examples.
     is_used: bool array [B, S] with E True, see packing.rows_to_records.
+    table: the symbol table.
 
   Returns:
     Rows of B rows.
@@ -155,6 +159,7 @@ def make_batch(rows: Rows, numbers: np.ndarray, seed: int, words: Lexicon, word_
   Args:
     rows: from make_rows.
     numbers, seed: as there.
+    words: the lexicon.
     word_slots: W, at how many positions the word loss is computed, drawn at random; 0 is all L.
 
   Returns:

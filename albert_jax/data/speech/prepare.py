@@ -45,6 +45,8 @@ def make_dataset(
   Args:
     spec: the corpus, see readers.plan. Without `settings.language`: JSON lines with `words` and `phonemes`.
     out: the folder to make.
+    settings: Settings.
+    reading: readers.Reading.
     symbols: the symbol table, see symbols.load.
     add_symbols: characters outside the table that occur at least this often are added to it; 0 adds none.
     run: who does the work, see runners.py; None is this process.

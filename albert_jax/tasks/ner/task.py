@@ -128,9 +128,14 @@ def sums(cfg: AlbertConfig, smoothing: float, params: Params, batch: Batch, key:
   """Implements `Task.sums`: {"loss", "token_accuracy": (total, weight)} over labelled words.
 
   Args:
+    cfg: the sizes of the model.
     smoothing: of labels, in training only.
+    params: the parameters.
     batch: token ids and "labels" [B, L], -1 for none.
     key: see Task.
+
+  Returns:
+    the sums.
   """
   smoothing = 0.0 if key is None else smoothing
   logits_BLC = heads.at_positions(cfg, HEAD, params, batch, key)
@@ -206,6 +211,9 @@ def tag(
   """Predicts the entities of texts.
 
   Args:
+    cfg: the sizes of the model.
+    params: the parameters.
+    tokenizer: the model's.
     texts: texts, which data/words.py splits into words, or lists of words.
     labels: names, in the order of the classifier's outputs.
     seq_length: the longest row; longer texts take several.

@@ -69,6 +69,8 @@ def best(
   does, is no longer than `max_answer_length`, and one text counts once. Only tokens of the passage compete.
 
   Args:
+    head: the model's.
+    windows: all questions.
     outputs: {name: for each row the array of `head.spans`}.
     question: its number in `windows`.
     rows: the numbers of its rows.
@@ -128,6 +130,8 @@ def predict(
   """Answers all questions, see `best`.
 
   Args:
+    head: the model's.
+    windows: the questions.
     outputs: {name: for each row the array of `head.spans`}.
     search: how answers are searched for.
 
@@ -163,6 +167,9 @@ def answer(
   """Answers questions about passages of any length.
 
   Args:
+    cfg: the sizes of the model.
+    params: the parameters.
+    tokenizer: the model's.
     items: {"question", "context"}.
     top_k: answers of each.
     batch_size: the most windows that are run in one batch.

@@ -126,9 +126,15 @@ def sums(
   """Implements `Task.sums`: {"loss" and what else the head minimises: (total, weight)} over the rows that count.
 
   Args:
+    cfg: the sizes of the model.
+    head: the task's.
+    params: the parameters.
     batch: see data.finetuning.squad.
     key: see Task.
     hidden: whether the held-out split hides its answers, so that none of its rows counts.
+
+  Returns:
+    the sums.
   """
   x_BLD = model.apply(cfg, params, model.inputs(batch), key)["sequence_output"]
   losses = head.losses(cfg, params[head.part], x_BLD, batch, key)

@@ -116,8 +116,12 @@ def read(data: SummarizeData, split: str, most: int, *, may_hide: bool = False) 
 
   Args:
     data: config.data, for the fields.
+    split: its name.
     most: how many sentences to label where the file does not say which.
     may_hide: whether no row may have a summary or labels, as in published test data.
+
+  Returns:
+    the documents.
 
   Raises:
     UserError: a row has neither a summary nor labels, or not a label a sentence.
@@ -206,6 +210,8 @@ def logits_BL(cfg: AlbertConfig, params: Params, batch: Batch, key: jax.Array | 
   """Computes at every position the log odds that the sentence that begins there belongs to the summary.
 
   Args:
+    cfg: the sizes of the model.
+    params: the parameters.
     batch: input_ids and so on, [B, L].
     key: [B], for dropout, or None.
 
@@ -303,6 +309,9 @@ def summarize(
   """Summarizes texts.
 
   Args:
+    cfg: the sizes of the model.
+    params: the parameters.
+    tokenizer: the model's.
     texts: texts, or lists of sentences.
     sentences: how many a summary has at most.
     trigram_blocking: see `select`.
