@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import errno
 import gc
 import importlib
 import os
@@ -13,9 +14,15 @@ import traceback
 import albert_jax
 from albert_jax import signals
 from albert_jax.commands import COMMANDS
-from albert_jax.errors import UserError, masked, one_line
+from albert_jax.errors import UserError, did_you_mean, masked, one_line
 
 TRACEBACK = "ALBERT_JAX_TRACEBACK"
+_ROOM = "make room, or write to another disk, and run the same command again"
+REMEDIES = {  # What to do about an error of the system.
+  errno.ENOSPC: _ROOM,
+  errno.EDQUOT: _ROOM,
+  errno.EFBIG: "files have a limit in this shell; raise it with: ulimit -f unlimited",
+}
 CLEANING_SECONDS = 5.0  # during which more signals do not interrupt the removal of temporary files
 
 
@@ -70,6 +77,8 @@ def _run(argv) -> int:
   except Exception as error:
     expected = isinstance(error, OSError | FloatingPointError)
     hint = "" if expected or _wants_traceback() else f" ({TRACEBACK}=1 shows where)"
+    if isinstance(error, OSError) and error.errno in REMEDIES:
+      hint = f"; {REMEDIES[error.errno]}"
     return _failed(command, f"{one_line(error)}{hint}", 1)
 
 
@@ -77,7 +86,7 @@ def _run_command(command, argv) -> int:
   from albert_jax.commands import common  # Here, so that a signal during its imports is one line too.
 
   if command not in COMMANDS:
-    hint = common.did_you_mean(command, COMMANDS) or f"; there are {', '.join(COMMANDS)}"
+    hint = did_you_mean(command, COMMANDS) or f"; there are {', '.join(COMMANDS)}"
     print(f"albert-jax: no command {masked(command)!r}{hint}", file=sys.stderr)
     return 2
   common.keep_compiled()

@@ -1,6 +1,8 @@
 """`UserError` for mistakes that the user can fix, one-line messages of all errors, and the masking of secrets."""
 
+import difflib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -9,6 +11,12 @@ class UserError(ValueError):
 
   Commands print it as one line and exit with code 2.
   """
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+  """Returns '; did you mean …?' with the nearest name, '' if none is near."""
+  near = difflib.get_close_matches(name, list(names), 1, 0.6)
+  return f"; did you mean {near[0]}?" if near else ""
 
 
 def message_lines(error: BaseException) -> list[str]:

@@ -19,13 +19,15 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from albert_jax.errors import UserError, message_lines
+from albert_jax.errors import UserError, did_you_mean, message_lines
 
 BLOCK = 1 << 24  # bytes read at a time
 AT_ONCE = 8  # files fetched at the same time
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "hf": "hub"}  # which extra installs the client of a store
 
 log = logging.getLogger(__name__)
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # A full disk, a full quota, a file over the shell's limit.
 
 
 class Unreachable(OSError):
@@ -59,6 +61,18 @@ def user_path(path: str | os.PathLike, name: str = "a path") -> str:
     user = text.split("/")[0]
     raise UserError(f"{name}={text}: there is no user {user[1:]!r}; write ./{text} for a name that begins with ~")
   return expanded
+
+
+def near_path(path: str | os.PathLike) -> str:
+  """Returns '; did you mean …?' with an existing path whose last part is like that of `path`, or ''."""
+  text = os.fspath(path).rstrip("/")
+  folder, name = os.path.split(text)
+  try:
+    names = [entry for entry in os.listdir(folder or ".") if not entry.startswith(".")]
+  except OSError:
+    return ""
+  near = did_you_mean(name, names)
+  return near.replace("mean ", f"mean {folder}/", 1) if near and folder else near
 
 
 def split_list(text: str, name: str = "a path") -> list[str]:
@@ -186,12 +200,17 @@ def is_local(path: str | os.PathLike) -> bool:
 
 @contextlib.contextmanager
 def _naming(path: str | os.PathLike) -> Iterator[None]:
-  """Adds a path to the error of a full disk, which names no file."""
+  """Adds a path to the error of a full disk, which names no file. Libraries in C++ raise other kinds, with its text."""
   try:
     yield
   except OSError as error:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None:
+    if error.errno in FULL and error.filename is None:
       error.filename = os.fspath(path)
+    raise
+  except Exception as error:
+    for number in FULL:
+      if os.strerror(number) in str(error):
+        raise OSError(number, os.strerror(number), os.fspath(path)) from error
     raise
 
 

@@ -352,7 +352,7 @@ def _parts(config):
 def _checked_accumulate(batch_size, accumulate, mesh) -> int:
   rows, remainder = divmod(batch_size, mesh.shape["data"] * mesh.shape["fsdp"])
   if remainder:
-    raise UserError(f"curriculum.batch_size: {batch_size} must divide by the {mesh.size} devices that split rows")
+    raise UserError(f"curriculum.batch_size: {batch_size} must be divisible by the {mesh.size} devices that split rows")
   if rows % accumulate:
     fit = [n for n in range(1, rows + 1) if rows % n == 0]
     raise UserError(f"accumulate={accumulate} must divide the {rows} rows a device has; use one of {fit}")

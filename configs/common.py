@@ -1,11 +1,12 @@
 """The fields that all configs share. A value comes from this file, from a file that extends it, or from a flag."""
 
 import dataclasses
+from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
 from albert_jax.data.finetuning.config import FinetuningData
-from albert_jax.errors import UserError
+from albert_jax.errors import UserError, did_you_mean
 from albert_jax.model import VARIANTS
 from albert_jax.tasks.distill import DistillConfig
 from albert_jax.training.guard import GuardConfig
@@ -15,8 +16,7 @@ from albert_jax.training.sharding import MeshConfig
 
 def get_config(variant: str) -> ConfigDict:
   """Returns the fields of any run of the model `variant`, with no task yet."""
-  if variant not in VARIANTS:
-    raise UserError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
+  check_variant(variant, VARIANTS)
   config = ConfigDict()
   config.seed = 0
   # One of these four limits the run, and the others are 0; a limit on the command line replaces that of the config.
@@ -49,6 +49,23 @@ def get_config(variant: str) -> ConfigDict:
   config.mesh = ConfigDict(dataclasses.asdict(MeshConfig()))
   config.distill = ConfigDict(dataclasses.asdict(DistillConfig()))
   return config
+
+
+def check_variant(variant: str, names: Iterable[str], example: str = "") -> None:
+  """Checks what follows the colon of --config.
+
+  Args:
+    variant: what the user typed.
+    names: those that the config has.
+    example: of another form, '' for none.
+
+  Raises:
+    UserError: it is not one of them.
+  """
+  names = list(dict.fromkeys(names))
+  if variant not in names:
+    form = f", also as {example}" if example else ""
+    raise UserError(f"no variant {variant!r}; use one of {', '.join(names)}{form}{did_you_mean(variant, names)}")
 
 
 def finetune(variant: str, task: str, data: FinetuningData | None = None) -> ConfigDict:

@@ -37,9 +37,9 @@ def get_config(variant: str = "sst-2"):
   Args:
     variant: DATASET or DATASET-SIZE.
   """
-  dataset = next((name for name in TASKS if variant == name or variant.startswith(f"{name}-")), None)
-  if dataset is None:
-    raise ValueError(f"no variant {variant!r}; give one of {', '.join(TASKS)}, and a size if you like: sst-2-xxlarge")
+  dataset = next((name for name in TASKS if variant == name or variant.startswith(f"{name}-")), "")
+  if not dataset:
+    common.check_variant(variant, TASKS, "sst-2-xxlarge")
   config = common.finetune(variant.removeprefix(dataset).removeprefix("-") or "base", "glue", GlueData())
   config.task.dataset = dataset
   config.task.keep_head = False  # go on with the checkpoint's classifier, which has to be of the same dataset

@@ -20,8 +20,7 @@ VARIANTS = ("base", "small")
 
 
 def get_config(variant: str = "base") -> ConfigDict:
-  if variant not in VARIANTS:
-    raise ValueError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
+  common.check_variant(variant, VARIANTS)
   config = common.get_config("base" if variant == "base" else "tiny")
   config.task = ConfigDict({"name": "plbert"})
   config.loss = ConfigDict({

@@ -13,9 +13,11 @@ from ml_collections import ConfigDict
 
 from albert_jax.configs import common
 from albert_jax.data.pretraining.batching import DataConfig
+from albert_jax.model import VARIANTS
 
 
 def get_config(variant: str = "base") -> ConfigDict:
+  common.check_variant(variant, (*SMALL, *VARIANTS))
   small = variant in SMALL
   config = common.get_config("tiny" if small else variant)
   config.task = ConfigDict({"name": "pretrain"})

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from albert_jax.configs import common
 from albert_jax.data.finetuning.config import SquadData
+from albert_jax.errors import UserError
 
 # Table 14 of the paper, and which head it uses. All: AdamW, batch 48, length 384, no dropout but the classifier's 0.1.
 VERSIONS = {
@@ -23,7 +24,7 @@ def get_config(variant: str = "base") -> ConfigDict:
   size, _, version = variant.partition("-")
   version = version or "2.0"
   if version not in VERSIONS:
-    raise ValueError(f"no SQuAD {version!r}; there are {', '.join(VERSIONS)}, as in base-1.1")
+    raise UserError(f"no SQuAD {version!r}; there are {', '.join(VERSIONS)}, as in base-1.1")
   rate, steps, warmup, head, no_answer, best = VERSIONS[version]
   config = common.finetune(size, "squad", SquadData())
   config.epochs = 0.0

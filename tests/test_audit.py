@@ -36,7 +36,11 @@ def test_a_sound_dataset_passes(dataset, tmp_path, capsys):
   assert sum(numbers["length_histogram"]) == numbers["examples"] == 3072
   assert sum(numbers["mask_run_shares"].values()) == pytest.approx(1)
   assert (tmp_path / "new/a.png").read_bytes().startswith(b"\x89PNG")
-  assert capsys.readouterr().out.count("[CLS]") == 3
+  out = capsys.readouterr().out
+  assert out.count("[CLS]") == 3
+  assert out.startswith("Examples: {_:word} is masked") and "label 1: the two segments are swapped" in out
+  command = f"albert-jax train --config={config} --config.data.dataset={dataset} --workdir=RUN"
+  assert out.endswith(f"next: {command}\n")
   # too few slots, the trap of the original's defaults
   assert audit_command.main([*args, "--config.data.max_predictions=5"]) == 1
   assert "mask_rate" in capsys.readouterr().err

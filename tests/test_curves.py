@@ -36,6 +36,12 @@ def test_runs_of_several_tasks_are_one_picture(tmp_path, capsys):
   assert "</svg>" in (tmp_path / "curves.svg").read_text()
 
 
+def test_a_picture_without_a_name_is_named_after_its_kind(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  plot.main([str(make_run(tmp_path / "run"))])
+  assert "wrote curves.png" in capsys.readouterr().out and (tmp_path / "curves.png").exists()
+
+
 def test_panels_lines_and_ticks(tmp_path):
   runs = [curves.read_run(make_run(tmp_path / name, 30), name) for name in ("x", "y")]
   figure, metrics = curves.draw(runs)

@@ -27,6 +27,15 @@ def test_what_fails_is_named(monkeypatch, capsys):
   assert doctor.main([]) == 1
   text = capsys.readouterr().out
   assert "FAILED: x: No space left on device" in text and "does not work here: one training step" in text
+  assert "save" not in text, "no test after one that failed"
+
+
+def test_a_test_is_named_before_it_runs(monkeypatch, capsys):
+  seen = []
+  monkeypatch.setattr(doctor, "_forward", lambda *_: seen.append(capsys.readouterr().out))
+  monkeypatch.setattr(doctor, "_step", lambda *_: 1 / 0)
+  doctor.main([])
+  assert seen[0].endswith("  forward                ")
 
 
 def test_what_to_type_is_said(monkeypatch):

@@ -256,3 +256,21 @@ def test_a_figure_is_whole_before_the_disk_is_touched(tmp_path):
 
   files.write_figure(tmp_path / "new" / "a.PDF", Figure())
   assert (tmp_path / "new" / "a.PDF").read_bytes() == b"pdf 150 0"
+
+
+def test_a_path_with_a_slip_names_the_near_one(tmp_path, monkeypatch):
+  (tmp_path / "runs/mine").mkdir(parents=True)
+  (tmp_path / "runs/.mime").mkdir()
+  monkeypatch.chdir(tmp_path)
+  assert files.near_path("runs/mime/") == "; did you mean runs/mine?"
+  assert files.near_path("rnus") == "; did you mean runs?"
+  assert files.near_path(f"{tmp_path}/runz") == f"; did you mean {tmp_path}/runs?"
+  assert files.near_path("runs/other") == files.near_path("absent/mine") == ""
+
+
+def test_a_full_disk_under_a_library_is_an_error_of_the_system(tmp_path):
+  with pytest.raises(OSError, match="No space left") as error, files.writing(tmp_path / "a"):
+    raise RuntimeError("write() failed: No space left on device; at byte 245760")
+  assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / "a"))
+  with pytest.raises(RuntimeError, match="other"), files.writing(tmp_path / "a"):
+    raise RuntimeError("other")

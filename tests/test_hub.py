@@ -79,7 +79,7 @@ def test_push(world, tmp_path, monkeypatch, capsys):
     push.main([str(tmp_path / "my run"), "--to=me/mine"])
   (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Mine\n")
   (folder / ".hidden").write_text("no")
-  push.main([str(folder), "--to=me/mine", "--dry_run"])
+  push.main([f"--checkpoint={folder}", "--to=me/mine", "--dry_run"])
   assert "would upload 3 files to me/mine" in capsys.readouterr().out
   with pytest.raises(UserError, match="there is no token"):
     push.main([str(folder), "--to=me/mine"])
@@ -93,6 +93,9 @@ def test_push(world, tmp_path, monkeypatch, capsys):
     push.main([str(folder), "--to=me/mine"])
   with pytest.raises(UserError, match="expected OWNER/NAME"):
     push.main([str(folder), "--to=mine"])
+  for both in ([], [str(folder), f"--checkpoint={folder}"]):
+    with pytest.raises(UserError, match="give one folder made by albert-jax export"):
+      push.main([*both, "--to=me/mine"])
   assert os.environ["HF_TOKEN"] not in capsys.readouterr().out
 
 

@@ -1,5 +1,6 @@
 """What every command has in common: its exit codes, and one line for whatever went wrong."""
 
+import errno
 import os
 import pathlib
 import re
@@ -41,7 +42,9 @@ def fails(monkeypatch, capsys):
 def test_every_failure_is_one_line(fails):
   assert fails(UserError("give --a")) == (2, "albert-jax vocab: give --a\n")
   assert fails(KeyError("x")) == (1, "albert-jax vocab: KeyError: 'x' (ALBERT_JAX_TRACEBACK=1 shows where)\n")
-  assert fails(OSError(28, "No space left on device", "f")) == (1, "albert-jax vocab: f: No space left on device\n")
+  code, text = fails(OSError(errno.ENOSPC, "No space left on device", "f"))
+  assert code == 1 and text.startswith("albert-jax vocab: f: No space left on device; make room, or")
+  assert "ulimit -f unlimited" in fails(OSError(errno.EFBIG, "File too large", "f"))[1]
   assert fails(KeyboardInterrupt()) == (130, "albert-jax vocab: interrupted\n")
   code, text = fails(RuntimeError("one\ntwo"))
   assert code == 1 and text.count("\n") == 1
@@ -149,6 +152,43 @@ def test_a_wrong_flag_names_the_near_one(capsys):
     capsys.readouterr().err
     == "albert-jax x: there is no flag --workdr; did you mean --workdir?; see albert-jax x --help\n"
   )
+
+
+@pytest.mark.parametrize(
+  ("args", "message"),
+  [
+    (["--batch_size=8"], "there is no flag --batch_size; did you mean --config.batch_size=8?"),
+    (["batch_size=8"], "batch_size=8: a field of the config is set with a flag; did you mean --config.batch_size=8?"),
+    (["config.model.hidden_size=64"], "did you mean --config.model.hidden_size=64?"),
+    (["--learning_rate=1"], "did you mean --config.optimizer.learning_rate=1?"),
+    (["--workdr=x"], "did you mean --workdir?"),
+    (["--config.batch_size", "8"], "--config.batch_size has no value; write --config.batch_size=8"),
+    (["--config.batch_size", "--workdir=x"], "write --config.batch_size=VALUE"),
+    (["--config=pretrain:tinny"], "no variant 'tinny'; use one of quickstart, tiny, small, speedrun, base"),
+    (["--config=pretrain:tinny"], "did you mean tiny?"),
+    (["--config=glue:sst2"], "also as sst-2-xxlarge; did you mean sst-2?"),
+    (["--config=plbert:bse"], "no variant 'bse'; use one of base, small; did you mean base?"),
+    (["--config=pretrain:tiny", "--config.optimizer.name=adam"], "use one of adamw, lamb, lion, muon; did you mean"),
+  ],
+)  # fmt: skip
+def test_a_wrong_argument_of_train_names_the_right_one(args, message, capsys):
+  config = [] if args[0].startswith("--config=") else ["--config=pretrain:tiny"]
+  try:
+    code = main.main(["train", "--workdir=x", *config, *args])
+  except SystemExit as stop:
+    code = stop.code
+  text = capsys.readouterr().err
+  assert code == 2 and message in text and text.count("\n") == 1
+
+
+def test_a_missing_argument_is_shown_as_it_is_typed(capsys):
+  with pytest.raises(SystemExit):
+    main.main(["train", "--config=pretrain:tiny"])
+  text = capsys.readouterr().err
+  assert text.startswith("albert-jax train: needs --workdir=DIR (") and text.count("\n") == 1
+  with pytest.raises(SystemExit):
+    main.main(["plot"])
+  assert "plot: needs [NAME=]RUN; see albert-jax plot --help" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

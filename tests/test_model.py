@@ -415,7 +415,7 @@ def test_layer_axes_count_what_is_stacked():
 @pytest.mark.parametrize(
   ("fields", "words"),
   [
-    ({"num_attention_heads": 5}, "hidden_size=16 must divide by num_attention_heads=5"),
+    ({"num_attention_heads": 5}, "hidden_size=16 must be divisible by num_attention_heads=5"),
     ({"hidden_act": "swish"}, "hidden_act='swish' is unknown"),
     ({"share": "some"}, "share='some'"),
     ({"dtype": "float16"}, "dtype='float16'"),

@@ -85,6 +85,62 @@ def test_pairs(ask, model):
   assert ask(b"a\tbb\n")[1] == [{"size": 2}]
 
 
+@pytest.fixture
+def ask_file(model, capsys, tmp_path):
+  """Runs the command on a file of this name: (exit code, JSON lines, stderr)."""
+
+  def run(name, content, *flags):
+    (tmp_path / name).write_bytes(content)
+    code = main(["predict", f"--checkpoint={tmp_path}/run", f"--input={tmp_path / name}", *flags])
+    out, err = capsys.readouterr()
+    return code, [json.loads(line) for line in out.splitlines()], err.replace(str(tmp_path), "")
+
+  return run
+
+
+TABLE = '\ufeffid;text;label\r\n7;"a; b\r\n😀";no\r\n8;;yes\r\n'.encode()
+
+
+def test_a_csv_is_read_by_its_columns(ask_file):
+  code, answers, _ = ask_file("a.csv", TABLE)
+  assert (code, answers) == (0, [{"id": "7", "size": 6}, {"id": "8", "size": 0}]), "an empty text keeps its place"
+  assert ask_file("a.csv", TABLE, "--fields=label")[1] == [{"id": "7", "size": 2}, {"id": "8", "size": 3}]
+  assert ask_file("a.CSV", TABLE, "--fields=text,label")[1][0] == {"id": "7", "size": 2}
+  assert len(ask_file("a.csv", TABLE, "--format=text")[1]) == 4
+  assert ask_file("a.dat", b"text\tlabel\nabc\tno\n", "--format=table") == (
+    2, [], "albert-jax predict: /a.dat: expected a file that ends in one of .csv .tsv .txt .jsonl .ndjson .json "
+    ".parquet; name the columns of the texts with --fields=A or A,B, or add --format=text\n"
+  )  # fmt: skip
+  assert ask_file("a.txt", b"text\tlabel\nabc\tno\n", "--format=table")[1] == [{"size": 3}]
+
+
+def test_a_csv_with_other_columns_names_the_flag(ask_file):
+  code, answers, err = ask_file("a.csv", b"review,stars\ngood,5\n")
+  assert (code, answers) == (2, [])
+  assert "has no column 'text'; expected one of review, stars" in err and "with --fields=A or A,B" in err
+  assert err.count("\n") == 1
+
+
+def test_the_columns_of_a_table_are_those_that_the_run_was_trained_on(ask_file, tmp_path):
+  (tmp_path / "run").mkdir()
+  config = {"task": {"name": "classify"}, "model": {}, "data": {"text_fields": "review", "quotes": "none"}}
+  (tmp_path / "run/config.json").write_text(json.dumps(config))
+  assert ask_file("a.csv", b'review,stars\n"good,5\n')[1] == [{"size": 5}]
+
+
+def test_a_tsv_for_a_model_of_pairs_may_have_a_pair_a_line(ask_file, model):
+  assert ask_file("a.tsv", b"text\tlabel\nabc\tno\n")[1] == [{"size": 3}]
+  model.takes_pairs = True
+  assert len(ask_file("a.tsv", b"a\tbb\nc\td\n")[1]) == 2
+  assert len(ask_file("a.tsv", b"text\tpair\nc\td\n")[1]) == 1
+
+
+def test_a_bad_row_of_a_table_has_its_line(ask_file):
+  code, answers, err = ask_file("a.csv", b"text\ngood\nrefused\nfine\n")
+  assert (code, answers) == (2, [{"size": 4}]) and "/a.csv line 3: " in err
+  assert ask_file("a.csv", b"text\ngood\nrefused\nfine\n", "--skip_bad")[1] == [{"size": 4}, {"size": 4}]
+
+
 @pytest.mark.parametrize("bad, why", [
   (b"\xff\xfe", "it is not UTF-8"), (b"refused", "cannot be"),
   (b'{"a": ', "the line is not JSON: Expecting value at character 7; --format=text takes it as text"),

@@ -199,10 +199,13 @@ def test_mistakes_are_explained(cfg, folder, tmp_path):
     with pytest.raises(UserError, match=match):
       train_batches(dataclasses.replace(cfg, **changes), batch_size=batch_size, seed=0, host=host, hosts=hosts)
 
-  fails("is no folder; expected one made by: albert-jax prepare --input=python_docs", dataset="python_docs")
+  message = (
+    "data.dataset=python_docs: nothing is there; expected a folder made by: albert-jax prepare --input=python_docs"
+  )
+  fails(message, dataset="python_docs")
   fails(r"is a folder without prepare\.json", dataset=str(tmp_path))
   fails("no split 'test'; expected one of train, validation", split="test")
-  fails("must divide by the number of hosts", batch_size=9, hosts=2)
+  fails("must be divisible by the number of hosts", batch_size=9, hosts=2)
   fails("not one of 2 hosts", hosts=2, host=2)
   other = made_up.vocabulary(tmp_path, size=300)
   fails("is not the vocabulary", spm=str(other))

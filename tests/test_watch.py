@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -74,6 +75,39 @@ def test_a_second_ctrl_c_means_now_and_an_echo_of_the_first_does_not():
   )
   status, out, err = python(code)
   assert status != 0 and out == "went on\n" and "KeyboardInterrupt" in err
+
+
+LOGS = "import logging, sys\nlogging.basicConfig(stream=sys.stderr, level='INFO', format='%(message)s')\n"
+
+
+def test_a_request_to_stop_is_answered_at_once():
+  code = (
+    f"{LOGS}import signal, time\nfrom albert_jax.training import watch\n"
+    "with watch.stop_requests(1) as asked:\n  signal.raise_signal(signal.SIGINT)\n  time.sleep(0.3)\n"
+    "  print(asked())"
+  )
+  assert python(code) == (
+    0, "SIGINT\n", "SIGINT: stopping after this step, and saving; Ctrl-C again stops at once, without saving\n",
+  )  # fmt: skip
+
+
+def test_a_second_ctrl_c_ends_a_run_that_is_in_native_code():
+  code = (
+    f"{LOGS}import ctypes, signal\nfrom albert_jax.training import watch\n"
+    "watch.ECHO_SECONDS, watch.FORCE_SECONDS = 0.1, 0.3\n"
+    "with watch.stop_requests(1):\n  print('ready', flush=True)\n"
+    # A mutex that is locked twice waits for ever, and meanwhile Python calls no handler.
+    "  libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)\n"
+    "  print(libc.pthread_mutex_lock(mutex), libc.pthread_mutex_lock(mutex))"
+  )
+
+  def twice(process):
+    for _ in range(2):
+      time.sleep(0.4)
+      process.send_signal(signal.SIGINT)
+
+  status, _, err = python(code, twice)
+  assert status == 130 and "interrupted; the same command resumes" in err
 
 
 def test_steps_to_profile():

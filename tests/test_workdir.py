@@ -276,3 +276,13 @@ def test_a_run_of_an_older_version_resumes_with_new_fields_that_are_off(tmp_path
   check(config(model={"hidden_size": 8, "square_projection": False}), tmp_path)
   with pytest.raises(UserError, match=r"square_projection: (None|False) there, True here"):
     check(config(model={"hidden_size": 8, "square_projection": True}), tmp_path)
+
+
+def test_another_config_is_told_in_short(tmp_path):
+  fields = {f"a{i}": 1 for i in range(20)}
+  (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+  check(config(**fields, task={"name": "pretrain"}), tmp_path)
+  with pytest.raises(UserError, match=r"a15: 1 there, 2 here; and 12 more fields\); give the same"):
+    check(config(**dict.fromkeys(fields, 2), task={"name": "pretrain"}), tmp_path)
+  with pytest.raises(UserError, match="a run of the task 'pretrain', not 'classify'; give another --workdir"):
+    check(config(**fields, task={"name": "classify"}), tmp_path)

@@ -1,6 +1,7 @@
 """`albert-jax audit`: measures the examples of a dataset, and flags numbers that are out of range."""
 
 import pathlib
+import shlex
 import sys
 
 from albert_jax import files
@@ -11,6 +12,16 @@ from albert_jax.data.pretraining.examples import DataConfig
 from albert_jax.data.speech import audit as speech
 from albert_jax.data.speech.batching import KIND, SpeechConfig
 from albert_jax.errors import UserError
+
+# What the printed examples mean.
+LEGEND = (
+  "Examples: {_:word} is masked, {word} is to be predicted too but shown, {other:word} is shown as another token."
+)
+LABELS = {  # by data.objective
+  "sop": "\nlabel 1: the two segments are swapped; label 0: they are in order.",
+  "nsp": "\nlabel 1: the second segment is from another document; label 0: it follows the first.",
+  "none": "",
+}
 
 
 def main(argv: list[str]) -> int:
@@ -50,6 +61,8 @@ def _text(cfg, args, seed):
   numbers, (batch, details) = audit.measure(cfg, args.examples, seed)
   numbers |= audit.count_duplicates(cfg)
   tokenizer = datasets.tokenizer(cfg.dataset, cfg.spm)
+  if args.show > 0:
+    print(LEGEND + LABELS[cfg.objective], end="\n\n")
   for row in range(min(args.show, len(batch["input_ids"]))):
     print(audit.show_example(batch, details, row, tokenizer), end="\n\n")
   print(f"{numbers['examples']} examples of {cfg.seq_length} tokens, {numbers['tokens_mean']:.1f} of them used")
@@ -60,7 +73,12 @@ def _text(cfg, args, seed):
   )
   audit.draw(numbers, picture)
   print(f"picture: {picture}")
-  return _report(numbers, audit.checks(numbers, cfg), args.json)
+  code = _report(numbers, audit.checks(numbers, cfg), args.json)
+  if not code:
+    name = getattr(args, "config", "") or "pretrain:tiny"
+    folder = shlex.quote(str(args.dataset))
+    print(f"next: albert-jax train --config={name} --config.data.dataset={folder} --workdir=RUN")
+  return code
 
 
 def _phonemes(cfg, args, seed):

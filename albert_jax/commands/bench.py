@@ -5,7 +5,7 @@ import pathlib
 from albert_jax import bench
 from albert_jax.bench.rows import REPORT
 from albert_jax.commands import common
-from albert_jax.errors import UserError
+from albert_jax.errors import UserError, did_you_mean
 
 
 def main(argv: list[str]) -> int:
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
   only = tuple(name.strip() for name in args.only.split(",") if name.strip())
   for name in only:
     if name not in bench.STAGES:
-      near = common.did_you_mean(name, bench.STAGES)
+      near = did_you_mean(name, bench.STAGES)
       raise UserError(f"--only={args.only}: there is no stage {name!r}{near}; stages are {', '.join(bench.STAGES)}")
   try:
     rows = bench.bench(args.out, args.minutes, args.toy, only)

@@ -14,6 +14,7 @@ import math
 import os
 import pathlib
 import platform
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +25,7 @@ from ml_collections import ConfigDict, config_flags
 
 from albert_jax import configs, files
 from albert_jax.commands import config_fields
-from albert_jax.errors import UserError, masked, message_lines
+from albert_jax.errors import UserError, did_you_mean, masked, message_lines
 from albert_jax.training import duration
 
 # The configs whose fields docs/config_fields.md lists.
@@ -57,9 +58,14 @@ class Parser(argparse.ArgumentParser):
           action.default = _NOTHING
     args = sys.argv[1:] if args is None else args
     for arg in args[: args.index("--") if "--" in args else len(args)]:  # A wrong flag explains a missing one.
-      flag = arg.split("=")[0]
+      flag, _, value = arg.partition("=")
       if flag.startswith("--") and flag not in self._option_string_actions:
-        self.error(f"there is no flag {flag}{did_you_mean(flag, self._option_string_actions)}")
+        hint = did_you_mean(flag, self._option_string_actions)
+        self.error(f"there is no flag {flag}{self._override_for(flag[2:], value) or hint}")
+      if re.fullmatch(r"(config\.)?[a-z][\w.]*=.+", arg) and (  # An override as other tools take it.
+        hint := self._override_for(flag.removeprefix("config."), value)
+      ):
+        self.error(f"{arg}: a field of the config is set with a flag{hint}")
     known = super().parse_args(args, namespace)
     for name, value in vars(known).items():
       if value is _NOTHING:
@@ -74,8 +80,42 @@ class Parser(argparse.ArgumentParser):
     """Makes a flag an error if none of its partners is given, because it would have no effect."""
     self._partners[flag] = partners
 
+  def _override_for(self, name: str, value: str) -> str:
+    """Returns '; did you mean --config.FIELD=VALUE?' if the parser takes overrides and `name` is near a field."""
+    if "--config.FIELD" not in self._option_string_actions:
+      return ""
+    near = near_fields(name, config_fields.flat(load_config("pretrain:tiny")), 0.85)
+    return f"; did you mean --config.{near[0]}={value or 'VALUE'}?" if near else ""
+
   def error(self, message: str) -> NoReturn:
+    prefix = "the following arguments are required: "
+    if message.startswith(prefix):
+      names = {"/".join(action.option_strings): action for action in self._actions}
+      missing = [_usage(names[name]) if name in names else name for name in message.removeprefix(prefix).split(", ")]
+      message = f"needs {', '.join(missing)}"
     self.exit(2, f"{self.prog}: {masked(message)}; see {self.prog} --help\n")
+
+
+def _usage(option: argparse.Action) -> str:
+  """Returns an option as it is typed, with its meaning."""
+  help = f" ({option.help.split(';')[0]})" if option.help else ""
+  return f"{option.option_strings[0]}={option.metavar or 'VALUE'}{help}"
+
+
+def near_fields(name: str, fields: Iterable[str], likeness: float = 0.7) -> list[str]:
+  """Returns up to two fields of a config that a name may mean.
+
+  Args:
+    name: what was typed.
+    fields: all fields, with dots.
+    likeness: from 0 to 1, how near a name must be; 1 is equal.
+  """
+  fields = list(fields)
+  last = [field for field in fields if field.split(".")[-1] == name.split(".")[-1]]
+  near = last or difflib.get_close_matches(name, fields, 2, likeness)
+  short = {field.split(".")[-1]: field for field in reversed(fields)}
+  near = near or [short[option] for option in difflib.get_close_matches(name.split(".")[-1], short, 2, likeness)]
+  return near[:2]
 
 
 _NOTHING = object()
@@ -99,12 +139,6 @@ def parser_of(command: str) -> Parser:
   finally:
     _captured = None
   raise AssertionError(f"{command} parses no arguments")
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-  """Returns '; did you mean …?' with the nearest name, '' if none is near."""
-  near = difflib.get_close_matches(name, list(names), 1, 0.6)
-  return f"; did you mean {near[0]}?" if near else ""
 
 
 def _path(text: str) -> str:
@@ -239,7 +273,9 @@ def parse_with_config(
   overrides = [arg for arg in argv if arg.startswith("--config.")]
   for arg in overrides:
     if "=" not in arg:
-      raise UserError(f"{arg} has no value; write {arg}=VALUE")
+      following = argv[argv.index(arg) + 1 :][:1]
+      value = following[0] if following and not following[0].startswith("-") else "VALUE"
+      raise UserError(f"{arg} has no value; write {arg}={masked(value)}")
   if "--show_config" in arguments and _captured is None:
     name = next((arg.partition("=")[2] for arg in arguments if arg.startswith("--config=")), "")
     if not name:
@@ -328,11 +364,8 @@ def _check_override(config, fields, arg):
     inner = [field for field in fields if field.startswith(f"{name}.")]
     if inner:
       raise UserError(f"{arg}: {name} is a section; set one of its fields, as --config.{inner[0]}=VALUE")
-    last = [field for field in fields if field.split(".")[-1] == name.split(".")[-1]]
-    near = last or difflib.get_close_matches(name, fields, 2, 0.7)
-    short = {field.split(".")[-1]: field for field in reversed(fields)}
-    near = near or [short[option] for option in difflib.get_close_matches(name.split(".")[-1], short, 2, 0.7)]
-    hint = f"did you mean {' or '.join(near[:2])}?" if near else "see --show_config for all fields"
+    near = near_fields(name, fields)
+    hint = f"did you mean {' or '.join(near)}?" if near else "see --show_config for all fields"
     raise UserError(f"{arg}: the config has no field {name}; {hint}")
   try:
     replaced = config_fields.flat(_overridden(config, [f"--config.{name}={value}"]))[name]

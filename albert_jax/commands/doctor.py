@@ -33,18 +33,22 @@ def main(argv: list[str]) -> int:
   )
   parser.add_argument("--json", default="", metavar="FILE", help="write the report there too")
   args = parser.parse_args(argv)
-  report = {"versions": versions(), "machine": machine(), "self_test": {}, "missing": {}}
-  for title in ("versions", "machine"):
-    print(title)
+  report: dict[str, dict[str, str]] = {"self_test": {}}
+  for title, facts_of in {"versions": versions, "machine": machine}.items():
+    print(title, flush=True)
+    report[title] = facts_of()
     for name, value in report[title].items():
       print(f"  {name:22} {value}")
-  print("self-test")
-  for name, seconds, error in self_test():
-    report["self_test"][name] = error or f"{seconds:.1f} s"
-    print(f"  {name:22} {error or f'ok, {seconds:.1f} s'}", flush=True)
+  print("self-test (compiles a tiny model: seconds, and up to a minute on a busy machine)")
+  for name, result in self_test():
+    if not result:  # The test begins.
+      print(f"  {name:22} ", end="", flush=True)
+      continue
+    report["self_test"][name] = result.removeprefix("ok, ")
+    print(result, flush=True)
   print("optional")
-  for name, remedy in missing().items():
-    report["missing"][name] = remedy
+  report["missing"] = missing()
+  for name, remedy in report["missing"].items():
     print(f"  {name:22} {remedy or 'ok'}")
   failed = [name for name, result in report["self_test"].items() if not result.endswith(" s")]
   if args.json:
@@ -96,19 +100,24 @@ def _memory():
   return f"{kib.get('MemAvailable', 0) / 2**20:.1f} of {kib.get('MemTotal', 0) / 2**20:.1f} GiB available"
 
 
-def self_test() -> Iterator[tuple[str, float, str]]:
-  """Trains a tiny model; yields (test, seconds, '' or the error) and stops at the first error."""
+def self_test() -> Iterator[tuple[str, str]]:
+  """Trains a tiny model, and stops at the first error.
+
+  Yields:
+    (test, '') before each test, and (test, its result) after it: "ok, SECONDS s" or "FAILED: REASON".
+  """
   with tempfile.TemporaryDirectory(prefix="albert_jax.doctor.") as folder:
     state = {}
     for name, part in {
       "forward": _forward, "one training step": _step, "save": _save, "restore": _restore,
     }.items():  # fmt: skip
       begin, error = time.perf_counter(), ""
+      yield name, ""
       try:
         part(state, folder)
       except Exception as failure:  # The report shows any failure of this machine.
         error = f"FAILED: {one_line(failure)}"
-      yield name, time.perf_counter() - begin, error
+      yield name, error or f"ok, {time.perf_counter() - begin:.1f} s"
       if error:
         break
     if "checkpoints" in state:

@@ -28,10 +28,11 @@ def main(argv: list[str]) -> None:
     "runs", nargs="+", metavar="[NAME=]RUN",
     help="the workdir of a run, and its name in the picture; for attention and depth any checkpoint",
   )  # fmt: skip
-  parser.add_argument("--out", required=True, metavar="FILE", help="the picture: .png, .svg or .pdf")
+  parser.add_argument("--out", default="", metavar="FILE", help="the picture: .png, .svg or .pdf (default: KIND.png)")
   parser.add_argument("--kind", choices=list(KINDS), default="curves", help="what to draw (default: curves)")
   parser.add_argument("--text", action="append", default=[], help="for attention and depth: what the model reads")
   args = parser.parse_args(argv)
+  args.out = args.out or f"{args.kind}.png"
   named = [_split(run) for run in args.runs]
   paths = [path for _, path in named]
   names = [name or default for (name, _), default in zip(named, curves.names_of(paths), strict=True)]

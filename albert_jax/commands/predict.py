@@ -13,14 +13,16 @@ from typing import Any
 
 import tqdm
 
-from albert_jax import files, pipelines, strict_json
+from albert_jax import evaluation, files, pipelines, strict_json
 from albert_jax.commands import common
+from albert_jax.data.finetuning import tables
 from albert_jax.errors import UserError
 
 CHUNK = 1024  # lines that are sorted by length together
 CHUNK_BYTES = 1 << 26  # the size at which a chunk is complete
 MAX_LINE_BYTES = strict_json.MAX_VALUE_BYTES
-FORMATS = ("auto", "text", "pairs", "json")
+FORMATS = ("auto", "text", "pairs", "json", "table")
+TABLES = (".csv", ".tsv", ".parquet")
 
 
 def main(argv: list[str]) -> None:
@@ -28,7 +30,8 @@ def main(argv: list[str]) -> None:
     "predict",
     "Reads texts, a line each, and writes a JSON line for each. A line that begins with { is a JSON object with the\n"
     'fields of the task: "text"; "text" and "pair"; "question" and "context"; …; its "id" is copied to the answer. If\n'
-    "the model is for pairs of texts, a line may also be both with a tab between.",
+    "the model is for pairs of texts, a line may also be both with a tab between. A file that ends in .csv, .tsv or\n"
+    ".parquet is a table: its columns are those that the run was trained on, or --fields.",
     'albert-jax predict --checkpoint=RUN --task=fill-mask "The [MASK] statement ends a loop."',
   )
   parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a Hugging Face directory, or a run's workdir")
@@ -38,7 +41,7 @@ def main(argv: list[str]) -> None:
   )
   parser.add_argument("--output", metavar="FILE", help="write there, once all is done, not to standard output")
   parser.add_argument("--format", choices=FORMATS, default="auto", help="of the lines (default: as each one looks)")
-  parser.add_argument("--fields", metavar="A,B", help="which fields of the JSON objects hold the texts")
+  parser.add_argument("--fields", metavar="A,B", help="the fields of JSON objects, or columns, with the texts")
   parser.add_argument("--skip_bad", action="store_true", help="report lines that cannot be read, and go on")
   parser.add_argument("--batch_size", type=int, help="the most texts run together (default: by the machine)")
   parser.add_argument("--top_k", type=int, help="how many answers, where there are several")
@@ -49,7 +52,12 @@ def main(argv: list[str]) -> None:
     if getattr(args, name) is not None and getattr(args, name) < 1:
       raise UserError(f"--{name}={getattr(args, name)} must be 1 or more")
   if args.fields and args.format in ("text", "pairs"):
-    raise UserError(f"--fields names fields of JSON objects, and --format={args.format} reads none; leave one out")
+    raise UserError(
+      f"--fields names fields of JSON objects or columns of a table, and --format={args.format} reads none; leave one "
+      "out"
+    )
+  if args.format == "table" and not args.input:
+    raise UserError("--format=table needs a file; give one with --input=FILE")
   if args.texts and args.input:
     raise UserError("give texts, or files with --input, not both")
   missing = [file for file in args.input if not os.path.exists(file) or os.path.isdir(file)]
@@ -58,21 +66,23 @@ def main(argv: list[str]) -> None:
 
   options = {name: getattr(args, name) for name in ("batch_size", "top_k") if getattr(args, name) is not None}
   model = pipelines.pipeline(args.task, args.checkpoint, dtype=args.dtype, **options)
-  fields = args.fields.split(",") if args.fields else None
+  fields = [field.strip() for field in args.fields.split(",")] if args.fields else None
   skipped = blank = 0
   try:
     with contextlib.ExitStack() as stack:
       write = stack.enter_context(_output(args.output))
-      sources: list[tuple[str, Any]]  # (what names it in messages, its lines)
-      sources = [(f"{file} ", stack.enter_context(open(file, "rb"))) for file in args.input]
-      sources = sources or [("", [text.encode("utf-8", "surrogateescape") for text in args.texts] or _stdin())]
+      sources: list[tuple[str, Any]] = []  # (what names it in messages, its chunks)
+      for file in args.input:
+        sources.append((f"{file} ", _chunks_of(file, fields, args, model, stack)))
+      texts = [text.encode("utf-8", "surrogateescape") for text in args.texts]
+      sources = sources or [("", _chunks(texts or _stdin()))]
       # On a terminal the bar would mix with the answers.
       bar = stack.enter_context(tqdm.tqdm(unit=" lines", mininterval=1, disable=_quiet(args.output)))
-      for name, lines in sources:
-        for chunk in _chunks(lines):
+      for name, chunks in sources:
+        for chunk in chunks:
           items = []
           for number, line in chunk:
-            if not line.strip():
+            if isinstance(line, bytes) and not line.strip():
               blank += 1
               continue
             items.append((f"{name}line {number}", _read(model, line, args.format, fields)))
@@ -93,8 +103,42 @@ def main(argv: list[str]) -> None:
       print(f"{count:,} {what}", file=sys.stderr)
 
 
+def _chunks_of(file, fields, args, model, stack):
+  """Returns the chunks of a file, as `_chunks` does: of a table (line number, ({} or {"id": …}, its texts))."""
+  suffix = pathlib.Path(file).suffix.lower()
+  if args.format == "table" or (args.format == "auto" and suffix in TABLES):
+    # A .tsv for a model of pairs may also have a pair a line, without a header.
+    rows = _table(file, fields, args, model, may_be_lines=suffix == ".tsv" and model.takes_pairs and not fields)
+    if rows is not None:
+      return (rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK))
+  return _chunks(stack.enter_context(open(file, "rb")))
+
+
+def _table(file, fields, args, model, may_be_lines):
+  """Returns the rows of a table by `fields`, or by the columns that the run was trained on."""
+  columns, quotes = fields, "auto"
+  with contextlib.suppress(UserError):  # A checkpoint of another program has no config.
+    data = evaluation.recorded_config(args.checkpoint).data
+    columns = columns or [field.strip() for field in data.get("text_fields", "").split(",") if field.strip()]
+    quotes = data.get("quotes", quotes)
+  columns = columns or (["text", "pair"] if model.takes_pairs else ["text"])
+  try:
+    rows = tables.read_file(file, columns, optional=[] if "id" in columns else ["id"], quotes=quotes)
+  except UserError as error:
+    if may_be_lines and "has no column" in str(error) and args.format == "auto":
+      return None
+    message = str(error).split(" (choose with")[0]
+    raise UserError(f"{message}; name the columns of the texts with --fields=A or A,B, or add --format=text") from None
+  ids = [{} if id is None else {"id": id} for id in rows.columns.get("id", [None] * len(rows))]
+  texts = [["" if cell is None else cell for cell in rows.columns[name]] for name in columns]
+  values = texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))
+  return list(zip(rows.lines, zip(ids, values, strict=True), strict=True))
+
+
 def _stdin():
   """Returns standard input with a separate buffer: Python aborts if `_chunks` waits on that of sys.stdin at exit."""
+  if sys.stdin.isatty():
+    print("reading texts from the terminal, a line each; Ctrl-D ends", file=sys.stderr)
   return open(sys.stdin.fileno(), "rb", closefd=False)
 
 
@@ -180,7 +224,13 @@ def _lines(file):
 
 
 def _read(model, line, format, fields):
-  """Parses a line; returns ({} or {"id": …} for the answer, the task's item or a UserError)."""
+  """Parses a line, or the row of a table; returns ({} or {"id": …} for the answer, the task's item or a UserError)."""
+  if isinstance(line, tuple):
+    id, value = line
+    try:
+      return id, model.item(value)
+    except UserError as error:
+      return id, error
   id = {}
   if len(line) > MAX_LINE_BYTES:
     return id, UserError(f"it is over the limit of {MAX_LINE_BYTES:,} bytes; split the text")

@@ -16,13 +16,16 @@ def main(argv: list[str]) -> None:
     "Uploads a folder made by albert-jax export, with its model card, to a repository of the Hugging Face Hub.",
     "albert-jax push exports/base --to=me/albert-mine --private",
   )
-  parser.add_argument("folder", metavar="DIR", help="what albert-jax export made")
+  parser.add_argument("folder", nargs="?", metavar="DIR", help="what albert-jax export made")
+  parser.add_argument("--checkpoint", default="", metavar="DIR", help="the same folder, named as in other commands")
   parser.add_argument("--to", required=True, metavar="OWNER/NAME", help="the repository; it is made if need be")
   parser.add_argument("--private", action="store_true", help="make a private repository")
   parser.add_argument("--message", default="", metavar="TEXT", help="of the commit")
   parser.add_argument("--dry_run", action="store_true", help="list what would be uploaded; needs no token")
   args = parser.parse_args(argv)
-  folder = pathlib.Path(args.folder)
+  if bool(args.folder) == bool(args.checkpoint):
+    raise UserError("give one folder made by albert-jax export, as: albert-jax push exports/base --to=me/albert-mine")
+  folder = pathlib.Path(args.folder or args.checkpoint)
   if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.to):
     raise UserError(f"--to={args.to}: expected OWNER/NAME, as --to=me/albert-mine")
   for name in ("config.json", "model.safetensors", "README.md"):

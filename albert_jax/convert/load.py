@@ -80,11 +80,11 @@ def find(path: str | os.PathLike) -> tuple[ModuleType, pathlib.Path]:
   if any(path.glob("*.index")) or (path / "variables/variables.index").is_file() or prefix.is_file() or path.is_file():
     return google_tf1, path
   expected = (
-    "expected a Hugging Face directory (config.json, model.safetensors), such as RUN/export, or a checkpoint of "
-    "google-research/albert (albert_config.json, model.ckpt-*)"
+    "expected a Hugging Face directory (config.json, model.safetensors), the workdir of a complete run, or a "
+    "checkpoint of google-research/albert (albert_config.json, model.ckpt-*)"
   )
   if not path.exists():
-    raise UserError(f"nothing at {str(path)!r}; {expected}")
+    raise UserError(f"nothing at {str(path)!r}; {expected}{files.near_path(path)}")
   if (path / "checkpoints").is_dir():
     raise UserError(f"the run in {str(path)!r} is not complete, so it has no export; finish it with albert-jax train")
   raise UserError(f"{str(path)!r} holds no checkpoint; {expected}")

@@ -81,12 +81,14 @@ def _describe_folder(dataset):
   folder = pathlib.Path(dataset).expanduser()
   path = folder / DESCRIPTION_FILE
   if not path.is_file():
-    what = "is a folder without prepare.json" if folder.is_dir() else "is no folder"
-    what = what if str(dataset) else "is not set"
+    what = f"={dataset} is a folder without prepare.json" if folder.is_dir() else f"={dataset}: nothing is there"
+    what = what if str(dataset) else " is not set"
+    near = files.near_path(dataset) if str(dataset) and not folder.exists() else ""
+    is_source = folder.exists() or ("/" not in str(dataset) and not near)  # A corpus, or the name of one of TFDS.
+    source = shlex.quote(str(dataset)) if str(dataset) and is_source else "GLOB"
     raise UserError(
-      f"data.dataset={dataset} {what}; expected one made by: albert-jax prepare "
-      f"--input={shlex.quote(str(dataset)) if str(dataset) else 'GLOB'} --spm=FILE --out=DIR, and then "
-      "--config.data.dataset=DIR"
+      f"data.dataset{what}; expected a folder made by: albert-jax prepare --input={source} --spm=FILE --out=DIR, and "
+      f"then --config.data.dataset=DIR{near}"
     )
   description = strict_json.read_object(path, "what albert-jax prepare wrote")
   _check_description(path, description)

@@ -125,7 +125,8 @@ class AlbertConfig:
     one_of("attention", ATTENTION)
     d, h, n, g = self.hidden_size, self.num_attention_heads, self.num_hidden_layers, self.num_hidden_groups
     check(
-      d % h == 0, f"hidden_size={d} must divide by num_attention_heads={h}; try num_attention_heads={_divisor(d, h)}"
+      d % h == 0,
+      f"hidden_size={d} must be divisible by num_attention_heads={h}; try num_attention_heads={_divisor(d, h)}",
     )
     check(
       self.arch != "modern" or d // h % 2 == 0,

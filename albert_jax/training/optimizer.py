@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from albert_jax import paths
-from albert_jax.errors import UserError
+from albert_jax.errors import UserError, did_you_mean
 from albert_jax.training.schedule import ENDLESS, SCALES, SHAPES
 
 # Layer norms and biases get no weight decay and, under LAMB, no trust ratio ("LayerNorm", "bias" in the original).
@@ -44,11 +44,11 @@ USERS = {
 class OptimizerConfig:
   """The settings of the optimizer. Defaults are those of the original, for a batch of 4096 and 125,000 steps."""
 
-  name: str = "lamb"  # or adamw, lion, muon: docs/optimizers.md
+  name: str = "lamb"  # lamb, adamw, lion or muon: docs/optimizers.md
   learning_rate: float = 0.00176  # the peak
   scale_with_batch: str = "none"  # sqrt or linear: learning_rate is for reference_batch rows, and scaled to batch_size
   reference_batch: int = 4096
-  schedule: str = "polynomial"  # or cosine, wsd, inverse_sqrt, constant: what follows the warm-up
+  schedule: str = "polynomial"  # what follows the warm-up: polynomial, cosine, wsd, inverse_sqrt or constant
   warmup_steps: int = 3125  # -1: a tenth of the run
   rewarm_from: int = 0  # the step of a run that is continued with init_optimizer: the schedule begins there
   final_rate: float = 0.0  # share of the peak that is left at the end
@@ -67,7 +67,10 @@ class OptimizerConfig:
   def __post_init__(self):
     for name, table in {"name": OPTIMIZERS, "schedule": SHAPES, "scale_with_batch": SCALES}.items():
       if getattr(self, name) not in table:
-        raise UserError(f"optimizer.{name}={getattr(self, name)!r} is unknown; use one of {sorted(table)}")
+        near = did_you_mean(getattr(self, name), table)
+        raise UserError(
+          f"optimizer.{name}={getattr(self, name)!r} is unknown; use one of {', '.join(sorted(table))}{near}"
+        )
     for name, (expected, holds) in RANGES.items():
       if not holds(getattr(self, name)):
         raise UserError(f"optimizer.{name}={getattr(self, name)} must be {expected}")

@@ -72,7 +72,7 @@ def make_mesh(cfg: MeshConfig, batch_size: int, devices: Sequence[Any] | None = 
   rows = sizes[0] * sizes[1]
   if batch_size % rows:
     raise UserError(
-      f"batch_size={batch_size} must divide by the axes that split rows, data x fsdp = {rows}; "
+      f"batch_size={batch_size} must be divisible by the axes that split rows, data x fsdp = {rows}; "
       f"try --config.batch_size={max(1, round(batch_size / rows)) * rows}"
     )
   mesh = jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)

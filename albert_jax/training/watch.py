@@ -23,12 +23,16 @@ from albert_jax.errors import UserError, message_lines
 log = logging.getLogger(__name__)
 
 ECHO_SECONDS = 1.0  # in which a second Ctrl-C is the first one again: wrappers repeat what the terminal has sent
+FORCE_SECONDS = 5.0  # after a second Ctrl-C, until the process exits by force
 LEAVE_SECONDS = 20.0  # the time in which all hosts should reach an error that all of them see
 
 
 @contextlib.contextmanager
 def stop_requests(hosts: int) -> Iterator[Callable[[], str]]:
   """Turns Ctrl-C, SIGTERM and SIGHUP into requests to stop after the current step. A second Ctrl-C interrupts at once.
+
+  The first signal is answered with a message, also during a compilation. If the second one has not ended the run after
+  FORCE_SECONDS, because the main thread is in native code, the process exits without saving, as if it were killed.
 
   If only some hosts of a multi-host run get the signal, JAX finds a step at which all of them stop.
 
@@ -40,14 +44,28 @@ def stop_requests(hosts: int) -> Iterator[Callable[[], str]]:
     yield lambda: "a notice of preemption" if multihost_utils.reached_preemption_sync_point(next(calls)) else ""
     return
   received: list[tuple[str, float]] = []
+  noticed: list[float] = []
+  ended = threading.Event()
 
   def note(number, _):
     if received and number == signal.SIGINT and time.monotonic() > received[0][1] + ECHO_SECONDS:
       raise KeyboardInterrupt  # The second Ctrl-C interrupts at once.
     received.append((signal.Signals(number).name, time.monotonic()))
 
-  with signals.handled(note):
-    yield lambda: received[0][0] if received else ""
+  def notice(number):
+    if not noticed:
+      noticed.append(time.monotonic())
+      again = "; Ctrl-C again stops at once, without saving" if number == signal.SIGINT else ""
+      log.info("%s: stopping after this step, and saving%s", signal.Signals(number).name, again)
+    elif number == signal.SIGINT and time.monotonic() > noticed[0] + ECHO_SECONDS and not ended.wait(FORCE_SECONDS):
+      log.info("interrupted; the same command resumes from the last checkpoint")
+      os._exit(128 + number)
+
+  with signals.handled(note), signals.watched(notice):
+    try:
+      yield lambda: received[0][0] if received else ""
+    finally:
+      ended.set()
 
 
 @contextlib.contextmanager

@@ -40,6 +40,7 @@ RESULTS = {"checkpoints": True, "export": True, "predictions": True, METRICS: Fa
 NEEDED = (METRICS, HISTORY)  # the files of a run in a bucket that resuming needs, besides its checkpoints
 OWNER = "owner.json"  # in a bucket: which process the run belongs to
 PART = 1 << 16  # bytes; of larger files only the first and last so many are read for a fingerprint
+SHOWN = 8  # of the fields that differ from those of the run in the workdir
 PATTERN = "*?["  # Orbax takes a path with one of these for a pattern, and then its checkpoints cannot be read.
 
 
@@ -243,10 +244,14 @@ def check_same_run(config: ConfigDict, fingerprints: dict[str, Any], directory: 
       # A field that the older run's version did not know is off by default; so is one that is gone.
       if (ours.get(name) or None) != (theirs.get(name) or None) and not name.startswith(FREE)
     ]
+    tasks = theirs.get("task.name"), ours.get("task.name")
+    if tasks[0] != tasks[1]:
+      raise UserError(f"{directory} holds a run of the task {tasks[0]!r}, not {tasks[1]!r}; give another --workdir")
     if changed:
+      more = f"; and {len(changed) - SHOWN} more fields" if len(changed) > SHOWN else ""
       raise UserError(
-        f"{directory} holds a run with another config ({'; '.join(changed)}); give the same values to go on with it, "
-        "or another --workdir to start anew"
+        f"{directory} holds a run with another config ({'; '.join(changed[:SHOWN])}{more}); give the same values to go "
+        "on with it, or another --workdir to start anew"
       )
     _check_same_data(fingerprints, directory)
   if jax.process_index() == 0:

@@ -164,7 +164,7 @@ def _check(rows, batch_size, hosts):
     raise UserError("the split has no examples; check data.dataset, and data.split or data.validation_split")
   if batch_size < 1 or batch_size % hosts:
     raise UserError(
-      f"batch_size={batch_size} must divide by the number of hosts ({hosts}); try "
+      f"batch_size={batch_size} must be divisible by the number of hosts ({hosts}); try "
       f"--config.batch_size={max(1, round(batch_size / hosts)) * hosts}"
     )
 

@@ -66,6 +66,7 @@ def find(
     if folder.suffix in suffixes or str(dataset).startswith((".", "/", "~")):
       raise UserError(
         f"data.dataset={dataset}: there is no such file or folder; expected a file, a folder or a TFDS name"
+        f"{files.near_path(folder)}"
       )
     return None
   if tfds_folder(folder):

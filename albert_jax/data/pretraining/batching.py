@@ -115,7 +115,7 @@ def check_hosts(batch_size: int, host: int, hosts: int) -> None:
   """
   if batch_size < 1 or batch_size % hosts:
     raise UserError(
-      f"batch_size={batch_size} must divide by the number of hosts ({hosts}); try "
+      f"batch_size={batch_size} must be divisible by the number of hosts ({hosts}); try "
       f"--config.batch_size={max(1, round(batch_size / hosts)) * hosts}"
     )
   if not 0 <= host < hosts:

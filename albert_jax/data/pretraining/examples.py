@@ -21,15 +21,18 @@ class DataConfig:
   Attributes:
     dataset: a folder made by `albert-jax prepare`; or several to mix, with commas between.
     weights: the shares of several datasets, with commas between; '' goes by their sizes.
-    split, validation_split: names of its splits.
+    split: the name of the split to train on.
+    validation_split: the name of the split to evaluate on.
     spm: the vocabulary; '' is the one inside the folder. Another file must be equal to it.
     seq_length: L.
     max_predictions: M, the slots for masked tokens; 0 takes as many as `mask_rate` needs.
     mask_rate: the share of the tokens (special ones not counted) that are masked.
-    ngram, favor_shorter_ngram: see masking.ngram_probabilities.
+    ngram: the most words that are masked in a row; 1 masks single words.
+    favor_shorter_ngram: the paper's: a run of n words is drawn with probability in proportion to 1/n; False: reversed.
     whole_word: mask words, not pieces of words.
-    mask_share, random_share: of the masked tokens, the share shown as [MASK] and as a random token.
-    short_seq_rate: the share of short sequences, see pairs.choose.
+    mask_share: of the masked tokens, the share shown as [MASK].
+    random_share: of the masked tokens, the share shown as a random token; the rest is shown unchanged.
+    short_seq_rate: the share of rows that are cut to a random shorter length.
     packing: the most examples in a row. More than 1 fills rows of short documents, and needs short_seq_rate=0: in
       training, the remaining room is filled with short sequences.
     objective: `sop` (are the two texts in order?), `nsp` (is the second from another document?; BERT's, for
