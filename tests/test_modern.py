@@ -167,13 +167,13 @@ def test_the_loop_computes_what_layer_by_layer_does(fields):
   """by_layer runs one layer after the other, with the attention of each from its number."""
   cfg = small(**fields)
   params, batch = random_params(cfg), make_batch(length=100, tokens=(100, 80))
-  hidden = model.by_layer(cfg, params, batch)["hidden"][-1]
-  norm = params["norm"]["scale"]
-  hidden = (hidden - hidden.mean(-1, keepdims=True)) / jnp.sqrt(hidden.var(-1, keepdims=True)) * norm
-  real = batch["attention_mask"] > 0
+  hidden = np.asarray(model.by_layer(cfg, params, batch)["hidden"][-1])
+  norm = np.asarray(params["norm"]["scale"])
+  hidden = (hidden - hidden.mean(-1, keepdims=True)) / np.sqrt(hidden.var(-1, keepdims=True)) * norm
+  real = np.asarray(batch["attention_mask"]) > 0
   for key in (None, jax.random.key(0)):
     actual = apply(cfg, params, batch, key)["sequence_output"]
-    np.testing.assert_allclose(actual[real], hidden[real], atol=2e-3, rtol=2e-3)
+    np.testing.assert_allclose(actual[real], hidden[real], atol=5e-4)
 
 
 @pytest.mark.slow
