@@ -278,7 +278,7 @@ class TestConfig:
     assert (rte.optimizer.learning_rate, rte.optimizer.warmup_steps) == (3e-5, 200)
     assert (rte.batch_size, rte.steps, rte.data.seq_length, rte.epochs) == (32, 800, 512, 0)
     assert load_config(f"{CONFIG}:cola").model.hidden_size == 768
-    with pytest.raises(ValueError, match="give one of cola"):
+    with pytest.raises(ValueError, match="use one of cola"):
       load_config(f"{CONFIG}:xxlarge")
 
   def test_warm_start_from_mnli(self, checkpoint, folder):
