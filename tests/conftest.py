@@ -11,7 +11,12 @@ import signal
 # of XLA's two code generators for CPUs a third of that (docs/log.md). Compiled programs are kept for the other workers,
 # the commands that tests start, and the next run. JAX reads both variables when it is imported.
 COMPILED = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "compiled"
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+# Without the last flag, eight devices on two cores begin two sums over devices in different orders, and XLA aborts.
+os.environ.setdefault(
+  "XLA_FLAGS",
+  "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+  "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 
 import fsspec  # noqa: E402
