@@ -68,3 +68,11 @@ def checkpoint(folder, **fields):
   )  # fmt: skip
   convert.save(folder / "checkpoint", cfg, model.init(cfg, jax.random.key(0)), vocabulary=vocabulary(folder))
   return folder / "checkpoint"
+
+
+def yes_or_no(folder):
+  """Writes train.csv and dev.csv of texts whose first word tells their label; returns the folder."""
+  rows = [f"{'kiki' if i % 2 else 'mola'} badu gine,{'yes' if i % 2 else 'no'}" for i in range(32)]
+  for name in ("train.csv", "dev.csv"):
+    (folder / name).write_text("\n".join(["text,label", *rows]) + "\n")
+  return folder

@@ -50,11 +50,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("data")
-  rows = [f"{'kiki' if i % 2 else 'mola'} badu gine,{'yes' if i % 2 else 'no'}" for i in range(32)]
-  for name in ("train.csv", "dev.csv"):
-    (folder / name).write_text("\n".join(["text,label", *rows]) + "\n")
-  return folder
+  return made_up.yes_or_no(tmp_path_factory.mktemp("data"))
 
 
 def flags(checkpoint, data, **overrides):
