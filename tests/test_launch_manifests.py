@@ -1,9 +1,12 @@
 """The image and the manifest name what exists: extras, files, arguments, and machines that make up the slice."""
 
+import copy
 import pathlib
 import re
 import tomllib
 
+import kubernetes_validate
+import pytest
 import yaml
 
 from albert_jax.commands import common
@@ -38,6 +41,25 @@ def test_the_manifest_is_a_jobset_whose_machines_make_up_the_slice():
   assert container["resources"]["requests"]["google.com/tpu"] == chips
   assert job["parallelism"] == job["completions"] == width * height // chips
   assert pod["restartPolicy"] == "Never"
+
+
+def _as_jobs(manifest):
+  """Lists the jobs that the JobSet makes, as Kubernetes' own kind."""
+  return [
+    {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": group["name"]}, **group["template"]}
+    for group in manifest["spec"]["replicatedJobs"]
+  ]
+
+
+def test_the_jobs_of_the_manifest_pass_kubernetes_schema():
+  manifest = yaml.safe_load((ROOT / "launch/jobset.yaml").read_text())
+  [job] = _as_jobs(manifest)
+  kubernetes_validate.validate(job, "1.33", strict=True)
+  for field, value in {"backoffLimit": "none", "backofLimit": 0}.items():
+    wrong = copy.deepcopy(job)
+    wrong["spec"][field] = value
+    with pytest.raises(kubernetes_validate.ValidationError, match=field):
+      kubernetes_validate.validate(wrong, "1.33", strict=True)
 
 
 def test_the_manifest_starts_a_command_that_parses():
