@@ -116,21 +116,6 @@ def matching(path: str) -> list[str]:
   return sorted(glob.glob(pattern, recursive=True)) if is_pattern(path) else []
 
 
-def refuse_wide_text(path: str | os.PathLike, head: bytes) -> None:
-  """Checks that a file of text does not begin as UTF-16 or UTF-32 text does.
-
-  Args:
-    path: the file's name, for the message.
-    head: its first bytes.
-
-  Raises:
-    UserError: it does; says how to convert it.
-  """
-  if head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
-    bits = 32 if head.startswith((b"\xff\xfe\0\0", b"\0\0")) else 16
-    raise UserError(f"{path} is UTF-{bits} text; convert it, as with: iconv -f utf-{bits} -t utf-8")
-
-
 def inside(folder: str | os.PathLike, name: str) -> str:
   """Joins a folder and a file name that comes from an untrusted file, store or archive.
   Raises:

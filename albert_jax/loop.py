@@ -166,6 +166,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
       _export(task, params, metrics, predictions, files.path, directory, config)
     if start < config.steps:
       _show_goodput(card, files.path)
+    if host == 0:  # Last, so that the line above the prompt is the command to type.
+      results.info("Next:    %s", next_command(task, directory, task.example() if task.example else ""))
   return metrics
 
 
@@ -237,7 +239,6 @@ def _export(task, params, metrics, predictions, folder, directory, config):
   results.info("Weights: %s/export", directory)
   curves.plot([folder], folder / "curves.png")
   results.info("Curves:  %s/curves.png", directory)
-  results.info("Next:    %s", next_command(task, directory))
 
 
 def _show_goodput(card, folder):
@@ -246,19 +247,20 @@ def _show_goodput(card, folder):
     log.info("%s", goodput.text(*goodput.measure(card, read(folder))))
 
 
-def next_command(task: tasks.Task, directory: str) -> str:
+def next_command(task: tasks.Task, directory: str, text: str = "") -> str:
   """Returns a command to try the model of a complete run.
 
   Args:
     task: the run's task.
     directory: its workdir.
+    text: an input in the language of the run; '' for the example of the task.
   """
   about = task.about.get("albert_jax_task", {})
   name, checkpoint = about.get("name", "fill-mask"), f"--checkpoint={shlex.quote(directory)}"
   prediction = tasks.predictions().get(name)
   if prediction is None or not task.vocabulary:
     return f"albert-jax evaluate {checkpoint}"
-  example = '{"text": "A first text.", "pair": "A second text."}' if about.get("pair") else prediction.example
+  example = '{"text": "A first text.", "pair": "A second text."}' if about.get("pair") else text or prediction.example
   named = "" if "name" in about else f" --task={name}"
   return f"albert-jax predict {checkpoint}{named} {shlex.quote(example)}"
 

@@ -97,3 +97,5 @@ def test_numbers():
   for value in (None, "", "nan", "inf", math.nan, True, "1,5", "1_0", [1], "9" * 400, "1e39"):
     with pytest.raises(UserError, match=r"^here: .* is no number; expected a score$"):
       cells.number(value, "here", "a score")
+  with pytest.raises(UserError, match=r'^here: "4,8" has a comma \(replace .*: 4\.8\), and is no number'):
+    cells.number("4,8", "here", "a score")

@@ -205,6 +205,16 @@ def test_few_held_out_segments_are_reported_and_enough_are_not(tmp_path, spm, ca
   assert notes_of(corpus, spm, tmp_path / "many", capsys, *flags) == []
 
 
+def test_replaced_characters_are_reported(spm, tmp_path, capsys):
+  """Text in cp1252 that is read as UTF-8 has lost its umlauts."""
+  text = "".join(f"Satz {i} ist schön.\nEr ist {i} größer.\n\n" for i in range(100))
+  (tmp_path / "a.txt").write_text(text, "cp1252")
+  flags = ("--validation_fraction=0", "--keep_accents")
+  (note,) = notes_of(tmp_path / "a.txt", spm, tmp_path / "lost", capsys, *flags, "--encoding=utf-8")
+  assert note.startswith("200 lines have characters that are not UTF-8") and "--encoding=cp1252" in note
+  assert notes_of(tmp_path / "a.txt", spm, tmp_path / "kept", capsys, *flags, "--encoding=cp1252") == []
+
+
 def test_a_long_document_is_tokenised_in_parts(tmp_path, spm, monkeypatch):
   docs = made_up.documents(4, sentences=(200, 300))
   corpus = made_up.write(tmp_path / "a.txt", docs)

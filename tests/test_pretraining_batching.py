@@ -181,6 +181,36 @@ def test_memory_does_not_grow_over_epochs(cfg, packing):
   assert max(held[1:]) - held[0] < 50_000, held  # bytes; a batch alone has 30,000
 
 
+def test_a_held_out_sentence_tries_the_model(cfg, folder):
+  vocabulary = datasets.tokenizer(cfg.dataset)
+  text = pretrain.masked_sentence(cfg.dataset, cfg.validation_split, vocabulary)
+  ids = vocabulary.encode(text, specials=True)
+  assert ids.count(vocabulary.mask_id) == 1 and 10 <= len(ids) <= 24 and vocabulary.unk_id not in ids
+  assert text == text.strip() and "  " not in text
+
+
+def test_a_sentence_without_spaces_is_masked_without_spaces(tmp_path):
+  """Japanese: pieces, and a [MASK], stand side by side."""
+  animals, towns, verbs = (
+    ("猫", "犬", "先生", "学生", "子供"),
+    ("学校", "公園", "東京", "駅前"),
+    ("行きました", "走っています", "本を読んだ"),
+  )
+  sentences = [f"{a}は{b}で{c}。" for a in animals for b in towns for c in verbs]
+  documents = ["\n".join(sentences[i : i + 6]) for i in range(0, len(sentences), 3)]
+  (tmp_path / "a.txt").write_text("\n\n".join(documents) + "\n", "cp932")
+  from albert_jax.data.corpus import prepare, readers, vocab
+
+  reading = readers.Reading(encoding="shift_jis")
+  vocab.train_vocabulary(str(tmp_path / "a.txt"), str(tmp_path), vocab_size=50, reading=reading)
+  prepare.prepare(
+    str(tmp_path / "a.txt"), str(tmp_path / "spiece.model"), str(tmp_path / "data"),
+    prepare.segments.Settings(segment_tokens=64, validation_fraction=0.3), reading,
+  )  # fmt: skip
+  text = pretrain.masked_sentence(str(tmp_path / "data"), "validation", datasets.tokenizer(str(tmp_path / "data")))
+  assert "[MASK]" in text and " " not in text
+
+
 def test_evaluation_is_one_fixed_pass(cfg):
   size = len(datasets.open_split(cfg.dataset, "validation"))
   batches = list(eval_batches(cfg, batch_size=16, seed=1))

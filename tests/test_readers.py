@@ -4,6 +4,7 @@ import collections
 import gzip
 import json
 import lzma
+import re
 
 import pyarrow
 import pyarrow.parquet
@@ -183,12 +184,12 @@ def test_a_file_whose_lines_end_with_cr_alone(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(("data", "message"), [
-  (TEXT.encode("utf-16"), "is UTF-16 text; convert it, as with: iconv -f utf-16 -t utf-8"),
+  (TEXT.encode("utf-16"), "is UTF-16 text; add --encoding=utf-16, or convert it, as with: iconv -f utf-16 -t utf-8"),
   (TEXT.encode("utf-16-le"), "NUL bytes in its first .* it is no UTF-8 text"),
   (gzip.compress(TEXT.encode()), r"is a \.gz file, although its name does not say so"),
   (b"PAR1....PAR1", r"is a \.parquet file"),
   (b"PK\x03\x04....", r"is a \.zip file"),
-  (TEXT.encode("utf-32"), "is UTF-32 text; convert it, as with: iconv -f utf-32 -t utf-8"),
+  (TEXT.encode("utf-32"), "is UTF-32 text; add --encoding=utf-32, or convert it, as with: iconv -f utf-32 -t utf-8"),
   (b"a.txt".ljust(257, b"\0") + b"ustar\0" + TEXT.encode(), r"is a \.tar file, which is not read"),
 ], ids=["utf-16", "utf-16-le", "gz", "parquet", "zip", "utf-32", "tar"])  # fmt: skip
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
@@ -196,6 +197,55 @@ def test_a_text_file_that_is_no_text_is_refused(tmp_path, name, data, message):
   (tmp_path / name).write_bytes(data)
   with pytest.raises(UserError, match=message):
     read(tmp_path / name)
+
+
+GERMAN = "Die Schüler übten schön.\r\nEs war größer.\r\n\r\n„Ärger“ – sagte er.\r\n"
+JAPANESE = "吾輩は猫である。\n名前はまだ無い。\n\nどこで生れたかとんと見当がつかぬ。\n"
+
+
+@pytest.mark.parametrize(("text", "encoding", "message"), [
+  (GERMAN, "cp1252", "with cp1252 it reads 'Schüler'. Add --encoding=cp1252"),
+  (JAPANESE, "cp932", "with cp932 it reads '吾輩は猫である'. Add --encoding=cp932"),
+  (JAPANESE, "euc-jp", "with euc-jp it reads '吾輩は猫である'. Add --encoding=euc-jp"),
+  (JAPANESE, "iso-2022-jp", "is ISO-2022-JP text; add --encoding=iso-2022-jp"),
+  ("我是学生，他的书在这里。\n" * 3, "gb18030", "Add --encoding=gb18030"),
+  ("Это обычный русский текст.\n", "koi8-r", "with koi8-r it reads 'Это'"),
+])  # fmt: skip
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".txt.gz"])
+def test_another_encoding_is_refused_until_it_is_given(tmp_path, text, encoding, message, suffix):
+  (tmp_path / "a.txt").write_text(text, "utf-8")
+  as_json = "".join(json.dumps({"text": line}, ensure_ascii=False) + "\n" for line in text.splitlines())
+  data = (as_json if suffix == ".jsonl" else text).encode(encoding)
+  (tmp_path / f"b{suffix}").write_bytes(gzip.compress(data) if suffix == ".txt.gz" else data)
+  with pytest.raises(UserError, match=re.escape(message)):
+    read(tmp_path)
+  documents, tally = read(tmp_path, encoding=encoding)
+  lines = [line for document in documents for line in document]
+  assert lines == [line for line in text.splitlines() if line] * 2  # The UTF-8 file reads as before.
+  assert not tally["lines with invalid UTF-8"] and sum("files read as " in key for key in tally) >= 1
+
+
+def test_each_file_has_its_encoding(tmp_path):
+  (tmp_path / "a.txt").write_text("x" * 70_000 + "\n" + GERMAN, "cp1252")  # The first umlaut is after the first block.
+  (tmp_path / "b.txt").write_text(GERMAN, "utf-16")
+  (tmp_path / "c.txt").write_text(GERMAN, "utf-8-sig")
+  lines = [line for document in read(tmp_path, encoding="cp1252")[0] for line in document]
+  assert lines == ["x" * 70_000, *[line for line in GERMAN.split("\r\n") if line] * 3]
+  (tmp_path / "a.txt").write_text(GERMAN, "utf-16-le")
+  assert read(tmp_path / "a.txt", encoding="utf-16-le")[0][0][0] == "Die Schüler übten schön."
+
+
+def test_utf_8_as_the_encoding_replaces_what_is_invalid(tmp_path):
+  (tmp_path / "a.txt").write_text(GERMAN, "cp1252")
+  documents, tally = read(tmp_path, encoding="UTF8")
+  assert documents[0][0] == "Die Sch\ufffdler \ufffdbten sch\ufffdn." and tally["lines with invalid UTF-8"] == 3
+
+
+def test_an_unknown_encoding_is_explained(tmp_path):
+  (tmp_path / "a.txt").write_text(TEXT)
+  for name in ("cp1525", "base64", "no\0"):
+    with pytest.raises(UserError, match=r"is unknown.*expected one such as utf-8"):
+      read(tmp_path, encoding=name)
 
 
 def test_a_long_line_is_not_held_while_a_file_is_planned(tmp_path, monkeypatch):

@@ -102,7 +102,10 @@ class TestText:
   @pytest.mark.parametrize(
     ("content", "message"),
     [
-      (b"caf\xe9", r"is not UTF-8 text: the byte 0xe9 in line 1; convert it, as with: iconv -f latin1"),
+      (
+        b"caf\xe9",
+        r"is not UTF-8 text: the byte 0xe9 in line 1 \(with cp1252 it reads 'café'\); .*CSV UTF-8.* iconv -f cp1252",
+      ),
       ("text".encode("utf-16"), r"is UTF-16 text; convert it, as with: iconv -f utf-16"),
     ],
   )

@@ -15,6 +15,7 @@ import tqdm
 
 from albert_jax import evaluation, files, pipelines, strict_json
 from albert_jax.commands import common
+from albert_jax.data import encodings
 from albert_jax.data.finetuning import tables
 from albert_jax.errors import UserError
 
@@ -127,6 +128,8 @@ def _table(file, fields, args, model, may_be_lines):
   except UserError as error:
     if may_be_lines and "has no column" in str(error) and args.format == "auto":
       return None
+    if "UTF-" in str(error):  # Other columns do not help.
+      raise
     message = str(error).split(" (choose with")[0]
     raise UserError(f"{message}; name the columns of the texts with --fields=A or A,B, or add --format=text") from None
   ids = [{} if id is None else {"id": id} for id in rows.columns.get("id", [None] * len(rows))]
@@ -253,7 +256,7 @@ def _read(model, line, format, fields):
       value = value if len(value) > 1 else value[0]
     return id, model.item(value)
   except UnicodeDecodeError as error:
-    return id, UserError(f"it is not UTF-8 ({error.reason}); convert it, as with: iconv -f latin1 -t utf-8")
+    return id, UserError(f"it is not UTF-8 ({error.reason}){encodings.advice(line)}")
   except UserError as error:
     return id, error
 

@@ -94,6 +94,8 @@ class Task:
     row_flops: operations of the task's own heads for a row of a training step, where they are not small.
     exported: trained parameters -> those that an export holds.
     answers: what another model of the task can imitate, by name; {} where nothing is.
+    example: makes a text from the held-out data to try the model on, '' if none fits; None where the task has one for
+      all languages.
     teacher: its parameters are the argument `frozen` of the train step, and `sums` finds them beside the others, as
       "teacher"; None for none.
   """
@@ -119,6 +121,7 @@ class Task:
   row_flops: float = 0.0
   exported: Callable[[Params], Params] = lambda params: params
   answers: dict[str, Answer] = dataclasses.field(default_factory=dict)
+  example: Callable[[], str] | None = None
   teacher: Teacher | None = None
 
 

@@ -1,6 +1,7 @@
 """Pre-training: masked language model plus sentence-order prediction (section 3.1 of the paper); and filling masks."""
 
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from albert_jax import model
-from albert_jax.data import datasets
+from albert_jax.data import datasets, records
 from albert_jax.data.finetuning.batching import Rows
 from albert_jax.data.pretraining import batching
 from albert_jax.data.pretraining.batching import DataConfig
@@ -71,7 +72,42 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     },
     vocabulary=vocabulary,
     answers=answers(mlm_weight, sop_weight),
+    example=functools.partial(masked_sentence, datasets.folders(data.dataset)[0], data.validation_split, vocabulary),
   )
+
+
+def masked_sentence(dataset: str, split: str, vocabulary: Tokenizer) -> str:
+  """Masks the longest word of a short sentence of a dataset, so that a model can be tried in the language it learnt.
+
+  Args:
+    dataset: one folder.
+    split: the name of the split; its first records are read.
+    vocabulary: of the dataset.
+
+  Returns:
+    A text with one [MASK]; '' if no sentence has 10 to 24 pieces and a word that is one piece.
+  """
+  source = datasets.open_split(dataset, split)
+  batch = records.unpack(datasets.fetch(source, list(range(min(64, len(source))))))
+  pieces, starts_word = vocabulary.pieces, records.word_starts(vocabulary.pieces)
+  for record in range(len(batch.tokens)):
+    ids = batch.ids[batch.id_base[record] :][: batch.tokens[record]]
+    starts = batch.sentence_starts[batch.sentence_base[record] :][: batch.sentences[record]]
+    for start, end in itertools.pairwise([*starts, len(ids)]):
+      sentence = ids[start:end].tolist()
+      if not 10 <= len(sentence) <= 24 or vocabulary.unk_id in sentence:
+        continue
+      # Not the last piece, which is mostly a full stop.
+      words = [
+        i for i in range(1, len(sentence) - 1)
+        if pieces[sentence[i]].lstrip("▁").isalpha() and starts_word[[sentence[i], sentence[i + 1]]].all()
+      ]  # fmt: skip
+      if words:
+        at = max(words, key=lambda i: len(pieces[sentence[i]]))
+        before, after = (vocabulary.decode(part).strip() for part in (sentence[:at], sentence[at + 1 :]))
+        spaced = [pieces[sentence[i]].startswith("▁") for i in (at, at + 1)]
+        return f"{before}{' ' * spaced[0]}[MASK]{' ' * spaced[1]}{after}"
+  return ""
 
 
 def answers(mlm_weight: float, sop_weight: float) -> dict[str, Answer]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from albert_jax import files
+from albert_jax.data import encodings
 from albert_jax.errors import UserError, message_lines
 
 MAX_VALUE_BYTES = 1 << 24  # of a JSON line or a value of Parquet; longer ones are left out
@@ -148,15 +149,16 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
       yield file
 
 
-def check_text(path: str, head: bytes) -> None:
+def check_text(path: str, head: bytes, encoding: str = "") -> None:
   """Refuses a file of text that is none.
 
   Args:
     path: the file's name, for the message.
     head: its first bytes, decompressed.
+    encoding: its encoding, if one was given.
 
   Raises:
-    UserError: it is UTF-16 text, or a file of another kind.
+    UserError: it is a file of another kind, or is not UTF-8 text and no encoding was given.
   """
   for magic, kind in _MAGICS.items():
     if head.startswith(magic, _TAR_MAGIC_AT if kind == ".tar" else 0):
@@ -165,10 +167,12 @@ def check_text(path: str, head: bytes) -> None:
       raise UserError(
         f"{path} is a {kind} file, which is not read; give its text, plain or as {', '.join(COMPRESSIONS)}"
       )
-  files.refuse_wide_text(path, head)
-  if head.count(b"\0") > 1 + _MAX_NUL_SHARE * len(head):
+  if not encoding:
+    encodings.refuse_marked(path, head, flag=True)
+  if not encodings.is_wide(encoding) and head.count(b"\0") > 1 + _MAX_NUL_SHARE * len(head):
     raise UserError(
-      f"{path} has {head.count(0):,} NUL bytes in its first {len(head):,}; it is no UTF-8 text, convert it"
+      f"{path} has {head.count(0):,} NUL bytes in its first {len(head):,}; it is no UTF-8 text, convert it; "
+      "for UTF-16 without a byte order mark, add --encoding=utf-16-le"
     )
 
 

@@ -25,6 +25,7 @@ from albert_jax.errors import UserError
 
 LONE_SHARE = 0.2  # of documents of one sentence, from which `notes` reports them
 FEW_SEGMENTS = 32  # held out, below which `notes` calls the held-out numbers noisy
+INVALID_SHARE = 0.01  # of lines that are not UTF-8 in the sentences, from which `notes` reports them
 
 
 def notes(description: dict[str, Any]) -> list[str]:
@@ -42,6 +43,12 @@ def notes(description: dict[str, Any]) -> list[str]:
     texts.append(
       f"{lone:.0%} of the documents are one sentence, which has no pair; where blank lines separate paragraphs "
       "instead of documents, use --layout=book"
+    )
+  invalid = read.get("lines with invalid UTF-8", 0)
+  if invalid > INVALID_SHARE * sum(split["sentences"] for split in splits.values()):
+    texts.append(
+      f"{invalid:,} lines have characters that are not UTF-8, which were replaced; if the files have another encoding, "
+      "name it, as --encoding=cp1252"
     )
   fraction = description["settings"]["validation_fraction"]
   if not fraction or "validation" not in splits:

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 
 from albert_jax import files, strict_json
-from albert_jax.data import datasets
+from albert_jax.data import datasets, encodings
 from albert_jax.data.corpus.opening import (
   MAX_VALUE_BYTES,
   check_row_group,
@@ -51,22 +51,28 @@ class Reading:
     text_field: the field of a JSON line, Parquet row or TFDS record that holds the text.
     tfds_split: the split of a TFDS dataset.
     tfds_dir: where TFDS datasets are; '' is TFDS' own default.
+    encoding: of the text and JSON files that are not UTF-8, such as cp1252 or shift_jis; '' refuses such files.
   """
 
   layout: str = "auto"
   text_field: str = "text"
   tfds_split: str = "train"
   tfds_dir: str = ""
+  encoding: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-  """A part of a source: bytes of a plain file, rows of a Parquet file, records of a TFDS split; stop -1 is its end."""
+  """A part of a source: bytes of a plain file, rows of a Parquet file, records of a TFDS split; stop -1 is its end.
+
+  `encoding` is that of a file which is not UTF-8, and which is one span.
+  """
 
   source: str
   kind: str
   start: int = 0
   stop: int = -1
+  encoding: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +118,7 @@ def plan(spec: str, reading: Reading, unit_bytes: int = UNIT_BYTES) -> list[Unit
     UserError: an item is neither a file nor a dataset, or there is no text at all.
   """
   spans = []
+  reading = dataclasses.replace(reading, encoding=encodings.checked(reading.encoding))
   for item in files.split_list(spec, "--input"):
     paths = _files(item)
     for path in paths:
@@ -149,13 +156,22 @@ def _plan_file(path, reading, unit_bytes):
   size = fs.size(name)
   if kind == "parquet":
     return _plan_parquet(path, size)
+  encoding = ""
+  if reading.encoding:
+    with open_bytes(path) as file:
+      encoding = encodings.of_file(file, reading.encoding)
   with open_bytes(path) as file:
     head = file.read(_HEAD_BYTES)
-  check_text(path, head)
+    check_text(path, head, encoding)
+  if encoding:
+    with open_bytes(path) as file:
+      head = _as_utf8(file, encoding).read(_HEAD_BYTES)
+  elif not reading.encoding:
+    encodings.refuse_other(path, head)
   if kind == "text":
     kind = reading.layout if reading.layout != "auto" else _guess_layout(head, size)
-  if compression or kind == "book" or size <= unit_bytes:
-    return [(Span(path, kind), size)]
+  if compression or encoding or kind == "book" or size <= unit_bytes:
+    return [(Span(path, kind, encoding=encoding), size)]
   starts = [0]
   with open_bytes(path) as file:
     for target in range(unit_bytes, size, unit_bytes):
@@ -181,6 +197,10 @@ def _skip_line(file):
   """Reads to the end of a line, which may be too long for memory."""
   while (part := file.readline(MAX_LINE_BYTES)) and not part.endswith(b"\n"):
     pass
+
+
+def _as_utf8(file, encoding):
+  return io.BufferedReader(encodings.Utf8Bytes(file, encoding), _READ_BYTES) if encoding else file
 
 
 class _LineFeeds(io.RawIOBase):
@@ -303,6 +323,8 @@ def documents(unit: Unit, reading: Reading, tally: collections.Counter) -> Itera
   for span in unit.spans:
     if span.kind in LAYOUTS and span.start == 0:
       tally[f"files read as --layout={span.kind}"] += 1
+    if span.encoding:
+      tally[f"files read as {span.encoding}"] += 1
     for lines in _READERS[span.kind](span, reading, tally):
       lines = [line for line in lines if line]
       if lines:
@@ -313,7 +335,7 @@ def lines(span: Span, tally: collections.Counter) -> Iterator[str]:
   """Yields the lines of a part of a file: stripped str, '' for a blank line. Lines over MAX_LINE_BYTES are cut."""
   limit = MAX_LINE_BYTES
   with open_bytes(span.source) as file:
-    file = _at(file, span.start)
+    file = _at(file, span)
     left = span.stop - span.start if span.stop >= 0 else sys.maxsize
     first, rest = span.start == 0, b""
     while data := file.read(min(_READ_BYTES, limit, left)):
@@ -339,12 +361,12 @@ def lines(span: Span, tally: collections.Counter) -> Iterator[str]:
       tally["empty files"] += 1
 
 
-def _at(file, start):
-  """Returns a file at the start of a span. Only files with line feeds have several spans."""
-  if start:
-    file.seek(start)
+def _at(file, span):
+  """Returns the UTF-8 bytes of a file at the start of a span. Only files with line feeds have several spans."""
+  if span.start:
+    file.seek(span.start)
     return file
-  return io.BufferedReader(_LineFeeds(file), _READ_BYTES)
+  return io.BufferedReader(_LineFeeds(_as_utf8(file, span.encoding)), _READ_BYTES)
 
 
 def _decode_lines(data, tally):
@@ -419,7 +441,7 @@ def _read_doc(span, reading, tally):
 def _records(span, tally):
   """Yields the non-empty lines of a JSON file, as bytes. Lines over the size limit are left out and counted."""
   with open_bytes(span.source) as file:
-    file = _at(file, span.start)
+    file = _at(file, span)
     left, is_empty = span.stop - span.start if span.stop >= 0 else sys.maxsize, True
     while left > 0 and (line := file.readline(min(left, MAX_VALUE_BYTES))):
       left, is_empty = left - len(line), False

@@ -132,5 +132,8 @@ def number(value: Any, where: str, what: str) -> float:
   except (TypeError, ValueError, OverflowError):
     result = math.nan
   if not abs(result) <= _LARGEST:
-    raise UserError(f"{where}: {strict_json.show(value, 40)} is no number; expected {what}")
+    shown = strict_json.show(value, 40)
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+,\d+", value.strip()):
+      shown += f" has a comma (replace the commas of the column: {value.strip().replace(',', '.')}), and"
+    raise UserError(f"{where}: {shown} is no number; expected {what}")
   return result

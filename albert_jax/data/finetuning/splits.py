@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from albert_jax import files
+from albert_jax.data import encodings
 from albert_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -149,15 +150,13 @@ def read_text(path: str | pathlib.Path) -> str:
     data = files.read(path)
   except OSError as error:
     raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-  files.refuse_wide_text(path, data)
+  encodings.refuse_marked(path, data)
   try:
     text = data.decode("utf-8-sig")
   except UnicodeDecodeError as error:
     line = data.count(b"\n", 0, error.start) + 1
-    raise UserError(
-      f"{path} is not UTF-8 text: the byte {data[error.start]:#04x} in line {line}; convert it, as with: "
-      "iconv -f latin1 -t utf-8"
-    ) from None
+    byte = f"the byte {data[error.start]:#04x} in line {line}"
+    raise UserError(f"{path} is not UTF-8 text: {byte}{encodings.advice(data)}") from None
   if nuls := text.count("\0"):
     if nuls > 1 + MAX_NUL_SHARE * len(text):
       line = text.count("\n", 0, text.index("\0")) + 1

@@ -1,0 +1,211 @@
+"""Text that is not UTF-8: which encoding a file seems to have, and reading it as UTF-8."""
+
+import codecs
+import io
+import re
+from typing import Any, BinaryIO
+
+from albert_jax.errors import UserError, did_you_mean
+
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
+_MARKS = {
+  codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
+  codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
+_JAPANESE_ESCAPES = (b"\x1b$B", b"\x1b$@")
+_HEAD_BYTES = 1 << 16  # of a file, from which its encoding is guessed
+# A file that has no valid UTF-8 beyond ASCII is damaged up to these numbers, and of another encoding above them.
+_FEW_INVALID, _INVALID_SHARE = 2, 0.002
+
+# Encodings of older files in order, each with frequent characters and their least share of the characters beyond ASCII.
+# Text in a wrong encoding of several bytes decodes without errors, but to characters that are rare.
+_KANA = "のにはをたがでてとしれさいるなもかっらりンスルトアリイラクシ"
+_SEVERAL_BYTES = {
+  "euc-jp": (_KANA, 0.15), "cp932": (_KANA, 0.15), "gb18030": ("的一是在不了有和人这中大，。", 0.04),
+  "big5": ("的一是在不了有和人這中大，。", 0.04), "cp949": ("이다는의에가을를은고하지로", 0.15),
+}  # fmt: skip
+_QUOTES = "„“”‘’‚–—…«»‹›€§°·\xa0"
+_WESTERN = "ÀÂÄÅÆÇÈÉÊËÍÎÑÓÔÕÖØÚÜàáâãäåæçèéêëìíîïñòóôõöøùúûüß¿¡ªº"
+_ONE_BYTE = {
+  "cp1252": _WESTERN + "œ" + _QUOTES,
+  "cp1250": "ÁÄĄČĆĎÉĚĘÍŁŇŃÓÖŐŘŠŚŤÚŮÜŰÝŽŹŻáäąčćďéěęíłňńóöôőřšśťúůüűýžźżăâîșțşţßđ" + _QUOTES,
+  "cp1254": "ÇĞİÖŞÜçğıöşüâîû" + _QUOTES,
+  "cp1251": "абвгдежзийклмнопрстуфхцчшщъыьэюяёіїєґ" + _QUOTES,
+  "koi8-r": "абвгдежзийклмнопрстуфхцчшщъыьэюяё",
+  "cp1253": "αβγδεζηθικλμνξοπρστυφχψωςάέήίόύώ" + _QUOTES,
+  "cp850": _WESTERN + "«»§°·",
+  "mac-roman": _WESTERN + "œ" + _QUOTES,
+}
+_ONE_BYTE_SHARE = 0.7
+
+
+def checked(name: str) -> str:
+  """Returns an encoding's name as Python writes it; '' stays ''.
+
+  Raises:
+    UserError: there is no text encoding of that name.
+  """
+  try:
+    "".encode(name or "utf-8")
+    return codecs.lookup(name).name if name else ""
+  except (LookupError, ValueError):
+    names = ["utf-8", "utf-16", *_ONE_BYTE, "shift_jis", *_SEVERAL_BYTES]
+    raise UserError(
+      f"--encoding={name} is unknown{did_you_mean(name, names)}; expected one such as {', '.join(names)}"
+    ) from None
+
+
+def by_mark(head: bytes) -> str:
+  """Returns the encoding that a file names: utf-16 and utf-32 by a byte order mark, iso-2022-jp by escapes, or ''."""
+  if any(escape in head for escape in _JAPANESE_ESCAPES):
+    return "iso-2022-jp"
+  return next((name for mark, name in _MARKS.items() if head.startswith(mark)), "")
+
+
+def is_wide(encoding: str) -> bool:
+  """Returns whether text in this encoding has NUL bytes."""
+  return encoding.startswith(("utf-16", "utf-32"))
+
+
+def invalid_characters(data: bytes) -> tuple[int, int]:
+  """Counts what is beyond ASCII in UTF-8 text.
+
+  Args:
+    data: the first bytes of a file; the last character may be cut.
+
+  Returns:
+    (the number of invalid sequences, the number of valid characters beyond ASCII).
+  """
+  if data.isascii():
+    return 0, 0
+  text = codecs.getincrementaldecoder("utf-8")("replace").decode(data)
+  written = data.count("\ufffd".encode())
+  return text.count("\ufffd") - written, len(re.findall(r"[^\x00-\x7f\ufffd]", text)) + written
+
+
+def guess(data: bytes) -> tuple[str, str]:
+  """Guesses the encoding of text that is not UTF-8.
+
+  Args:
+    data: the first bytes of a file.
+
+  Returns:
+    (encoding, the first word with a letter beyond ASCII as it reads in that encoding); ('', '') if none fits.
+  """
+  data = data[:_HEAD_BYTES]
+  shares = {}
+  for name, (frequent, least) in _SEVERAL_BYTES.items():
+    share = _share(data, name, frequent)
+    if share >= least:
+      shares[name] = share / least
+  if not shares:
+    shares = {name: _share(data, name, letters) for name, letters in _ONE_BYTE.items()}
+  name = max(shares, key=lambda name: shares[name])
+  if shares[name] < _ONE_BYTE_SHARE:
+    return "", ""
+  text = codecs.getincrementaldecoder(name)().decode(data)
+  word = re.search(r"[^\W\d_]*[^\W\d_\x00-\x7f][^\W\d_]*", text)
+  return name, word.group()[:16] if word else ""
+
+
+def _share(data, name, frequent):
+  """Returns the share of `frequent` characters among those beyond ASCII; 0 where the encoding does not fit."""
+  try:
+    characters = re.findall(r"[^\x00-\x7f]", codecs.getincrementaldecoder(name)().decode(data))
+  except UnicodeDecodeError:
+    return 0.0
+  return sum(character in frequent for character in characters) / max(1, len(characters))
+
+
+def refuse_marked(path: object, head: bytes, flag: bool = False) -> None:
+  """Refuses a file that names another encoding than UTF-8, see `by_mark`.
+
+  Args:
+    path: the file's name, for the message.
+    head: its first bytes, decompressed.
+    flag: whether the command has --encoding.
+
+  Raises:
+    UserError: it does; says what to type.
+  """
+  if name := by_mark(head):
+    raise UserError(f"{path} is {name.upper()} text; {f'add --encoding={name}, or ' * flag}{_convert(name)}")
+
+
+def refuse_other(path: str, head: bytes) -> None:
+  """Refuses a file of a corpus that is clearly in another encoding than UTF-8.
+
+  Single invalid bytes pass: they are damage, which the reader repairs and counts.
+
+  Args:
+    path: the file's name, for the message.
+    head: its first bytes, decompressed.
+
+  Raises:
+    UserError: it is in another encoding; names the flag that reads it.
+  """
+  invalid, valid = invalid_characters(head)
+  if invalid > max(valid, _FEW_INVALID, _INVALID_SHARE * len(head)):
+    name, word = guess(head)
+    if name:
+      raise UserError(
+        f"{path} is not UTF-8 text; with {name} it reads {word!r}. Add --encoding={name} (or another) to read the "
+        "files that are not UTF-8, or --encoding=utf-8 to replace their invalid characters"
+      )
+
+
+def advice(data: bytes) -> str:
+  """Returns the end of an error about text that is not UTF-8: how it reads, and the command that converts it.
+
+  Args:
+    data: the text.
+  """
+  name, word = guess(data)
+  reads = f" (with {name} it reads {word!r})" if name else ""
+  return f"{reads}; save it as UTF-8 (in Excel: CSV UTF-8), or {_convert(name or 'latin1')}"
+
+
+def _convert(name):
+  return f"convert it, as with: iconv -f {name} -t utf-8 FILE > NEW"
+
+
+def of_file(file: BinaryIO, encoding: str) -> str:
+  """Decides how to read a file of a corpus for which an encoding was given.
+
+  Args:
+    file: at its start; any position afterwards.
+    encoding: of the files that are not UTF-8.
+
+  Returns:
+    The encoding that the byte order mark names, '' for UTF-8, or `encoding`. The first 64 KiB beyond ASCII decide.
+  """
+  data = file.read(_HEAD_BYTES)
+  if name := by_mark(data):
+    return name
+  if is_wide(encoding) and b"\0" in data:
+    return encoding
+  while data and data.isascii():
+    data = file.read(_HEAD_BYTES)
+  invalid, valid = invalid_characters(data.lstrip(bytes(range(0x80, 0xC0))))
+  return encoding if invalid > valid and encoding != "utf-8" else ""
+
+
+class Utf8Bytes(io.RawIOBase):
+  """A file of another encoding as UTF-8 bytes; what is invalid in its encoding becomes U+FFFD."""
+
+  def __init__(self, file: BinaryIO, encoding: str):
+    self._file, self._rest, self._is_over = file, b"", False
+    self._decoder = codecs.getincrementaldecoder(encoding)("replace")
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer: Any) -> int:
+    while not self._rest and not self._is_over:
+      data = self._file.read(_HEAD_BYTES)
+      self._is_over = not data
+      self._rest = self._decoder.decode(data, self._is_over).encode("utf-8", "replace")
+    data = self._rest[: len(buffer)]
+    self._rest = self._rest[len(data) :]
+    buffer[: len(data)] = data
+    return len(data)
