@@ -235,6 +235,23 @@ def test_each_file_has_its_encoding(tmp_path):
   assert read(tmp_path / "a.txt", encoding="utf-16-le")[0][0][0] == "Die Schüler übten schön."
 
 
+def test_files_of_several_encodings_need_each_of_them(tmp_path):
+  """EUC-JP reads as Shift-JIS almost without errors, as half-width katakana."""
+  (tmp_path / "a.txt").write_text(JAPANESE, "cp932")
+  (tmp_path / "b.txt").write_text(JAPANESE, "euc-jp")
+  with pytest.raises(UserError, match=r"b\.txt seems to be euc-jp text, not shift_jis.*--encoding=shift_jis,euc-jp"):
+    read(tmp_path, encoding="Shift-JIS")
+  for names in ("shift_jis,euc-jp", "euc_jp, sjis"):
+    documents = read(tmp_path, encoding=names)[0]
+    assert ["".join(lines) for lines in documents] == [line.replace("\n", "") for line in JAPANESE.split("\n\n")] * 2
+
+
+def test_characters_that_the_encoding_lacks_are_counted(tmp_path):
+  (tmp_path / "a.txt").write_bytes(GERMAN.encode("cp1252") + b"\r\nein\x81Fehler\r\n")
+  documents, tally = read(tmp_path, encoding="cp1252")
+  assert documents[-1][-1] == "ein\ufffdFehler" and tally["lines with invalid UTF-8"] == 1
+
+
 def test_utf_8_as_the_encoding_replaces_what_is_invalid(tmp_path):
   (tmp_path / "a.txt").write_text(GERMAN, "cp1252")
   documents, tally = read(tmp_path, encoding="UTF8")

@@ -34,8 +34,8 @@ _READING_HELP = {
   "text_field": "the field with the text in JSON lines, Parquet and TFDS (default: text)",
   "tfds_split": "the split of a TFDS dataset (default: train)",
   "tfds_dir": "where the TFDS datasets are (default: TFDS' own)",
-  "encoding": "of the text and JSON files that are not UTF-8, such as cp1252 or shift_jis; utf-8 replaces invalid "
-  "characters (default: such files are refused)",
+  "encoding": "of the text and JSON files that are not UTF-8, such as cp1252, or several with commas between; "
+  "utf-8 replaces invalid characters (default: such files are refused)",
 }
 
 

@@ -39,20 +39,23 @@ _ONE_BYTE = {
 _ONE_BYTE_SHARE = 0.7
 
 
-def checked(name: str) -> str:
-  """Returns an encoding's name as Python writes it; '' stays ''.
+def checked(names: str) -> str:
+  """Returns encodings as Python writes their names, with commas between; '' stays ''.
 
   Raises:
     UserError: there is no text encoding of that name.
   """
-  try:
-    "".encode(name or "utf-8")
-    return codecs.lookup(name).name if name else ""
-  except (LookupError, ValueError):
-    names = ["utf-8", "utf-16", *_ONE_BYTE, "shift_jis", *_SEVERAL_BYTES]
-    raise UserError(
-      f"--encoding={name} is unknown{did_you_mean(name, names)}; expected one such as {', '.join(names)}"
-    ) from None
+  result = []
+  for name in names.split(",") if names else []:
+    try:
+      "".encode(name.strip())
+      result.append(codecs.lookup(name.strip()).name)
+    except (LookupError, ValueError):
+      known = ["utf-8", "utf-16", *_ONE_BYTE, "shift_jis", *_SEVERAL_BYTES]
+      raise UserError(
+        f"--encoding={name} is unknown{did_you_mean(name, known)}; expected one such as {', '.join(known)}"
+      ) from None
+  return ",".join(result)
 
 
 def by_mark(head: bytes) -> str:
@@ -169,29 +172,51 @@ def _convert(name):
   return f"convert it, as with: iconv -f {name} -t utf-8 FILE > NEW"
 
 
-def of_file(file: BinaryIO, encoding: str) -> str:
-  """Decides how to read a file of a corpus for which an encoding was given.
+def of_file(path: str, file: BinaryIO, names: str) -> str:
+  """Decides how to read a file of a corpus for which encodings were given.
 
   Args:
+    path: the file's name, for the message.
     file: at its start; any position afterwards.
-    encoding: of the files that are not UTF-8.
+    names: encodings of the files that are not UTF-8, from `checked`.
 
   Returns:
-    The encoding that the byte order mark names, '' for UTF-8, or `encoding`. The first 64 KiB beyond ASCII decide.
+    The encoding that the byte order mark names, '' for UTF-8, or one of `names`: the one that the file seems to have,
+    otherwise the first. The first 64 KiB beyond ASCII decide.
+
+  Raises:
+    UserError: the file is in another encoding of several bytes than those given.
   """
+  encodings = names.split(",")
   data = file.read(_HEAD_BYTES)
   if name := by_mark(data):
     return name
-  if is_wide(encoding) and b"\0" in data:
-    return encoding
+  if b"\0" in data and (wide := next(filter(is_wide, encodings), "")):
+    return wide
   while data and data.isascii():
     data = file.read(_HEAD_BYTES)
-  invalid, valid = invalid_characters(data.lstrip(bytes(range(0x80, 0xC0))))
-  return encoding if invalid > valid and encoding != "utf-8" else ""
+  invalid, valid = invalid_characters(data)
+  if invalid <= valid or encodings == ["utf-8"]:
+    return ""
+  name, word = guess(data)
+  alike = [each for each in encodings if _base(each) == _base(name)] if name else []
+  if name in _SEVERAL_BYTES and not alike and invalid > _FEW_INVALID:
+    raise UserError(
+      f"{path} seems to be {name} text, not {' or '.join(encodings)}: with {name} it reads {word!r}; name all, as "
+      f"--encoding={','.join(encodings)},{name}"
+    )
+  return (alike or encodings)[0]
+
+
+def _base(name):
+  """Returns the larger encoding that an encoding is a part of."""
+  larger = {"shift_jis": "cp932", "gb2312": "gb18030", "gbk": "gb18030", "euc_kr": "cp949", "iso8859-1": "cp1252"}
+  name = codecs.lookup(name).name
+  return larger.get(name, name)
 
 
 class Utf8Bytes(io.RawIOBase):
-  """A file of another encoding as UTF-8 bytes; what is invalid in its encoding becomes U+FFFD."""
+  """A file of another encoding as UTF-8 bytes; what is invalid in it becomes a byte that is invalid in UTF-8."""
 
   def __init__(self, file: BinaryIO, encoding: str):
     self._file, self._rest, self._is_over = file, b"", False
@@ -204,7 +229,8 @@ class Utf8Bytes(io.RawIOBase):
     while not self._rest and not self._is_over:
       data = self._file.read(_HEAD_BYTES)
       self._is_over = not data
-      self._rest = self._decoder.decode(data, self._is_over).encode("utf-8", "replace")
+      text = self._decoder.decode(data, self._is_over)
+      self._rest = text.encode("utf-8", "replace").replace("\ufffd".encode(), b"\xff")
     data = self._rest[: len(buffer)]
     self._rest = self._rest[len(data) :]
     buffer[: len(data)] = data

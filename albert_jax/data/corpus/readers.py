@@ -51,7 +51,8 @@ class Reading:
     text_field: the field of a JSON line, Parquet row or TFDS record that holds the text.
     tfds_split: the split of a TFDS dataset.
     tfds_dir: where TFDS datasets are; '' is TFDS' own default.
-    encoding: of the text and JSON files that are not UTF-8, such as cp1252 or shift_jis; '' refuses such files.
+    encoding: of the text and JSON files that are not UTF-8, such as cp1252, or several with commas between; ''
+      refuses such files.
   """
 
   layout: str = "auto"
@@ -159,7 +160,7 @@ def _plan_file(path, reading, unit_bytes):
   encoding = ""
   if reading.encoding:
     with open_bytes(path) as file:
-      encoding = encodings.of_file(file, reading.encoding)
+      encoding = encodings.of_file(path, file, reading.encoding)
   with open_bytes(path) as file:
     head = file.read(_HEAD_BYTES)
     check_text(path, head, encoding)
