@@ -5,7 +5,9 @@
 Each RUN is a complete run of configs/glue.py, ner.py or squad.py on the task, or its export. Texts of the training
 split give the ranges of activations; the metric is that of the whole development split. "error after each layer" is
 the relative norm of the difference of the hidden states from those of float32. SQuAD is `squad_v1/newwiki_dev.json`.
-"megabytes" are those of the file. PL-BERT=DIR takes a phoneme encoder (`plbert_kokoro`) and measures that error alone,
+"megabytes" are those of the file. "changed answers" counts the rows whose label, entities or answer differ from those
+of float32; "standard error of the loss" is that of the paired difference from float32, over RESAMPLES draws of the rows
+with replacement. PL-BERT=DIR takes a phoneme encoder (`plbert_kokoro`) and measures that error alone,
 on `phonemes_en/dev.jsonl`.
 """
 
@@ -31,6 +33,7 @@ from albert_jax.tasks.ner import entities
 from albert_jax.tasks.squad import score
 
 PHONEMES = 160  # of a text, of a phoneme encoder
+RESAMPLES = 200
 PROBED_ROWS = 16  # of the training split, for the relative error after each layer
 NAIVE = {
   "quantize_dynamic, as it comes": {},
@@ -104,6 +107,8 @@ TASKS = {
   "SQuAD": ("answer", questions, "F1", answer_f1),
 }
 
+ANSWERS = {"classify": "label", "tag": "entities", "answer": "answer"}  # what of a result is compared
+
 
 def by_layer(model, cfg, rows):
   """Returns the hidden states after each layer, for rows without padding: list of arrays [tokens, D]."""
@@ -147,9 +152,13 @@ def measure(name, run, data, limit):
   build = {"task": task}
   exact = graphs.build(cfg, params, **build)
 
-  def percent(model, items, gold):
+  def answers(model):
     pipe.params = onnx_runtime.OnnxModel(model, cfg, task, params)
-    return float(score_of(pipe(items), gold, pipe.labels))
+    return pipe(items)
+
+  def percent(results, index=None):
+    index = range(len(items)) if index is None else index
+    return float(score_of([results[i] for i in index], [gold[i] for i in index], pipe.labels))
 
   items, gold = read(data, "dev")
   items, gold = items[: limit or None], gold[: limit or None]
@@ -160,17 +169,31 @@ def measure(name, run, data, limit):
   pipe([texts[i] for i in chosen])
   rows = pipe.params.rows[: quantize.CALIBRATION_ROWS]
   uses = quantize.calibrate(cfg, params, [calibration.batch_of([row]) for row in rows], **build)
-  numbers = {"metric": metric, "rows": len(items), "float32": percent(exact, items, gold)}
+  reference = answers(exact)
+  numbers = {"metric": metric, "rows": len(items), "float32": percent(reference)}
+  draws = np.random.default_rng(0).integers(len(items), size=(RESAMPLES, len(items)))
+  resampled = [percent(reference, index) for index in draws]
+  numbers["changed answers"] = changed = {}
+  numbers["standard error of the loss"] = deviations = {}
   numbers["error after each layer"] = errors = {}
   numbers["megabytes"] = sizes = {"float32": exact.ByteSize() / 1e6}
   probed = rows[:PROBED_ROWS]
   states = by_layer(exact, cfg, probed)
   for recipe, graph in each_recipe(exact, cfg, params, uses, build):
-    numbers[recipe] = percent(graph, items, gold)
+    results = answers(graph)
+    numbers[recipe] = percent(results)
+    key = ANSWERS.get(task)
+    if metric != "Pearson":
+      changed[recipe] = sum(a[key] != b[key] for a, b in zip(results, reference, strict=True))
+    deviations[recipe] = float(np.std([a - percent(results, index) for a, index in zip(resampled, draws, strict=True)]))
     errors[recipe] = relative(states, by_layer(graph, cfg, probed))
     quantize.compact(graph)
     sizes[recipe] = graph.ByteSize() / 1e6
-    print(f"{name}: {recipe}: {numbers[recipe]:.2f}, {sizes[recipe]:.2f} MB", flush=True)
+    print(
+      f"{name}: {recipe}: {numbers[recipe]:.2f} (float32 {numbers['float32']:.2f}), loss +- {deviations[recipe]:.2f}, "
+      f"changed {changed.get(recipe)}, {sizes[recipe]:.2f} MB",
+      flush=True,
+    )
   return numbers
 
 

@@ -100,6 +100,7 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, vocabulary, monkeypat
   for words, options in {
     "add onnx to --formats": {"formats": (), "page": tmp_path / "page"},
     "exists already": {"page": tmp_path / "taken"},
+    "is --out too": {"page": tmp_path / "out"},
   }.items():
     with pytest.raises(UserError, match=words):
       albert_jax.export(source, tmp_path / "out", **options)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -258,12 +259,17 @@ def test_mistakes_in_the_calibration_file_are_one_line(tmp_path, vocabulary, tex
   source = checkpoint(tmp_path / "run", vocabulary, **CASES["classify"])
   few = tmp_path / "few.txt"
   few.write_text("ba do\n" * 20)
+  lines = tmp_path / "lines.txt"
+  lines.write_text("ba do\n" * 80)
   other = tmp_path / "other.jsonl"
   other.write_text(texts.read_text().replace('"good"', '"fine"'))
   mistakes = {
     "20 texts": {"calibration": str(few)},
     "has the label 'fine'": {"calibration": str(other)},
-    "sentence": {"calibration": str(texts), "fields": "sentence"},
+    "choose with --fields=A[,B]": {"calibration": str(texts), "fields": "sentence"},
+    "expected an object with the fields text, stars": {"calibration": str(texts), "label": "stars"},
+    "leave --label out": {"calibration": str(lines), "label": "stars"},
+    "max_loss=nan": {"calibration": str(texts), "max_loss": math.nan},
     "--fields": {"calibration": str(texts), "fields": ""},
     "absent.jsonl": {"calibration": str(tmp_path / "absent.jsonl")},
     "max_loss": {"calibration": str(texts), "max_loss": -1.0},

@@ -527,6 +527,15 @@ def test_sigterm_answers_what_was_accepted_and_exits_with_0(process):
 
 
 @pytest.mark.slow
+def test_a_client_that_sends_far_too_much_reads_why(process):
+  _, address = process("labels")
+  with pytest.raises(urllib.error.HTTPError) as refused:
+    ask(address, "v1/classify", {"inputs": "badu " * 2_000_000})
+  assert refused.value.code == 413
+  assert "larger than 1,048,576 bytes" in json.load(refused.value)["error"]
+
+
+@pytest.mark.slow
 def test_a_second_server_takes_over_the_port(process):
   first, address = process("labels", reuse_port=True)
   second, same = process("labels", reuse_port=True, port=int(address.rstrip("/").rsplit(":", 1)[1]))

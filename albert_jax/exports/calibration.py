@@ -13,6 +13,7 @@ from albert_jax.data.speech.symbols import Symbols
 from albert_jax.errors import UserError
 from albert_jax.tasks import classify
 
+LABEL = "label"  # The default column of labels; a table without it is measured against float32.
 LEAST_HELD_OUT = 50
 MOST_UNKNOWN = 0.2  # of the symbols in a file of phonemes
 BATCH = 32
@@ -32,7 +33,7 @@ class Sample:
 
 
 def read(
-  path: str | pathlib.Path, vocabulary: Any, about: dict, *, fields: str = "text", label: str = "label", longest: int
+  path: str | pathlib.Path, vocabulary: Any, about: dict, *, fields: str = "text", label: str = LABEL, longest: int
 ) -> Sample:
   """Reads texts like those that the model will see.
 
@@ -57,9 +58,11 @@ def read(
     raise UserError(f"--fields={fields} must name one column, or two with a comma between")
   labels, gold = about.get("labels", ()), None
   if str(path).endswith(".txt"):
+    if label != LABEL:
+      raise UserError(f"--label={label} names a column, and {path} has a text a line; leave --label out")
     columns = [[line.strip() for line in splits.read_text(path).split("\n") if line.strip()]]
   else:
-    table = tables.read_file(path, names, optional=[label])
+    table = _read_table(path, names, label)
     columns = [tables.texts(table, name) for name in names]
     values = table.columns[label]
     if about.get("name") == "classify" and all(value not in (None, "") for value in values):
@@ -67,6 +70,15 @@ def read(
   check_count(path, len(columns[0]))
   tokens = tables.encode(vocabulary, columns[0], columns[1] if len(columns) == 2 else None, longest, str(path))
   return Sample(list(zip(tokens["input_ids"], tokens["token_type_ids"], strict=True)), gold)
+
+
+def _read_table(path, names, label):
+  try:
+    if label == LABEL:
+      return tables.read_file(path, names, optional=[label])
+    return tables.read_file(path, [*names, label])
+  except tables.NoColumn as error:
+    raise UserError(f"{error.problem}; choose with --fields=A[,B] and --label=COLUMN") from None
 
 
 def read_phonemes(path: str | pathlib.Path, symbols: Symbols, longest: int) -> list:

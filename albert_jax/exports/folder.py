@@ -93,7 +93,7 @@ def export(
   """
   if unknown := [name for name in formats if name not in FORMATS]:
     raise UserError(f"no format {unknown[0]!r}; use {', '.join(FORMATS)}")
-  if max_loss < 0:
+  if not max_loss >= 0:  # Also of NaN.
     raise UserError(f"max_loss={max_loss:g} must be 0 or more points")
   if quantize not in ("", "int8"):
     raise UserError(f"quantize={quantize!r} is unknown; use int8")
@@ -109,6 +109,8 @@ def export(
     from albert_jax.exports import page as pages
 
     files.check_new_folder(page, overwrite=overwrite)
+    if pathlib.Path(page).expanduser().resolve() == pathlib.Path(out).expanduser().resolve():
+      raise UserError(f"--page={page} is --out too; give the page a folder of its own")
     say("the page's files from npm")
     pages.fetch()
   cfg, params = convert.load(checkpoint)

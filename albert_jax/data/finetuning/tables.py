@@ -98,6 +98,18 @@ def find(dataset: str | pathlib.Path, split: str) -> pathlib.Path | None:
   return splits.find_one(dataset, split, SUFFIXES)
 
 
+class NoColumn(UserError):
+  """A table lacks a column.
+
+  Attributes:
+    problem: the message without its advice, which names the fields of a config.
+  """
+
+  def __init__(self, problem: str, more: str = ""):
+    super().__init__(f"{problem} (choose with the config's data.*_field, as --config.data.label_field=…{more})")
+    self.problem = problem
+
+
 def read_file(
   path: str | pathlib.Path,
   fields: Sequence[str],
@@ -130,9 +142,9 @@ def _read_table(path, fields, optional, separators, quotes, skip_ragged):
   if not fitting:
     header = max(headers.values(), key=len)
     missing = ", ".join(repr(field) for field in fields if field not in header)
-    raise UserError(
-      f"{path} has no column {missing}; expected {'one of ' if has_header else 'a number of '}{', '.join(header)} "
-      "(choose with the config's data.*_field, as --config.data.label_field=…; numbers where there is no header)"
+    raise NoColumn(
+      f"{path} has no column {missing}; expected {'one of ' if has_header else 'a number of '}{', '.join(header)}",
+      "; numbers where there is no header",
     )
   header = headers[fitting[0]]
   if twice := [field for field in (*fields, *optional) if header.count(field) > 1]:
@@ -241,9 +253,8 @@ def _read_json(path, fields, optional):
   for number, row in rows:
     if not isinstance(row, dict) or any(field not in row for field in fields):
       contents = ", ".join(row)[:200] if isinstance(row, dict) else strict_json.show(row, 40)
-      raise UserError(
-        f"{path} line {number}: expected an object with the fields {', '.join(fields)}, but it is {contents}; choose "
-        "the fields with data.*_field, as --config.data.label_field=…"
+      raise NoColumn(
+        f"{path} line {number}: expected an object with the fields {', '.join(fields)}, but it is {contents}"
       )
     for name, values in columns.items():
       values.append(row.get(name))
@@ -300,10 +311,7 @@ def _bytes(array):
 
 def _check_columns(source, columns, fields):
   if missing := [field for field in fields if field not in columns]:
-    raise UserError(
-      f"{source} has no column {', '.join(map(repr, missing))}; expected one of {', '.join(columns)} (choose with "
-      "the config's data.*_field, as --config.data.label_field=…)"
-    )
+    raise NoColumn(f"{source} has no column {', '.join(map(repr, missing))}; expected one of {', '.join(columns)}")
 
 
 # TFDS.
