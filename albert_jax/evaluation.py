@@ -1,6 +1,7 @@
 """Evaluates a checkpoint on a config's task, with the checkpoint's shape, vocabulary and labels."""
 
 import dataclasses
+import logging
 import pathlib
 
 import jax
@@ -9,6 +10,8 @@ from ml_collections import ConfigDict
 from albert_jax import convert, files, model, run, strict_json, tasks
 from albert_jax.errors import UserError
 from albert_jax.training import held_out, sharding
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(config: ConfigDict, checkpoint: str, out: str | pathlib.Path | None = None) -> dict[str, float]:
@@ -51,8 +54,11 @@ def recorded_config(checkpoint: str) -> ConfigDict:
   if files.exists(path):
     config = strict_json.loads(files.read(path), path, dict)
     if {"task", "data", "model"} <= config.keys():
-      # A field that an older version had changed only the training; the shape is the checkpoint's.
+      # A run of an older version stays readable: a field that is gone changed only the training, as the shape is the
+      # checkpoint's. A wrong name on the command line is refused, because the config has no such field.
       names = {field.name for field in dataclasses.fields(model.AlbertConfig)}
+      if unknown := sorted(config["model"].keys() - names):
+        log.info("%s: this version has no %s; left out", path, ", ".join(f"model.{name}" for name in unknown))
       config["model"] = {name: value for name, value in config["model"].items() if name in names}
       return ConfigDict(config)
   raise UserError(

@@ -13,8 +13,9 @@ from test_tokenizer import train
 
 import albert_jax
 from albert_jax import convert
+from albert_jax.commands import common
 from albert_jax.commands.convert import main
-from albert_jax.convert import google_tf1, hf, tf_checkpoint
+from albert_jax.convert import conversion, google_tf1, hf, tf_checkpoint
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
@@ -22,7 +23,8 @@ PARAMS = random_params(SMALL)
 
 
 def run(*arguments):
-  main([str(x) for x in arguments])
+  with common.show_messages():
+    main([str(x) for x in arguments])
 
 
 def test_there_and_back(tmp_path, capsys):
@@ -114,7 +116,7 @@ def test_a_start_for_another_model(tmp_path):
   assert cfg == dataclasses.replace(SMALL, max_position_embeddings=20, num_hidden_layers=8, num_hidden_groups=2)
 
 
-def test_allowed_differences(tmp_path, capsys, caplog):
+def test_allowed_differences(tmp_path, capsys):
   hf.save(tmp_path / "a", SMALL, PARAMS)
   file = tmp_path / "a/model.safetensors"
   tensors = safetensors.numpy.load_file(file)
@@ -125,7 +127,7 @@ def test_allowed_differences(tmp_path, capsys, caplog):
     run("--checkpoint", tmp_path / "a", "--out", tmp_path / "b")
   assert not (tmp_path / "b").exists()
   run("--checkpoint", tmp_path / "a", "--out", tmp_path / "b", "--allow_missing=pooler/bias", "--allow_unused=mystery")
-  assert "not there, so fresh: pooler/bias" in caplog.text
+  assert "not there, so fresh: pooler/bias" in capsys.readouterr().err
   assert not albert_jax.load(tmp_path / "b")[1]["pooler"]["bias"].any()
 
   run("--inspect", tmp_path / "a")
@@ -171,6 +173,12 @@ class TestInspect:
 def test_what_is_asked_must_make_sense(tmp_path, capsys):
   with pytest.raises(UserError, match="--checkpoint=PATH --out=DIR"):
     run()
+  with pytest.raises(UserError, match="--to=google has none"):
+    run("--checkpoint=a", "--out=b", "--to=google", "--architecture=AlbertModel")
+  with pytest.raises(UserError, match=r"'\[' is no regular expression"):
+    run("--checkpoint=a", "--out=b", "--allow_missing=[")
+  with pytest.raises(UserError, match="to='keras' is unknown; use one of hf, google"):
+    conversion.convert("a", "b", to="keras")
   with pytest.raises(SystemExit) as stop:
     run("--to=keras")
   assert stop.value.code == 2

@@ -15,7 +15,7 @@ from small_models import SMALL, assert_same, random_params
 
 import albert_jax
 from albert_jax import __main__, convert
-from albert_jax.convert import hf, styletts2, torch_file
+from albert_jax.convert import conversion, hf, inspection, styletts2, torch_file
 from albert_jax.data.speech import symbols
 from albert_jax.errors import UserError
 
@@ -97,12 +97,10 @@ class TestFolder:
     assert albert_jax.load(tmp_path / "x")[1].keys() == random_params(SMALL, parts=("pooler",)).keys()
 
   def test_convert_makes_a_directory_of_it(self, tmp_path):
-    from albert_jax.commands import convert as command
-
     styletts2.save(tmp_path / "x", SMALL, with_heads())
-    command.main([f"--checkpoint={tmp_path / 'x'}", f"--out={tmp_path / 'hf'}"])
+    conversion.convert(tmp_path / "x", tmp_path / "hf")
     assert_same(albert_jax.load(tmp_path / "hf")[1], with_heads())
-    shown = command.inspect(tmp_path / "x")
+    shown = inspection.inspect(tmp_path / "x")
     assert "missing: nothing" in shown and "not used: nothing" in shown
 
   @pytest.mark.realdata
