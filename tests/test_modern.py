@@ -178,11 +178,12 @@ def test_the_loop_computes_what_layer_by_layer_does(fields):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fields", FORMS[:5], ids=str)
-def test_gradients_are_finite_and_do_not_depend_on_the_layout(fields):
+def test_gradients_are_finite_and_do_not_depend_on_what_is_recomputed(fields):
   batch = make_batch(length=100, tokens=(100, 80))
   results = []
-  for remat, unroll in (("none", 0), ("dots", 3), ("full", 1)):
-    cfg = small(**fields, remat=remat, scan_unroll=unroll, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+  # Each is a compile of seven seconds, and "full" is the longest; one form is enough for it.
+  for remat in ("none", "dots") if fields else ("none", "dots", "full"):
+    cfg = small(**fields, remat=remat, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
     params = init(cfg, jax.random.key(0))
 
     def loss(params, cfg=cfg):
