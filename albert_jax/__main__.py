@@ -56,8 +56,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv) -> int:
   if not argv or argv[0] in ("-h", "--help", "help"):
-    listed = "\n".join(f"  {name:<10} {purpose}" for name, purpose in COMMANDS.items())
-    print(f"usage: albert-jax COMMAND [--help] …\n       albert-jax --version\n\ncommands:\n{listed}")
+    listed = "\n".join(f"  {name:<11}{purpose}" for name, purpose in COMMANDS.items())
+    print(f"usage: albert-jax COMMAND [--help] …\n       albert-jax --version\n\ncommands:\n{listed}\n")
+    print("example:\n  albert-jax doctor\n\nalbert-jax COMMAND --help shows the flags of a command and an example.")
     return 0 if argv else 2
   if argv[0] in ("--version", "version"):
     print(f"albert-jax {albert_jax.__version__}")

@@ -1,13 +1,16 @@
 """What every command does before it begins."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 import types
 
 import pytest
 
-from albert_jax.commands import common, corpus
+from albert_jax.__main__ import main
+from albert_jax.commands import COMMANDS, common, corpus
 
 
 @pytest.fixture
@@ -70,3 +73,34 @@ def test_a_hint_repeats_the_flags_that_were_given():
   corpus.add_arguments(parser)
   args = parser.parse_args(["--input=my books/*.txt", "--layout=book", "--tfds_split=train"])
   assert corpus.flags(args) == "--input='my books/*.txt' --layout=book"
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_the_terminal_and_says_what_each_flag_means(command, columns, monkeypatch):
+  monkeypatch.setenv("COLUMNS", str(columns))
+  parser = common.parser_of(command)
+  text = parser.format_help()
+  assert max(map(len, text.splitlines())) <= columns
+  example = text.partition("\nexample:\n")[2]
+  assert shlex.split(example)[:2] == ["albert-jax", command] or "albert-jax completion" in example
+  for action in parser._actions:
+    assert re.sub(r"\(default.*?\)", "", action.help or "").strip(), f"{action.option_strings} has no meaning"
+
+
+def test_the_list_of_commands_fits_the_terminal(capsys):
+  assert main(["--help"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert max(map(len, lines)) <= 80
+  assert "  albert-jax doctor" in lines
+
+
+def test_a_long_example_is_broken_between_words():
+  parser = common.parser(
+    "x", "Does it.", 'albert-jax x --first=aaaaaaaaaaaaaaaaaaaaa --second=bbbbbbbbbbbbb "two words"'
+  )
+  lines = parser.epilog.splitlines()
+  assert lines[0] == "example:"
+  text = common._Help("x", width=50)._fill_text(parser.epilog, 50, "")
+  assert all(len(line) <= 50 for line in text.splitlines())
+  assert shlex.split(text.partition("\n")[2].replace("\\\n", "")) == shlex.split(lines[1])

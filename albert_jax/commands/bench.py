@@ -12,8 +12,8 @@ def main(argv: list[str]) -> int:
   """Runs the bench; returns 1 if a check or a row failed. SIGTERM and Ctrl-C end it with the table so far."""
   parser = common.parser(
     "bench",
-    "Checks that this device computes correctly (forward pass, fused attention, LAMB, bfloat16, kill and resume) and\n"
-    "measures it: ceilings, training steps beside PyTorch and plain JAX, levers, inference, a real run. Each number\n"
+    "Checks that this device computes correctly (forward pass, fused attention, LAMB, bfloat16, kill and resume) and "
+    "measures it: ceilings, training steps beside PyTorch and plain JAX, levers, inference, a real run. Each number "
     "is a line of DIR/results.jsonl as soon as it is measured; DIR/report.md has the table and says what was skipped.",
     "albert-jax bench --minutes=8 --out=bench-results",
   )

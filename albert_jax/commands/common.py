@@ -16,6 +16,7 @@ import pathlib
 import platform
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -148,13 +149,27 @@ def _path(text: str) -> str:
     raise argparse.ArgumentTypeError(str(error)) from None
 
 
+class _Help(argparse.HelpFormatter):
+  """Help as wide as the terminal: paragraphs are filled, and a long command is continued with a backslash."""
+
+  def _fill_text(self, text, width, indent):
+    if text.startswith("example:\n"):
+      lines = [" "]
+      for word in re.findall(r"""(?:'[^']*'|"[^"]*"|\S)+""", text.partition("\n")[2]):  # As the shell splits words.
+        if len(lines[-1]) + len(word) + 3 > width:
+          lines.append("   ")
+        lines[-1] += f" {word}"
+      return "example:\n" + " \\\n".join(lines)
+    return "\n".join(textwrap.fill(line, width, initial_indent=indent) for line in text.splitlines())
+
+
 def parser(command: str, description: str, example: str) -> Parser:
   """Returns the parser of one command. A wrong flag prints one line and exits with 2."""
   return Parser(
     prog=f"albert-jax {command}",
     description=description,
     epilog=f"example:\n  {example}",
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter_class=_Help,
     allow_abbrev=False,
   )
 

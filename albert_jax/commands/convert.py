@@ -8,8 +8,8 @@ from albert_jax.errors import UserError
 def main(argv: list[str]) -> None:
   parser = common.parser(
     "convert",
-    "Converts weights: a checkpoint of google-research/albert, a Hugging Face directory, the folder of a run, or a\n"
-    "PL-BERT of StyleTTS2 or Kokoro, to a Hugging Face directory or to Google's names. An error lists all tensors\n"
+    "Converts weights: a checkpoint of google-research/albert, a Hugging Face directory, the folder of a run, or a "
+    "PL-BERT of StyleTTS2 or Kokoro, to a Hugging Face directory or to Google's names. An error lists all tensors "
     "that do not fit.",
     "albert-jax convert --checkpoint=albert_base_v2 --out=albert-base-v2 --to=hf",
   )
@@ -34,7 +34,10 @@ def main(argv: list[str]) -> None:
   )
   strict.add_argument("--keep_config", action="store_true", help="keep the config of a known model even if it is wrong")
   strict.add_argument(
-    "--architecture", choices=conversion.ARCHITECTURES, help="the transformers class of the result, if not plain"
+    "--architecture",
+    choices=conversion.ARCHITECTURES,
+    metavar="CLASS",
+    help=f"the transformers class to name in config.json: {', '.join(conversion.ARCHITECTURES)}",
   )
 
   vocabulary = parser.add_argument_group("vocabulary (by default the one beside the weights)")
@@ -55,11 +58,20 @@ def main(argv: list[str]) -> None:
   )
 
   start = parser.add_argument_group("a start for another model")
-  start.add_argument("--max_position_embeddings", type=int, metavar="N", help="another number of positions")
-  start.add_argument("--positions", choices=("tile", "interpolate"), default="tile", help="how (default tile)")
-  start.add_argument("--num_hidden_layers", type=int, metavar="N", help="deeper or shallower")
-  start.add_argument("--num_hidden_groups", type=int, metavar="G", help="more groups")
-  start.add_argument("--share", choices=("all", "attention", "ffn", "none"), help="share less")
+  start.add_argument("--max_position_embeddings", type=int, metavar="N", help="the longest text, in tokens")
+  start.add_argument(
+    "--positions",
+    choices=("tile", "interpolate"),
+    default="tile",
+    help="repeat the rows of positions, or interpolate them (default tile)",
+  )
+  start.add_argument("--num_hidden_layers", type=int, metavar="N", help="another number of layers")
+  start.add_argument(
+    "--num_hidden_groups", type=int, metavar="G", help="more groups of layers, each from the group it replaces"
+  )
+  start.add_argument(
+    "--share", choices=("all", "attention", "ffn", "none"), help="what the layers share; less than the checkpoint's"
+  )
   start.add_argument("--init_from_group0", action="store_true", help="all groups from group 0, as the original's flag")
   parser.needs("--positions", "--max_position_embeddings")
   parser.needs("--init_from_group0", "--num_hidden_groups", "--num_hidden_layers", "--share")

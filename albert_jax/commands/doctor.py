@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
   """Prints the report; returns 1 if the self-test failed."""
   parser = common.parser(
     "doctor",
-    "Prints versions, devices, memory and room on disk, trains a tiny model for one step, saves and restores it, and\n"
+    "Prints versions, devices, memory and room on disk, trains a tiny model for one step, saves and restores it, and "
     "lists what is missing for TPUs, GPUs, buckets, Weights & Biases and the Hub, with the command that brings it.",
     "albert-jax doctor",
   )

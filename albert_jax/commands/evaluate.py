@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     return
   parser = common.parser(
     "evaluate",
-    "Computes the held-out metrics of a checkpoint and prints them as one JSON object. To score answers of another\n"
+    "Computes the held-out metrics of a checkpoint and prints them as one JSON object. To score answers of another "
     "program, give --task=TASK --predictions=FILE --gold=FILE, where TASK is one of "
     f"{', '.join(tasks.scorers())}.",
     "albert-jax evaluate --checkpoint=RUN",

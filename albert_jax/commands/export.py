@@ -13,7 +13,7 @@ from albert_jax.exports import folder, onnx, styletts2
 def main(argv: list[str]) -> None:
   parser = common.parser(
     "export",
-    "Writes one folder that transformers, sentence-transformers, ONNX Runtime and JAX (StableHLO) open, with a model\n"
+    "Writes one folder that transformers, sentence-transformers, ONNX Runtime and JAX (StableHLO) open, with a model "
     "card. Every file is opened again and compared with the model before the command ends.",
     "albert-jax export --checkpoint=RUN --out=DIR",
   )

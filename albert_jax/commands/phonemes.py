@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
   """Runs the command, see `albert-jax phonemes --help`."""
   parser = common.parser(
     "phonemes",
-    "Converts a corpus to a dataset of words with phonemes, on which configs/plbert.py trains a PL-BERT. espeak-ng\n"
+    "Converts a corpus to a dataset of words with phonemes, on which configs/plbert.py trains a PL-BERT. espeak-ng "
     "makes the phonemes (pip install 'albert-jax[speech]'), unless the corpus has them.",
     "albert-jax phonemes --input='corpus/*.txt' --language=en-us --out=data/phonemes",
   )

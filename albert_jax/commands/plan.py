@@ -9,7 +9,7 @@ from albert_jax.commands import common
 def main(argv: list[str]) -> None:
   parser = common.parser(
     "plan",
-    "Compiles the train step of a config for TPUs or GPUs that you do not have, and estimates whether it fits, the\n"
+    "Compiles the train step of a config for TPUs or GPUs that you do not have, and estimates whether it fits, the "
     "traffic between devices, and the time of the run.",
     "albert-jax plan --config=configs/pretrain.py:xxlarge --config.model.dtype=bfloat16 --topology=v5e:16x16",
   )

@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
   """Draws the picture; see `albert-jax plot --help`."""
   parser = common.parser(
     "plot",
-    "Draws a picture. By default the metrics of runs: a panel for each metric of each task, held-out values as solid\n"
+    "Draws a picture. By default the metrics of runs: a panel for each metric of each task, held-out values as solid "
     "lines, training values thin, baselines dashed; then learning rate, throughput and gradient norm. Also:\n"
     + "\n".join(f"--kind={kind}: {what}." for kind, what in list(KINDS.items())[1:]),
     "albert-jax plot runs/base wide=runs/large --out=curves.svg",

@@ -27,8 +27,8 @@ def main(argv: list[str]) -> None:
 
   parser = common.parser(
     "serve",
-    "Answers requests over HTTP with one or more checkpoints, and shows a page to try them. Texts of different\n"
-    "clients run in one batch. The first start compiles every program, which takes minutes; later starts read them\n"
+    "Answers requests over HTTP with one or more checkpoints, and shows a page to try them. Texts of different "
+    "clients run in one batch. The first start compiles every program, which takes minutes; later starts read them "
     "from disk. Only this machine can connect unless --host says otherwise; there is no authentication.",
     "albert-jax serve --checkpoint=runs/sst --checkpoint=search=runs/retrieve --port=8000",
   )

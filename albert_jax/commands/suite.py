@@ -8,11 +8,13 @@ from albert_jax.errors import UserError
 def main(argv: list[str]) -> int:
   parser = common.parser(
     "suite",
-    "Fine-tunes a checkpoint on a set of tasks with several seeds, MNLI first, and writes suite.md and suite.json in\n"
+    "Fine-tunes a checkpoint on a set of tasks with several seeds, MNLI first, and writes suite.md and suite.json in "
     "the folder of the runs. A repeated command resumes. --config.x=y applies to every run.",
     "albert-jax suite --tasks=glue,squad,race --checkpoint=albert-base-v2 --seeds=5 --data=DIR --out=runs/suite",
   )
-  parser.add_argument("--tasks", required=True, help=f"with commas: {', '.join([*suites.GROUPS, *suites.TASKS])}")
+  parser.add_argument(
+    "--tasks", required=True, help=f"with commas: {', '.join(dict.fromkeys([*suites.GROUPS, *suites.TASKS]))}"
+  )
   parser.add_argument("--checkpoint", required=True, metavar="DIR", help="the checkpoint to fine-tune, of any kind")
   parser.add_argument("--out", required=True, metavar="DIR", help="the folder of all runs")
   parser.add_argument("--seeds", type=int, default=5, help="runs of each task (default 5)")

@@ -12,7 +12,7 @@ from albert_jax.training import watch
 def main(argv: list[str]) -> None:
   parser = common.parser(
     "train",
-    "Trains a model in a folder: checkpoints, metrics.jsonl, TensorBoard events, and at the end curves.png and\n"
+    "Trains a model in a folder: checkpoints, metrics.jsonl, TensorBoard events, and at the end curves.png and "
     "export/, a Hugging Face directory. A repeated command resumes from the newest checkpoint.",
     "albert-jax train --config=configs/pretrain.py:tiny --config.data.dataset=DIR --workdir=RUN",
   )

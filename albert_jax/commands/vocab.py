@@ -22,7 +22,12 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     "--keep_accents", action=argparse.BooleanOptionalAction, default=None, help=corpus.KEEP_ACCENTS_HELP
   )
-  parser.add_argument("--character_coverage", type=float, default=0.99995, help="(default: 0.99995)")
+  parser.add_argument(
+    "--character_coverage",
+    type=float,
+    default=0.99995,
+    help="share of the characters that get a piece (default: 0.99995)",
+  )
   parser.add_argument(
     "--input_sentence_size", type=int, default=10_000_000, help="sample this many sentences (default: 10 million)"
   )
