@@ -4,9 +4,9 @@ import gc
 
 import jax
 
-from albert_jax import loop, run
+from albert_jax import loop
 from albert_jax.commands import common
-from albert_jax.training import watch
+from albert_jax.training import hosts, watch
 
 
 def main(argv: list[str]) -> None:
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
   several.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
   args, config = common.parse_with_config(parser, argv)
   profile = watch.parse_steps(args.profile)
-  run.join(args.coordinator, args.processes, args.process)
+  hosts.join(args.coordinator, args.processes, args.process)
   # `exit_on_error` is in the loop too, where an error must not wait for a save that waits for other hosts.
   with watch.leave_cluster_on_error(), watch.exit_on_error(jax.process_count()):
     loop.train(config, args.workdir, profile)
