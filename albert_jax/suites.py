@@ -154,7 +154,11 @@ def _named(tasks):
   """Returns the names of tasks with groups expanded; MNLI comes first."""
   unknown = [name for name in tasks if name not in TASKS and name not in GROUPS]
   if unknown or not tasks:
-    raise UserError(f"--tasks: no task {', '.join(unknown) or 'given'}; use {', '.join([*GROUPS, *TASKS])}")
+    raise UserError(
+      f"--tasks: no task {', '.join(unknown) or 'given'}; use {', '.join(dict.fromkeys([*GROUPS, *TASKS]))}; for "
+      "a table of your own, run albert-jax train --config=classify:base once for each setting, and compare the runs "
+      "with albert-jax plot"
+    )
   names = list(dict.fromkeys(name for entry in tasks for name in GROUPS.get(entry, (entry,))))
   return sorted(names, key=lambda name: name != "mnli")
 

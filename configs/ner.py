@@ -19,5 +19,4 @@ def get_config(variant: str = "base"):
   config.epochs = 4.0
   config.best = "f1"
   config.optimizer.learning_rate = 5e-5
-  config.optimizer.warmup_steps = 50
   return config

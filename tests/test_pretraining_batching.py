@@ -189,6 +189,18 @@ def test_a_held_out_sentence_tries_the_model(cfg, folder):
   assert text == text.strip() and "  " not in text
 
 
+def test_a_sentence_that_begins_with_a_dash_is_no_example(folder, tmp_path):
+  """As an argument of a command it would be a flag."""
+  (tmp_path / "a.txt").write_text("".join(f"- {i} of these words are in the list here.\n" for i in range(40)))
+  from albert_jax.data.corpus import prepare
+
+  spm = str(next(folder.rglob("spiece.model")))
+  prepare.prepare(
+    str(tmp_path / "a.txt"), spm, str(tmp_path / "data"), prepare.segments.Settings(validation_fraction=0)
+  )
+  assert pretrain.masked_sentence(str(tmp_path / "data"), "train", datasets.tokenizer(str(tmp_path / "data"))) == ""
+
+
 def test_a_sentence_without_spaces_is_masked_without_spaces(tmp_path):
   """Japanese: pieces, and a [MASK], stand side by side."""
   animals, towns, verbs = (

@@ -109,6 +109,7 @@ def main(argv: list[str]) -> None:
   print(f"All float32 outputs equal the model's; the largest difference is {report['difference']:.1g}.")
   if args.json:
     files.write_json(args.json, report)
+  print(f"made {args.out}; to share it: albert-jax push {shlex.quote(args.out)} --to=OWNER/NAME")
 
 
 def _change(loss):

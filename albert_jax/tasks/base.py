@@ -392,7 +392,8 @@ def model_and_vocabulary(config: ConfigDict, vocabulary: Tokenizer | None) -> tu
     vocabulary = vocabulary or named_vocabulary  # The checkpoint's also knows its rules.
   if vocabulary is None:
     raise UserError(
-      "no vocabulary: begin with a checkpoint that has one, --config.init_from=RUN, or give --config.data.spm=FILE"
+      "no vocabulary: begin with a checkpoint that has one, such as --config.init_from=albert/albert-base-v2 (needs "
+      "pip install 'albert-jax[hub]') or a run of your own, or give --config.data.spm=FILE to start from random weights"
     )
   cfg = AlbertConfig(**{**config.model, "vocab_size": config.model.vocab_size or vocabulary.vocab_size})
   if vocabulary.vocab_size > cfg.vocab_size:

@@ -85,7 +85,8 @@ def masked_sentence(dataset: str, split: str, vocabulary: Tokenizer) -> str:
     vocabulary: of the dataset.
 
   Returns:
-    A text with one [MASK]; '' if no sentence has 10 to 24 pieces and a word that is one piece.
+    A text with one [MASK], which begins with it, a letter or a digit; '' if no sentence has 10 to 24 pieces and a word
+    that is one piece.
   """
   source = datasets.open_split(dataset, split)
   batch = records.unpack(datasets.fetch(source, list(range(min(64, len(source))))))
@@ -105,6 +106,8 @@ def masked_sentence(dataset: str, split: str, vocabulary: Tokenizer) -> str:
       if words:
         at = max(words, key=lambda i: len(pieces[sentence[i]]))
         before, after = (vocabulary.decode(part).strip() for part in (sentence[:at], sentence[at + 1 :]))
+        if before and not before[0].isalnum():  # A leading dash would be a flag of the command, a leading brace JSON.
+          continue
         spaced = [pieces[sentence[i]].startswith("▁") for i in (at, at + 1)]
         return f"{before}{' ' * spaced[0]}[MASK]{' ' * spaced[1]}{after}"
   return ""
