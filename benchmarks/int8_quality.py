@@ -107,7 +107,12 @@ TASKS = {
   "SQuAD": ("answer", questions, "F1", answer_f1),
 }
 
-ANSWERS = {"classify": "label", "tag": "entities", "answer": "answer"}  # what of a result is compared
+# What of a result is compared with that of float32, without its probabilities.
+ANSWERS = {
+  "classify": lambda result: result.get("label"),
+  "tag": lambda result: [(part["type"], part["start"], part["end"]) for part in result["entities"]],
+  "answer": lambda result: result["answer"],
+}
 
 
 def by_layer(model, cfg, rows):
@@ -182,9 +187,9 @@ def measure(name, run, data, limit):
   for recipe, graph in each_recipe(exact, cfg, params, uses, build):
     results = answers(graph)
     numbers[recipe] = percent(results)
-    key = ANSWERS.get(task)
+    key = ANSWERS[task]
     if metric != "Pearson":
-      changed[recipe] = sum(a[key] != b[key] for a, b in zip(results, reference, strict=True))
+      changed[recipe] = sum(key(a) != key(b) for a, b in zip(results, reference, strict=True))
     deviations[recipe] = float(np.std([a - percent(results, index) for a, index in zip(resampled, draws, strict=True)]))
     errors[recipe] = relative(states, by_layer(graph, cfg, probed))
     quantize.compact(graph)

@@ -42,6 +42,11 @@ def test_what_tells_nothing_is_zero_or_absent():
   assert (
     metrics.pearson(constant, varied) == metrics.pearson(varied, constant) == metrics.spearman(constant, varied) == 0
   )
+  rounded = np.float32(2.785) + np.spacing(np.float32(2.785)) * varied.astype(
+    np.float32
+  )  # A model that learned nothing.
+  assert metrics.pearson(varied, rounded) == metrics.spearman(varied, rounded) == 0
+  assert metrics.pearson(varied, 1e4 + varied) == metrics.spearman(varied, 1e4 + varied) == pytest.approx(1)
   assert metrics.mcc([0, 1, 1], [1, 1, 1]) == 0
   assert metrics.f1([0, 0], [0, 0]) == 0
   assert metrics.auc([1, 1], [0.2, 0.3]) is None
