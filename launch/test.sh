@@ -11,7 +11,7 @@ if [[ ${1:-} == --all ]]; then
   lane=()
   shift
 fi
-EXTRAS=test
+EXTRAS="test"
 source launch/venv.sh
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 ruff check .

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the launch scripts: makes .venv with Python 3.11 or newer, installs this checkout with the extras named in
 # EXTRAS (such as "test"), and puts it on PATH. Quick when nothing has changed.
 

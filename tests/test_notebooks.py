@@ -134,6 +134,19 @@ def test_a_wrong_source_is_refused_before_anything_else(path, source, message, t
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_git_asks_for_no_password_where_there_is_no_repository(path, tmp_path, monkeypatch):
+  git = tmp_path / "git"
+  git.write_text(f'#!/bin/sh\necho "prompt=$GIT_TERMINAL_PROMPT" > {tmp_path}/seen\nexit 128\n')
+  git.chmod(0o755)
+  monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+  monkeypatch.setenv("ALBERT_SOURCE", "https://example.org/none")
+  first, install = code(json.loads(path.read_text()))[:2]
+  with pytest.raises(ValueError, match="finds no repository"):
+    exec(f"{first}\n{install}", {})
+  assert (tmp_path / "seen").read_text() == "prompt=0\n"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_on_kaggle_the_uploaded_wheel_is_used_and_a_missing_network_is_reported(path, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setenv("ALBERT_SOURCE", "albert_jax-*.whl")

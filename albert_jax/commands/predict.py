@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
   parser = common.parser(
     "predict",
     "Reads texts, a line each, and writes a JSON line for each. A line that begins with { is a JSON object with the "
-    'fields of the task: "text"; "text" and "pair"; "question" and "context"; …; its "id" is copied to the answer. If\n'
+    'fields of the task: "text"; "text" and "pair"; "question" and "context"; …; its "id" is copied to the answer. If '
     "the model is for pairs of texts, a line may also be both with a tab between. A file that ends in .csv, .tsv or "
     ".parquet is a table: its columns are those that the run was trained on, or --fields.",
     'albert-jax predict --checkpoint=RUN --task=fill-mask "The [MASK] statement ends a loop."',
