@@ -106,6 +106,8 @@ def test_the_vocabulary_beside_the_weights_may_be_cased(tmp_path):
   hf.save(tmp_path / "bare", SMALL, PARAMS)
   with pytest.raises(UserError, match="--cased and --keep_accents are for a vocabulary of text"):
     run("--checkpoint", tmp_path / "bare", "--out", tmp_path / "c", "--cased")
+  with pytest.raises(UserError, match="--cased and --keep_accents are for a vocabulary of text"):
+    run("--checkpoint", checkpoint, "--out", tmp_path / "c", "--symbols=kokoro", "--cased")
 
 
 def test_a_start_for_another_model(tmp_path):
