@@ -62,6 +62,23 @@ def test_swaps_and_short_sequences_have_their_rates():
     assert abs(size[chosen.label].mean() - size[~chosen.label].mean()) < 4
 
 
+@pytest.mark.parametrize("max_tokens", [28, 29, 61, 125])
+def test_trimming_does_not_tell_the_order(max_tokens):
+  """Of an odd number of tokens one part keeps more; it is the first of the row, not the first of the document."""
+  count = 20000
+  lengths = np.random.default_rng(0).integers(3, 100, (count, 8)).tolist()
+  chosen = pairs.choose(
+    batch_of(lengths), rng.keys(0, "pairs", np.arange(count)), max_tokens=max_tokens, short_seq_rate=0.0
+  )
+  difference = chosen.first_size - chosen.second_size
+  for each in (-1, 0, 1):
+    same = difference == each
+    if same.sum() > 500:
+      assert abs(chosen.label[same].mean() - 0.5) < 0.1
+  longer_is_first = difference > 0
+  assert abs(longer_is_first[chosen.label].mean() - longer_is_first[~chosen.label].mean()) < 0.1
+
+
 def test_each_part_of_a_long_record_is_used():
   batch = batch_of([[10] * 50] * 4000)
   chosen = pairs.choose(batch, rng.keys(0, "pairs", np.arange(4000)), max_tokens=60, short_seq_rate=0.0)

@@ -67,7 +67,7 @@ def measure(
   """
   make = batching.batch_maker(cfg, batch_size=_BATCH, seed=seed)
   tokenizer = datasets.tokenizer(cfg.dataset, cfg.spm)
-  total, drawn, words, runs = (collections.Counter() for _ in range(4))
+  total, drawn, words, runs, orders = (collections.Counter() for _ in range(5))
   row_lengths, filled, pieces = [], [], np.zeros(tokenizer.vocab_size, np.int64)
   first = None
   for step in range(max(1, math.ceil(examples / _BATCH))):
@@ -83,6 +83,8 @@ def measure(
     ids = restore(batch)
     text = ids[~details.rows.is_special]
     is_pair = batch["sop_weight"] == 1
+    longer = np.sign(details.pairs.first_size - details.pairs.second_size)[is_pair]
+    orders.update(zip(longer.tolist(), batch["sop_label"][is_pair].tolist(), strict=True))
     documents = details.records.document
     document_a, document_b = documents[: len(is_pair)], documents[details.pairs.second_record]
     row_lengths.append(batch["attention_mask"].sum(axis=1))
@@ -122,6 +124,7 @@ def measure(
     "mask_run_shares": {str(n): runs[n] / max(1, sum(runs.values())) for n in sorted(runs)},
     "pair_rate": total["pairs"] / total["examples"],
     "swap_rate": total["labelled"] / max(1, total["pairs"]),
+    "order_from_lengths": sum(max(orders[n, 0], orders[n, 1]) for n in (-1, 0, 1)) / max(1, total["pairs"]),
     "short_rate": total["short"] / total["examples"],
     "cross_document_pairs": total["across"],
     "padding_share": 1 - float(np.concatenate(filled).mean()),
@@ -192,6 +195,10 @@ def checks(numbers: dict[str, Any], cfg: DataConfig) -> list[Check]:
     result.append(Check("pair_rate", numbers["pair_rate"], 0.5, 1, advice))
     result.append(share("swap_rate", numbers["swap_rate"], 0.5, pairs, "a bug: please report it"))
   if cfg.objective == "sop":
+    # Chance alone gives 0.5 and a little; whole sentences make the part at the end of a run somewhat longer.
+    slack = 2 / math.sqrt(max(1, pairs))
+    advice = "which text is longer tells their order: check --sentences of albert-jax prepare, or that texts are whole"
+    result.append(Check("order_from_lengths", numbers["order_from_lengths"], 0, 0.65 + slack, advice))
     result.append(Check("cross_document_pairs", numbers["cross_document_pairs"], 0, 0, "a bug: please report it"))
   return result
 

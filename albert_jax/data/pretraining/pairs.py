@@ -51,7 +51,7 @@ def choose(
   Returns:
     Pairs.
   """
-  random = rng.bits(keys_B, 8).T
+  random = rng.bits(keys_B, 9).T
   rows = np.arange(len(keys_B))
   tokens = records.tokens[rows]
   is_short = rng.chance(random[0], short_seq_rate)
@@ -67,12 +67,14 @@ def choose(
   first_sentence = sentence_at(rows, rng.below(random[2], np.maximum(tokens - target, 0) + 1))
   last_sentence = sentence_at(rows, np.minimum(starts[first_sentence] + target, tokens) - 1)
 
-  # A run of one sentence is extended by a neighbour, if there is one, to make a pair.
+  # A run of one sentence is extended by a neighbour, if there is one, to make a pair. The sentence is long: if the
+  # neighbour was always the next one, the second part would be the shorter one, and lengths would tell the order.
   initial = records.sentence_base[rows]
   final = initial + records.sentences[rows] - 1
   is_lone = (first_sentence == last_sentence) & (objective != "none")
-  last_sentence = last_sentence + (is_lone & (last_sentence < final))
-  first_sentence = first_sentence - (is_lone & (last_sentence == first_sentence) & (first_sentence > initial))
+  backwards = (first_sentence > initial) & ((last_sentence == final) | rng.chance(random[8], 0.5))
+  first_sentence = first_sentence - (is_lone & backwards)
+  last_sentence = last_sentence + (is_lone & ~backwards & (last_sentence < final))
 
   count = last_sentence - first_sentence + 1
   is_pair = (count > 1) & (objective != "none")
@@ -92,18 +94,19 @@ def choose(
     b_begin, b_size = np.where(label, other_begin, b_begin), np.where(label, other_size, b_size)
     is_pair |= label
 
-  b_kept = np.minimum(b_size, np.maximum(max_tokens - a_size, max_tokens // 2))
-  a_kept = np.minimum(a_size, max_tokens - b_kept)
-  a_start = begin + rng.below(random[4], a_size - a_kept + 1)
-  b_start = b_begin + rng.below(random[5], b_size - b_kept + 1)
   swap = np.zeros(len(rows), bool)
   if objective == "sop":
     swap = label = is_pair & rng.chance(random[6], 0.5)
+  first_begin, second_begin = np.where(swap, (b_begin, begin), (begin, b_begin))
+  first_size, second_size = np.where(swap, (b_size, a_size), (a_size, b_size))
+  # After the swap, as in the original: of an odd number of tokens the first part keeps one more, whichever part it is.
+  second_kept = np.minimum(second_size, np.maximum(max_tokens - first_size, max_tokens // 2))
+  first_kept = np.minimum(first_size, max_tokens - second_kept)
   return Pairs(
-    first_start=np.where(swap, b_start, a_start),
-    first_size=np.where(swap, b_kept, a_kept),
-    second_start=np.where(swap, a_start, b_start),
-    second_size=np.where(swap, a_kept, b_kept),
+    first_start=first_begin + rng.below(random[4], first_size - first_kept + 1),
+    first_size=first_kept,
+    second_start=second_begin + rng.below(random[5], second_size - second_kept + 1),
+    second_size=second_kept,
     second_record=record,
     label=label,
     is_pair=is_pair,
