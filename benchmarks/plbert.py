@@ -5,14 +5,18 @@
 
 All begin with the same weights and take the same batch, in float32. The reference is transformers' AlbertModel, two
 linear heads at every position, a cross-entropy a row and torch.optim.AdamW. Its loss and ours must agree in the first
-step. The contestants take turns, one step each, so that a machine that slows down slows all of them; what counts is the
-median of the ratios of a turn.
+step. Each contestant is a process, as in use: in one process PyTorch's arrays divided the memory that XLA's next step
+needs in one piece, and the system cleared new pages in each step. All keep freed memory. They take turns, one step
+each, so that a machine that slows down slows all of them; what counts is the median of the ratios of a turn.
 """
 
 import argparse
+import contextlib
 import functools
 import json
+import multiprocessing
 import pathlib
+import resource
 import statistics
 import tempfile
 import time
@@ -31,6 +35,8 @@ from albert_jax.training.step import make_train_step
 
 MASK_ID, SPACE_ID = 29, 16
 SHARE = 0.25  # of the positions, in the second contestant
+NAMES = PYTORCH, ALL, PART = "PyTorch", "all positions", f"{SHARE:.0%} of the positions"
+WARM_UP = 3  # The heap may grow in the second step, because the first one's arrays are still where it begins.
 PAUSE = 0.5  # s: PyTorch's threads wait busily for a while, and would cost the next contestant a core.
 
 
@@ -135,6 +141,45 @@ def reference(folder, cfg, params, batch):
   return run
 
 
+class Contestant:
+  """A process that takes a step when it is called, and returns (loss, seconds, new pages of memory)."""
+
+  def __init__(self, context, name, args):
+    self._pipe, theirs = context.Pipe()
+    context.Process(target=serve, args=(theirs, name, args), daemon=True).start()
+    theirs.close()
+    self._pipe.recv()
+
+  def __call__(self):
+    self._pipe.send(None)
+    return self._pipe.recv()
+
+
+def serve(pipe, name, args):
+  """Makes a contestant, and takes a step for each message until the pipe is closed."""
+  common.keep_memory()  # As `albert-jax train` does, before JAX starts its threads; here PyTorch has it too.
+  fields = configs.get_config("base").model.to_dict() | {"num_hidden_layers": args.layers}
+  cfg = model.AlbertConfig(**fields)
+  params = jax.device_get(plbert.init(cfg, args.words, jax.random.key(0)))
+  batch = make_batch(cfg, args.batch, args.length, args.words)
+  if name == PYTORCH:
+    with tempfile.TemporaryDirectory() as folder:
+      encoder = {part: values for part, values in params.items() if part not in ("phoneme", "word")}
+      convert.save(pathlib.Path(folder) / "encoder", cfg, encoder)
+      run = reference(pathlib.Path(folder) / "encoder", cfg, params, batch)
+  else:
+    run = ours(cfg, params, at_share(batch, SHARE) if name == PART else batch, args.chunk)
+  del params
+  pipe.send("ready")
+  with contextlib.suppress(EOFError):
+    while True:
+      pipe.recv()
+      faults, begin = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+      loss = run()
+      seconds = time.perf_counter() - begin
+      pipe.send((loss, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults))
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--batch", type=int, default=2)
@@ -142,36 +187,31 @@ def main():
   parser.add_argument("--words", type=int, default=84_827, help="targets of the word loss (default: the reference's)")
   parser.add_argument("--layers", type=int, default=12)
   parser.add_argument("--chunk", type=int, default=configs.get_config("base").loss.word_chunk)
-  parser.add_argument("--turns", type=int, default=3, help="steps that are timed, after one that is not")
+  parser.add_argument("--turns", type=int, default=3, help=f"steps that are timed, after {WARM_UP} that are not")
   parser.add_argument("--json", default="", help="write the numbers to this file")
   args = parser.parse_args()
-  common.keep_memory()  # As `albert-jax train` does, before JAX starts its threads; here PyTorch has it too.
-  fields = configs.get_config("base").model.to_dict() | {"num_hidden_layers": args.layers}
-  cfg = model.AlbertConfig(**fields)
-  params = jax.device_get(plbert.init(cfg, args.words, jax.random.key(0)))
-  batch = make_batch(cfg, args.batch, args.length, args.words)
-  with tempfile.TemporaryDirectory() as folder:
-    encoder = {name: part for name, part in params.items() if name not in ("phoneme", "word")}
-    convert.save(pathlib.Path(folder) / "encoder", cfg, encoder)
-    runs = {
-      "PyTorch": reference(pathlib.Path(folder) / "encoder", cfg, params, batch),
-      "all positions": ours(cfg, params, batch, args.chunk),
-      f"{SHARE:.0%} of the positions": ours(cfg, params, at_share(batch, SHARE), args.chunk),
-    }
-  losses = {name: run() for name, run in runs.items()}
-  if abs(losses["PyTorch"] - losses["all positions"]) > 1e-3:
+  context = multiprocessing.get_context("spawn")
+  runs = {name: Contestant(context, name, args) for name in NAMES}
+  losses = {name: run()[0] for name, run in runs.items()}
+  if abs(losses[PYTORCH] - losses[ALL]) > 1e-3:
     raise SystemExit(f"the losses of the first step differ: {losses}")
+  for _ in range(WARM_UP - 1):
+    for run in runs.values():
+      run()
   times = {name: [] for name in runs}
+  faults = {name: [] for name in runs}
   for _ in range(args.turns):
     for name, run in runs.items():
       time.sleep(PAUSE)
-      begin = time.perf_counter()
-      run()
-      times[name].append(time.perf_counter() - begin)
+      _, seconds, pages = run()
+      times[name].append(seconds)
+      faults[name].append(pages)
   numbers = {"first_losses": losses}
   for name, seconds in times.items():
-    ratios = [theirs / our_time for theirs, our_time in zip(times["PyTorch"], seconds, strict=True)]
-    numbers[name] = {"median_s": statistics.median(seconds), "speedup": statistics.median(ratios)}
+    ratios = [theirs / our_time for theirs, our_time in zip(times[PYTORCH], seconds, strict=True)]
+    numbers[name] = {
+      "median_s": statistics.median(seconds), "speedup": statistics.median(ratios), "page_faults": faults[name],
+    }  # fmt: skip
     print(f"{name:24}{numbers[name]['median_s']:9.2f} s a step  {numbers[name]['speedup']:6.2f} x")
   if args.json:
     pathlib.Path(args.json).write_text(json.dumps(numbers, indent=2) + "\n")
