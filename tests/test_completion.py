@@ -5,8 +5,8 @@ import pty
 import re
 import select
 import shutil
-import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -80,12 +80,18 @@ def test_the_tab_key_completes(commands, shell, options, tmp_path):
     pytest.skip(f"needs {shell}")
   (tmp_path / "runs").mkdir()
   (tmp_path / "script").write_text(getattr(completion, shell)(commands))
-  pid, terminal = pty.fork()
-  if not pid:
-    os.chdir(tmp_path)
-    os.execvpe(shell, [shell, *options, "-i"], {**os.environ, "HOME": str(tmp_path), "TERM": "dumb", "COLUMNS": "150"})
+  # A process that opens the terminal after setsid has it as its own, which interactive shells expect. pty.fork would
+  # fork this process, in which JAX has threads.
+  terminal, other_end = pty.openpty()
+  start = "import os, sys; os.setsid(); os.close(os.open(sys.argv[1], os.O_RDWR)); os.execvp(sys.argv[2], sys.argv[2:])"
+  process = subprocess.Popen(
+    [sys.executable, "-c", start, os.ttyname(other_end), shell, *options, "-i"], cwd=tmp_path,
+    stdin=other_end, stdout=other_end, stderr=other_end,
+    env={**os.environ, "HOME": str(tmp_path), "TERM": "dumb", "COLUMNS": "150"},
+  )  # fmt: skip
+  os.close(other_end)
 
-  def shown_until(text, seconds=20.0):
+  def shown_until(text, seconds=60.0):
     shown, end = "", time.monotonic() + seconds
     while text not in shown and time.monotonic() < end:
       if select.select([terminal], [], [], 0.1)[0]:
@@ -102,6 +108,6 @@ def test_the_tab_key_completes(commands, shell, options, tmp_path):
       assert expected in shown_until(expected), typed
       os.write(terminal, b"\x15")  # Ctrl-U removes the line.
   finally:
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    process.kill()
+    process.wait()
     os.close(terminal)
