@@ -56,6 +56,21 @@ def test_stacks_can_be_asked_for():
   assert "most recent call first" in err
 
 
+def test_a_compiler_that_waits_for_itself_ends_the_process():
+  code = "import time\nfrom albert_jax.training import watch\nwith watch.exit_when_idle(1, 'idle'):\n  time.sleep(60)"
+  assert python(code) == (1, "", "idle\n")
+
+
+def test_work_is_not_idle():
+  code = (
+    "import time\nfrom albert_jax.training import watch\n"
+    "with watch.exit_when_idle(0.5, 'idle'):\n"
+    "  end = time.monotonic() + 1.5\n  while time.monotonic() < end: pass\n"
+    "time.sleep(1)\nprint('went on')"
+  )
+  assert python(code) == (0, "went on\n", "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_request_to_stop_is_told_to_the_loop(number):
   code = (

@@ -4,6 +4,14 @@ import jax
 
 from albert_jax import files, planning
 from albert_jax.commands import common
+from albert_jax.training import watch
+
+# libtpu's compiler waited for itself, for ever, on machines with two cores: its threads are as many.
+_IDLE_SECONDS = 60
+_IDLE = (
+  "albert-jax plan: the compiler has used no processor time for a minute, and will not finish; libtpu does so on "
+  "machines with few cores: run this on one with 8 or more"
+)
 
 
 def main(argv: list[str]) -> None:
@@ -22,9 +30,10 @@ def main(argv: list[str]) -> None:
   parser.add_argument("--json", metavar="FILE", help="write the numbers there")
   args, config = common.parse_with_config(parser, argv)
   jax.config.update("jax_platforms", "cpu")  # Nothing runs, so an accelerator of this machine is not used.
-  numbers = planning.plan(config, args.topology, args.mfu)
-  if args.find_batch:
-    numbers |= planning.largest_batch(config, args.topology, numbers)
+  with watch.exit_when_idle(_IDLE_SECONDS, _IDLE):
+    numbers = planning.plan(config, args.topology, args.mfu)
+    if args.find_batch:
+      numbers |= planning.largest_batch(config, args.topology, numbers)
   print(planning.describe(numbers, args.price_per_chip_hour))
   if args.json:
     files.write_json(args.json, numbers)

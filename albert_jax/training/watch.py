@@ -144,6 +144,42 @@ def hang_watchdog(minutes: float) -> Iterator[Callable[[], None]]:
 
 
 @contextlib.contextmanager
+def exit_when_idle(seconds: float, message: str) -> Iterator[None]:
+  """Ends the process with code 1 if it uses no processor time for `seconds`, as a compiler that waits for itself does.
+
+  Args:
+    seconds: of less than a hundredth of a core.
+    message: one line to print then.
+  """
+  is_over = threading.Event()
+
+  def watch():
+    since, used = time.monotonic(), time.process_time()
+    while not is_over.wait(seconds / 20):
+      if time.process_time() - used > (time.monotonic() - since) / 100 or _is_waiting_for_a_core():
+        since, used = time.monotonic(), time.process_time()
+      elif time.monotonic() - since > seconds:
+        print(message, file=sys.stderr, flush=True)
+        os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
+  try:
+    yield
+  finally:
+    is_over.set()
+
+
+def _is_waiting_for_a_core():
+  """Returns whether another thread of this process could run: it has no processor time because others have it."""
+  states = []
+  for path in pathlib.Path("/proc/self/task").glob("*/stat"):  # Linux
+    if path.parent.name != str(threading.get_native_id()):
+      with contextlib.suppress(OSError):
+        states.append(path.read_text().rpartition(") ")[2][:1])
+  return "R" in states or "D" in states
+
+
+@contextlib.contextmanager
 def profiler(steps: tuple[int, int] | None, folder: pathlib.Path) -> Iterator[Callable[[int, Any], None]]:
   """Writes a profile of some steps, for TensorBoard's profile page or xprof.
 
