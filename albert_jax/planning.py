@@ -66,7 +66,14 @@ def plan(config: ConfigDict, topology: str, mfu: float = 0.5) -> dict[str, Any]:
       **numbers, "fits": False,
       **({"needed_gib": float(needed_gib[1] or needed_gib[2])} if needed_gib else {}),
     }  # fmt: skip
-  memory, hlo = compiled.memory_analysis(), compiled.as_text()
+  memory = compiled.memory_analysis()
+  try:
+    hlo = compiled.as_text()
+  except jax.errors.JaxRuntimeError as error:
+    raise UserError(
+      f"jaxlib cannot read the program that the compiler for {topology} wrote: {message_lines(error)[0][:120]}; libtpu "
+      "may be newer than jax: pip install 'albert-jax[plan]' installs the one that belongs to it"
+    ) from error
   transfers = [(kind, size) for _, kind, size in collectives(hlo)]
   needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.generated_code_size_in_bytes
   flops = flops_per_step(sketch.model, config.batch_size, config.data.seq_length, sketch.slots)
