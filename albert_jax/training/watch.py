@@ -153,11 +153,14 @@ def exit_when_idle(seconds: float, message: str) -> Iterator[None]:
   """
   is_over = threading.Event()
 
+  def others():  # Processor time of all threads but the one that watches.
+    return time.process_time() - time.thread_time()
+
   def watch():
-    since, used = time.monotonic(), time.process_time()
+    since, used = time.monotonic(), others()
     while not is_over.wait(seconds / 20):
-      if time.process_time() - used > (time.monotonic() - since) / 100 or _is_waiting_for_a_core():
-        since, used = time.monotonic(), time.process_time()
+      if others() - used > (time.monotonic() - since) / 100 or _is_waiting_for_a_core():
+        since, used = time.monotonic(), others()
       elif time.monotonic() - since > seconds:
         print(message, file=sys.stderr, flush=True)
         os._exit(1)
