@@ -1,5 +1,7 @@
 """`albert-jax plan`: compiles the train step for another machine, and estimates memory and time."""
 
+import contextlib
+
 import jax
 
 from albert_jax import files, planning
@@ -30,7 +32,8 @@ def main(argv: list[str]) -> None:
   parser.add_argument("--json", metavar="FILE", help="write the numbers there")
   args, config = common.parse_with_config(parser, argv)
   jax.config.update("jax_platforms", "cpu")  # Nothing runs, so an accelerator of this machine is not used.
-  with watch.exit_when_idle(_IDLE_SECONDS, _IDLE):
+  is_gpu = args.topology.partition(":")[0] in planning.GPUS  # Their compiler has processes that do a part of its work.
+  with contextlib.nullcontext() if is_gpu else watch.exit_when_idle(_IDLE_SECONDS, _IDLE):
     numbers = planning.plan(config, args.topology, args.mfu)
     if args.find_batch:
       numbers |= planning.largest_batch(config, args.topology, numbers)
