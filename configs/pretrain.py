@@ -52,18 +52,9 @@ SMALL = {
     "data": {"seq_length": 128},
     "optimizer": {"name": "adamw", "textbook": True, "learning_rate": 1e-3, "warmup_steps": -1},
   },
-  # The recipe of the best small model that was measured: 4.44 nats after 73.7 million positions ("Does pre-training
-  # help?" in docs/benchmarks/tasks.md has its data, and the time is not known).
+  # The best recipe for an hour of one core, and that of launch/speedrun.sh: 4.41 nats (docs/leaderboard.md). Steps are
+  # 2,048 positions: short rows come first. Two layers take 0.6 of the time of four.
   "small": {
-    "steps": 36_000, "batch_size": 16, "log_every": 100, "eval_every": 1000, "eval_batches": 20,
-    "checkpoint_every": 1000,
-    "data": {"seq_length": 128, **_WORDS},
-    "model": {"remat": "none", "scan_unroll": 4},
-    "optimizer": {**_MUON, "learning_rate": 2e-3, "warmup_steps": 200, "decay_share": 0.4},
-  },
-  # launch/speedrun.sh, the CPU track of docs/leaderboard.md. Steps of 2,048 positions: short rows come first. Two
-  # layers take 0.6 of the time of four.
-  "speedrun": {
     "steps": 14_000, "batch_size": 16, "log_every": 100, "eval_every": 2800, "eval_batches": 100,
     "checkpoint_every": 700,
     "curriculum": {"seq_length": "32:0.12,64:0.3", "batch_size": "64:0.12,32:0.3"},

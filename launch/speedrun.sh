@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From raw text to a measured model with the best recipe known here, as a row for docs/leaderboard.md: makes .venv,
-# installs, trains a vocabulary, prepares the corpus, trains the config `pretrain:speedrun`, and evaluates it.
+# installs, trains a vocabulary, prepares the corpus, trains the config `pretrain:small`, and evaluates it.
 #
 #   launch/speedrun.sh --corpus='wiki_en/*.txt'
 #   launch/speedrun.sh --corpus='wiki_en/*.txt' --out=runs/other -- --config.seed=1 --config.steps=8000
@@ -52,7 +52,7 @@ if [[ ! -f $out/data/prepare.json ]]; then
 fi
 prepared=$SECONDS
 echo "3/4 training"
-config=$ROOT/configs/pretrain.py:speedrun
+config=$ROOT/configs/pretrain.py:small
 albert-jax train --config="$config" --config.data.dataset="$out/data" --workdir="$out/run" ${flags[@]+"${flags[@]}"}
 trained=$((SECONDS - prepared))
 echo "4/4 evaluation"

@@ -164,7 +164,7 @@ def test_a_wrong_flag_names_the_near_one(capsys):
     (["--workdr=x"], "did you mean --workdir?"),
     (["--config.batch_size", "8"], "--config.batch_size has no value; write --config.batch_size=8"),
     (["--config.batch_size", "--workdir=x"], "write --config.batch_size=VALUE"),
-    (["--config=pretrain:tinny"], "no variant 'tinny'; use one of quickstart, tiny, small, speedrun, base"),
+    (["--config=pretrain:tinny"], "no variant 'tinny'; use one of quickstart, tiny, small, base"),
     (["--config=pretrain:tinny"], "did you mean tiny?"),
     (["--config=glue:sst2"], "also as sst-2-xxlarge; did you mean sst-2?"),
     (["--config=plbert:bse"], "no variant 'bse'; use one of base, small; did you mean base?"),

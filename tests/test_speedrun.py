@@ -26,7 +26,7 @@ def test_a_wrong_argument_is_one_line(arguments, message):
 
 
 def test_the_row_counts_the_positions_of_every_stage():
-  config = common.load_config("pretrain:speedrun").to_dict()
+  config = common.load_config("pretrain:small").to_dict()
   card = {
     "config": config, "started": "2026-01-02T03:04:05+00:00", "devices": {"cpu": 1}, "code": {"revision": "0123456789"},
     "command": ["albert-jax", "train", "--config=x", "--config.data.dataset=d", "--config.seed=1", "--workdir=w"],
