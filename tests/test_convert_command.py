@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import fsspec
 import made_up
@@ -45,6 +46,22 @@ def test_there_and_back(tmp_path, capsys):
     run("--checkpoint", tmp_path / "hf", "--out", tmp_path / "back")
   run("--checkpoint", tmp_path / "hf", "--out", tmp_path / "back", "--overwrite")
   assert (tmp_path / "back/config.json").exists()
+
+
+def test_unshared_layers_become_shared_ones_with_differences(tmp_path, capsys):
+  unshared = dataclasses.replace(SMALL, share="none")
+  albert_jax.save(tmp_path / "unshared", unshared, random_params(unshared))
+  run("--checkpoint", tmp_path / "unshared", "--out", tmp_path / "shared", "--layer_rank=2")
+  cfg, params = albert_jax.load(tmp_path / "shared")
+  assert cfg == dataclasses.replace(unshared, share="matrices", layer_rank=2)
+  assert params["ffn"]["up"]["a"].shape == (4, 12, 2)
+  assert re.search(r"differences of rank 2 have \d+\.\d% of the squared norm", capsys.readouterr().err)
+  with pytest.raises(UserError, match="shares some already"):
+    run("--checkpoint", tmp_path / "shared", "--out", tmp_path / "again", "--layer_rank=2")
+  with pytest.raises(UserError, match="in a second conversion"):
+    run("--checkpoint", tmp_path / "unshared", "--out", tmp_path / "x", "--layer_rank=2", "--num_hidden_layers=8")
+  with pytest.raises(UserError, match="layer_rank=0 must be from 1 to 12"):
+    run("--checkpoint", tmp_path / "unshared", "--out", tmp_path / "x", "--layer_rank=0")
 
 
 def test_from_a_store_and_not_into_one(tmp_path, monkeypatch):

@@ -24,6 +24,10 @@ def model(cfg, seed=0, heads=None):
   return jax.tree.map(lambda x: 0.4 * x, random_params(cfg, heads=heads, seed=seed))
 
 
+def sizes(params):
+  return {path: x.shape for path, x in paths.flatten(params).items()}
+
+
 def outputs(cfg, params):
   return {name: np.asarray(x) for name, x in albert_jax.apply(cfg, params, BATCH).items()}
 
@@ -118,6 +122,40 @@ class TestDepth:
     ours, theirs = outputs(cfg, changed), outputs(old, params)
     for name in theirs:
       np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5)
+
+  @pytest.mark.parametrize("fields", [{}, {"inner_group_num": 2}, {"arch": "modern"}])
+  def test_differences_of_full_rank_compute_the_same(self, fields):
+    old = dataclasses.replace(SMALL, share="none", **fields)
+    params = model(old)
+    cfg, changed, kept = surgery.with_low_rank_differences(old, params, layer_rank=SMALL.hidden_size)
+    assert (cfg.share, cfg.layer_rank) == ("matrices", SMALL.hidden_size)
+    assert kept == pytest.approx(1)
+    assert sizes(changed) == sizes(model(cfg))
+    ours, theirs = outputs(cfg, changed), outputs(old, params)
+    for name in theirs:
+      np.testing.assert_allclose(ours[name], theirs[name], atol=2e-5)
+
+  @pytest.mark.parametrize("share", ["matrices", "all"])
+  def test_a_higher_rank_keeps_more(self, share):
+    old = dataclasses.replace(SMALL, share="none")
+    params = model(old)
+    keeps = [
+      surgery.with_low_rank_differences(old, params, layer_rank=rank, share=share, num_hidden_groups=2)[2]
+      for rank in (1, 2, 4)
+    ]
+    assert 0 < keeps[0] < keeps[1] < keeps[2] < 1
+    cfg, changed, _ = surgery.with_low_rank_differences(old, params, layer_rank=2, share=share, num_hidden_groups=2)
+    assert sizes(changed) == sizes(model(cfg))
+    mean = params["ffn"]["up"]["kernel"][2:].mean(axis=0)
+    np.testing.assert_allclose(changed["ffn"]["up"]["kernel"][1], mean, atol=1e-7)
+
+  @pytest.mark.parametrize(
+    ("share", "rank", "message"), [("all", 2, "shares some already"), ("none", 99, "must be from 1 to")]
+  )
+  def test_differences_that_cannot_be_made_are_refused(self, share, rank, message):
+    old = dataclasses.replace(SMALL, share=share)
+    with pytest.raises(UserError, match=message):
+      surgery.with_low_rank_differences(old, model(old), layer_rank=rank)
 
   def test_from_group_0(self):
     old = dataclasses.replace(SMALL, num_hidden_groups=2)

@@ -70,7 +70,15 @@ def main(argv: list[str]) -> None:
     "--num_hidden_groups", type=int, metavar="G", help="more groups of layers, each from the group it replaces"
   )
   start.add_argument(
-    "--share", choices=("all", "attention", "ffn", "none"), help="what the layers share; less than the checkpoint's"
+    "--share",
+    choices=("all", "matrices", "attention", "ffn", "none"),
+    help="what the layers share; less than the checkpoint's, unless there is --layer_rank",
+  )
+  start.add_argument(
+    "--layer_rank",
+    type=int,
+    metavar="R",
+    help="of layers that share nothing: one matrix, and differences of rank R between layers",
   )
   start.add_argument("--init_from_group0", action="store_true", help="all groups from group 0, as the original's flag")
   parser.needs("--positions", "--max_position_embeddings")
@@ -83,5 +91,5 @@ def main(argv: list[str]) -> None:
     raise UserError("give --checkpoint=PATH --out=DIR to convert, or --inspect=PATH to inspect")
   options = vars(args)
   del options["inspect"]
-  fields = {name: options.pop(name) for name in ("num_hidden_layers", "num_hidden_groups", "share")}
+  fields = {name: options.pop(name) for name in ("num_hidden_layers", "num_hidden_groups", "share", "layer_rank")}
   conversion.convert(**options, fields={name: value for name, value in fields.items() if value is not None})

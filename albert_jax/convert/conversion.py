@@ -57,7 +57,8 @@ def convert(
     cased, keep_accents: rules of a vocabulary without a tokenizer_config.json.
     keep_pieces: keep the rows of the pieces that the old and the new vocabulary share; the others are fresh.
     max_position_embeddings: another number of positions, made as `positions` says, see `surgery.longer`.
-    init_from_group0, fields: another depth or other groups, see `surgery.restructured`.
+    init_from_group0, fields: another depth or other groups, see `surgery.restructured`; with "layer_rank" see
+      `surgery.with_low_rank_differences`.
     overwrite: replace an existing `out`.
 
   Returns:
@@ -92,7 +93,14 @@ def convert(
     log.info("kept the rows of %s of %s pieces; the others are fresh", f"{kept:,}", f"{new.vocab_size:,}")
   if max_position_embeddings is not None:
     cfg, params = surgery.longer(cfg, params, max_position_embeddings, positions)
-  if fields:
+  if fields and "layer_rank" in fields:
+    if init_from_group0 or "num_hidden_layers" in fields:
+      raise UserError("--layer_rank goes with --share and --num_hidden_groups; change the depth in a second conversion")
+    cfg, params, retained = surgery.with_low_rank_differences(cfg, params, **fields)
+    log.info(
+      "differences of rank %d have %.1f%% of the squared norm of all differences", cfg.layer_rank, 100 * retained
+    )
+  elif fields:
     cfg, params = surgery.restructured(cfg, params, from_group0=init_from_group0, **fields)
 
   vocabulary = new or old

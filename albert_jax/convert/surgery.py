@@ -123,9 +123,68 @@ def restructured(
     for path in [path.removesuffix("/a") for path in flat if path.endswith("/a")]:
       a, b, kernel = flat.pop(f"{path}/a"), flat.pop(f"{path}/b"), flat[f"{path}/kernel"]
       flat[f"{path}/kernel"] = kernel + (a @ b).reshape(kernel.shape)
-  if cfg.arch == "modern":  # What a layer adds has another scale now; the matrices make up for it.
-    for part, matrix in (("attention", "attention/output"), ("ffn", "ffn/down")):
-      scaled = f"{matrix}/b" if new.layer_rank else None
-      for path in filter(None, (f"{matrix}/kernel", scaled)):
-        flat[path] = flat[path] * np.float32(residual_scale(cfg, part) / residual_scale(new, part))
+  _keep_residual_scale(cfg, new, flat)
   return new, paths.unflatten(flat)
+
+
+def with_low_rank_differences(
+  cfg: AlbertConfig, params: Params, *, layer_rank: int, share: str = "matrices", num_hidden_groups: int = 1
+) -> tuple[AlbertConfig, Params, float]:
+  """Makes layers that share nothing share their matrices, each with a difference A B of low rank.
+
+  A shared matrix is the mean over its layers. A B is the best approximation of what a layer's matrix differs from it,
+  by singular value decomposition ("Relaxed Recursive Transformers", arXiv 2410.20672). Parameters that are shared
+  besides, biases and layer norms with share=all, are means.
+
+  Args:
+    cfg, params: a model whose layers share nothing.
+    layer_rank: columns of A.
+    share, num_hidden_groups: of the new config.
+
+  Returns:
+    (cfg, params, the share of the squared norm of all differences that A B have).
+
+  Raises:
+    UserError: the layers share weights already, or the rank exceeds the model's width.
+  """
+  N, most = cfg.num_hidden_layers, min(cfg.hidden_size, cfg.intermediate_size)
+  if N == 1 or cfg.layer_rank or any(cfg.copies(part) < N for part in ("attention", "ffn")):
+    raise UserError(
+      f"layer_rank={layer_rank} makes layers share their matrices, and this model shares some already (share="
+      f"{cfg.share}, {N} layers); fresh differences of a shared model are --config.model.layer_rank={layer_rank} of "
+      "albert-jax train"
+    )
+  if not 0 < layer_rank <= most:
+    raise UserError(f"layer_rank={layer_rank} must be from 1 to {most}, the width of the model")
+  new = dataclasses.replace(
+    cfg, layer_rank=layer_rank, share=share, num_hidden_groups=num_hidden_groups, unshared_ends=0
+  )
+  flat = dict(paths.flatten(params))
+  total = kept = 0.0
+  for path in [path for path in flat if path.startswith(("attention/", "ffn/"))]:
+    part, leaf = path.split("/")[0], path.rsplit("/", 1)[-1]
+    copies = np.array([copy_of(new, part, n, leaf) for n in range(N)])
+    layers = flat[path]
+    means = np.stack([layers[copies == copy].mean(axis=0) for copy in range(new.copies(part, leaf))])
+    flat[path] = means if len(means) > 1 else means[0]
+    if leaf != "kernel":
+      continue
+    lead = layers.shape[: 1 + (cfg.inner_group_num > 1)]
+    inputs = cfg.intermediate_size if path == "ffn/down/kernel" else cfg.hidden_size
+    u, s, v = np.linalg.svd((layers - means[copies]).reshape(*lead, inputs, -1), full_matrices=False)
+    total, kept = total + np.sum(s**2), kept + np.sum(s[..., :layer_rank] ** 2)
+    root = np.sqrt(s[..., :layer_rank])
+    flat[path.replace("kernel", "a")] = u[..., :layer_rank] * root[..., None, :]
+    flat[path.replace("kernel", "b")] = root[..., None] * v[..., :layer_rank, :]
+  _keep_residual_scale(cfg, new, flat)
+  return new, paths.unflatten(flat), float(kept / total) if total else 1.0
+
+
+def _keep_residual_scale(cfg, new, flat):
+  """Lets each layer of an arch=modern add what it did, although the scale of the residual is another now."""
+  if cfg.arch != "modern":
+    return
+  for part, matrix in (("attention", "attention/output"), ("ffn", "ffn/down")):
+    scaled = f"{matrix}/b" if new.layer_rank else None
+    for path in filter(None, (f"{matrix}/kernel", scaled)):
+      flat[path] = flat[path] * np.float32(residual_scale(cfg, part) / residual_scale(new, part))
