@@ -3,9 +3,11 @@
 import asyncio
 import base64
 import dataclasses
+import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,11 +34,12 @@ from albert_jax.tasks.base import about
 for module in ("starlette", "uvicorn", "pydantic", "prometheus_client", "httpx"):
   pytest.importorskip(module, reason="the server: pip install albert-jax[serve]")
 
+import uvicorn  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
 from albert_jax.commands import serve  # noqa: E402
 from albert_jax.serve import app, batching, models  # noqa: E402
-from albert_jax.serve.process import listen  # noqa: E402
+from albert_jax.serve.process import _Protocol, listen  # noqa: E402
 from albert_jax.serve.state import Settings  # noqa: E402
 
 CFG = dataclasses.replace(
@@ -169,6 +172,10 @@ class TestAnswers:
     assert refused.status_code == 413
     assert re.search(r"has \d+ tokens; the model 'labels' takes 32", refused.json()["error"])
     assert everything.post("/v1/classify", json=body | {"truncate": True}).status_code == 200
+    # What is cut does not count.
+    body["inputs"] = " ".join([TEXT] * 100)
+    assert everything.post("/v1/classify", json=body | {"truncate": True}).status_code == 200
+    assert everything.records[-1]["tokens"] == 30
 
 
 def assert_close(ours, theirs):
@@ -277,6 +284,8 @@ class TestRefusals:
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
     # What a form of a foreign page can send without asking.
     assert everything.post("/v1/embed", content='{"inputs": "a"}').status_code == 415
+    squeezed = everything.post("/v1/embed", json={"inputs": "a"}, headers={"Content-Encoding": "gzip"})
+    assert (squeezed.status_code, "not with Content-Encoding: gzip" in squeezed.json()["error"]) == (415, True)
 
   def test_one_bad_text_fails_no_other_client(self):
     def function(items):
@@ -466,12 +475,12 @@ def process(exports, tmp_path):
   """A function that starts a server in a process of its own: returns (process, its address); process.log is a file."""
   started = []
 
-  def start(*names, **settings):
+  def start(*names, paths=exports, **settings):
     code = (
       "import json, sys; from albert_jax.serve import process, state\n"
       "process.run(json.loads(sys.argv[1]), state.Settings(**json.loads(sys.argv[2])))"
     )
-    paths = json.dumps({name: str(exports[name]) for name in names})
+    paths = json.dumps({name: str(paths[name]) for name in names})
     options = json.dumps({"port": 0, "warm_up": False, "batch_size": 4} | settings)
     log = tmp_path / f"log{len(started)}"  # A pipe that nobody reads would fill up and stop the server.
     with log.open("w") as file:
@@ -544,6 +553,29 @@ def test_a_second_server_takes_over_the_port(process):
   assert first.wait(300) == 0
   assert len(ask(address, "v1/classify", {"inputs": TEXT})["results"]) == 1
   assert second.poll() is None
+
+
+def test_a_connection_without_a_complete_head_of_a_request_is_closed():
+  async def ok(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body"})
+
+  async def closed(start):
+    """Sends a start; returns what is answered until the server closes the connection."""
+    config = uvicorn.Config(ok, log_config=None)
+    config.load()
+    protocol = type("Protocol", (_Protocol,), {"seconds": 0.1})
+    make = lambda: protocol(config=config, server_state=uvicorn.server.ServerState(), app_state={})  # noqa: E731
+    async with await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0) as server:
+      reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+      writer.write(start)
+      answer = await asyncio.wait_for(reader.read(), 30)
+      writer.close()
+      return answer
+
+  request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+  assert asyncio.run(closed(b"")) == asyncio.run(closed(b"GET / HT")) == b""
+  assert asyncio.run(closed(request + b"GET / HT")).startswith(b"HTTP/1.1 200")
 
 
 def test_a_port_in_use_is_one_line():
@@ -677,6 +709,43 @@ def test_the_page(process, browser):
   # The examples that the page begins with are longer than these models, which is said on it.
   assert [line for line in window.get_log("browser") if " 413 " not in line["message"]] == []
   assert [url for url in chromium.requests(window) if not url.startswith((address, "data:"))] == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+def test_the_page_orders_labels_that_are_numbers_and_marks_what_is_outdated(process, browser, exports, tmp_path):
+  folder = tmp_path / "stars"
+  shutil.copytree(exports["labels"], folder)
+  config = (folder / "config.json").read_text("utf-8")
+  for i, label in enumerate(("bad", "good", "odd")):
+    config = config.replace(f'"{label}"', f'"{i}"')
+  (folder / "config.json").write_text(config, "utf-8")
+  texts = [" ".join(words) for words in itertools.permutations(TEXT.split(), 2)]
+  text, result = next(
+    (text, result)
+    for text, result in zip(texts, albert_jax.pipeline("classify", folder)(texts), strict=True)
+    if list(result["scores"]) != sorted(result["scores"])
+  )
+  _, address = process("stars", paths={"stars": folder})
+  window = browser()
+  window.get(address)
+  until(lambda: window.find_elements("css selector", "[role=tab]"))
+
+  def write(text):
+    box = window.find_element("id", "classify-text")
+    box.clear()
+    box.send_keys(text)
+
+  write(text)
+  until(lambda: chromium.texts(window, "#words .word") == text.split())
+  assert chromium.texts(window, "#classify-out .row > span:first-of-type") == list(result["scores"])
+  assert chromium.texts(window, "#words-title") == [f"What speaks for “{result['label']}”"]
+  assert re.search(r"Answered in \d+ ms", chromium.texts(window, "#classify .status")[0])
+  write(" ".join([TEXT] * 10))
+  until(lambda: "takes 32" in chromium.texts(window, "#classify .status")[0])
+  assert window.find_elements("css selector", "#classify[data-outdated]")
+  write(text)
+  until(lambda: not window.find_elements("css selector", "#classify[data-outdated]"))
 
 
 @pytest.mark.slow

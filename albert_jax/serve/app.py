@@ -48,6 +48,8 @@ async def _body(request: Request, schema, limit: int):
   """
   if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
     raise Problem(415, "invalid", "send the body as JSON, with the header Content-Type: application/json")
+  if (encoding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
+    raise Problem(415, "invalid", f"send the body as it is, not with Content-Encoding: {encoding[:60]}")
   too_large = Problem(413, "too_large", f"the body is larger than {limit:,} bytes; send fewer or shorter inputs")
   declared = request.headers.get("content-length", "0")
   announced = int(declared) if declared.isdigit() else 0

@@ -77,7 +77,7 @@ class Served:
       truncate: whether a long input is cut.
 
     Returns:
-      (the pipeline's item, its number of tokens without special tokens).
+      (the pipeline's item, its number of tokens without special tokens, and without those that are cut).
 
     Raises:
       UserError: the item has a wrong form, or does not fit.
@@ -106,6 +106,8 @@ class Served:
     if row > room and (task == "fill-mask" or (task in CUT and not truncate)):
       advice = "shorten it" if task == "fill-mask" else 'shorten it, or send "truncate": true'
       raise TooLong(f"an input has {row} tokens; the model {self.name!r} takes {room}; {advice}")
+    if truncate and task in CUT and task != "choose":
+      return value, min(sum(sizes), room - (row - sum(sizes)))
     return value, sum(sizes)
 
   def describe(self) -> dict:

@@ -12,12 +12,37 @@ import time
 from collections.abc import Callable
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from albert_jax import signals
 from albert_jax.errors import UserError
 from albert_jax.serve.app import create
 from albert_jax.serve.models import Served
 from albert_jax.serve.state import Settings, State
+
+KEEP_ALIVE = 30  # seconds for which a connection may stay open without a request
+
+
+class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+  """A connection that closes if no complete head of a request arrives in time; uvicorn waits without limit."""
+
+  seconds: float = KEEP_ALIVE  # A head that began after a request may take up to twice as long.
+
+  def connection_made(self, transport):
+    super().connection_made(transport)
+    self._timer = self.loop.call_later(self.seconds, self._check, None)
+
+  def connection_lost(self, exc):
+    self._timer.cancel()
+    super().connection_lost(exc)
+
+  def _check(self, cycle):
+    # A cycle is a request with its answer. If it is the one of the last check, none has begun since.
+    waits = self.cycle is None or self.cycle.response_complete
+    if waits and self.cycle is cycle:
+      self.transport.close()
+    else:
+      self._timer = self.loop.call_later(self.seconds, self._check, self.cycle)
 
 
 class _Server(uvicorn.Server):
@@ -105,8 +130,9 @@ def run(checkpoints: dict[str, str], settings: Settings, backend: str = "jax", d
     announcement = f"http://{host}:{settings.port}/ serves {tasks}"
     app = create(models, settings, log_line, lambda: print(announcement, flush=True))
     config = uvicorn.Config(
-      app, log_config=None, access_log=False, server_header=False, limit_concurrency=settings.max_connections,
-      timeout_keep_alive=30, timeout_graceful_shutdown=max(1, round(settings.timeout)),
+      app, http=_Protocol, log_config=None, access_log=False, server_header=False,
+      limit_concurrency=settings.max_connections, timeout_keep_alive=KEEP_ALIVE,
+      timeout_graceful_shutdown=max(1, round(settings.timeout)),
     )  # fmt: skip
     logger = logging.getLogger("uvicorn.error")
     logger.handlers, logger.propagate = [_Handler(logging.WARNING)], False
