@@ -25,7 +25,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-from albert_jax import files  # noqa: E402
+from albert_jax import copies  # noqa: E402
 from albert_jax.training import sharding  # noqa: E402
 
 # How long an example takes depends on how busy the machine is.
@@ -77,7 +77,7 @@ def bucket(cloud_storage, tmp_path, monkeypatch):
   for name, value in {**environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
     monkeypatch.setenv(name, value)
   monkeypatch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})  # What it read of the environment was before.
-  files.local.cache_clear()
+  copies.local.cache_clear()
   return store
 
 

@@ -7,7 +7,7 @@ import pathlib
 import fsspec
 import pytest
 
-from albert_jax import UserError, files
+from albert_jax import UserError, copies, files
 
 
 @pytest.mark.parametrize("root", ["", "memory://files", "gs://bucket/files"])
@@ -39,32 +39,32 @@ def contents(folder):
 
 def test_a_copy_is_fetched_once_and_again_when_there_is_another(bucket, tmp_path):
   bucket.objects["bucket"] = {"data/a": (1, b"one"), "data/b/c": (2, b"two"), "database": (3, b"")}
-  copy = files.local("gs://bucket/data/")
+  copy = copies.local("gs://bucket/data/")
   assert contents(copy) == {"a": b"one", "b/c": b"two"} and pathlib.Path(copy).name == "data"
   assert pathlib.Path(copy).is_relative_to(tmp_path / "cache" / "albert_jax")
-  assert pathlib.Path(files.local("gs://bucket/data/a")).read_bytes() == b"one"
-  assert files.local("data") == "data" and files.local(tmp_path) == str(tmp_path)
+  assert pathlib.Path(copies.local("gs://bucket/data/a")).read_bytes() == b"one"
+  assert copies.local("data") == "data" and copies.local(tmp_path) == str(tmp_path)
 
-  files.local.cache_clear()  # Another process.
+  copies.local.cache_clear()  # Another process.
   bucket.calls.clear()
-  assert files.local("gs://bucket/data/") == copy
+  assert copies.local("gs://bucket/data/") == copy
   assert not [call for call in bucket.calls if "alt=media" in call]
   (pathlib.Path(copy) / "b" / "c").unlink()  # As when the first process was killed before it came to this.
-  files.local.cache_clear()
-  assert contents(files.local("gs://bucket/data/")) == {"a": b"one", "b/c": b"two"}
+  copies.local.cache_clear()
+  assert contents(copies.local("gs://bucket/data/")) == {"a": b"one", "b/c": b"two"}
   assert len([call for call in bucket.calls if "alt=media" in call]) == 1
 
   bucket.objects["bucket"]["data/a"] = (4, b"three")
-  files.local.cache_clear()
-  assert contents(files.local("gs://bucket/data")) == {"a": b"three", "b/c": b"two"}
+  copies.local.cache_clear()
+  assert contents(copies.local("gs://bucket/data")) == {"a": b"three", "b/c": b"two"}
   assert contents(copy) == {"a": b"one", "b/c": b"two"}  # Somebody may still be reading it.
 
 
 def test_what_is_not_there_not_allowed_or_not_reached_is_one_line(bucket, monkeypatch):
   bucket.objects["bucket"]["a"] = (1, b"one")
 
-  def fails(path, error, words, do=files.local):
-    files.local.cache_clear()
+  def fails(path, error, words, do=copies.local):
+    copies.local.cache_clear()
     with pytest.raises(error, match=words) as caught:
       do(path)
     assert "\n" not in str(caught.value)
@@ -87,7 +87,7 @@ def test_without_its_package_a_store_says_what_to_install(monkeypatch):
 
   monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
   with pytest.raises(UserError, match=r"pip install 'albert-jax\[gcs\]'"):
-    files.local("gs://bucket/without")
+    copies.local("gs://bucket/without")
 
 
 def test_an_error_leaves_no_file_and_no_folder(tmp_path):
@@ -226,7 +226,7 @@ def test_names_stay_inside_their_folder(name):
 def test_an_object_that_leads_out_of_the_cache_is_refused(bucket, tmp_path):
   bucket.objects["bucket"] = {"model/a": (1, b"one"), "model/../../../VICTIM": (2, b"two")}
   with pytest.raises(UserError, match="outside"):
-    files.local("gs://bucket/model")
+    copies.local("gs://bucket/model")
   assert not list(tmp_path.rglob("VICTIM"))
 
 

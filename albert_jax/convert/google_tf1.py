@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from albert_jax import files, strict_json
+from albert_jax import copies, files, strict_json
 from albert_jax.convert import configs, mapping, tf_checkpoint
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
@@ -125,7 +125,7 @@ def load_optimizer(path: str | os.PathLike, rules: mapping.Rules | None = None) 
 
 def find(path: str | os.PathLike) -> str:
   """Returns the prefix of the checkpoint at `path`; a TF-Hub module has it in a folder `variables`."""
-  path = pathlib.Path(files.local(os.fspath(path)))
+  path = pathlib.Path(copies.local(os.fspath(path)))
   hub = path / "variables"
   return tf_checkpoint.find(hub if not list(path.glob("*.index")) and (hub / "variables.index").is_file() else path)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from albert_jax import files, paths, strict_json
+from albert_jax import copies, files, paths, strict_json
 from albert_jax.convert import google_tf1, hf, hub, styletts2
 from albert_jax.convert.mapping import Rules
 from albert_jax.data.speech import symbols
@@ -36,7 +36,7 @@ def load(
   Args:
     path: a Hugging Face directory, a checkpoint of google-research/albert (its folder, or the prefix of one checkpoint
       in it), the workdir of a complete run (its `export` is read), or the folder of a PL-BERT of StyleTTS2 or Kokoro
-      (see styletts2.py). Folders in a store, as gs://BUCKET/FOLDER, are read from a local copy, see files.local.
+      (see styletts2.py). Folders in a store, as gs://BUCKET/FOLDER, are read from a local copy, see copies.local.
     allow_missing: regular expressions of our parameter paths that may be absent; such parameters are fresh.
     allow_unused: regular expressions of tensor names in the file that may stay unused.
     keep_config: keep the config's values even if they are known to be wrong for the weights.
@@ -67,7 +67,7 @@ def find(path: str | os.PathLike) -> tuple[ModuleType, pathlib.Path]:
     path = hub.fetch(str(path))
   elif files.is_url(path):
     is_run = files.exists(f"{path}/checkpoints")  # Only the export of a run is downloaded.
-    path = files.local(f"{path}/export" if is_run else str(path))
+    path = copies.local(f"{path}/export" if is_run else str(path))
   path = pathlib.Path(files.user_path(path))
   if styletts2.is_here(path):
     return styletts2, path

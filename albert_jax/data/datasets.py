@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from albert_jax import files, strict_json
+from albert_jax import copies, files, strict_json
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError, message_lines
 
@@ -29,8 +29,8 @@ def lengths_file(split: str) -> str:
 
 
 def local_copies(dataset: str) -> str:
-  """What `data.dataset` names, with each folder in a store replaced by its copy on this machine, see files.local."""
-  return ",".join(map(files.local, files.split_list(dataset))) if files.is_url(dataset) else dataset
+  """What `data.dataset` names, with each folder in a store replaced by its copy on this machine, see copies.local."""
+  return ",".join(map(copies.local, files.split_list(dataset))) if files.is_url(dataset) else dataset
 
 
 def folders(dataset: str) -> list[str]:

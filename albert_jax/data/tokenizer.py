@@ -19,7 +19,7 @@ from collections.abc import Iterable
 import numpy as np
 import sentencepiece
 
-from albert_jax import files, strict_json
+from albert_jax import copies, files, strict_json
 from albert_jax.errors import UserError, message_lines
 
 _SPACE = "▁"  # SentencePiece's mark for "a word starts here"
@@ -209,7 +209,7 @@ class Tokenizer:
     rules = {} if lower is not None and keep_accents is not None else recorded_rules(path)
     lower = rules.get("lower", True) if lower is None else lower
     keep_accents = rules.get("keep_accents", False) if keep_accents is None else keep_accents
-    path = pathlib.Path(files.local(os.fspath(path))).expanduser()
+    path = pathlib.Path(copies.local(os.fspath(path))).expanduser()
     if path.is_dir():
       candidates = [path / name for name in _VOCABULARIES if (path / name).is_file()]
       if not candidates:

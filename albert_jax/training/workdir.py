@@ -23,7 +23,7 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from albert_jax import files, strict_json, versions
+from albert_jax import copies, files, strict_json, versions
 from albert_jax.errors import UserError, masked
 from albert_jax.training.guard import HISTORY
 from albert_jax.training.writer import METRICS
@@ -287,11 +287,11 @@ def data_fingerprints(
     read: the files that the run reads; None where it reads all of the dataset.
   """
   if read is not None:
-    folder = pathlib.Path(files.local(dataset)) if dataset else pathlib.Path()
+    folder = pathlib.Path(copies.local(dataset)) if dataset else pathlib.Path()
     paths = {_name_in(dataset, folder, path): path for path in read}
   else:
     names = [name for name in files.split_list(dataset) if files.is_url(name) or pathlib.Path(name).exists()]
-    paths = {name: pathlib.Path(files.local(name)) for name in names}
+    paths = {name: pathlib.Path(copies.local(name)) for name in names}
   return {
     "dataset": {masked(name): fingerprint(path) for name, path in paths.items()},
     "vocabulary": fingerprint(vocabulary),

@@ -16,7 +16,7 @@ import pytest
 from conftest import end, flags, run, start
 
 import albert_jax
-from albert_jax import files, paths
+from albert_jax import copies, files, paths
 from albert_jax.__main__ import main
 from albert_jax.training.writer import read
 
@@ -257,7 +257,7 @@ def test_killed_and_without_its_disk_a_run_in_a_bucket_goes_on_bit_for_bit(whole
     "baselines.json", "checkpoints", "config.json", "curves.png", "events.out", "export", "metrics.jsonl",
     "owner.json", "run.json",
   }  # fmt: skip
-  assert numbers(files.local("gs://bucket/run")) == numbers(whole[0])
+  assert numbers(copies.local("gs://bucket/run")) == numbers(whole[0])
   same_weights("gs://bucket/run", whole[0])
   mine, expected = json.loads(files.read("gs://bucket/run/run.json")), json.loads((whole[0] / "run.json").read_text())
   assert mine["dataset"] == {"gs://bucket/data": expected["dataset"][str(dataset)]}
