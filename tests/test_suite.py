@@ -167,12 +167,12 @@ def write_glue(folder):
 
 
 @pytest.mark.slow
-def test_two_tasks_and_two_seeds_stopped_and_gone_on_with(checkpoint, tmp_path, capsys):
+def test_two_tasks_stopped_and_gone_on_with(checkpoint, tmp_path, capsys):
   write_glue(tmp_path / "data/glue")
   out = tmp_path / "out"
   arguments = [
     "suite", "--tasks=rte,mnli", f"--checkpoint={checkpoint}",
-    "--seeds=2", f"--data={tmp_path / 'data'}", f"--out={out}", f"--json={tmp_path / 'numbers.json'}",
+    "--seeds=1", f"--data={tmp_path / 'data'}", f"--out={out}", f"--json={tmp_path / 'numbers.json'}",
     "--config.steps=4", "--config.eval_every=2", "--config.checkpoint_every=1", "--config.batch_size=8",
     "--config.data.seq_length=32", "--config.optimizer.warmup_steps=1", "--config.log_every=1",
   ]  # fmt: skip
@@ -184,7 +184,7 @@ def test_two_tasks_and_two_seeds_stopped_and_gone_on_with(checkpoint, tmp_path, 
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
   first = start()
-  while first.poll() is None and not (out / "mnli/seed-1/checkpoints").is_dir():
+  while first.poll() is None and not (out / "rte/seed-0/config.json").is_file():
     time.sleep(0.05)
   first.send_signal(signal.SIGTERM)
   _, err = first.communicate(timeout=300)
@@ -192,7 +192,7 @@ def test_two_tasks_and_two_seeds_stopped_and_gone_on_with(checkpoint, tmp_path, 
   assert "mnli, seed 0: accuracy, matched" in err
   ended = {path.parent: path.stat().st_mtime_ns for path in out.glob("*/*/finished.json")}
   assert out / "mnli/seed-0" in ended
-  assert not (out / "rte").exists()
+  assert not (out / "rte/seed-0/finished.json").exists()
 
   second = start()
   table, err = second.communicate(timeout=600)
@@ -202,15 +202,14 @@ def test_two_tasks_and_two_seeds_stopped_and_gone_on_with(checkpoint, tmp_path, 
   numbers = json.loads((tmp_path / "numbers.json").read_text())
   assert numbers == json.loads((out / "suite.json").read_text())
   assert table == (out / "suite.md").read_text()
-  assert [(row["task"], len(row["values"])) for row in numbers["rows"]] == [("mnli", 2), ("mnli", 2), ("rte", 2)]
+  assert [(row["task"], len(row["values"])) for row in numbers["rows"]] == [("mnli", 1), ("mnli", 1), ("rte", 1)]
   for name in ("mnli", "rte"):
-    for seed in (0, 1):
-      run = out / name / f"seed-{seed}"
-      lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-      best = max(line["accuracy"] for line in lines if line["split"] == "eval")
-      assert numbers["rows"][0 if name == "mnli" else 2]["values"][str(seed)] == pytest.approx(100 * best)
-      assert albert_jax.pipeline(None, run).task == "classify"
-      assert not (run / "checkpoints").exists()
+    run = out / name / "seed-0"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    best = max(line["accuracy"] for line in lines if line["split"] == "eval")
+    assert numbers["rows"][0 if name == "mnli" else 2]["values"]["0"] == pytest.approx(100 * best)
+    assert albert_jax.pipeline(None, run).task == "classify"
+    assert not (run / "checkpoints").exists()
   begun = (out / "rte/seed-0/train.log").read_text()
   assert f"From {out / 'mnli'}" in begun
 
