@@ -221,7 +221,6 @@ def test_a_split_is_checked_before_a_run_begins(dataset, field):
 @pytest.mark.usefixtures("one_device")
 class TestRun:
   @pytest.mark.slow
-  @pytest.mark.slow
   def test_it_resumes_exactly_and_is_exported(self, dataset, tmp_path, caplog):
     half = config_of(dataset, steps=3)
     half.optimizer.update({"schedule": "constant", "decay_share": 0.1})
