@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from albert_jax import __main__
+from albert_jax.commands import phonemes as command
 from albert_jax.data import datasets, records
 from albert_jax.data.corpus import readers, runners
 from albert_jax.data.speech import lexicon, prepare, symbols, words
@@ -271,3 +272,8 @@ class TestBadInput:
     out = capsys.readouterr().out
     assert "word targets" in out and "of the words have one" in out and f"made {tmp_path / 'out'}" in out
     assert __main__.main(argv) == 2  # It is there already.
+
+  def test_long_names_of_counts_are_apart_from_their_numbers(self, tmp_path):
+    description = make(tmp_path)
+    description["input"] = {"files read as --layout=blank": 20}
+    assert "files read as --layout=blank 20\n" in command.describe(description)

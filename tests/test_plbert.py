@@ -414,6 +414,20 @@ class TestAudit:
     assert numbers["mask_rate"] == pytest.approx(0.15, abs=0.02)
     assert __main__.main([*argv, "--config=configs/pretrain.py:tiny"]) == 2
 
+  def test_words_that_the_window_cuts_are_marked(self, tmp_path):
+    lines = [{"document": i, "words": ["ab", "cd"] * 50, "phonemes": ["xyz", "tuv"] * 50} for i in range(4)]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    make(tmp_path, source=tmp_path / "x.jsonl", validation_fraction=0.25)
+    dataset = str(tmp_path / "dataset")
+    maker = batching.batch_maker(SpeechConfig(dataset, seq_length=9, mask_rate=0.0), batch_size=16, seed=0)
+    rows = maker.explain(0)[1]
+    expected = {
+      "ab/xyz cd/tuv ab/x…", "ab/…yz cd/tuv ab/xy…", "ab/…z cd/tuv ab/xyz", "cd/tuv ab/xyz",
+      "cd/tuv ab/xyz cd/t…", "cd/…uv ab/xyz cd/tu…", "cd/…v ab/xyz cd/tuv", "ab/xyz cd/tuv",
+    }  # fmt: skip
+    shown = {audit.show_row(rows, row, dataset) for row in range(16)}
+    assert shown <= expected and any("…" in row for row in shown)
+
   def test_words_of_one_target_are_noticed(self, tmp_path):
     lines = [{"document": i, "words": ["a"] * 200, "phonemes": ["x"] * 200} for i in range(4)]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")

@@ -94,7 +94,7 @@ def describe(description: dict) -> str:
       f"{split:<20}{counts['documents']:,} documents, {counts['words']:,} words, {counts['symbols']:,} symbols in "
       f"{counts['segments']:,} segments"
     )
-  lines += [f"{name.replace('_', ' '):<20}{count:,}" for name, count in description["input"].items()]
+  lines += [f"{name.replace('_', ' '):<19} {count:,}" for name, count in description["input"].items()]
   lines.append(f"{'distinct words':<20}{words['distinct']:,}; {vocabulary['size']} symbols")
   lines.append(
     f"{'word targets':<20}{vocabulary['words']:,}; {words['coverage']:.2%} of the words have one; entropy "

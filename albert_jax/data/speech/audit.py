@@ -83,15 +83,20 @@ def checks(numbers: dict, cfg: SpeechConfig) -> list[Check]:
 
 
 def show_row(rows: batching.Rows, row: int, dataset: str) -> str:
-  """One row as text: words as `word/phonemes`, a chosen word's phonemes as `{what the model sees}`."""
+  """One row as text: words as `word/phonemes`, a chosen word's phonemes as `{what the model sees}`.
+
+  An ellipsis stands for the phonemes of a word that are outside the row's window.
+  """
   words, table = lexicon.load(dataset), batching.symbols(dataset)
   parts, begin = [], 0
   ends = [*np.flatnonzero(rows.is_space[row]).tolist(), int(rows.is_token[row].sum())]
   for end in ends:
     if end > begin:
       shown = "".join(table.pieces[i] or "·" for i in rows.shown[row, begin:end])
-      chosen = bool(rows.is_chosen[row, begin])
-      parts.append(f"{words.words[rows.entry[row, begin]]}/" + (f"{{{shown}}}" if chosen else shown))
+      entry = rows.entry[row, begin]
+      if end - begin < words.sizes[entry]:
+        shown = f"…{shown}" if end < ends[-1] else f"{shown}…"
+      parts.append(f"{words.words[entry]}/" + (f"{{{shown}}}" if rows.is_chosen[row, begin] else shown))
     begin = end + 1
   return " ".join(parts)
 
