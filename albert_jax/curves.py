@@ -134,15 +134,21 @@ def draw(runs: Sequence[Run]) -> tuple[Any, list[str]]:
     for k in numbers:
       run, colour, marker = runs[k], COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
       steps, values = _points(run, "train", name)
-      axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.6)
+      dot = "." if len(steps) == 1 else ""  # A line of one point would not be seen.
+      axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.6, marker=dot)
       steps, values = _points(run, "eval", name)
       every = max(1, len(steps) // 12)
       axes.plot(steps, values, color=colour, linewidth=1.8, marker=marker, markersize=4, markevery=every)
       if name in run.baselines:
         value, meaning = run.baselines[name]
-        axes.axhline(value, color="0.35", linestyle="--", linewidth=1)
+        # Runs on other data have other baselines; each then has the colour of its run.
+        is_shared = len({runs[j].baselines[name] for j in numbers if name in runs[j].baselines}) == 1
+        axes.axhline(value, color="0.35" if is_shared else colour, linestyle="--", linewidth=1)
         if (value, meaning) not in noted:
-          axes.annotate(meaning, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
+          axes.annotate(
+            meaning if is_shared else f"{meaning} ({run.name})", (1, value), xycoords=("axes fraction", "data"),
+            ha="right", va="bottom", fontsize=7, color="0.15" if is_shared else colour,
+          )  # fmt: skip
           noted.add((value, meaning))
     title, first = _OF_THE_RUN.get(name, name.replace("_", " ")), runs[numbers[0]]
     is_split = sum(panel == name for panel, _ in panels) > 1

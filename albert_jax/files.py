@@ -231,6 +231,22 @@ def writing(path: str | os.PathLike) -> Iterator[str]:
       os.replace(temporary, target)
 
 
+class _NothingToWrite(Exception):
+  """Ends `writing` without a file."""
+
+
+def check_writable(path: str | os.PathLike) -> None:
+  """Checks that a local file can be made at a path, before work that takes minutes. It leaves nothing there.
+
+  Raises:
+    OSError: the folder cannot be made or written to.
+    UserError: see `writing`.
+  """
+  if not is_url(path):
+    with contextlib.suppress(_NothingToWrite), writing(path):
+      raise _NothingToWrite
+
+
 @contextlib.contextmanager
 def writing_folder(
   path: str | os.PathLike, *, overwrite: bool = False, keep_others: bool = False

@@ -24,7 +24,7 @@ from albert_jax.training.guard import Guard, GuardConfig
 from albert_jax.training.optimizer import SMALL_MODEL, SMALL_WIDTH, OptimizerConfig
 from albert_jax.training.schedule import peak, warmup_steps
 from albert_jax.training.workdir import check_same_run, data_fingerprints, has_begun, open_run, resolve, write_card
-from albert_jax.training.writer import METRICS, Writer, last_evaluation, read
+from albert_jax.training.writer import METRICS, Writer, is_evaluated, last_evaluation, parse, read
 
 log = logging.getLogger(__name__)
 results = logging.getLogger("albert_jax.results")  # Commands print it to stdout, all other loggers to stderr.
@@ -157,8 +157,12 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: tuple[int, in
       state = restore(best.step)
       metrics, predictions = last_evaluation(files.path, best.step), {}
       log.info("The best %s was at step %d; its checkpoint is exported.", config.best, best.step)
-    if task.score is not None and not predictions:
+    # `steps` was lowered to that of a checkpoint between two evaluations. The copy is the same on every host.
+    is_unseen = start == int(state["step"]) == config.steps and not is_evaluated(parse(copy or ""), start)
+    if is_unseen or (task.score is not None and not predictions):
       metrics, predictions = run.evaluate_program(settled.stages[-1], settled.eval_params(state), mesh)
+      if is_unseen and not is_evaluated(read(files.path), start):
+        writer.write(start, "eval", metrics)
     replicate = jax.jit(task.exported, out_shardings=NamedSharding(mesh, P()))
     params = replicate(settled.eval_params(state))
     writer.finish()

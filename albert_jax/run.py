@@ -6,6 +6,7 @@ import logging
 import math
 import pathlib
 import re
+import shlex
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -327,13 +328,16 @@ def _parts(config):
   distillation, load_teacher = DistillConfig(**config.get("distill", {})), functools.cache(distill.load)
 
   @functools.cache
-  def task_of(part, first_row=0):
+  def made(part, first_row):  # The cache tells an argument left out from its default, and would read the data twice.
     part_config = copy.deepcopy(config)
     part_config.batch_size, part_config.data.seq_length = part.batch_size, part.seq_length
     part_config.model.num_hidden_layers = part.num_hidden_layers
     task = tasks.make(part_config, vocabulary, first_row)
     task = lora.adapt(task, rank, config.init_missing) if (rank := config.get("lora_rank", 0)) else task
     return _distilled(task, distillation, part.seq_length, load_teacher)
+
+  def task_of(part, first_row=0):
+    return made(part, first_row)
 
   last = task_of(parts[-1])
   if config.get("lora_rank", 0):
@@ -395,6 +399,15 @@ def _initial_params(config, task, key) -> dict:
       f"init_from={config.init_from} is a model of arch={cfg.arch}, and this config's is of arch={task.model.arch}; "
       f"set --config.model.arch={cfg.arch}"
     )
+  widths = ("embedding_size", "hidden_size", "intermediate_size", "num_attention_heads")
+  differing = [name for name in widths if getattr(cfg, name) != getattr(task.model, name)]
+  if differing and not config.init_structure:
+    theirs, ours = (", ".join(f"{name}={getattr(c, name)}" for name in differing) for c in (cfg, task.model))
+    raise UserError(
+      f"init_from={config.init_from} is a model of {theirs}, and this config's has {ours}; to train a model of the "
+      "checkpoint's shape, add --config.init_structure=True"
+    )
+  _check_vocabulary(config, task)
   for name in ("hidden_act", "num_hidden_layers", "num_attention_heads", "layer_norm_eps", "share", "unshared_ends"):
     ours, theirs = getattr(task.model, name), getattr(cfg, name)
     if ours != theirs:  # The shapes are equal, but the model would compute another function of the same weights.
@@ -405,6 +418,20 @@ def _initial_params(config, task, key) -> dict:
   params, summary = convert.fit(jax.device_get(jax.jit(task.init)(key)), loaded, new=new, unused=task.unused)
   log.info("From %s: %s.", config.init_from, summary)
   return params
+
+
+def _check_vocabulary(config, task):
+  """Refuses weights whose rows belong to other pieces than the task's; a loss alone would not show it."""
+  theirs = convert.load_tokenizer(config.init_from, optional=True)
+  pieces = getattr(task.vocabulary, "pieces", None)
+  if theirs is None or pieces is None or theirs.pieces == pieces:
+    return
+  raise UserError(
+    f"{config.data.dataset or task.vocabulary.path} has another vocabulary ({len(pieces)} pieces) than "
+    f"init_from={config.init_from} ({len(theirs.pieces)} pieces), so each id would name another piece; prepare "
+    f"the text with --spm={shlex.quote(theirs.path)}, or move the weights to the new vocabulary: albert-jax convert "
+    f"--checkpoint={shlex.quote(config.init_from)} --spm={shlex.quote(task.vocabulary.path)} --keep_pieces --out=DIR"
+  )
 
 
 def take_structure(config: ConfigDict, path: str) -> dict:

@@ -58,6 +58,24 @@ def test_panels_lines_and_ticks(tmp_path):
   assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["x", "y"]
 
 
+def test_baselines_that_differ_have_the_colour_and_the_name_of_their_run(tmp_path):
+  first, second = make_run(tmp_path / "wiki"), make_run(tmp_path / "reports")
+  curves.note_baselines(second, {"mlm_loss": (6.5, "unigram")})
+
+  def drawn(*folders):
+    axes = curves.draw([curves.read_run(folder) for folder in folders])[0].axes[0]
+    return {line.get_color() for line in axes.lines if line.get_linestyle() == "--"}, [t.get_text() for t in axes.texts]
+
+  assert drawn(first, first) == ({"0.35"}, ["unigram"])
+  assert drawn(first, second) == (set(curves.COLOURS[:2]), ["unigram (wiki)", "unigram (reports)"])
+
+
+def test_a_run_of_one_line_is_a_point(tmp_path):
+  for steps, marker in ((10, "."), (20, "")):
+    figure, _ = curves.draw([curves.read_run(make_run(tmp_path / str(steps), steps))])
+    assert figure.axes[0].lines[0].get_marker() == marker
+
+
 def test_metrics_of_one_name_share_a_panel_only_within_a_task(tmp_path):
   def config(task, data, **more):
     return {"task": {"name": task, **more}, "data": {"dataset": data}}

@@ -98,6 +98,16 @@ def test_an_error_leaves_no_file_and_no_folder(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
+def test_a_place_is_tried_before_the_work_and_nothing_is_left_there(tmp_path):
+  files.check_writable(tmp_path / "new/folder/file")
+  assert not list(tmp_path.iterdir())
+  (tmp_path / "file").write_text("kept")
+  files.check_writable(tmp_path / "file")
+  assert (tmp_path / "file").read_text() == "kept"
+  with pytest.raises(OSError, match="file/below"):
+    files.check_writable(tmp_path / "file/below/model")
+
+
 def test_modes_are_what_the_umask_gives(tmp_path):
   before = os.umask(0o027)
   try:

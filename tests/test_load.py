@@ -28,7 +28,11 @@ class TestFind:
     google_tf1.save(tmp_path / "google", SMALL, PARAMS)
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     (tmp_path / "run/config.json").write_text("{}")
-    with pytest.raises(UserError, match="not complete"):
+    with pytest.raises(UserError, match=r"not complete.*finish it with albert-jax train$"):
+      albert_jax.load(tmp_path / "run")
+    for step in ("90", "120"):
+      (tmp_path / "run/checkpoints" / step).mkdir()
+    with pytest.raises(UserError, match=r"or end it at its newest checkpoint: .* --config\.steps=120$"):
       albert_jax.load(tmp_path / "run")
     hf.save(tmp_path / "run/export", SMALL, PARAMS)
     for place in ("hf", "google", "google/model.ckpt-best", "google/model.ckpt-best.index", "run", "run/export"):

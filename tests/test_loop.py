@@ -189,6 +189,33 @@ def test_without_the_weights_to_start_from_a_run_gets_no_folder(go, tmp_path):
   assert not (tmp_path / "run").exists()
 
 
+def test_a_stopped_run_can_be_ended_at_its_newest_checkpoint_and_is_evaluated_there(go):
+  expected = go("whole", steps=6)  # The last step is evaluated, whatever eval_every is.
+  go("stopped")
+  forget_after(go.folder / "stopped", 6)
+  shutil.rmtree(go.folder / "stopped/export")
+  lines = go("stopped", steps=6)
+  assert not go.served and lines[6, "eval"].keys() == expected[6, "eval"].keys()
+  assert (go.folder / "stopped/export").is_dir()
+  go("stopped", steps=6)
+  assert [line["step"] for line in read(go.folder / "stopped") if line["split"] == "eval"] == [4, 6]
+
+
+def test_weights_of_another_shape_or_for_other_pieces_are_refused(go, tmp_path):
+  go("first", steps=1)
+  export = tmp_path / "first/export"
+  with pytest.raises(UserError, match=r"model of hidden_size=8, and this .* hidden_size=16; .*init_structure=True$"):
+    go("wide", init_from=str(export), model__hidden_size=16)
+  go("same", steps=1, init_from=str(export), model__hidden_size=16, init_structure=True)
+  albert_jax.save(tmp_path / "other", *albert_jax.load(export))
+  (tmp_path / "other-vocabulary").mkdir()
+  made_up.vocabulary(tmp_path / "other-vocabulary", 150)
+  shutil.copy(tmp_path / "other-vocabulary/spiece.model", tmp_path / "other")
+  with pytest.raises(UserError, match=r"another vocabulary \(200 pieces\) .* \(150 pieces\).*--spm=.*--keep_pieces"):
+    go("other-run", init_from=str(tmp_path / "other"))
+  assert not (tmp_path / "other-run").exists()
+
+
 def test_a_guard_may_end_the_run_at_once(go):
   go.bad_batches.add(3)
   with pytest.raises(FloatingPointError, match="step 4; the checkpoint of step 2 is sound"):

@@ -168,3 +168,9 @@ def test_a_value_that_no_vocabulary_can_have_is_refused_before_anything_is_read(
   with pytest.raises(UserError, match=rf"--{name}={value} is out of range; expected"):
     vocab.train_vocabulary(str(tmp_path / "nothing.txt"), tmp_path / "out", **{name: value})
   assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_before_anything_is_read(tmp_path):
+  (tmp_path / "file").write_text("no folder")
+  with pytest.raises(OSError, match="file/out"):
+    vocab.train_vocabulary(str(tmp_path / "nothing.txt"), tmp_path / "file/out")

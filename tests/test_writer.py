@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from albert_jax.training.writer import Writer, last_evaluation, ratios, read
+from albert_jax.training.writer import Writer, is_evaluated, last_evaluation, ratios, read
 
 
 def test_lines_are_means_over_their_window(tmp_path, caplog):
@@ -84,6 +84,7 @@ def test_the_newest_evaluation_up_to_a_step(tmp_path):
   assert last_evaluation(tmp_path, 1) == {}
   assert last_evaluation(tmp_path, 3) == {"loss": 1.0}
   assert last_evaluation(tmp_path, 9) == {"loss": 2.0}
+  assert is_evaluated(read(tmp_path), 2) and not is_evaluated(read(tmp_path), 3)
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,11 @@ def find(path: str | os.PathLike) -> tuple[ModuleType, pathlib.Path]:
   if not path.exists():
     raise UserError(f"nothing at {str(path)!r}; {expected}{files.near_path(path)}")
   if (path / "checkpoints").is_dir():
-    raise UserError(f"the run in {str(path)!r} is not complete, so it has no export; finish it with albert-jax train")
+    saved = [int(folder.name) for folder in (path / "checkpoints").iterdir() if folder.name.isdecimal()]
+    early = f", or end it at its newest checkpoint: the same command with --config.steps={max(saved)}" if saved else ""
+    raise UserError(
+      f"the run in {str(path)!r} is not complete, so it has no export; finish it with albert-jax train{early}"
+    )
   raise UserError(f"{str(path)!r} holds no checkpoint; {expected}")
 
 

@@ -258,7 +258,17 @@ def ratios(sums: Mapping[str, tuple]) -> dict[str, float]:
 def read(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
   """Returns the lines of a run's `metrics.jsonl`, up to the first that is cut off or damaged."""
   path = pathlib.Path(workdir) / METRICS
-  return [json.loads(line) for line in _lines_until(path.read_text("utf-8", "replace"))] if path.exists() else []
+  return parse(path.read_text("utf-8", "replace")) if path.exists() else []
+
+
+def parse(text: str) -> list[dict[str, Any]]:
+  """Returns the lines of the text of a `metrics.jsonl`, see `read`."""
+  return [json.loads(line) for line in _lines_until(text)]
+
+
+def is_evaluated(lines: Iterable[Mapping[str, Any]], step: int) -> bool:
+  """Returns whether lines of `metrics.jsonl` have an evaluation of this very step."""
+  return any(line["split"] == "eval" and line["step"] == step for line in lines)
 
 
 def last_evaluation(workdir: str | pathlib.Path, step: int) -> dict[str, float]:

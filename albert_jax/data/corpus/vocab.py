@@ -71,6 +71,7 @@ def train_vocabulary(
   path = f"{out}/spiece.model"
   if files.exists(path) and not overwrite:
     raise UserError(f"{path} is already there; choose another --out, or add --overwrite to replace it")
+  files.check_writable(path)
   reading = reading or readers.Reading()
   units = readers.plan(spec, reading)
   lost = marks.measure_corpus(units, reading)
