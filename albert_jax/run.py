@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from albert_jax import convert, files, model, tasks
+from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.tasks import distill, lora
 from albert_jax.tasks.distill import DistillConfig
@@ -422,15 +423,17 @@ def _initial_params(config, task, key) -> dict:
 
 def _check_vocabulary(config, task):
   """Refuses weights whose rows belong to other pieces than the task's; a loss alone would not show it."""
+  ours = task.vocabulary
+  if not isinstance(ours, Tokenizer):  # Phonemes.
+    return
   theirs = convert.load_tokenizer(config.init_from, optional=True)
-  pieces = getattr(task.vocabulary, "pieces", None)
-  if theirs is None or pieces is None or theirs.pieces == pieces:
+  if theirs is None or theirs.pieces == ours.pieces:
     return
   raise UserError(
-    f"{config.data.dataset or task.vocabulary.path} has another vocabulary ({len(pieces)} pieces) than "
+    f"{config.data.dataset or ours.path} has another vocabulary ({len(ours.pieces)} pieces) than "
     f"init_from={config.init_from} ({len(theirs.pieces)} pieces), so each id would name another piece; prepare "
     f"the text with --spm={shlex.quote(theirs.path)}, or move the weights to the new vocabulary: albert-jax convert "
-    f"--checkpoint={shlex.quote(config.init_from)} --spm={shlex.quote(task.vocabulary.path)} --keep_pieces --out=DIR"
+    f"--checkpoint={shlex.quote(config.init_from)} --spm={shlex.quote(ours.path)} --keep_pieces --out=DIR"
   )
 
 
