@@ -179,6 +179,22 @@ def test_the_pretraining_notebook_runs_from_top_to_bottom(tmp_path, wheel):
   assert (work / "run" / "export" / "model.safetensors").exists()
 
 
+def test_the_fine_tuning_notebook_takes_a_single_file(tmp_path, capsys):
+  (tmp_path / "reviews.csv").write_text("text,label\n" + "A film.,good\n" * 60)
+  commands, path = [], ROOT / "launch/colab_finetune.ipynb"
+  names = {
+    "DATA": str(tmp_path / "reviews.csv"), "CHECKPOINT": "runs/mine", "EPOCHS": 2.0, "LENGTH": 32, "BATCH": 10,
+    "MORE": [], "work": tmp_path, "pathlib": pathlib, "albert": lambda *args: args, "train": commands.append,
+  }  # fmt: skip
+  cells = code(json.loads(path.read_text()))
+  exec(next(cell for cell in cells if "data.iterdir()" in cell), names)
+  cell = next(cell for cell in cells if "train_file =" in cell)
+  exec(cell[cell.index("train_file =") :], names)
+  assert capsys.readouterr().out == "reviews.csv\n"
+  expected = {"--config.data.validation_fraction=0.1", "--config.eval_every=2"}
+  assert expected <= set(commands[0]) and f"--config.data.dataset={tmp_path}/reviews.csv" in commands[0]
+
+
 @pytest.mark.slow
 def test_the_fine_tuning_notebook_runs_from_top_to_bottom(tmp_path, wheel):
   checkpoint = made_up.checkpoint(tmp_path)
