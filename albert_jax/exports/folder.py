@@ -146,17 +146,17 @@ def export(
       (folder / "onnx").mkdir()
       graph = onnx.build(cfg, params, **build, **sizes, metadata=runtime.metadata_of(about, **sizes))
       (folder / runtime.FILES["float32"]).write_bytes(graph.SerializeToString())
-    if "stablehlo" in formats:
-      say("stablehlo/model.jax")
-      (folder / "stablehlo").mkdir()
-      (folder / "stablehlo" / "model.jax").write_bytes(outputs.exported(cfg, params, **build).serialize())
-    if quantize:
+    if quantize:  # Before StableHLO, which takes longest: it may refuse.
       from albert_jax.exports import quantize as quantization
 
       report["int8"] = quantization.write(
         folder, cfg, params, vocabulary, about, texts=calibration, max_loss=max_loss, fields=fields, label=label,
         say=say, metadata=runtime.metadata_of(about, **sizes), **build,
       )  # fmt: skip
+    if "stablehlo" in formats:
+      say("stablehlo/model.jax")
+      (folder / "stablehlo").mkdir()
+      (folder / "stablehlo" / "model.jax").write_bytes(outputs.exported(cfg, params, **build).serialize())
     say("comparing what the files compute with the model")
     report["difference"] = compare(folder, cfg, params, batches, **build)
     if run and (run / "curves.png").is_file():
