@@ -123,8 +123,7 @@ def test_local_layers_see_their_window_alone(length, monkeypatch):
   np.testing.assert_array_equal(a[reach + 1 :], b[reach + 1 :])
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("length", [257, 384, 500])
+@pytest.mark.parametrize(("length", "packed"), [(257, True), (384, False), (500, False)])
 def test_blocks_compute_what_a_band_does(length, packed):
   """Context and gradients, with lengths that blocks do not divide."""
   cfg, batch = small(), make_batch(length=length, tokens=(length, 130))
@@ -162,27 +161,33 @@ FORMS = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("is_training", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fields", FORMS, ids=str)
-def test_the_loop_computes_what_layer_by_layer_does(fields):
-  """by_layer runs one layer after the other, with the attention of each from its number."""
+def test_the_loop_computes_what_layer_by_layer_does(fields, is_training):
+  """by_layer runs one layer after the other, with the attention of each from its number. In training the layout of
+  layers is another."""
   cfg = small(**fields)
   params, batch = random_params(cfg), make_batch(length=100, tokens=(100, 80))
   hidden = np.asarray(model.by_layer(cfg, params, batch)["hidden"][-1])
   norm = np.asarray(params["norm"]["scale"])
   hidden = (hidden - hidden.mean(-1, keepdims=True)) / np.sqrt(hidden.var(-1, keepdims=True)) * norm
   real = np.asarray(batch["attention_mask"]) > 0
-  for key in (None, jax.random.key(0)):
-    actual = apply(cfg, params, batch, key)["sequence_output"]
-    np.testing.assert_allclose(actual[real], hidden[real], atol=5e-4)
+  actual = apply(cfg, params, batch, jax.random.key(0) if is_training else None)["sequence_output"]
+  np.testing.assert_allclose(actual[real], hidden[real], atol=5e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fields", FORMS[:5], ids=str)
-def test_gradients_are_finite_and_do_not_depend_on_what_is_recomputed(fields):
+@pytest.mark.parametrize(
+  ("fields", "remats"),
+  [({}, ("none", "dots", "full")), ({"share": "matrices", "layer_rank": 2}, ("none", "dots")),
+   ({"share": "all", "num_hidden_layers": 6, "unshared_ends": 1}, ("full",)), ({"share": "none"}, ("dots",))],
+  ids=str,
+)  # fmt: skip
+def test_gradients_are_finite_and_do_not_depend_on_what_is_recomputed(fields, remats):
+  """Each is a compile of seven seconds, so what is recomputed is compared for two forms."""
   batch = make_batch(length=100, tokens=(100, 80))
   results = []
-  # Each is a compile of seven seconds, and "full" is the longest; one form is enough for it.
-  for remat in ("none", "dots") if fields else ("none", "dots", "full"):
+  for remat in remats:
     cfg = small(**fields, remat=remat, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
     params = init(cfg, jax.random.key(0))
 
