@@ -31,6 +31,12 @@ def random_params(cfg, parts=model.OPTIONAL, heads=None, seed=0):
   return paths.unflatten(flat)
 
 
+def read_npz(path):
+  """Returns {name: array} of a file; one that stays open fails whichever test runs when it is collected."""
+  with np.load(path) as file:
+    return dict(file)
+
+
 def assert_same(a, b):
   a, b = paths.flatten(a), paths.flatten(b)
   assert a.keys() == b.keys()

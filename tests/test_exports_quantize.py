@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import made_up
 import numpy as np
 import pytest
-from small_models import SMALL, random_params
+from small_models import SMALL, random_params, read_npz
 
 import albert_jax
 from albert_jax import model, onnx_runtime
@@ -397,7 +397,7 @@ def test_int8_of_a_real_phoneme_encoder_is_near_its_reference(real_data):
   """Kokoro's encoder, calibrated on phonemes of Wikipedia, on other sentences whose outputs transformers computed."""
   cfg, params = albert_jax.load(real_data / "plbert_kokoro")
   table = symbols.load(real_data / "plbert_kokoro/vocab.json")
-  golden = np.load(real_data / "plbert_kokoro/golden.npz")
+  golden = read_npz(real_data / "plbert_kokoro/golden.npz")
   rows = calibration.read_phonemes(real_data / "phonemes_en/dev.jsonl", table, 200)[:12]
   uses = quantize.calibrate(cfg, params, [calibration.batch_of([row]) for row in rows])
   session = onnx_runtime.session(onnx.build(cfg, params, arithmetic=quantize.Int8(quantize.Recipe(), uses)))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small_models import read_npz
 
 import albert_jax
 from albert_jax import paths
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.realdata
 @pytest.fixture(scope="module")
 def golden(real_data):
   """Returns (config, parameters, what the original computed with them)."""
-  return *albert_jax.load(real_data / "google_tf1"), np.load(real_data / "google_tf1" / "golden.npz")
+  return *albert_jax.load(real_data / "google_tf1"), read_npz(real_data / "google_tf1" / "golden.npz")
 
 
 def batch_of(golden):
@@ -86,7 +87,7 @@ def ten_steps(cfg, params, expected, gradients):
 
 
 def assert_final(cfg, params, expected, atol):
-  theirs = {name[len("final|") : -len(":0")]: expected[name] for name in expected.files if name.startswith("final|")}
+  theirs = {name[len("final|") : -len(":0")]: expected[name] for name in expected if name.startswith("final|")}
   theirs = paths.flatten(google_tf1.params_of(cfg, theirs, "golden.npz", Rules()))
   for path, value in paths.flatten(params).items():
     np.testing.assert_allclose(value, theirs[path], atol=atol, rtol=0, err_msg=path)

@@ -106,7 +106,8 @@ class NoColumn(UserError):
   """
 
   def __init__(self, problem: str, more: str = ""):
-    super().__init__(f"{problem} (choose with the config's data.*_field, as --config.data.label_field=…{more})")
+    example = "--config.data.text_fields=… or --config.data.label_field=…"
+    super().__init__(f"{problem} (choose with the config's data.*_field, as {example}{more})")
     self.problem = problem
 
 
