@@ -221,12 +221,13 @@ def test_python_of_the_pages_runs(block, folder, monkeypatch):
 # The page that a new user follows, in its order. Longer numbers are replaced, and the model is smaller.
 SHORTER = {
   "--vocab_size=4000": "--vocab_size=1000",
-  "--config.steps=200": "--config.steps=4",
-  "--config.steps=400": "--config.steps=6",
+  "--config.steps=600": "--config.steps=4",
+  "--config.steps=1200": "--config.steps=6",
 }
 SMALLER = ["--config.batch_size=8", "--config.data.seq_length=32", "--config.optimizer.warmup_steps=1"]
 PRETRAINED = [
-  *SMALLER, "--config.eval_batches=1", "--config.model.hidden_size=32", "--config.model.num_attention_heads=2",
+  *SMALLER, "--config.curriculum.seq_length=", "--config.curriculum.batch_size=", "--config.eval_batches=1",
+  "--config.model.scan_unroll=1", "--config.model.hidden_size=32", "--config.model.num_attention_heads=2",
   "--config.model.embedding_size=16", "--config.model.intermediate_size=32", "--config.model.num_hidden_layers=1",
 ]  # fmt: skip
 
@@ -248,7 +249,7 @@ def test_the_first_ten_minutes_run_from_top_to_bottom(tmp_path, monkeypatch, cap
         continue
       args = [SHORTER.get(word, word) for word in words[1:]]
       if args[0] == "train":
-        args += PRETRAINED if "--config=pretrain:tiny" in args else [*SMALLER, "--config.epochs=1.0"]
+        args += PRETRAINED if "--config=pretrain:small" in args else [*SMALLER, "--config.epochs=1.0"]
       code = main.main(args)
       # The topics have duplicates, which an audit reports with the exit code 1.
       assert code == 0 or (args[0], code) == ("audit", 1), (words, capfd.readouterr().err[-2000:])
