@@ -145,9 +145,11 @@ def draw(runs: Sequence[Run]) -> tuple[Any, list[str]]:
         is_shared = len({runs[j].baselines[name] for j in numbers if name in runs[j].baselines}) == 1
         axes.axhline(value, color="0.35" if is_shared else colour, linestyle="--", linewidth=1)
         if (value, meaning) not in noted:
+          is_left = len(noted) % 2 == 1  # Baselines of two runs are near each other.
           axes.annotate(
-            meaning if is_shared else f"{meaning} ({run.name})", (1, value), xycoords=("axes fraction", "data"),
-            ha="right", va="bottom", fontsize=7, color="0.15" if is_shared else colour,
+            meaning if is_shared else f"{meaning} ({run.name})", (0.01 if is_left else 1, value),
+            xycoords=("axes fraction", "data"), ha="left" if is_left else "right", va="bottom", fontsize=7,
+            color="0.15" if is_shared else colour,
           )  # fmt: skip
           noted.add((value, meaning))
     title, first = _OF_THE_RUN.get(name, name.replace("_", " ")), runs[numbers[0]]
