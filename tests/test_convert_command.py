@@ -56,7 +56,7 @@ def test_unshared_layers_become_shared_ones_with_differences(tmp_path, capsys):
   assert cfg == dataclasses.replace(unshared, share="matrices", layer_rank=2)
   assert params["ffn"]["up"]["a"].shape == (4, 12, 2)
   assert re.search(r"differences of rank 2 have \d+\.\d% of the squared norm", capsys.readouterr().err)
-  with pytest.raises(UserError, match="shares some already"):
+  with pytest.raises(UserError, match="that share nothing"):
     run("--checkpoint", tmp_path / "shared", "--out", tmp_path / "again", "--layer_rank=2")
   with pytest.raises(UserError, match="in a second conversion"):
     run("--checkpoint", tmp_path / "unshared", "--out", tmp_path / "x", "--layer_rank=2", "--num_hidden_layers=8")

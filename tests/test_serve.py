@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -39,7 +40,7 @@ from starlette.testclient import TestClient  # noqa: E402
 
 from albert_jax.commands import serve  # noqa: E402
 from albert_jax.serve import app, batching, models  # noqa: E402
-from albert_jax.serve.process import _Protocol, listen  # noqa: E402
+from albert_jax.serve.process import TimedProtocol, listen  # noqa: E402
 from albert_jax.serve.state import Settings  # noqa: E402
 
 CFG = dataclasses.replace(
@@ -564,8 +565,8 @@ def test_a_connection_without_a_complete_head_of_a_request_is_closed():
     """Sends a start; returns what is answered until the server closes the connection."""
     config = uvicorn.Config(ok, log_config=None)
     config.load()
-    protocol = type("Protocol", (_Protocol,), {"seconds": 0.1})
-    make = lambda: protocol(config=config, server_state=uvicorn.server.ServerState(), app_state={})  # noqa: E731
+    protocol = type("Protocol", (TimedProtocol,), {"seconds": 0.1})
+    make = functools.partial(protocol, config=config, server_state=uvicorn.server.ServerState(), app_state={})
     async with await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0) as server:
       reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
       writer.write(start)

@@ -150,12 +150,17 @@ class TestDepth:
     np.testing.assert_allclose(changed["ffn"]["up"]["kernel"][1], mean, atol=1e-7)
 
   @pytest.mark.parametrize(
-    ("share", "rank", "message"), [("all", 2, "shares some already"), ("none", 99, "must be from 1 to")]
+    ("share", "fields", "message"),
+    [
+      ("all", {"layer_rank": 2}, "several layers that share nothing, and this one has share=all and 4 layers"),
+      ("none", {"layer_rank": 99}, "must be from 1 to 12"),
+      ("none", {"layer_rank": 2, "share": "attention"}, "use all or matrices"),
+    ],
   )
-  def test_differences_that_cannot_be_made_are_refused(self, share, rank, message):
+  def test_differences_that_cannot_be_made_are_refused(self, share, fields, message):
     old = dataclasses.replace(SMALL, share=share)
     with pytest.raises(UserError, match=message):
-      surgery.with_low_rank_differences(old, model(old), layer_rank=rank)
+      surgery.with_low_rank_differences(old, model(old), **fields)
 
   def test_from_group_0(self):
     old = dataclasses.replace(SMALL, num_hidden_groups=2)

@@ -150,10 +150,12 @@ def with_low_rank_differences(
   N, most = cfg.num_hidden_layers, min(cfg.hidden_size, cfg.intermediate_size)
   if N == 1 or cfg.layer_rank or any(cfg.copies(part) < N for part in ("attention", "ffn")):
     raise UserError(
-      f"layer_rank={layer_rank} makes layers share their matrices, and this model shares some already (share="
-      f"{cfg.share}, {N} layers); fresh differences of a shared model are --config.model.layer_rank={layer_rank} of "
+      f"layer_rank={layer_rank} needs a model of several layers that share nothing, and this one has share={cfg.share} "
+      f"and {N} layers; fresh differences of a shared model are --config.model.layer_rank={layer_rank} of "
       "albert-jax train"
     )
+  if share not in ("all", "matrices"):
+    raise UserError(f"share={share!r} leaves matrices that no layer shares; with layer_rank use all or matrices")
   if not 0 < layer_rank <= most:
     raise UserError(f"layer_rank={layer_rank} must be from 1 to {most}, the width of the model")
   new = dataclasses.replace(

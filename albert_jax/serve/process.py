@@ -23,16 +23,16 @@ from albert_jax.serve.state import Settings, State
 KEEP_ALIVE = 30  # seconds for which a connection may stay open without a request
 
 
-class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+class TimedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
   """A connection that closes if no complete head of a request arrives in time; uvicorn waits without limit."""
 
   seconds: float = KEEP_ALIVE  # A head that began after a request may take up to twice as long.
 
-  def connection_made(self, transport):
+  def connection_made(self, transport: asyncio.Transport) -> None:
     super().connection_made(transport)
     self._timer = self.loop.call_later(self.seconds, self._check, None)
 
-  def connection_lost(self, exc):
+  def connection_lost(self, exc: Exception | None) -> None:
     self._timer.cancel()
     super().connection_lost(exc)
 
@@ -130,7 +130,7 @@ def run(checkpoints: dict[str, str], settings: Settings, backend: str = "jax", d
     announcement = f"http://{host}:{settings.port}/ serves {tasks}"
     app = create(models, settings, log_line, lambda: print(announcement, flush=True))
     config = uvicorn.Config(
-      app, http=_Protocol, log_config=None, access_log=False, server_header=False,
+      app, http=TimedProtocol, log_config=None, access_log=False, server_header=False,
       limit_concurrency=settings.max_connections, timeout_keep_alive=KEEP_ALIVE,
       timeout_graceful_shutdown=max(1, round(settings.timeout)),
     )  # fmt: skip
