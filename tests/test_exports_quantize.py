@@ -138,6 +138,19 @@ def test_each_use_of_a_shared_matrix_has_a_scale_and_the_matrix_is_stored_once()
   assert sum(len(tensor.raw_data) for tensor in graph.initializer) < 0.45 * 4 * albert_jax.param_count(params)
 
 
+def test_gated_layers_and_low_rank_differences():
+  cfg = dataclasses.replace(
+    SMALL, arch="modern", share="matrices", layer_rank=2, hidden_size=48, intermediate_size=64, num_attention_heads=4
+  )
+  params = jax.tree.map(lambda x: x * np.float32(0.15), random_params(cfg, ("pooler",)))
+  uses = quantize.calibrate(cfg, params, batches(cfg, 16, seed=1))
+  graph = onnx.build(cfg, params, arithmetic=quantize.Int8(quantize.Recipe(), uses)).graph
+  names = [tensor.name for tensor in graph.initializer]
+  assert names.count("ffn.gate.kernel.bytes") == 1
+  assert sum(name.endswith("gate.a") for name in names) == cfg.num_hidden_layers
+  assert error(cfg, params, quantize.Recipe(), uses) < 0.05
+
+
 def test_the_base_model_with_all_heads_takes_less_than_12_megabytes():
   cfg = albert_jax.VARIANTS["base"]
   params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), model.shapes(cfg))

@@ -241,18 +241,20 @@ def test_stablehlo_computes_the_same_for_any_length():
     np.testing.assert_allclose(actual[real], expected[real], atol=1e-4, rtol=1e-4)
 
 
-def test_an_exported_folder_is_stablehlo_and_says_nothing_of_transformers(tmp_path):
+@pytest.mark.parametrize("fields", [{}, {"arch": "albert", "layer_rank": 2}])
+def test_an_exported_folder_is_for_every_runtime_but_transformers(fields, tmp_path):
   pytest.importorskip("onnx")
+  pytest.importorskip("onnxruntime")
   from albert_jax.exports import folder
 
-  albert_jax.save(tmp_path / "model", SMALL, random_params(SMALL))
-  with pytest.raises(UserError, match="export --formats=stablehlo"):
-    folder.export(tmp_path / "model", tmp_path / "out", tokenizer=False)
-  assert not (tmp_path / "out").exists()
-  report = folder.export(tmp_path / "model", tmp_path / "out", formats=["stablehlo"], tokenizer=False)
-  assert {"config.json", "model.safetensors", "stablehlo/model.jax"} <= report["files"].keys()
-  assert "arch=modern" in (card := (tmp_path / "out/README.md").read_text())
-  assert "import AutoModel" not in card
+  cfg = small(**fields)
+  albert_jax.save(tmp_path / "model", cfg, init(cfg, jax.random.key(0)))
+  report = folder.export(tmp_path / "model", tmp_path / "out", tokenizer=False, pooling="mean")
+  assert {"config.json", "model.safetensors", "onnx/model.onnx", "stablehlo/model.jax"} <= report["files"].keys()
+  assert "modules.json" not in report["files"]
+  card = (tmp_path / "out/README.md").read_text()
+  assert ("arch=modern" in card) == (cfg.arch == "modern")
+  assert "onnxruntime" in card and "import AutoModel" not in card
 
 
 def test_it_can_be_given_more_positions():

@@ -84,7 +84,7 @@ def refuse_ours(cfg: AlbertConfig, target: str) -> None:
   if cfg.arch == "modern":
     raise UserError(
       f"arch=modern: {target} has no rotary positions and no local attention; keep it as albert_jax's directory, or "
-      "export StableHLO alone, with albert-jax export --formats=stablehlo"
+      "write ONNX and StableHLO with albert-jax export"
     )
   if cfg.layer_rank:
     raise UserError(

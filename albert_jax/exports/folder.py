@@ -114,8 +114,6 @@ def export(
     say("the page's files from npm")
     pages.fetch()
   cfg, params = convert.load(checkpoint)
-  if "onnx" in formats or quantize or pooling or cfg.layer_rank:
-    mapping.refuse_ours(cfg, "a folder for other runtimes")
   about = convert.about(checkpoint)
   vocabulary = convert.load_symbols(checkpoint) or convert.load_tokenizer(checkpoint, optional=True)
   if tokenizer and vocabulary is None:

@@ -16,7 +16,7 @@ import numpy as np
 from albert_jax import paths
 from albert_jax.convert import mapping
 from albert_jax.errors import UserError
-from albert_jax.model import AlbertConfig
+from albert_jax.model import AlbertConfig, modern
 
 OPSET = 20  # The first with Gelu; ONNX 1.15, ONNX Runtime 1.17.
 IR_VERSION = 9
@@ -35,13 +35,13 @@ class Weight:
   Attributes:
     name: the name of the kernel's initializer, without `.kernel`.
     kernel: float32 [in, out].
-    bias: float32 [out].
+    bias: float32 [out]; None for a matrix without one.
     bias_name: the name of the bias's initializer, without `.bias`; not `name` where layers share the kernel alone.
   """
 
   name: str
   kernel: np.ndarray
-  bias: np.ndarray
+  bias: np.ndarray | None
   bias_name: str
 
 
@@ -108,8 +108,8 @@ class Float:
   def product(self, graph: Graph, use: str, x: str, weight: Weight) -> str:
     """Adds a product x [tokens, in] -> [tokens, out]. `use` names the input (see `inputs`), weight.name the matrix."""
     kernel = graph.constant(f"{weight.name}.kernel", weight.kernel)
-    bias = self.vector(graph, f"{weight.bias_name}.bias", weight.bias)
-    return graph.node("Gemm", product_name(use, weight), x, kernel, bias)
+    biases = [] if weight.bias is None else [self.small(graph, f"{weight.bias_name}.bias", weight.bias)]
+    return graph.node("Gemm", product_name(use, weight), x, kernel, *biases)
 
   def rows(self, graph: Graph, name: str, table: np.ndarray, ids: str, output: str) -> str:
     """Adds a lookup of rows of an embedding table [n, E]."""
@@ -119,8 +119,8 @@ class Float:
     """Returns a whole table [n, E] in float32."""
     return graph.constant(name, table)
 
-  def vector(self, graph: Graph, name: str, values: np.ndarray) -> str:
-    """Returns a bias in float32."""
+  def small(self, graph: Graph, name: str, values: np.ndarray) -> str:
+    """Returns a bias, or a factor of a low-rank difference, in float32."""
     return graph.constant(name, values)
 
 
@@ -177,7 +177,6 @@ def build(
       weights exceed 2 GiB.
   """
   require()
-  mapping.refuse_ours(cfg, "the ONNX graph")
   if task not in TASKS:
     raise UserError(f"task={task!r} is unknown; use one of {', '.join(TASKS[1:])}")
   if pooling not in ("", *POOLING):
@@ -196,6 +195,7 @@ def build(
 class _Builder:
   def __init__(self, cfg, params, arithmetic):
     self.cfg, self.arithmetic, self.graph = cfg, arithmetic, Graph()
+    self.is_modern = cfg.arch == "modern"
     self.params = {path: np.asarray(leaf, np.float32) for path, leaf in paths.flatten(params).items()}
     self.parts = set(params)
 
@@ -229,26 +229,28 @@ class _Builder:
     word = rows(g, "embeddings.word", self.params["embeddings/word/embedding"], self.batch["input_ids"], "words")
     types = self.params["embeddings/token_type/embedding"]
     kind = g.node("Gather", "types", g.constant("embeddings.token_type", types), self.batch["token_type_ids"], axis=0)
-    table = self.params["embeddings/position/embedding"]
-    if self.packed:
-      ids = self.batch["position_ids"]
+    x = g.node("Add", "embeddings/words_and_types", word, kind)
+    self.range = g.node("Range", "position_range", g.constant("zero", np.int64(0)), self._scalar(self.length),
+                        g.constant("one", np.int64(1)))  # fmt: skip
+    positions = self.batch["position_ids"] if self.packed else self.range
+    if self.is_modern:
+      self._rotation(positions)
     else:
-      ids = g.node("Range", "position_range", g.constant("zero", np.int64(0)), self._scalar(self.length),
-                   g.constant("one", np.int64(1)))  # fmt: skip
-    position = rows(g, "embeddings.position", table, ids, "positions")
-    x = g.node("Add", "embeddings/sum", g.node("Add", "embeddings/words_and_types", word, kind), position)
+      table = self.params["embeddings/position/embedding"]
+      x = g.node("Add", "embeddings/sum", x, rows(g, "embeddings.position", table, positions, "positions"))
     x = self._norm("embeddings", "embeddings/norm", x)
     x = self._flat(x, cfg.embedding_size, "embeddings/tokens")
     if "projection" in self.parts:
       x = self._product("projection", x, self._weight("projection"))
-    mask = self._mask()
+    masks = self._masks()
     for n in range(cfg.num_hidden_layers):
+      mask = masks[cfg.window_of(n)]
       for i in range(cfg.inner_group_num):
         use = f"layer.{n}" if cfg.inner_group_num == 1 else f"layer.{n}.{i}"
         x = self._ffn(n, i, f"{use}/ffn", self._attention(n, i, f"{use}/attention", x, mask))
-    self.x = x
+    self.x = self._norm("norm", "norm", x) if self.is_modern else x
     shape = g.node("Concat", "hidden_shape", self.shape, g.ints(cfg.hidden_size), axis=0)
-    self.hidden = g.node("Reshape", "hidden", x, shape)  # [B, L, D]
+    self.hidden = g.node("Reshape", "hidden", self.x, shape)  # [B, L, D]
 
   def _attention(self, n, i, use, x, mask):
     g, cfg = self.graph, self.cfg
@@ -256,12 +258,14 @@ class _Builder:
     heads = g.constant("heads_shape", np.array([H, K], np.int64))
     if "split_shape" not in {node.name for node in g.nodes}:
       g.node("Concat", "split_shape", self.shape, heads, axis=0)  # [B, L, H, K]
-    weights = {name: self._weight(f"attention/{name}", n, i) for name in ("query", "key", "value", "output")}
-    inputs = self.arithmetic.inputs(g, use, x)
+    source = self._norm(use, "attention/norm", x, n, i) if self.is_modern else x
+    orders = {"query": (0, 2, 1, 3), "key": (0, 2, 3, 1), "value": (0, 2, 1, 3)}
+    products = self._layer_products(use, source, [f"attention/{name}" for name in orders], n, i)
     turned = {}
-    for name, order in {"query": (0, 2, 1, 3), "key": (0, 2, 3, 1), "value": (0, 2, 1, 3)}.items():
-      y = self.arithmetic.product(g, use, inputs, weights[name])
+    for (name, order), y in zip(orders.items(), products, strict=True):
       y = g.node("Reshape", f"{use}/{name}/split", y, "split_shape")
+      if self.is_modern and name != "value":
+        y = self._rotated(f"{use}/{name}", y)
       turned[name] = g.node("Transpose", f"{use}/{name}/heads", y, perm=order)
     scores = g.node("MatMul", f"{use}/scores", turned["query"], turned["key"])
     scores = g.node("Add", f"{use}/scores/masked", scores, mask)
@@ -269,31 +273,69 @@ class _Builder:
     context = g.node("MatMul", f"{use}/context", weights_BHLl, turned["value"])
     context = g.node("Transpose", f"{use}/context/turned", context, perm=(0, 2, 1, 3))
     context = self._flat(context, cfg.hidden_size, f"{use}/context/tokens")
-    y = self._product(f"{use}/context", context, weights["output"])
+    (y,) = self._layer_products(f"{use}/context", context, ["attention/output"], n, i)
     y = g.node("Add", f"{use}/residual", x, y)
-    return self._norm(f"{use}", "attention/norm", y, n, i)
+    return y if self.is_modern else self._norm(use, "attention/norm", y, n, i)
 
   def _ffn(self, n, i, use, x):
     g = self.graph
-    y = self._product(f"{use}/up", x, self._weight("ffn/up", n, i))
-    y = self._product(f"{use}/down", self._activation(f"{use}/activation", y), self._weight("ffn/down", n, i))
+    source = self._norm(use, "ffn/norm", x, n, i) if self.is_modern else x
+    up, *gate = self._layer_products(f"{use}/up", source, ["ffn/up", "ffn/gate"][: 1 + self.is_modern], n, i)
+    y = self._activation(f"{use}/activation", up)
+    y = g.node("Mul", f"{use}/gated", y, *gate) if gate else y
+    (y,) = self._layer_products(f"{use}/down", y, ["ffn/down"], n, i)
     y = g.node("Add", f"{use}/residual", x, y)
-    return self._norm(f"{use}", "ffn/norm", y, n, i)
+    return y if self.is_modern else self._norm(use, "ffn/norm", y, n, i)
 
-  def _mask(self):
-    """Returns the bias of the scores [B, H, L, l]: 0 where position l may be attended to, else the lowest number."""
+  def _rotation(self, positions):
+    """Makes the factors of `_rotated` [B or none, L, 1, K], as `model.modern.rotation`."""
+    g = self.graph
+    wide = g.node("Cast", "rotation/positions", positions, to=g.onnx.TensorProto.FLOAT)
+    wide = g.node("Unsqueeze", "rotation/rows", wide, g.ints(-2, -1))
+    angles = g.node("Mul", "rotation/angles", wide, g.constant("rotation.speeds", modern.speeds(self.cfg)))
+    cos, sin = g.node("Cos", "rotation/cos", angles), g.node("Sin", "rotation/sin", angles)
+    self.same = g.node("Concat", "rotation/same", cos, cos, axis=-1)
+    self.swapped = g.node("Concat", "rotation/swapped", g.node("Neg", "rotation/minus_sin", sin), sin, axis=-1)
+
+  def _rotated(self, name, y):
+    """Rotates the columns k and k + K/2 of y [B, L, H, K]."""
+    g = self.graph
+    halves = g.node("Split", f"{name}/halves", y, outputs=(f"{name}/first", f"{name}/second"), axis=-1, num_outputs=2)
+    swapped = g.node("Concat", f"{name}/halves_swapped", *reversed(halves), axis=-1)
+    return g.node("Add", f"{name}/rotated", g.node("Mul", f"{name}/same", y, self.same),
+                  g.node("Mul", f"{name}/swapped", swapped, self.swapped))  # fmt: skip
+
+  def _masks(self):
+    """Makes the biases of the scores [B, H, L, l]: 0 where position l may be attended to, else the lowest number.
+
+    Returns:
+      {window: its name}, for the windows of all layers; None is all positions.
+    """
+    g, windows = self.graph, {self.cfg.window_of(n) for n in range(self.cfg.num_hidden_layers)}
+    allowed, names = self._allowed(), {}
+    for window in windows:
+      name, within = "mask", allowed
+      if window is not None:
+        name = f"mask/window_{window}"
+        rows, columns = (g.node("Unsqueeze", f"{name}/{axis}", self.range, g.ints(axis)) for axis in (1, 0))
+        distance = g.node("Abs", f"{name}/distance", g.node("Sub", f"{name}/difference", rows, columns))
+        near = g.node("LessOrEqual", f"{name}/near", distance, g.constant(f"window_{window}", np.int64(window)))
+        within = g.node("And", f"{name}/allowed", allowed, near)
+      names[window] = g.node("Where", name, within, g.constant("mask.open", np.float32(0)),
+                             g.constant("mask.closed", np.float32(LOWEST)))  # fmt: skip
+    return names
+
+  def _allowed(self):
+    """Returns whether position l exists and is of the same example: [B, 1, 1 or L, l]."""
     g = self.graph
     if self.packed:
       rows = g.node("Unsqueeze", "mask/rows", "segment_ids", g.ints(2))
       columns = g.node("Unsqueeze", "mask/columns", "segment_ids", g.ints(1))
       same = g.node("Equal", "mask/same", rows, columns)
       exists = g.node("Greater", "mask/exists", columns, g.constant("zero", np.int64(0)))
-      allowed = g.node("Unsqueeze", "mask/allowed", g.node("And", "mask/both", same, exists), g.ints(1))
-    else:
-      exists = g.node("Greater", "mask/exists", self.batch["attention_mask"], g.constant("zero", np.int64(0)))
-      allowed = g.node("Unsqueeze", "mask/allowed", exists, g.ints(1, 2))
-    return g.node("Where", "mask", allowed, g.constant("mask.open", np.float32(0)),
-                  g.constant("mask.closed", np.float32(LOWEST)))  # fmt: skip
+      return g.node("Unsqueeze", "mask/allowed", g.node("And", "mask/both", same, exists), g.ints(1))
+    exists = g.node("Greater", "mask/exists", self.batch["attention_mask"], g.constant("zero", np.int64(0)))
+    return g.node("Unsqueeze", "mask/allowed", exists, g.ints(1, 2))
 
   # Heads.
 
@@ -350,9 +392,7 @@ class _Builder:
     y = self._activation("mlm/activation", self._product("mlm", self.x, self._weight("mlm/dense")))
     y = self._norm("mlm", "mlm/norm", y)
     table = self.arithmetic.table(g, "embeddings.word", self.params["embeddings/word/embedding"])
-    y = g.node(
-      "Gemm", "mlm/decoder", y, table, self.arithmetic.vector(g, "mlm.bias", self.params["mlm/bias"]), transB=1
-    )
+    y = g.node("Gemm", "mlm/decoder", y, table, self.arithmetic.small(g, "mlm.bias", self.params["mlm/bias"]), transB=1)
     self._token_output(name, y, cfg.vocab_size)
 
   def _embedding(self, pooling):
@@ -437,11 +477,39 @@ class _Builder:
 
   def _weight(self, path, n=0, i=0):
     """Returns the matrix at `path`: for a part of a layer, the copy of inner layer i of layer n."""
-    kernel, bias = (self.params[leaf][self._index(leaf, n, i)] for leaf in (f"{path}/kernel", f"{path}/bias"))
+    kernel, bias = (self._leaf(f"{path}/{leaf}", n, i) for leaf in ("kernel", "bias"))
     kernel = kernel.reshape(-1, kernel.shape[-1]) if path == "attention/output" else kernel.reshape(len(kernel), -1)
-    scale = np.float32(self.cfg.head_size**-0.5 if path == "attention/query" else 1)
+    scale = self._scale(path)
     name, bias_name = (_dotted(path, self._index(f"{path}/{leaf}", n, i)) for leaf in ("kernel", "bias"))
-    return Weight(name, kernel * scale, bias.reshape(-1) * scale, bias_name)
+    return Weight(name, kernel * scale, None if bias is None else bias.reshape(-1) * scale, bias_name)
+
+  def _leaf(self, path, n, i):
+    """Returns the copy of a parameter that inner layer i of layer n uses; None if the model has no such parameter."""
+    return self.params[path][self._index(path, n, i)] if path in self.params else None
+
+  def _scale(self, path):
+    """Returns the factor of the matrix at `path`, which spares the graph a product with it in each layer."""
+    if path == "attention/query":
+      return np.float32(self.cfg.head_size**-0.5)
+    is_added = self.is_modern and path in ("attention/output", "ffn/down")
+    return np.float32(modern.residual_scale(self.cfg, path.split("/")[0]) if is_added else 1)
+
+  def _layer_products(self, use, x, names, n, i):
+    """Multiplies x with matrices of inner layer i of layer n; returns the products."""
+    g, results = self.graph, []
+    inputs = self.arithmetic.inputs(g, use, x)
+    for path in names:
+      weight = self._weight(path, n, i)
+      y = self.arithmetic.product(g, use, inputs, weight)
+      if self.cfg.layer_rank:
+        name, difference = product_name(use, weight), x
+        for leaf, scale in (("a", np.float32(1)), ("b", self._scale(path))):
+          stored = f"{_dotted(path, self._index(f'{path}/{leaf}', n, i))}.{leaf}"
+          factor = self.arithmetic.small(g, stored, self._leaf(f"{path}/{leaf}", n, i) * scale)
+          difference = g.node("MatMul", f"{name}/{leaf}", difference, factor)
+        y = g.node("Add", f"{name}/sum", y, difference)
+      results.append(y)
+    return results
 
   def _product(self, use, x, weight):
     return self.arithmetic.product(self.graph, use, self.arithmetic.inputs(self.graph, use, x), weight)
@@ -454,10 +522,10 @@ class _Builder:
     return g.node("Add", f"{weight.name}/sum", y, g.constant(f"{weight.bias_name}.bias", weight.bias))
 
   def _norm(self, use, path, x, n=0, i=0):
-    g, index = self.graph, self._index(f"{path}/scale", n, i)
-    name = ".".join([*path.split("/"), *map(str, index)])
-    scale, bias = (g.constant(f"{name}.{key}", self.params[f"{path}/{key}"][index]) for key in ("scale", "bias"))
-    return g.node("LayerNormalization", f"{use}/norm", x, scale, bias, axis=-1, epsilon=self.cfg.layer_norm_eps)
+    name = ".".join([*path.split("/"), *map(str, self._index(f"{path}/scale", n, i))])
+    values = {key: self._leaf(f"{path}/{key}", n, i) for key in ("scale", "bias")}
+    vectors = [self.graph.constant(f"{name}.{key}", value) for key, value in values.items() if value is not None]
+    return self.graph.node("LayerNormalization", f"{use}/norm", x, *vectors, axis=-1, epsilon=self.cfg.layer_norm_eps)
 
   def _activation(self, name, x):
     g, kind = self.graph, self.cfg.hidden_act

@@ -187,7 +187,7 @@ class Int8(Float):
     if not is_stored:
       values, scales = quantized(kernel, self.recipe)
       graph.constant(f"{name}.bytes", values)
-      self.vector(graph, f"{name}.scale", scales)
+      self.small(graph, f"{name}.scale", scales)
     scale = f"{name}.scale/wide"
     if place_of(use) in self.recipe.float_places:
       if not is_stored:  # A runtime computes this once, when it opens the file, as nothing here depends on the input.
@@ -200,9 +200,11 @@ class Int8(Float):
       y = graph.node("MatMulInteger", f"{out}/product", x, f"{name}.bytes", f"{use}/zero")
       y = graph.node("Cast", f"{out}/float", y, to=graph.onnx.TensorProto.FLOAT)
       y = graph.node("Mul", f"{out}/scaled", y, graph.node("Mul", f"{out}/scale", f"{use}/scale", scale))
-    return graph.node("Add", out, y, self.vector(graph, f"{weight.bias_name}.bias", weight.bias))
+    if weight.bias is None:
+      return y
+    return graph.node("Add", out, y, self.small(graph, f"{weight.bias_name}.bias", weight.bias))
 
-  def vector(self, graph: Graph, name: str, values: np.ndarray) -> str:
+  def small(self, graph: Graph, name: str, values: np.ndarray) -> str:
     if name not in graph.initializers:
       graph.constant(name, values.astype(np.float16))
       graph.node("Cast", f"{name}/wide", name, to=graph.onnx.TensorProto.FLOAT)

@@ -133,11 +133,6 @@ class AlbertConfig:
       f"arch=modern rotates pairs of a head's columns, and hidden_size={d} over num_attention_heads={h} is an odd "
       f"{d // h}; use another num_attention_heads",
     )
-    check(
-      self.arch != "modern" or not self.quantization_noise,
-      "quantization_noise=True prepares for an int8 export, which a model with arch=modern cannot have; leave one of "
-      "them out",
-    )
     check(g <= n, f"num_hidden_groups={g} must not exceed num_hidden_layers={n}: every group needs a layer")
     ends = self.unshared_ends
     check(
@@ -148,11 +143,6 @@ class AlbertConfig:
     check(
       not ends or self.share != "none",
       f"unshared_ends={ends} has no effect with share=none, where no layer shares weights; leave it 0",
-    )
-    check(
-      not self.layer_rank or not self.quantization_noise,
-      f"quantization_noise=True prepares for an int8 export, which a model with layer_rank={self.layer_rank} cannot "
-      "have; leave one of them out",
     )
     check(
       not self.layer_rank or self.share != "none",

@@ -132,7 +132,7 @@ def affine(cfg: AlbertConfig, module: Any, x: jax.Array, name: str, is_transpose
   bias = None if module.bias is None else module.bias[...].astype(module.dtype)
   # B and L as one axis of tokens: the kernel's gradient is then a sum over one axis. For two, XLA's CPU compiler makes
   # transposed copies and takes a slow product, which made a step up to a sixth longer (docs/performance.md).
-  tokens = x.astype(module.dtype).reshape(-1, x.shape[-1])
+  tokens = exact = x.astype(module.dtype).reshape(-1, x.shape[-1])
   kernel = kernel if is_transposed else kernel.reshape(x.shape[-1], -1)
   if cfg.quantization_noise:
     tokens, kernel = quantization.rounded(tokens, kernel.T if is_transposed else kernel, name)
@@ -140,7 +140,7 @@ def affine(cfg: AlbertConfig, module: Any, x: jax.Array, name: str, is_transpose
   is_on_cpu = nvidia.target().platform == "cpu" and tokens.dtype == jnp.float32
   y = (_product_on_cpu if is_on_cpu else _product)(tokens, kernel, is_transposed)
   if hasattr(module, "a"):
-    y += (tokens @ module.a[...].astype(module.dtype)) @ module.b[...].astype(module.dtype)
+    y += (exact @ module.a[...].astype(module.dtype)) @ module.b[...].astype(module.dtype)
   y = y.reshape(*x.shape[:-1], -1)
   return checkpoint_name(y if bias is None else y + bias.reshape(1, 1, -1), name)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from albert_jax.model import attention, layers
 from albert_jax.model.config import GLOBAL_EVERY, WINDOW, AlbertConfig
@@ -71,16 +72,21 @@ def attends(cfg: AlbertConfig, batch: Batch, drops: bool) -> list[Callable]:
   return [rotated(kernels[window]) for window in windows]
 
 
+def speeds(cfg: AlbertConfig) -> np.ndarray:
+  """Returns the angles between neighbouring positions, one a pair of columns: float32 [K / 2]."""
+  half = cfg.head_size // 2
+  return (THETA ** (-np.arange(half) / half)).astype(np.float32)
+
+
 def rotation(cfg: AlbertConfig, batch: Batch) -> Callable[[jax.Array], jax.Array]:
   """Returns the function that rotates each head's columns k and k + K/2 by an angle that grows with the position.
 
   Products of queries and keys then depend on the distance alone. In packed rows the positions begin anew in each
   example: distances within an example are the same either way, and so are the angles those of a row of its own.
   """
-  length, half = batch["input_ids"].shape[1], cfg.head_size // 2
+  length = batch["input_ids"].shape[1]
   positions_BL = batch.get("position_ids", jnp.arange(length)[None])
-  speeds_K = THETA ** (-jnp.arange(half) / half)
-  angles_BL1K = positions_BL[:, :, None, None] * speeds_K[None, None, None]
+  angles_BL1K = positions_BL[:, :, None, None] * speeds(cfg)[None, None, None]
   cos_BL1K, sin_BL1K = jnp.cos(angles_BL1K), jnp.sin(angles_BL1K)
 
   def rotate(x_BLD):

@@ -15,7 +15,7 @@ PAIR_LIMIT = 128
 # {products: alpha}. Channels of the input that are much larger than others are divided by
 # s = max|x|^alpha / max|w|^(1 - alpha) before rounding, and the rows of the matrix multiplied (arXiv 2211.10438).
 SMOOTHING = {"attention": 0.65, "ffn/up": 0.8}
-_PLACES = {"query": "attention", "key": "attention", "value": "attention", "up": "ffn/up"}
+_PLACES = {"query": "attention", "key": "attention", "value": "attention", "up": "ffn/up", "gate": "ffn/up"}
 
 
 def smoothing(x_I: Any, w_I: Any, alpha: float, xp: ModuleType) -> Any:
