@@ -254,7 +254,7 @@ def test_an_exported_folder_is_for_every_runtime_but_transformers(fields, tmp_pa
   assert "modules.json" not in report["files"]
   card = (tmp_path / "out/README.md").read_text()
   assert ("arch=modern" in card) == (cfg.arch == "modern")
-  assert "onnxruntime" in card and "import AutoModel" not in card
+  assert "onnxruntime" in card and "import AutoModel" not in card and 'library_name: "albert-jax"' in card
 
 
 def test_it_can_be_given_more_positions():

@@ -55,7 +55,7 @@ def write(
   header = {
     "license": facts.get("license"),
     "language": facts.get("language"),
-    "library_name": "sentence-transformers" if (folder / "modules.json").is_file() else "transformers",
+    "library_name": _library(folder),
     "pipeline_tag": PIPELINE_TAGS[task],
     "tags": _tags(folder),
     "datasets": [facts["datasets"]] if facts["datasets"] else None,
@@ -114,6 +114,18 @@ def _read_json(path):
     return {}
 
 
+def _library(folder):
+  """Returns the name of the library that opens the folder, for model hubs."""
+  if (folder / "modules.json").is_file():
+    return "sentence-transformers"
+  return "albert-jax" if _is_ours(folder) else "transformers"
+
+
+def _is_ours(folder):
+  """Returns whether transformers refuses to open the folder."""
+  return _read_json(folder / "config.json").get("model_type") == hf.OWN_TYPE
+
+
 def _tags(folder):
   names = {"onnx": "onnx", "modules.json": "sentence-transformers", "stablehlo": "stablehlo",
            "model.safetensors": "safetensors"}  # fmt: skip
@@ -145,8 +157,8 @@ def _loading(folder, task):
     yield "albert_jax:", f'import albert_jax\n\nmodel = albert_jax.pipeline("{task}", "DIR")\nmodel({example})'
   else:
     yield "albert_jax:", 'import albert_jax\n\ncfg, params = albert_jax.load("DIR")'
-  if _read_json(folder / "config.json").get("model_type") == hf.OWN_TYPE:
-    pass  # transformers refuses to open it.
+  if _is_ours(folder):
+    pass
   elif task in ("fill-mask", "classify", "tag"):
     tag = PIPELINE_TAGS[task]
     yield "transformers:", f'from transformers import pipeline\n\nmodel = pipeline("{tag}", "DIR")\nmodel({example})'

@@ -14,6 +14,7 @@ import sys
 
 import chromium
 import made_up
+import numpy as np
 import pytest
 
 import albert_jax
@@ -28,7 +29,8 @@ pytestmark = [
   pytest.mark.slow,
   pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
 ]
-PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "deploy.md").read_text("utf-8")
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "deploy.md").read_text("utf-8")
 COMMANDS = [shlex.split(text) for text in re.findall(r"```sh\n(.*?)\n```", PAGE, re.DOTALL)]
 SECONDS = 240  # that npm may take
 GOOD = "mola badu gire"
@@ -147,17 +149,23 @@ def test_the_browser_shows_what_the_server_and_the_page_without_one_answer(expor
   assert codes[0] == 0
 
 
-def test_node_answers_as_python_does(exported, answer):
+@pytest.mark.parametrize("name", ["deploy.md", "exports.md"])
+def test_node_answers_as_python_does(exported, answer, name):
   if not shutil.which("npm"):
     pytest.skip("npm is not installed")
   try:
-    # Its scripts fetch files for GPUs from elsewhere.
-    install = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "@huggingface/transformers@4.3.2"]
+    # Their scripts fetch files for GPUs from elsewhere.
+    packages = {
+      "deploy.md": ["onnxruntime-node@1.30.0", "@huggingface/tokenizers@0.2.0"],
+      "exports.md": ["@huggingface/transformers@4.3.2"],
+    }[name]
+    install = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", *packages]
     subprocess.run(install, cwd=exported, check=True, capture_output=True, timeout=SECONDS)
   except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-    pytest.skip(f"npm cannot install @huggingface/transformers: {error}")
-  [code] = re.findall(r"```js\n(.*?)```", PAGE, re.DOTALL)
+    pytest.skip(f"npm cannot install {packages}: {error}")
+  [code] = re.findall(r"```js\n(.*?)```", (DOCS / name).read_text("utf-8"), re.DOTALL)
+  code = code.replace("'A fine film.'", "process.argv[2]")
   (exported / "classify.mjs").write_text(code, "utf-8")
-  [result] = json.loads(run(exported, [*command("node")[:-1], GOOD]).splitlines()[-1])
+  [result] = np.ravel(json.loads(run(exported, [*command("node")[:-1], GOOD]).splitlines()[-1]))
   assert result["label"] == "good"
   assert result["score"] == pytest.approx(answer["good"], abs=0.01)
