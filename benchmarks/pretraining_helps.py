@@ -1,5 +1,7 @@
 """Does pre-training help: the same model fine-tuned from a pre-trained checkpoint, and from random weights.
 
+With --lora_rank=R also: what it costs to train low-rank differences and the task's head alone.
+
   ALBERT_DATA=DIR python benchmarks/pretraining_helps.py --checkpoint=RUN --out=FOLDER --rates=2e-4,5e-4 --seeds=3
 
 Both begin with the same shape, vocabulary, data order and hyper-parameters; only the weights differ. Of several
@@ -43,13 +45,22 @@ TASKS = {
 }  # fmt: skip
 
 
-def run(name, start, rate, seed, folder) -> float:
-  """Returns the best held-out number of one task from one start at one learning rate, with one seed."""
-  config, metric, steps, data, more = TASKS[name]
-  workdir = folder / f"{name.replace(' ', '-')}-{start.name}-{rate}-seed{seed}"
+def run(name, start, rate, seed, folder, more) -> float:
+  """Returns the best held-out number of one task with one seed.
+
+  Args:
+    name: of the task.
+    start: the folder of the weights it begins with.
+    rate: the learning rate.
+    seed: of the task's head and of the order of the data.
+    folder: of all runs.
+    more: (ending of the run's name, overrides of its config).
+  """
+  config, metric, steps, data, of_task = TASKS[name]
+  workdir = folder / f"{name.replace(' ', '-')}-{start.name}{more[0]}-{rate}-seed{seed}"
   overrides = {**COMMON, "seed": seed, "optimizer.learning_rate": rate, "steps": steps, "eval_every": steps // 2,
                "checkpoint_every": steps, "init_from": start,
-               "data.dataset": pathlib.Path(os.environ["ALBERT_DATA"]) / data, **more}  # fmt: skip
+               "data.dataset": pathlib.Path(os.environ["ALBERT_DATA"]) / data, **of_task, **more[1]}  # fmt: skip
   command = [sys.executable, "-m", "albert_jax", "train", f"--config={ROOT}/configs/{config}", f"--workdir={workdir}",
              *(f"--config.{key}={value}" for key, value in overrides.items())]  # fmt: skip
   log = folder / f"{workdir.name}.log"
@@ -65,6 +76,8 @@ def main():
   parser.add_argument("--out", required=True, metavar="DIR", help="where the runs go")
   parser.add_argument("--tasks", default=",".join(TASKS))
   parser.add_argument("--rates", default="2e-4,5e-4", help="learning rates (default 2e-4,5e-4)")
+  parser.add_argument("--lora_rank", type=int, default=0, help="also train low-rank differences alone (default 0: no)")
+  parser.add_argument("--lora_rates", default="1e-3,3e-3", help="their learning rates (default 1e-3,3e-3)")
   parser.add_argument("--seeds", type=int, default=1, help="runs at the better rate (default 1)")
   parser.add_argument("--json", metavar="FILE")
   args = parser.parse_args()
@@ -77,24 +90,30 @@ def main():
   for start, values in weights.items():
     if not (folder / start).exists():
       convert.save(folder / start, cfg, jax.device_get(values), vocabulary=vocabulary)
+  # {column: (weights of each seed, learning rates, ending of the runs' names and overrides)}
+  starts = {
+    "pre-trained": (["pretrained"] * args.seeds, args.rates, ("", {})),
+    "from scratch": (list(weights)[1:], args.rates, ("", {})),
+  }
+  if args.lora_rank:
+    more = (f"-lora{args.lora_rank}", {"lora_rank": args.lora_rank})
+    starts["LoRA"] = (["pretrained"] * args.seeds, args.lora_rates, more)
   results = {}
-  print(f"{'':<11}{'metric':<10}{'steps':>5}{'pre-trained':>13}{'least':>9}{'most':>9}", end="")
-  print(f"{'from scratch':>14}{'least':>9}{'most':>9}  learning rates")
+  print(f"{'':<11}{'metric':<10}{'steps':>5}", *(f"{start:>14}{'least':>9}{'most':>9}{'rate':>7}" for start in starts))
   for name in args.tasks.split(","):
     metric, steps = TASKS[name][1:3]
     results[name] = {"metric": metric, "steps": steps}
     print(f"{name:<11}{metric:<10}{steps:>5}", end="", flush=True)
-    chosen = []
-    for start, starts in (("pretrained", ["pretrained"] * args.seeds), ("scratch", list(weights)[1:])):
-      by_rate = {rate: [run(name, folder / starts[0], rate, 0, folder)] for rate in args.rates.split(",")}
+    for start, (places, rates, more) in starts.items():
+      by_rate = {rate: [run(name, folder / places[0], rate, 0, folder, more)] for rate in rates.split(",")}
       best = max(by_rate, key=lambda rate: by_rate[rate][0])
       numbers = by_rate[best]
-      numbers += [run(name, folder / place, best, seed, folder) for seed, place in enumerate(starts[1:], 1)]
+      numbers += [run(name, folder / place, best, seed, folder, more) for seed, place in enumerate(places[1:], 1)]
       results[name][start] = by_rate
-      chosen.append(best)
-      width = 13 if start == "pretrained" else 14
-      print(f"{statistics.median(numbers):>{width}.4f}{min(numbers):>9.4f}{max(numbers):>9.4f}", end="", flush=True)
-    print(f"  {', '.join(chosen)}", flush=True)
+      print(
+        f" {statistics.median(numbers):>14.4f}{min(numbers):>9.4f}{max(numbers):>9.4f}{best:>7}", end="", flush=True
+      )
+    print(flush=True)
     if args.json:
       pathlib.Path(args.json).write_text(json.dumps(results, indent=2) + "\n")
 
