@@ -14,6 +14,8 @@ fi
 EXTRAS="test"
 source launch/venv.sh
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+# Without bytecode, each worker compiles all tests anew, and each command that a test starts the package.
+unset PYTHONDONTWRITEBYTECODE
 ruff check .
 ruff format --check .
 mypy

@@ -1,6 +1,6 @@
 """What every test shares: quick compiles, strict arithmetic, and the real data where ALBERT_DATA names it."""
 
-import functools
+import gc
 import importlib.util
 import os
 import pathlib
@@ -43,6 +43,12 @@ def pytest_sessionstart(session):
     shutil.rmtree(COMPILED)
 
 
+def pytest_collection_finish():
+  """Collects garbage more rarely, as the commands do: tracing makes many long-lived objects."""
+  gc.freeze()
+  gc.set_threshold(100_000)
+
+
 @pytest.fixture(scope="session")
 def real_data():
   """Returns the folder of real corpora, vocabularies and checkpoints; tests that use it are marked `realdata`."""
@@ -60,8 +66,13 @@ def cloud_storage():
 @pytest.fixture(scope="module")
 def one_device():
   """Runs in this process use one device, which compiles and runs sooner than eight; meshes have tests of their own."""
+  make_mesh = sharding.make_mesh
+
+  def make_small_mesh(mesh_config, batch_size, devices=None):
+    return make_mesh(mesh_config, batch_size, devices or jax.devices()[:1])
+
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
+    patch.setattr(sharding, "make_mesh", make_small_mesh)
     yield
 
 

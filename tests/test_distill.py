@@ -167,15 +167,15 @@ def test_no_gradient_reaches_the_teacher_and_evaluation_does_without_it():
   assert jax.tree.map(float, task.sums({**params}, data, None)) == jax.tree.map(float, plain)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mesh_config", [MeshConfig(data=2), MeshConfig(data=1, fsdp=2)], ids=["data", "fsdp"])
-def test_two_devices_compute_the_same_losses_as_one(mesh_config):
+@pytest.fixture(scope="module")
+def losses():
+  """Returns a function that makes three steps: losses(mesh config, number of devices) -> the losses of each step."""
   student = dataclasses.replace(STUDENT, num_attention_heads=2)
   source = teacher()
   task = distill.adapt(sketch(student), dataclasses.replace(ALL, relation_heads=3), 12, lambda path: source)
 
   def losses(mesh_config, devices):
-    mesh = sharding.make_mesh(mesh_config, 8, devices)
+    mesh = sharding.make_mesh(mesh_config, 8, jax.devices()[:devices])
     opt, key = OptimizerConfig(name="adamw", learning_rate=0.01), jax.random.key(0)
     tx = optimizer.make(opt, model.layer_axes(task.model, jax.eval_shape(task.init, key)))
     shardings = sharding.shardings(mesh, state.abstract(task.init, tx, key))
@@ -189,11 +189,22 @@ def test_two_devices_compute_the_same_losses_as_one(mesh_config):
         numbers.append({name: float(total / weight) for name, (total, weight) in sums.items()})
     return numbers
 
-  single, double = losses(MeshConfig(data=1), jax.devices()[:1]), losses(mesh_config, jax.devices()[:2])
-  assert {"distill_mlm", "distill_sop", "distill_hidden", "distill_relations"} <= single[0].keys()
-  for a, b in zip(single, double, strict=True):
+  return losses
+
+
+@pytest.fixture(scope="module")
+def on_one_device(losses):
+  return losses(MeshConfig(data=1), 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh_config", [MeshConfig(data=2), MeshConfig(data=1, fsdp=2)], ids=["data", "fsdp"])
+def test_two_devices_compute_the_same_losses_as_one(mesh_config, losses, on_one_device):
+  double = losses(mesh_config, 2)
+  assert {"distill_mlm", "distill_sop", "distill_hidden", "distill_relations"} <= on_one_device[0].keys()
+  for a, b in zip(on_one_device, double, strict=True):
     assert a == pytest.approx(b, rel=2e-4)
-  assert single[2]["loss"] < single[0]["loss"]
+  assert on_one_device[2]["loss"] < on_one_device[0]["loss"]
 
 
 # Runs.
@@ -210,7 +221,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def classifier(tmp_path_factory, data):
+def classifier(tmp_path_factory, data, one_device):
   """A trained teacher that is wider and deeper than the student."""
   folder = tmp_path_factory.mktemp("teacher")
   wide = made_up.checkpoint(folder, hidden_size=48, num_hidden_layers=3)
@@ -227,7 +238,7 @@ def flags(checkpoint, data, **overrides):
 
 
 @pytest.mark.slow
-def test_a_run_learns_from_its_teacher_and_resumes_exactly(checkpoint, classifier, data, tmp_path, capsys):
+def test_a_run_learns_from_its_teacher_and_resumes_exactly(checkpoint, classifier, data, tmp_path, one_device, capsys):
   options = {"distill__teacher": classifier, "distill__hidden_weight": 1.0, "distill__relation_weight": 1.0}
   options |= {"optimizer__schedule": "constant"}  # Which does not depend on the number of steps.
   whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -245,7 +256,7 @@ def test_a_run_learns_from_its_teacher_and_resumes_exactly(checkpoint, classifie
 
 
 @pytest.mark.slow
-def test_a_run_does_not_go_on_with_another_teacher(checkpoint, classifier, data, tmp_path, capsys):
+def test_a_run_does_not_go_on_with_another_teacher(checkpoint, classifier, data, tmp_path, one_device, capsys):
   folder = tmp_path / "teacher"
   cfg, params = convert.load(classifier)
   vocabulary = convert.load_tokenizer(classifier)
