@@ -3,8 +3,9 @@
   ALBERT_DATA=DIR python benchmarks/distillation.py --checkpoint=RUN --layers=2 --out=FOLDER --seeds=3
 
 The teacher of each task is the checkpoint, fine-tuned at its own depth. The student begins with the same checkpoint at
-`--layers` layers, so layers must share their weights. What is done is not done again. Meant for small models: steps and
-lengths are short.
+`--layers` layers, so layers must share their weights; with `--fresh` it begins with random weights, as a model of a
+shape for which there is no checkpoint. What is done is not done again. Meant for small models: steps and lengths are
+short.
 """
 
 import argparse
@@ -15,7 +16,9 @@ import os
 import pathlib
 import statistics
 
-from albert_jax import convert
+import jax
+
+from albert_jax import convert, model
 from albert_jax.__main__ import main as main_of_command
 from albert_jax.training.optimizer import SMALL_MODEL
 from albert_jax.training.writer import read
@@ -61,6 +64,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--checkpoint", required=True, metavar="DIR")
   parser.add_argument("--layers", type=int, default=2, help="of the student (default 2)")
+  parser.add_argument("--fresh", action="store_true", help="the student begins with random weights")
   parser.add_argument("--out", required=True, metavar="DIR", help="where the runs go")
   parser.add_argument("--tasks", default=",".join(TASKS))
   parser.add_argument("--seeds", type=int, default=3)
@@ -71,10 +75,12 @@ def main():
   folder = pathlib.Path(args.out).absolute()
   folder.mkdir(parents=True, exist_ok=True)
   cfg, params = convert.load(args.checkpoint)
-  start = folder / f"start-{args.layers}"
+  student = f"{args.layers}{'-fresh' * args.fresh}"
+  start = folder / f"start-{student}"
   if not start.exists():
     shallow = dataclasses.replace(cfg, num_hidden_layers=args.layers)
-    convert.save(start, shallow, params, vocabulary=convert.load_tokenizer(args.checkpoint))
+    weights = jax.device_get(model.init(shallow, jax.random.key(0))) if args.fresh else params
+    convert.save(start, shallow, weights, vocabulary=convert.load_tokenizer(args.checkpoint))
   results, gains = {}, []
   print(f"| task | metric | teacher, {cfg.num_hidden_layers} layers | student, {args.layers} | distilled | gain |")
   print("|---|---|---|---|---|---|")
@@ -83,8 +89,8 @@ def main():
     options = {"teacher": folder / f"{name}-teacher-seed0", **json.loads(args.distill)}
     plain, distilled = [], []
     for seed in range(args.seeds):
-      plain.append(run(name, start, f"plain{args.layers}", seed, folder, {}))
-      distilled.append(run(name, start, f"{args.name}{args.layers}", seed, folder, options))
+      plain.append(run(name, start, f"plain{student}", seed, folder, {}))
+      distilled.append(run(name, start, f"{args.name}{student}", seed, folder, options))
     results[name] = {"teacher": teacher, "plain": plain, "distilled": distilled}
     gains.append(statistics.median(distilled) - statistics.median(plain))
     shown = [f"{statistics.median(x):.1f} ({min(x):.1f} to {max(x):.1f})" for x in (plain, distilled)]
