@@ -104,11 +104,11 @@ def main():
     metric, steps = TASKS[name][1:3]
     results[name] = {"metric": metric, "steps": steps}
     print(f"{name:<11}{metric:<10}{steps:>5}", end="", flush=True)
-    for start, (places, rates, more) in starts.items():
-      by_rate = {rate: [run(name, folder / places[0], rate, 0, folder, more)] for rate in rates.split(",")}
+    for start, (folders, rates, more) in starts.items():
+      by_rate = {rate: [run(name, folder / folders[0], rate, 0, folder, more)] for rate in rates.split(",")}
       best = max(by_rate, key=lambda rate: by_rate[rate][0])
       numbers = by_rate[best]
-      numbers += [run(name, folder / place, best, seed, folder, more) for seed, place in enumerate(places[1:], 1)]
+      numbers += [run(name, folder / place, best, seed, folder, more) for seed, place in enumerate(folders[1:], 1)]
       results[name][start] = by_rate
       print(
         f" {statistics.median(numbers):>14.4f}{min(numbers):>9.4f}{max(numbers):>9.4f}{best:>7}", end="", flush=True
