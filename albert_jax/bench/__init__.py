@@ -21,6 +21,7 @@ from albert_jax.errors import UserError
 
 FLAGS = "ALBERT_JAX_BENCH_FLAGS"  # the name of the set of compiler flags that a process was started with
 TRAINS = ("resume", "real_run")  # They start `albert-jax train`; some devices admit only one process.
+UNTIMED = ("correctness", *TRAINS)  # Their rows have no time to compile, so that they may read compiled programs.
 LAST_ROW_SECONDS = 90  # A stage's last row may exceed the stage's share by this.
 
 
@@ -108,7 +109,7 @@ def _why_not(name, only, platform, until):
 def _run_stage(folder, name, until, end, sizes, environment=None):
   """Runs a stage in a process of its own, and kills what has not ended in time; adds a row for a failure."""
   environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, **(environment or {})}
-  if STAGES[name].function not in TRAINS:
+  if STAGES[name].function not in UNTIMED:
     environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # The time to compile is one of the numbers.
   process = subprocess.Popen(_command(folder, name, until, sizes), env=environment, start_new_session=True)
   try:
