@@ -25,7 +25,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-from albert_jax import copies  # noqa: E402
+from albert_jax import copies, curves  # noqa: E402
 from albert_jax.training import sharding  # noqa: E402
 
 # How long an example takes depends on how busy the machine is.
@@ -64,8 +64,8 @@ def cloud_storage():
 
 
 @pytest.fixture(scope="module")
-def one_device():
-  """Runs in this process use one device, which compiles and runs sooner than eight; meshes have tests of their own."""
+def quick_runs():
+  """Runs in this process use one device and draw no curves, which saves seconds; both have tests of their own."""
   make_mesh = sharding.make_mesh
 
   def make_small_mesh(mesh_config, batch_size, devices=None):
@@ -73,6 +73,7 @@ def one_device():
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sharding, "make_mesh", make_small_mesh)
+    patch.setattr(curves, "plot", lambda *args: None)
     yield
 
 

@@ -63,7 +63,7 @@ def make(checkpoint, folder, **data):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("quick_runs")
 class TestEndToEnd:
   def test_train_go_on_and_evaluate(self, checkpoint, folder, tmp_path, capsys):
     workdir = tmp_path / "run"

@@ -86,7 +86,7 @@ def run(checkpoint, folder, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("quick_runs")
 class TestEndToEnd:
   def test_a_run_leaves_an_export_that_knows_its_labels(self, run, folder):
     fields = json.loads((run / "export/config.json").read_text())

@@ -221,7 +221,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def classifier(tmp_path_factory, data, one_device):
+def classifier(tmp_path_factory, data, quick_runs):
   """A trained teacher that is wider and deeper than the student."""
   folder = tmp_path_factory.mktemp("teacher")
   wide = made_up.checkpoint(folder, hidden_size=48, num_hidden_layers=3)
@@ -238,7 +238,7 @@ def flags(checkpoint, data, **overrides):
 
 
 @pytest.mark.slow
-def test_a_run_learns_from_its_teacher_and_resumes_exactly(checkpoint, classifier, data, tmp_path, one_device, capsys):
+def test_a_run_learns_from_its_teacher_and_resumes_exactly(checkpoint, classifier, data, tmp_path, quick_runs, capsys):
   options = {"distill__teacher": classifier, "distill__hidden_weight": 1.0, "distill__relation_weight": 1.0}
   options |= {"optimizer__schedule": "constant"}  # Which does not depend on the number of steps.
   whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -256,7 +256,7 @@ def test_a_run_learns_from_its_teacher_and_resumes_exactly(checkpoint, classifie
 
 
 @pytest.mark.slow
-def test_a_run_does_not_go_on_with_another_teacher(checkpoint, classifier, data, tmp_path, one_device, capsys):
+def test_a_run_does_not_go_on_with_another_teacher(checkpoint, classifier, data, tmp_path, quick_runs, capsys):
   folder = tmp_path / "teacher"
   cfg, params = convert.load(classifier)
   vocabulary = convert.load_tokenizer(classifier)

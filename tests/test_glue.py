@@ -297,7 +297,7 @@ def configs_of():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("quick_runs")
 def test_end_to_end(checkpoint, folder, tmp_path, capsys):
   """Trained, gone on with, evaluated, and a submission made."""
   workdir = tmp_path / "run"

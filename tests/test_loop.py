@@ -58,7 +58,7 @@ def batch(number, rows, length, slots=3):
 
 
 @pytest.fixture
-def go(vocabulary, tmp_path, monkeypatch, caplog, one_device):
+def go(vocabulary, tmp_path, monkeypatch, caplog, quick_runs):
   """Returns a function that trains a tiny model in a folder: go("name", steps=…) -> its metrics, see `numbers`."""
   bad_batches, absent, served = set(), [], []
 
@@ -86,7 +86,6 @@ def go(vocabulary, tmp_path, monkeypatch, caplog, one_device):
     )  # fmt: skip
 
   monkeypatch.setattr(tasks, "make", make)
-  monkeypatch.setattr(loop.curves, "plot", lambda *args: None)  # It is slow, and end_to_end has it.
   caplog.set_level(logging.INFO, "albert_jax")
 
   def go(name, profile=None, **overrides):

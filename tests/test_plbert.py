@@ -218,7 +218,7 @@ def test_a_split_is_checked_before_a_run_begins(dataset, field):
     plbert.make(config)
 
 
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("quick_runs")
 class TestRun:
   @pytest.mark.slow
   def test_it_resumes_exactly_and_is_exported(self, dataset, tmp_path, caplog):
@@ -374,7 +374,7 @@ class TestPacking:
     with pytest.raises(UserError, match="make it again with albert-jax phonemes"):
       batching.batch_maker(SpeechConfig(str(tmp_path / "old"), seq_length=256, packing=4), batch_size=4, seed=0)
 
-  def test_a_run_is_packed(self, short, tmp_path, one_device):
+  def test_a_run_is_packed(self, short, tmp_path, quick_runs):
     config = config_of(short, steps=2, eval_every=2, checkpoint_every=2)
     config.data.packing, config.loss.word_chunk, config.optimizer.warmup_steps = 4, 64, 0
     loop.train(config, str(tmp_path / "run"))

@@ -11,7 +11,7 @@ from conftest import ROOT
 import albert_jax
 from albert_jax.__main__ import main
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_runs")]
 
 WORDS = made_up.SYLLABLES
 KEYS = ["badebi", "fofugu", "kolomu"]

@@ -65,7 +65,7 @@ def test_a_run_leaves_everything_it_promises(whole, dataset):
   assert "# run\n" in card and f"| mlm_loss | {lines[12, 'eval']['mlm_loss']:.4f} |" in card
 
 
-def test_run_again_a_finished_run_says_so(whole, dataset, one_device, capsys):
+def test_run_again_a_finished_run_says_so(whole, dataset, quick_runs, capsys):
   workdir, out = whole
   before = numbers(workdir)
   (workdir / "export" / "notes.txt").write_text("of the user")
@@ -317,7 +317,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(overrides, words, dataset, tmp
   assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_run_begins_from_given_weights_and_says_what_is_new(whole, dataset, tmp_path, one_device, capsys):
+def test_a_run_begins_from_given_weights_and_says_what_is_new(whole, dataset, tmp_path, quick_runs, capsys):
   cfg, params = albert_jax.load(whole[0])
   del params["sop"]
   albert_jax.save(tmp_path / "weights", cfg, params)
@@ -339,7 +339,7 @@ def test_a_folder_in_use_is_refused(dataset, tmp_path, capsys):
   assert not (tmp_path / "config.json").exists()
 
 
-def test_evaluate_gives_the_numbers_of_the_run(whole, dataset, tmp_path, one_device, capsys):
+def test_evaluate_gives_the_numbers_of_the_run(whole, dataset, tmp_path, quick_runs, capsys):
   config = [flag for flag in flags(dataset, "") if "workdir" not in flag]
   assert main(["evaluate", *config, f"--checkpoint={whole[0] / 'export'}", f"--json={tmp_path / 'x.json'}"]) == 0
   out = capsys.readouterr().out

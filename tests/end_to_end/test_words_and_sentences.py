@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from albert_jax.__main__ import main
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_runs")]
 
 WORDS = [a + b for a in made_up.SYLLABLES[:20] for b in made_up.SYLLABLES[20:25]]
 NAMES = ["badebi", "fofugu", "kolomu"]
