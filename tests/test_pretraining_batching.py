@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import gc
 import os
 import pathlib
 import shutil
@@ -175,6 +176,7 @@ def test_memory_does_not_grow_over_epochs(cfg, packing):
     for step in range(6 * epoch):
       maker(step)
       if (step + 1) % epoch == 0:
+        gc.collect()
         held.append(tracemalloc.get_traced_memory()[0])
   finally:
     tracemalloc.stop()
