@@ -23,7 +23,7 @@ def by_stage(folder):
 def test_every_stage_of_speed_runs_at_toy_size(tmp_path, monkeypatch, capsys):
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
   only = "train step,peers,levers,compiler flags,inference,real run"
-  assert main(["bench", f"--out={tmp_path}/out", "--minutes=5", f"--only={only}"]) == 0
+  assert main(["bench", f"--out={tmp_path}/out", "--minutes=30", f"--only={only}"]) == 0
   stages = by_stage(tmp_path / "out")
   assert list(stages) == list(bench.STAGES)
   for name in only.split(","):
@@ -38,7 +38,7 @@ def test_every_stage_of_speed_runs_at_toy_size(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_this_device_passes_every_check(tmp_path, monkeypatch):
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-  assert main(["bench", f"--out={tmp_path}/out", "--minutes=5", "--only=correctness,kill and resume"]) == 0
+  assert main(["bench", f"--out={tmp_path}/out", "--minutes=30", "--only=correctness,kill and resume"]) == 0
   stages = by_stage(tmp_path / "out")
   checks = [*stages["correctness"], *stages["kill and resume"]]
   assert all(row["passed"] for row in checks if "skipped" not in row)
