@@ -230,8 +230,9 @@ class _Builder:
     types = self.params["embeddings/token_type/embedding"]
     kind = g.node("Gather", "types", g.constant("embeddings.token_type", types), self.batch["token_type_ids"], axis=0)
     x = g.node("Add", "embeddings/words_and_types", word, kind)
-    self.range = g.node("Range", "position_range", g.constant("zero", np.int64(0)), self._scalar(self.length),
-                        g.constant("one", np.int64(1)))  # fmt: skip
+    if self.is_modern or not self.packed:
+      self.range = g.node("Range", "position_range", g.constant("zero", np.int64(0)), self._scalar(self.length),
+                          g.constant("one", np.int64(1)))  # fmt: skip
     positions = self.batch["position_ids"] if self.packed else self.range
     if self.is_modern:
       self._rotation(positions)
@@ -311,9 +312,8 @@ class _Builder:
     Returns:
       {window: its name}, for the windows of all layers; None is all positions.
     """
-    g, windows = self.graph, {self.cfg.window_of(n) for n in range(self.cfg.num_hidden_layers)}
-    allowed, names = self._allowed(), {}
-    for window in windows:
+    g, allowed, names = self.graph, self._allowed(), {}
+    for window in dict.fromkeys(map(self.cfg.window_of, range(self.cfg.num_hidden_layers))):
       name, within = "mask", allowed
       if window is not None:
         name = f"mask/window_{window}"
