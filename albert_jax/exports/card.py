@@ -176,8 +176,10 @@ def _loading(folder, task):
     )
   for file in sorted(folder.glob("onnx/*.onnx")):
     inputs = 'dict(tokenizer(["A sentence."], return_tensors="np", return_token_type_ids=True))'
-    start = "import onnxruntime\nfrom transformers import AutoTokenizer\n\n"
-    start += 'tokenizer = AutoTokenizer.from_pretrained("DIR")\n'
+    # AutoTokenizer warns of a model that transformers does not know.
+    kind = "PreTrainedTokenizerFast" if _is_ours(folder) else "AutoTokenizer"
+    start = f"import onnxruntime\nfrom transformers import {kind}\n\n"
+    start += f'tokenizer = {kind}.from_pretrained("DIR")\n'
     if not (folder / "tokenizer_config.json").is_file():
       start = "import numpy as np\nimport onnxruntime\n\nids = np.array([[2, 13, 9, 3]])\n"
       inputs = '{"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}'
