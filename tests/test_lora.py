@@ -62,7 +62,7 @@ def flags(checkpoint, data, **overrides):
   return [f"--config={CONFIG}:base", *(f"--config.{k.replace('__', '.')}={v}" for k, v in values.items())]
 
 
-def test_a_run_moves_the_matrices_by_its_rank_and_nothing_else(checkpoint, data, tmp_path, quick_runs, capsys):
+def test_a_run_moves_the_matrices_by_its_rank_and_nothing_else(checkpoint, data, tmp_path, capsys):
   for steps in (2, 4):  # Stopped after two steps, and gone on with.
     assert main(["train", *flags(checkpoint, data, steps=steps), f"--workdir={tmp_path}/run"]) == 0
   (_, before), (_, after) = convert.load(checkpoint), convert.load(tmp_path / "run")

@@ -374,7 +374,7 @@ class TestPacking:
     with pytest.raises(UserError, match="make it again with albert-jax phonemes"):
       batching.batch_maker(SpeechConfig(str(tmp_path / "old"), seq_length=256, packing=4), batch_size=4, seed=0)
 
-  def test_a_run_is_packed(self, short, tmp_path, quick_runs):
+  def test_a_run_is_packed(self, short, tmp_path):
     config = config_of(short, steps=2, eval_every=2, checkpoint_every=2)
     config.data.packing, config.loss.word_chunk, config.optimizer.warmup_steps = 4, 64, 0
     loop.train(config, str(tmp_path / "run"))
