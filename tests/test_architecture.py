@@ -116,20 +116,14 @@ def test_making_batches_needs_no_jax():
   assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_start_waits_for_no_import_that_can_come_later(tmp_path):
+def test_a_start_waits_for_no_import_that_can_come_later():
   """Each of these takes a tenth of a second or more; the loop imports them once the device is at work."""
   code = """
-import pathlib, sys, albert_jax.loop
+import sys, albert_jax.loop
 late = {"grain", "orbax", "tensorboardX", "tensorflow_datasets", "torch", "transformers", "matplotlib", "pandas"}
 assert not late & sys.modules.keys(), late & sys.modules.keys()
-from albert_jax.training.writer import Writer
-writer = Writer(pathlib.Path(sys.argv[1]), 0, 1, 1)
-writer.write(1, "eval", {"loss": 1.0})  # It imports tensorboardX, which imports PyTorch where it can.
-writer.close()
-assert "tensorboardX" in sys.modules and "torch" not in sys.modules
 """
-  subprocess.run([sys.executable, "-c", code, tmp_path], check=True)
-  assert list(tmp_path.glob("events.out.tfevents.*"))
+  subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_map_names_what_there_is():

@@ -202,19 +202,6 @@ class Writer:
     self.file = self.events = None
 
 
-@contextlib.contextmanager
-def _without_torch():
-  """Hides PyTorch, which tensorboardX imports if it is installed: two seconds, for tensors that it is never given."""
-  if "torch" in sys.modules:
-    yield
-    return
-  sys.modules["torch"] = None  # type: ignore[assignment]  # An import of it raises ImportError.
-  try:
-    yield
-  finally:
-    del sys.modules["torch"]
-
-
 class _Events:
   """TensorBoard events, written in the loop's own thread. A failure is reported once, and ends them.
 
@@ -227,9 +214,9 @@ class _Events:
     self._try(lambda: self._open(folder, purge_step))
 
   def _open(self, folder, purge_step):
-    with _without_torch():  # Imported here, while the device computes: with Google's clients it takes seconds.
-      from tensorboardX import event_file_writer, summary
-      from tensorboardX.proto import event_pb2
+    # Imported here, while the device computes: with PyTorch or Google's clients installed it takes seconds.
+    from tensorboardX import event_file_writer, summary
+    from tensorboardX.proto import event_pb2
 
     self._event, self._scalar = event_pb2.Event, summary.scalar
     self._file = event_file_writer.EventsWriter(str(folder / "events"))
