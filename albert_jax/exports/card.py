@@ -158,7 +158,7 @@ def _loading(folder, task):
   else:
     yield "albert_jax:", 'import albert_jax\n\ncfg, params = albert_jax.load("DIR")'
   if _is_ours(folder):
-    pass
+    pass  # transformers refuses to open it.
   elif task in ("fill-mask", "classify", "tag"):
     tag = PIPELINE_TAGS[task]
     yield "transformers:", f'from transformers import pipeline\n\nmodel = pipeline("{tag}", "DIR")\nmodel({example})'
