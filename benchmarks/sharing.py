@@ -38,7 +38,7 @@ from ml_collections import ConfigDict
 from scipy import optimize
 
 from albert_jax import VARIANTS, AlbertConfig, curves, files, model, paths, run
-from albert_jax.commands.common import load_config
+from albert_jax.commands import common
 from albert_jax.data import datasets
 from albert_jax.training import flops, held_out, sharding
 
@@ -56,13 +56,15 @@ SWITCHES = {
 FORMS = {**BASIC, **SWITCHES}
 LAYERS = (1, 2, 4, 8)
 REFERENCE = 4  # its operations are those of all runs of equal compute
-# Rows of 64 tokens: with rows of 128 the words are learned later (docs/log.md), and most of a short run says nothing.
-LENGTH, ROWS, MASK_RATE, SLOTS = 64, 64, 0.3, 20
+# The layer of pretrain:small, in short rows: the paper's layer in longer rows spends millions of positions on the
+# plateau of token frequencies, where all forms have the same loss (docs/background/sharing.md).
+LAYER = {"arch": "modern", "intermediate_size": 344}
+LENGTH, ROWS, MASK_RATE, SLOTS = 32, 32, 0.3, 10
 SETTINGS = {
   "batch_size": ROWS, "data.seq_length": LENGTH, "data.mask_rate": MASK_RATE, "data.max_predictions": SLOTS,
   "data.ngram": 1, "loss.sop_weight": 0.3, "optimizer.name": "muon", "optimizer.learning_rate": 4e-3,
   "optimizer.schedule": "wsd", "optimizer.decay_share": 0.25, "optimizer.b1": 0.95, "optimizer.b2": 0.98,
-  "optimizer.weight_decay": 0.1, "eval_batches": 40, "model.remat": "none", "model.attention": "xla",
+  "optimizer.weight_decay": 0.1, "eval_batches": 80, "model.remat": "none", "model.attention": "xla",
 }  # fmt: skip
 CHUNK = 100  # steps whose batches are in one file
 
@@ -78,7 +80,7 @@ class Cell:
 
   @property
   def model(self) -> AlbertConfig:
-    fields = {"num_hidden_layers": self.layers, "vocab_size": self.vocab_size, **FORMS[self.form]}
+    fields = {"num_hidden_layers": self.layers, "vocab_size": self.vocab_size, **LAYER, **FORMS[self.form]}
     return dataclasses.replace(VARIANTS["tiny"], **fields)
 
   @property
@@ -166,9 +168,9 @@ def interval(cells: list[Cell], losses: list[list[float]], draws: int = 200) -> 
 
 def configure(cell: Cell, seed: int, dataset: str) -> ConfigDict:
   """Returns the config of one run."""
-  config = load_config("pretrain:tiny")
+  config = common.load_config("pretrain:tiny")
   config.update_from_flattened_dict({
-    **SETTINGS, **{f"model.{name}": value for name, value in FORMS[cell.form].items()},
+    **SETTINGS, **{f"model.{name}": value for name, value in {**LAYER, **FORMS[cell.form]}.items()},
     "model.num_hidden_layers": cell.layers, "steps": cell.steps, "optimizer.warmup_steps": min(100, cell.steps // 10),
     "seed": seed, "data.dataset": dataset,
   })  # fmt: skip
@@ -193,6 +195,10 @@ def write_batches(cell: Cell, seed: int, number: int, dataset: str, folder: path
   path.parent.mkdir(parents=True, exist_ok=True)
   with files.writing(path) as temporary, open(temporary, "wb") as file:
     np.savez(file, **{name: np.stack([batch[name] for batch in batches]) for name in batches[0]})
+
+
+def _start() -> None:
+  common.keep_memory()  # As `albert-jax train` does, before JAX starts its threads.
 
 
 def _on_the_host() -> None:
@@ -288,7 +294,7 @@ def run_all(
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/compiled")
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
   context = multiprocessing.get_context("spawn")
-  pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context)
+  pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context, _start)
   failures = 0
   batches, makers, written = None, contextlib.nullcontext(), []
   if input_workers:

@@ -11,8 +11,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "albert_jax"
 MAY_USE = {
   "commands": {
     "configs", "bench",
-    "loop", "run", "suites", "planning", "pipelines", "evaluation", "curves", "pictures", "exports", "serve", "tasks",
-    "convert", "training", "model", "data", "files", "errors",
+    "loop", "run", "suites", "planning", "predictions", "pipelines", "evaluation", "curves", "pictures", "exports",
+    "serve", "tasks", "convert", "training", "model", "data", "files", "errors",
   },
   "bench": {"tasks", "convert", "training", "model", "nvidia", "data", "files", "errors"},
   "suites": {
@@ -25,6 +25,7 @@ MAY_USE = {
   "planning": {"run", "tasks", "convert", "training", "model", "data", "files", "paths", "errors"},
   "run": {"tasks", "convert", "training", "model", "data", "files", "paths", "errors"},
   "evaluation": {"run", "tasks", "convert", "training", "model", "data", "files", "paths", "errors"},
+  "predictions": {"evaluation", "pipelines", "data", "errors"},
   "pipelines": {"onnx_runtime", "tasks", "convert", "model", "data", "files", "paths", "errors"},
   "exports": {"pipelines", "onnx_runtime", "tasks", "convert", "model", "data", "paths", "files", "errors"},
   "serve": {"pipelines", "exports", "tasks", "convert", "data", "files", "errors"},

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
+from albert_jax import pipelines, predictions
 from albert_jax.__main__ import main
-from albert_jax.commands import predict
 from albert_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -40,9 +40,7 @@ class Model:
 def model(monkeypatch):
   model = Model()
   model.asked = []
-  monkeypatch.setattr(
-    predict.pipelines, "pipeline", lambda *args, **kwargs: model.asked.append((args, kwargs)) or model
-  )
+  monkeypatch.setattr(pipelines, "pipeline", lambda *args, **kwargs: model.asked.append((args, kwargs)) or model)
   return model
 
 
@@ -164,14 +162,14 @@ def test_a_bad_line_stops_it_or_is_left_out(ask, bad, why):
 
 
 def test_a_long_file_is_read_in_pieces(ask, model):
-  count = 2 * predict.CHUNK + 5
+  count = 2 * predictions.CHUNK + 5
   _, answers, _ = ask(b"".join(b"x" * (i % 7 + 1) + b"\n" for i in range(count)))
   assert [x["size"] for x in answers] == [i % 7 + 1 for i in range(count)]
-  assert model.calls == [predict.CHUNK, predict.CHUNK, 5]
+  assert model.calls == [predictions.CHUNK, predictions.CHUNK, 5]
 
 
 def test_a_line_over_the_limit_is_refused_and_the_next_one_is_read(ask, model, monkeypatch):
-  monkeypatch.setattr(predict, "MAX_LINE_BYTES", 10)
+  monkeypatch.setattr(predictions, "MAX_LINE_BYTES", 10)
   code, answers, err = ask(b"short\n" + b"x" * 100 + b"\nlast\n", "--skip_bad")
   assert code == 0
   assert [x["size"] for x in answers] == [5, 4]
@@ -180,7 +178,7 @@ def test_a_line_over_the_limit_is_refused_and_the_next_one_is_read(ask, model, m
 
 
 def test_long_lines_are_answered_before_many_are_in_memory(ask, model, monkeypatch):
-  monkeypatch.setattr(predict, "CHUNK_BYTES", 100)
+  monkeypatch.setattr(predictions, "CHUNK_BYTES", 100)
   assert len(ask((b"x" * 60 + b"\n") * 4)[1]) == 4
   assert model.calls == [2, 2]
 
@@ -197,7 +195,7 @@ def test_a_file_of_answers_is_whole_or_not_there(ask, tmp_path):
 def test_a_pipe_is_answered_as_it_comes(model):
   reader, writer = os.pipe()
   with open(reader, "rb") as lines, open(writer, "wb", buffering=0) as source:
-    chunks = predict._chunks(lines)
+    chunks = predictions._chunks(lines)
     for number in (1, 2, 3):
       source.write(b"line\n")
       assert next(chunks) == [(number, b"line\n")]
@@ -221,14 +219,14 @@ def test_arguments(model, capsys, tmp_path):
 SCRIPT = """
 import sys
 from albert_jax import __main__
-from albert_jax.commands import predict
+from albert_jax import pipelines
 class Model:
   takes_pairs = False
   def item(self, value, number=1): return value
   def run(self, items):
     if "stop" in items: raise KeyboardInterrupt
     return [{"text": item} for item in items]
-predict.pipelines.pipeline = lambda *args, **kwargs: Model()
+pipelines.pipeline = lambda *args, **kwargs: Model()
 sys.exit(__main__.main(["predict", "--checkpoint=X"]))
 """
 
@@ -277,7 +275,7 @@ def test_an_input_that_breaks_is_an_error_and_no_wait():
   reads, writes = os.pipe()
   lines = []
   with pytest.raises(UserError, match=r"standard input cannot be read: Input/output error; give texts by --input=FILE"):
-    for chunk in predict._chunks(Broken()):
+    for chunk in predictions._chunks(Broken()):
       lines += chunk
   assert lines == [(1, b"one\n")]
   os.close(reads)

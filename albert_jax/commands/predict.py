@@ -4,26 +4,13 @@ import contextlib
 import json
 import os
 import pathlib
-import queue
-import stat
 import sys
-import threading
-import time
-from typing import Any
 
 import tqdm
 
-from albert_jax import evaluation, files, pipelines, strict_json
+from albert_jax import files, pipelines, predictions
 from albert_jax.commands import common
-from albert_jax.data import encodings
-from albert_jax.data.finetuning import tables
 from albert_jax.errors import UserError
-
-CHUNK = 1024  # lines that are sorted by length together
-CHUNK_BYTES = 1 << 26  # the size at which a chunk is complete
-MAX_LINE_BYTES = strict_json.MAX_VALUE_BYTES
-FORMATS = ("auto", "text", "pairs", "json", "table")
-TABLES = (".csv", ".tsv", ".parquet")
 
 
 def main(argv: list[str]) -> None:
@@ -41,7 +28,9 @@ def main(argv: list[str]) -> None:
     "--input", metavar="FILE", action="append", default=[], help="read there, not standard input; may be repeated"
   )
   parser.add_argument("--output", metavar="FILE", help="write there, once all is done, not to standard output")
-  parser.add_argument("--format", choices=FORMATS, default="auto", help="of the lines (default: as each one looks)")
+  parser.add_argument(
+    "--format", choices=predictions.FORMATS, default="auto", help="of the lines (default: as each one looks)"
+  )
   parser.add_argument("--fields", metavar="A,B", help="the fields of JSON objects, or columns, with the texts")
   parser.add_argument("--skip_bad", action="store_true", help="report lines that cannot be read, and go on")
   parser.add_argument("--batch_size", type=int, help="the most texts run together (default: by the machine)")
@@ -70,32 +59,22 @@ def main(argv: list[str]) -> None:
   fields = [field.strip() for field in args.fields.split(",")] if args.fields else None
   skipped = blank = 0
   try:
-    with contextlib.ExitStack() as stack:
-      write = stack.enter_context(_output(args.output))
-      sources: list[tuple[str, Any]] = []  # (what names it in messages, its chunks)
-      for file in args.input:
-        sources.append((f"{file} ", _chunks_of(file, fields, args, model, stack)))
-      texts = [text.encode("utf-8", "surrogateescape") for text in args.texts]
-      sources = sources or [("", _chunks(texts or _stdin()))]
-      # On a terminal the bar would mix with the answers.
-      bar = stack.enter_context(tqdm.tqdm(unit=" lines", mininterval=1, disable=_quiet(args.output)))
-      for name, chunks in sources:
-        for chunk in chunks:
-          items = []
-          for number, line in chunk:
-            if isinstance(line, bytes) and not line.strip():
-              blank += 1
-              continue
-            items.append((f"{name}line {number}", _read(model, line, args.format, fields)))
-          for where, id, result in _answers(model, items):
-            if isinstance(result, UserError):
-              if not args.skip_bad:
-                raise UserError(f"{where}: {result}; --skip_bad leaves such lines out")
-              print(f"{where} skipped: {result}", file=sys.stderr)
-              skipped += 1
-            else:
-              write(json.dumps({**id, **result}, ensure_ascii=False) + "\n")
-          bar.update(len(chunk))
+    # On a terminal the bar would mix with the answers.
+    with _output(args.output) as write, tqdm.tqdm(unit=" lines", mininterval=1, disable=_quiet(args.output)) as bar:
+      sources = args.input or [args.texts or _stdin()]
+      for where, id, result in predictions.answers(
+        model, sources, format=args.format, fields=fields, checkpoint=args.checkpoint
+      ):
+        if result is None:
+          blank += 1
+        elif isinstance(result, UserError):
+          if not args.skip_bad:
+            raise UserError(f"{where}: {result}; --skip_bad leaves such lines out")
+          print(f"{where} skipped: {result}", file=sys.stderr)
+          skipped += 1
+        else:
+          write(json.dumps({**id, **result}, ensure_ascii=False) + "\n")
+        bar.update()
   except BrokenPipeError:  # The reader, such as `head`, has closed the pipe.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return
@@ -104,42 +83,8 @@ def main(argv: list[str]) -> None:
       print(f"{count:,} {what}", file=sys.stderr)
 
 
-def _chunks_of(file, fields, args, model, stack):
-  """Returns the chunks of a file, as `_chunks` does: of a table (line number, ({} or {"id": …}, its texts))."""
-  suffix = pathlib.Path(file).suffix.lower()
-  if args.format == "table" or (args.format == "auto" and suffix in TABLES):
-    # A .tsv for a model of pairs may also have a pair a line, without a header.
-    rows = _table(file, fields, args, model, may_be_lines=suffix == ".tsv" and model.takes_pairs and not fields)
-    if rows is not None:
-      return (rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK))
-  return _chunks(stack.enter_context(open(file, "rb")))
-
-
-def _table(file, fields, args, model, may_be_lines):
-  """Returns the rows of a table by `fields`, or by the columns that the run was trained on."""
-  columns, quotes = fields, "auto"
-  with contextlib.suppress(UserError):  # A checkpoint of another program has no config.
-    data = evaluation.recorded_config(args.checkpoint).data
-    columns = columns or [field.strip() for field in data.get("text_fields", "").split(",") if field.strip()]
-    quotes = data.get("quotes", quotes)
-  columns = columns or (["text", "pair"] if model.takes_pairs else ["text"])
-  try:
-    rows = tables.read_file(file, columns, optional=[] if "id" in columns else ["id"], quotes=quotes)
-  except UserError as error:
-    if may_be_lines and "has no column" in str(error) and args.format == "auto":
-      return None
-    if "UTF-" in str(error):  # Other columns do not help.
-      raise
-    message = str(error).split(" (choose with")[0]
-    raise UserError(f"{message}; name the columns of the texts with --fields=A or A,B, or add --format=text") from None
-  ids = [{} if id is None else {"id": id} for id in rows.columns.get("id", [None] * len(rows))]
-  texts = [["" if cell is None else cell for cell in rows.columns[name]] for name in columns]
-  values = texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))
-  return list(zip(rows.lines, zip(ids, values, strict=True), strict=True))
-
-
 def _stdin():
-  """Returns standard input with a separate buffer: Python aborts if `_chunks` waits on that of sys.stdin at exit."""
+  """Returns standard input with a separate buffer: Python aborts if a thread waits on that of sys.stdin at exit."""
   if sys.stdin.isatty():
     print("reading texts from the terminal, a line each; Ctrl-D ends", file=sys.stderr)
   return open(sys.stdin.fileno(), "rb", closefd=False)
@@ -160,110 +105,3 @@ def _output(path):
     raise UserError(f"--output={path}: there is no folder {str(path.parent)!r}")
   with files.writing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
     yield file.write
-
-
-def _chunks(lines):
-  """Yields lists of (number from 1, line): a fixed number of lines of a file, the available lines of a pipe.
-
-  So a program that writes a line to the pipe and waits for the answer receives it.
-  """
-  is_file = hasattr(lines, "fileno")
-  numbered = enumerate(_lines(lines) if is_file else lines, 1)
-  if not is_file or stat.S_ISREG(os.fstat(lines.fileno()).st_mode):
-    while chunk := _next_chunk(numbered):
-      yield chunk
-    return
-  waiting = queue.Queue(2 * CHUNK)
-
-  def read():
-    try:
-      for entry in numbered:
-        while len(entry[1]) > CHUNK_BYTES // CHUNK and not waiting.empty():
-          time.sleep(0.01)  # So that few long lines are in memory at a time.
-        waiting.put(entry)
-      waiting.put(None)
-    except OSError as error:
-      waiting.put(error)
-
-  threading.Thread(target=read, daemon=True).start()  # A daemon, as nothing can end its wait for a line.
-  end: list[OSError | None] = []
-
-  def arrived():
-    """Yields the available lines, and waits for at least one."""
-    is_first = True
-    while is_first or not waiting.empty():
-      each = waiting.get()
-      if not isinstance(each, tuple):
-        end.append(each)
-        return
-      yield each
-      is_first = False
-
-  while not end:
-    if chunk := _next_chunk(arrived()):
-      yield chunk
-  if end[0]:
-    raise UserError(f"standard input cannot be read: {end[0].strerror}; give texts by --input=FILE, or through a pipe")
-
-
-def _next_chunk(lines):
-  """Returns the next lines, up to CHUNK of them or CHUNK_BYTES."""
-  chunk, size = [], 0
-  for number, line in lines:
-    chunk.append((number, line))
-    size += len(line)
-    if len(chunk) >= CHUNK or size > CHUNK_BYTES:
-      break
-  return chunk
-
-
-def _lines(file):
-  """Yields the lines of a binary file. A line over the limit is cut, and `_read` refuses it."""
-  while line := file.readline(MAX_LINE_BYTES + 1):
-    yield line
-    if len(line) > MAX_LINE_BYTES:
-      while not line.endswith(b"\n") and (line := file.readline(CHUNK_BYTES)):
-        pass
-
-
-def _read(model, line, format, fields):
-  """Parses a line, or the row of a table; returns ({} or {"id": …} for the answer, the task's item or a UserError)."""
-  if isinstance(line, tuple):
-    id, value = line
-    try:
-      return id, model.item(value)
-    except UserError as error:
-      return id, error
-  id = {}
-  if len(line) > MAX_LINE_BYTES:
-    return id, UserError(f"it is over the limit of {MAX_LINE_BYTES:,} bytes; split the text")
-  try:
-    value = line.decode("utf-8-sig").rstrip("\r\n")
-    if format == "json" or (format == "auto" and value.lstrip().startswith("{")):
-      try:
-        value = strict_json.loads(value, "the line")
-      except UserError as error:
-        return id, UserError(f"{error}; --format=text takes it as text")
-      if isinstance(value, dict):
-        id = {"id": value["id"]} if "id" in value else {}
-        if fields:
-          lacking = [field for field in fields if field not in value]
-          if lacking:
-            raise UserError(f"no field {lacking[0]!r}; there are {', '.join(value)}")
-          value = tuple(value[field] for field in fields) if len(fields) > 1 else value[fields[0]]
-    elif format == "pairs" or (format == "auto" and model.takes_pairs):
-      value = tuple(value.split("\t"))
-      value = value if len(value) > 1 else value[0]
-    return id, model.item(value)
-  except UnicodeDecodeError as error:
-    return id, UserError(f"it is not UTF-8 ({error.reason}){encodings.advice(line)}")
-  except UserError as error:
-    return id, error
-
-
-def _answers(model, items):
-  """Yields (where, id, result or UserError) of each (where, (id, item or UserError)), in order."""
-  good = [item for _, (_, item) in items if not isinstance(item, UserError)]
-  results = iter(pipelines.by_halves(model.run, good))
-  for where, (id, item) in items:
-    yield where, id, item if isinstance(item, UserError) else next(results)
