@@ -3,7 +3,7 @@
   python benchmarks/sharing.py --dataset=DIR --out=FOLDER
 
 The grid: 1, 2, 4 and 8 layers of one width, in each way of sharing (FORMS), with the positions of all runs equal, and
-again with the operations of all runs equal to those of 4 layers; each with several seeds. The losses are fitted by
+again with the operations of all runs equal to those of 2 layers; each with several seeds. The losses are fitted by
 
   L = E + A (N_once + r^phi N_looped)^-alpha + B D^-beta
 
@@ -55,7 +55,7 @@ SWITCHES = {
 }
 FORMS = {**BASIC, **SWITCHES}
 LAYERS = (1, 2, 4, 8)
-REFERENCE = 4  # its operations are those of all runs of equal compute
+REFERENCE = 2  # its operations are those of all runs of equal compute
 # The layer of pretrain:small, in short rows: the paper's layer in longer rows spends millions of positions on the
 # plateau of token frequencies, where all forms have the same loss (docs/background/sharing.md).
 LAYER = {"arch": "modern", "intermediate_size": 344}

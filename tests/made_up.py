@@ -8,7 +8,7 @@ import random
 import jax
 
 from albert_jax import convert, model
-from albert_jax.data.corpus import prepare, readers, segments, vocab
+from albert_jax.data.corpus import prepare, segments, vocab, work_units
 
 SYLLABLES = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
 
@@ -55,7 +55,7 @@ def dataset(folder, docs, *, spm=None, name="dataset", **settings):
       spm or vocabulary(folder),
       folder / name,
       segments.Settings(**{"sentences": "line"} | settings),
-      readers.Reading(layout="blank"),
+      work_units.Reading(layout="blank"),
     )
   return folder / name
 

@@ -28,7 +28,7 @@ import albert_jax
 from albert_jax import convert, strict_json
 from albert_jax.convert import google_tf1, hf, styletts2, tf_checkpoint
 from albert_jax.data import datasets
-from albert_jax.data.corpus import readers
+from albert_jax.data.corpus import readers, work_units
 from albert_jax.data.finetuning import choices, squad, tables, tagged
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
@@ -43,10 +43,10 @@ RACE = {"article": "A long text.", "questions": ["What is _ ?"], "options": [["a
 
 
 def corpus(path):
-  reading = readers.Reading()
+  reading = work_units.Reading()
   return [
     document
-    for unit in readers.plan(str(path), reading)
+    for unit in work_units.plan(str(path), reading)
     for document in readers.documents(unit, reading, collections.Counter())
   ]
 

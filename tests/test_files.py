@@ -241,17 +241,17 @@ def test_an_object_that_leads_out_of_the_cache_is_refused(bucket, tmp_path):
 
 
 def test_a_corpus_is_found_whatever_its_name(tmp_path, monkeypatch):
-  from albert_jax.data.corpus import readers
+  from albert_jax.data.corpus import work_units
 
   monkeypatch.setenv("HOME", str(tmp_path))
   folder = tmp_path / "my [1], data"
   folder.mkdir()
   for name in ("a.txt", "b [x].txt", "c,d.txt"):
     (folder / name).write_text("One line.\n\nAnother.\n")
-  reading = readers.Reading()
+  reading = work_units.Reading()
 
   def sources(spec):
-    return [span.source for unit in readers.plan(spec, reading) for span in unit.spans]
+    return [span.source for unit in work_units.plan(spec, reading) for span in unit.spans]
 
   everything = [str(folder / name) for name in ("a.txt", "b [x].txt", "c,d.txt")]
   for spec in (str(folder), f"{folder}/*.txt", "~/my [1], data", ",".join(everything)):

@@ -14,7 +14,7 @@ import albert_jax
 from albert_jax import UserError
 from albert_jax.commands import push
 from albert_jax.convert import hf, hub
-from albert_jax.data.corpus import readers
+from albert_jax.data.corpus import readers, work_units
 
 pytest.importorskip("huggingface_hub")
 
@@ -114,10 +114,10 @@ def test_parquet_of_a_dataset_is_a_corpus(world, monkeypatch):
   monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
   for spec in ("hf://datasets/owner/corpus", "hf://datasets/owner/corpus/data/*.parquet"):
     tally = collections.Counter()
-    [unit] = readers.plan(spec, readers.Reading())
-    assert [" ".join(document) for document in readers.documents(unit, readers.Reading(), tally)] == texts, spec
+    [unit] = work_units.plan(spec, work_units.Reading())
+    assert [" ".join(document) for document in readers.documents(unit, work_units.Reading(), tally)] == texts, spec
   with pytest.raises(UserError, match="none matches no file"):
-    readers.plan("hf://datasets/owner/none", readers.Reading())
+    work_units.plan("hf://datasets/owner/none", work_units.Reading())
 
 
 def test_a_dataset_without_the_library_names_the_extra(monkeypatch):
@@ -126,4 +126,4 @@ def test_a_dataset_without_the_library_names_the_extra(monkeypatch):
 
   monkeypatch.setattr("fsspec.core.url_to_fs", without)
   with pytest.raises(UserError, match=r"pip install 'albert-jax\[hub\]'"):
-    readers.plan("hf://datasets/owner/corpus", readers.Reading())
+    work_units.plan("hf://datasets/owner/corpus", work_units.Reading())

@@ -4,7 +4,7 @@ import made_up
 import numpy as np
 import pytest
 
-from albert_jax.data.corpus import near_duplicates, prepare, readers, segments
+from albert_jax.data.corpus import near_duplicates, prepare, segments, work_units
 from albert_jax.errors import UserError
 
 
@@ -53,7 +53,7 @@ def test_prepare_drops_them_on_request(tmp_path):
 
   def make(name, threshold):
     settings = segments.Settings(sentences="line", near_duplicates=threshold)
-    return prepare.prepare(str(corpus), spm, tmp_path / name, settings, readers.Reading(layout="blank"))
+    return prepare.prepare(str(corpus), spm, tmp_path / name, settings, work_units.Reading(layout="blank"))
 
   assert make("all", 0.0)["input"]["near_duplicate_documents"] == 0
   description = make("fewer", 0.8)

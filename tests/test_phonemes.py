@@ -10,11 +10,11 @@ import pytest
 from albert_jax import __main__
 from albert_jax.commands import phonemes as command
 from albert_jax.data import datasets, records
-from albert_jax.data.corpus import readers, runners
+from albert_jax.data.corpus import runners, work_units
 from albert_jax.data.speech import lexicon, prepare, symbols, words
 from albert_jax.errors import UserError
 
-READING = readers.Reading()
+READING = work_units.Reading()
 
 
 def write_lines(path, documents=30, lines=4, seed=0):
@@ -62,9 +62,7 @@ class TestDataset:
     assert splits["train"]["documents"] + splits["validation"]["documents"] == 30
 
   def test_it_is_the_same_for_any_number_of_workers_and_units(self, tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "UNIT_BYTES", 4000)
-    plan = readers.plan
-    monkeypatch.setattr(readers, "plan", lambda spec, reading: plan(spec, reading, 4000))
+    monkeypatch.setattr(work_units.plan, "__defaults__", (4000,))
     make(tmp_path, "one")
     make(tmp_path, "two", run=runners.local(2))
     files = {path.name for path in (tmp_path / "one").iterdir()}
@@ -76,9 +74,7 @@ class TestDataset:
   @pytest.mark.slow
   def test_beam_makes_the_same(self, tmp_path, monkeypatch, capsys):
     pytest.importorskip("apache_beam")
-    monkeypatch.setattr(readers, "UNIT_BYTES", 4000)
-    plan = readers.plan
-    monkeypatch.setattr(readers, "plan", lambda spec, reading: plan(spec, reading, 4000))
+    monkeypatch.setattr(work_units.plan, "__defaults__", (4000,))
     source = write_lines(tmp_path / "lines.jsonl")
     for name, options in {
       "local": ["--workers=1"],

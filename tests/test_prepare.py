@@ -14,7 +14,7 @@ import pytest
 
 from albert_jax.commands import prepare as prepare_command
 from albert_jax.data import datasets, records
-from albert_jax.data.corpus import prepare, readers, runners, segments, shards, vocab
+from albert_jax.data.corpus import prepare, runners, segments, shards, vocab, work_units
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
@@ -84,13 +84,12 @@ def test_tfds_reads_it(tmp_path, spm):
 
 def make(corpus, spm, out, *, workers=1, reading=None, **kwargs):
   settings = segments.Settings(**{"sentences": "line", "segment_tokens": 64} | kwargs)
-  reading = reading or readers.Reading(layout="blank")
+  reading = reading or work_units.Reading(layout="blank")
   return prepare.prepare(str(corpus), spm, out, settings, reading, run=runners.local(workers))
 
 
 def test_any_number_of_workers_makes_the_same(tmp_path, spm, monkeypatch):
-  monkeypatch.setattr(readers, "UNIT_BYTES", 20_000)
-  monkeypatch.setattr(readers.plan, "__defaults__", (20_000,))
+  monkeypatch.setattr(work_units.plan, "__defaults__", (20_000,))
   corpus = made_up.write(tmp_path / "a.txt", made_up.documents(100))
   make(corpus, spm, tmp_path / "one")
   make(corpus, spm, tmp_path / "three", workers=3)
@@ -99,7 +98,7 @@ def test_any_number_of_workers_makes_the_same(tmp_path, spm, monkeypatch):
 
 
 def test_a_killed_run_continues(tmp_path, spm, monkeypatch):
-  monkeypatch.setattr(readers.plan, "__defaults__", (20_000,))
+  monkeypatch.setattr(work_units.plan, "__defaults__", (20_000,))
   corpus = made_up.write(tmp_path / "a.txt", made_up.documents(100))
   make(corpus, spm, tmp_path / "whole")
   done = []
@@ -238,7 +237,7 @@ def test_a_store_that_is_not_this_machine(tmp_path, spm):
 
 def test_beam_makes_the_same(tmp_path, spm, monkeypatch):
   pytest.importorskip("apache_beam")
-  monkeypatch.setattr(readers.plan, "__defaults__", (20_000,))
+  monkeypatch.setattr(work_units.plan, "__defaults__", (20_000,))
   corpus = made_up.write(tmp_path / "a.txt", made_up.documents(100))
   make(corpus, spm, tmp_path / "local")
   options = "--runner=FnApiRunner --direct_num_workers=2 --direct_running_mode=multi_processing"
@@ -247,7 +246,7 @@ def test_beam_makes_the_same(tmp_path, spm, monkeypatch):
     spm,
     tmp_path / "beam",
     segments.Settings(sentences="line", segment_tokens=64),
-    readers.Reading(layout="blank"),
+    work_units.Reading(layout="blank"),
     run=runners.beam(options),
   )
   assert contents(tmp_path / "beam") == contents(tmp_path / "local")

@@ -213,9 +213,9 @@ def test_a_sentence_without_spaces_is_masked_without_spaces(tmp_path):
   sentences = [f"{a}は{b}で{c}。" for a in animals for b in towns for c in verbs]
   documents = ["\n".join(sentences[i : i + 6]) for i in range(0, len(sentences), 3)]
   (tmp_path / "a.txt").write_text("\n\n".join(documents) + "\n", "cp932")
-  from albert_jax.data.corpus import prepare, readers, vocab
+  from albert_jax.data.corpus import prepare, vocab, work_units
 
-  reading = readers.Reading(encoding="shift_jis")
+  reading = work_units.Reading(encoding="shift_jis")
   vocab.train_vocabulary(str(tmp_path / "a.txt"), str(tmp_path), vocab_size=50, reading=reading)
   prepare.prepare(
     str(tmp_path / "a.txt"), str(tmp_path / "spiece.model"), str(tmp_path / "data"),

@@ -1,6 +1,6 @@
 """The corpus made of Python's own documentation."""
 
-from albert_jax.data.corpus import python_docs, readers
+from albert_jax.data.corpus import opening, python_docs, work_units
 from albert_jax.data.corpus.python_docs import docstrings, paragraphs, topics
 
 
@@ -45,7 +45,7 @@ def test_tfds_builds_it_without_tensorflow(tmp_path, monkeypatch):
 def test_reading_it_prints_nothing_on_standard_output(tmp_path, monkeypatch, capfd):
   monkeypatch.setattr(python_docs, "docstrings", lambda: [("module/a.py", ["One.", "Two."])])
   monkeypatch.setattr(python_docs, "topics", lambda: [])
-  readers._tfds_source.cache_clear()
-  assert readers.plan("python_docs", readers.Reading(tfds_dir=str(tmp_path)))
-  readers._tfds_source.cache_clear()
+  opening.tfds_source.cache_clear()
+  assert work_units.plan("python_docs", work_units.Reading(tfds_dir=str(tmp_path)))
+  opening.tfds_source.cache_clear()
   assert capfd.readouterr().out == ""

@@ -13,15 +13,16 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from albert_jax.data.corpus import readers
-from albert_jax.data.corpus.readers import Reading, documents, plan
+from albert_jax.data.corpus import readers, work_units
+from albert_jax.data.corpus.readers import documents
+from albert_jax.data.corpus.work_units import UNIT_BYTES, Reading, plan
 from albert_jax.errors import UserError
 
 DOCUMENTS = [["First title", "One. Two."], ["Größe zählt.", "她走了。"], ["Third."]]
 TEXT = "\n\n".join("\n".join(lines) for lines in DOCUMENTS) + "\n"
 
 
-def read(spec, unit_bytes=readers.UNIT_BYTES, **reading):
+def read(spec, unit_bytes=UNIT_BYTES, **reading):
   """Returns all documents of a corpus, and the tally."""
   reading, tally = Reading(**reading), collections.Counter()
   units = plan(str(spec), reading, unit_bytes)
@@ -133,7 +134,7 @@ def test_paragraphs_of_one_line_are_a_book(tmp_path, monkeypatch):
   assert layout(tmp_path / "c.txt", "\n\n".join(f"The fact number {i} is true." for i in range(60))) == ["blank"]
   # So they are in a file that is too long for a book, and in one too short to tell.
   assert layout(tmp_path / "d.txt", "\n\n".join(paragraphs[:15])) == ["blank"]
-  monkeypatch.setattr(readers, "MAX_DOCUMENT_CHARS", 1000)
+  monkeypatch.setattr(work_units, "MAX_DOCUMENT_CHARS", 1000)
   assert layout(tmp_path / "a.txt", book) == ["blank"]
 
 
@@ -266,7 +267,7 @@ def test_an_unknown_encoding_is_explained(tmp_path):
 
 
 def test_a_long_line_is_not_held_while_a_file_is_planned(tmp_path, monkeypatch):
-  monkeypatch.setattr(readers, "MAX_LINE_BYTES", 100)
+  monkeypatch.setattr(work_units, "MAX_LINE_BYTES", 100)
   (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "' + "x" * 5000 + '"}\n{"text": "two"}\n')
   documents, _ = read(tmp_path / "a.jsonl", unit_bytes=1000)
   assert [len(lines[0]) for lines in documents] == [3, 5000, 3]

@@ -9,7 +9,7 @@ from typing import Any
 
 from albert_jax.bench.plan import Plan
 from albert_jax.bench.rows import Rows, Skip, checked, read
-from albert_jax.data.corpus import prepare, readers, segments, vocab
+from albert_jax.data.corpus import prepare, segments, vocab, work_units
 from albert_jax.training.writer import read as read_metrics
 
 VOCAB_SIZE, DOCUMENTS = 1000, 200
@@ -132,5 +132,5 @@ def _dataset(folder: pathlib.Path) -> pathlib.Path:
   text, spm = out.with_suffix(".txt"), out.with_name("spiece.model")
   text.write_text("\n\n".join("\n".join(lines) for lines in documents))
   spm.write_bytes(vocab.train_model([line for lines in documents for line in lines], vocab_size=VOCAB_SIZE))
-  prepare.prepare(str(text), spm, out, segments.Settings(sentences="line"), readers.Reading(layout="blank"))
+  prepare.prepare(str(text), spm, out, segments.Settings(sentences="line"), work_units.Reading(layout="blank"))
   return out

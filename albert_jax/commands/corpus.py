@@ -5,8 +5,7 @@ import dataclasses
 import shlex
 from typing import Any
 
-from albert_jax.data.corpus import readers
-from albert_jax.data.corpus.readers import Reading
+from albert_jax.data.corpus.work_units import LAYOUTS, Reading
 
 
 def add_arguments(parser: argparse.ArgumentParser, default: Any = None) -> None:
@@ -18,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser, default: Any = None) -> None:
     help="files (.txt, .jsonl, .parquet, each also .gz, .xz or .zst), a folder, a quoted glob, or a TFDS name; several "
     "with commas between",
   )
-  for field in dataclasses.fields(readers.Reading):
-    choices = ("auto", *readers.LAYOUTS) if field.name == "layout" else None
+  for field in dataclasses.fields(Reading):
+    choices = ("auto", *LAYOUTS) if field.name == "layout" else None
     parser.add_argument(f"--{field.name}", default=field.default, choices=choices, help=_READING_HELP[field.name])
 
 
@@ -40,15 +39,15 @@ _READING_HELP = {
 
 
 def reading(args: argparse.Namespace) -> Reading:
-  """Returns the readers.Reading of what `add_arguments` parsed."""
-  return readers.Reading(**{field.name: getattr(args, field.name) for field in dataclasses.fields(readers.Reading)})
+  """Returns the Reading of what `add_arguments` parsed."""
+  return Reading(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Reading)})
 
 
 def flags(args: argparse.Namespace) -> str:
   """Returns the flags of `add_arguments` as they were given, for a command that reads the same corpus."""
   values = {"input": args.input} | {
     field.name: getattr(args, field.name)
-    for field in dataclasses.fields(readers.Reading)
+    for field in dataclasses.fields(Reading)
     if getattr(args, field.name) != field.default
   }
   return " ".join(f"--{name}={shlex.quote(value)}" for name, value in values.items())

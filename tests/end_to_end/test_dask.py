@@ -12,7 +12,7 @@ import time
 import made_up
 import pytest
 
-from albert_jax.data.corpus import prepare, readers, runners, segments
+from albert_jax.data.corpus import prepare, runners, segments, work_units
 
 pytest.importorskip("distributed")
 pytest.importorskip("apache_beam")
@@ -55,19 +55,19 @@ def cluster(tmp_path):
 
 def test_a_killed_worker_changes_nothing(tmp_path, cluster, monkeypatch):
   file, workers = cluster
-  monkeypatch.setattr(readers.plan, "__defaults__", (20_000,))  # So that there are many units.
+  monkeypatch.setattr(work_units.plan, "__defaults__", (20_000,))  # So that there are many units.
   corpus = made_up.write(tmp_path / "a.txt", made_up.documents(800))
   spm = made_up.vocabulary(tmp_path)
-  reading = readers.Reading(layout="blank")
+  reading = work_units.Reading(layout="blank")
   prepare.prepare(str(corpus), spm, tmp_path / "local", SETTINGS, reading, run=runners.local(1))
 
   options = f"--runner=apache_beam.runners.dask.dask_runner.DaskRunner --dask_scheduler_file={file}"
   command = [
     sys.executable, "-c",
     "import sys; from albert_jax.data.corpus import prepare, readers, runners, segments; "
-    "readers.plan.__defaults__ = (20_000,); "
+    "work_units.plan.__defaults__ = (20_000,); "
     "prepare.prepare(*sys.argv[1:4], segments.Settings(sentences='line', segment_tokens=64), "
-    "readers.Reading(layout='blank'), run=runners.beam(sys.argv[4]))",
+    "work_units.Reading(layout='blank'), run=runners.beam(sys.argv[4]))",
     str(corpus), str(spm), str(tmp_path / "dask"), f"{options} --dask_partition_size=1",
   ]  # fmt: skip
   with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

@@ -7,7 +7,7 @@ import itertools
 import unicodedata
 from collections.abc import Iterable
 
-from albert_jax.data.corpus import readers
+from albert_jax.data.corpus import readers, work_units
 from albert_jax.data.tokenizer import normalize
 from albert_jax.errors import UserError
 
@@ -89,11 +89,11 @@ def _is_latin(char):
   return char.isascii() or unicodedata.name(char, "").startswith("LATIN")
 
 
-def measure_corpus(units: list[readers.Unit], reading: readers.Reading) -> Marks:
+def measure_corpus(units: list[work_units.Unit], reading: work_units.Reading) -> Marks:
   """Measures a sample of a corpus, taken from up to 16 of its units.
 
   Args:
-    units: the corpus, from `readers.plan`.
+    units: the corpus, from `work_units.plan`.
     reading: how to read it.
 
   Returns:

@@ -1,10 +1,11 @@
-"""Opens the files of a corpus: plain, compressed (.gz, .xz, .zst) and Parquet.
+"""Opens the sources of a corpus: files, plain, compressed (.gz, .xz, .zst) and Parquet, and TFDS datasets.
 
 Every error of a decompressor or Parquet reader becomes a UserError of one line: the file has another format, is cut
 short, is damaged, or exceeds a size limit.
 """
 
 import contextlib
+import functools
 import gzip
 import io
 import lzma
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from albert_jax import files
-from albert_jax.data import encodings
+from albert_jax.data import datasets, encodings
 from albert_jax.errors import UserError, message_lines
 
 MAX_VALUE_BYTES = 1 << 24  # of a JSON line or a value of Parquet; longer ones are left out
@@ -233,3 +234,41 @@ def check_row_group(path: str, file: Any, group: int, column: str) -> None:
         f"{path}: column {column!r} of row group {group} takes {packed / 2**20:.1f} MiB and unpacks to "
         f"{unpacked / 2**20:.0f}, which no text does; write it again with smaller row groups if this is meant"
       )
+
+
+def as_utf8(file: BinaryIO, encoding: str) -> BinaryIO:
+  """Returns a file whose bytes are those of another file in UTF-8; encoding '': they already are."""
+  return io.BufferedReader(encodings.Utf8Bytes(file, encoding), _READ_BYTES) if encoding else file
+
+
+@functools.cache
+def tfds_source(name: str, split: str, data_dir: str) -> Any:
+  """Opens a split of a TFDS dataset, whose records are read by index.
+
+  Args:
+    name: str, such as wikipedia/20230601.en.
+    split: str.
+    data_dir: str, where TFDS datasets are; '' is TFDS' own default.
+
+  Returns:
+    its random-access data source.
+
+  Raises:
+    UserError: there is no such dataset or split, or its files cannot be read by index.
+  """
+  builder = datasets.tfds_builder(name, data_dir)
+  if name.split("/")[0] == "python_docs":
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    # Standard output belongs to the command's JSON, and TFDS prints that it downloads, which is not so here.
+    with contextlib.redirect_stdout(io.StringIO()):
+      builder.download_and_prepare()  # Made from the Python installation; does nothing the second time
+  try:
+    return builder.as_data_source(split)
+  except Exception as error:
+    reason = str(error).strip().split("\n")[0]
+    raise UserError(
+      f"the TFDS dataset {name}, split {split}, cannot be read by index ({reason}); prepare it once with: "
+      f"tfds build {name} --file_format=array_record"
+    ) from None

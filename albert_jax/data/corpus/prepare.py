@@ -1,6 +1,6 @@
 """Converts a corpus to a TFDS dataset of token segments, once, before training (`albert-jax prepare`).
 
-First, each unit of work (see readers.py) is tokenised to a file of packed records and a table of its documents
+First, each unit of work (see work_units.py) is tokenised to a file of packed records and a table of its documents
 (segments.py); a killed run keeps its finished units. Second, duplicates are dropped, documents are split into train and
 validation, and the units are copied into shards (shards.py). The dataset does not depend on the number or kind of the
 worker processes (runners.py).
@@ -19,7 +19,7 @@ import numpy as np
 
 from albert_jax import files
 from albert_jax.data import datasets, records
-from albert_jax.data.corpus import marks, near_duplicates, readers, runners, segments, shards
+from albert_jax.data.corpus import marks, near_duplicates, runners, segments, shards, work_units
 from albert_jax.data.tokenizer import RULES_FILE, Tokenizer, recorded_rules, rules_file
 from albert_jax.errors import UserError
 
@@ -110,7 +110,7 @@ def prepare(
   spm: str | os.PathLike,
   out: str | os.PathLike,
   settings: segments.Settings | None = None,
-  reading: readers.Reading | None = None,
+  reading: work_units.Reading | None = None,
   *,
   run: Callable | None = None,
   overwrite: bool = False,
@@ -119,7 +119,7 @@ def prepare(
   """Makes a dataset of token segments.
 
   Args:
-    spec: the corpus (see readers.plan).
+    spec: the corpus (see work_units.plan).
     spm: path of the vocabulary.
     out: path of the folder to make: `tfds.builder_from_directory(out)` reads it, and it holds its vocabulary.
     settings: what the records depend on, beside the corpus; None is `Settings()`.
@@ -134,11 +134,11 @@ def prepare(
   Raises:
     UserError: an argument or the corpus is invalid; no file remains.
   """
-  run, settings, reading = run or runners.local(1), settings or segments.Settings(), reading or readers.Reading()
+  run, settings, reading = run or runners.local(1), settings or segments.Settings(), reading or work_units.Reading()
   out = os.path.abspath(files.user_path(out, "--out")) if files.is_local(out) else str(out).rstrip("/")
   _check(settings, out, overwrite)
   Tokenizer(spm)  # Says now if there is none.
-  units = readers.plan(spec, reading)
+  units = work_units.plan(spec, reading)
   settings = _follow_rules(settings, spm, units, reading)
   tokenizer = Tokenizer(spm, lower=settings.lower, keep_accents=settings.keep_accents)
   spm = os.path.abspath(tokenizer.path)

@@ -1,320 +1,39 @@
-"""Reads the documents of a corpus: plain text, JSON lines, Parquet, each also compressed, and TFDS names.
+"""Reads the documents of a unit of work: plain text, JSON lines, Parquet, each also compressed, and TFDS datasets.
 
-A corpus is planned as units of work. The list of units depends on the corpus alone, so the results are the same for any
-number of processes. A document is a list of lines (str, no empty ones): its paragraphs or its sentences.
-
-Bad input never ends a run: it is repaired or left out, and counted in a tally.
+A document is a list of lines (str, no empty ones): its paragraphs or its sentences. Bad input never ends a run: it is
+repaired or left out, and counted in a tally.
 """
 
 import collections
 import contextlib
-import dataclasses
-import functools
 import io
-import itertools
 import json
 import re
 import sys
 from collections.abc import Iterator
 
-from albert_jax import files, strict_json
-from albert_jax.data import datasets, encodings
+from albert_jax import strict_json
 from albert_jax.data.corpus.opening import (
   MAX_VALUE_BYTES,
+  as_utf8,
   check_row_group,
-  check_text,
   open_bytes,
   open_parquet,
-  suffixes,
+  tfds_source,
 )
-from albert_jax.data.corpus.sentences import split_sentences
+from albert_jax.data.corpus.work_units import LAYOUTS, MAX_DOCUMENT_CHARS, MAX_LINE_BYTES, Reading, Span, Unit
 from albert_jax.errors import UserError
 
-UNIT_BYTES = 16 << 20  # a unit of work: small enough to distribute, large enough for a shard
-# Longer lines and documents are cut, so that memory stays bounded.
-MAX_LINE_BYTES = 1 << 20
-MAX_DOCUMENT_CHARS = 1 << 23
 MAX_DOCUMENT_LINES = 1 << 18
-LAYOUTS = ("blank", "book", "doc")
 _READ_BYTES = 1 << 18
-_HEAD_BYTES = 1 << 16  # of a file, from which its layout is guessed
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-  """How to read a corpus; every field is an option of the commands that read one.
-
-  Attributes:
-    layout: what separates documents in plain text. `blank`: a blank line (one paragraph or sentence a line). `book`: a
-      file is a document, a blank line separates its paragraphs, which are wrapped over lines. `doc`: WikiExtractor's
-      `<doc …>` and `</doc>`. `auto`: looked up in each file.
-    text_field: the field of a JSON line, Parquet row or TFDS record that holds the text.
-    tfds_split: the split of a TFDS dataset.
-    tfds_dir: where TFDS datasets are; '' is TFDS' own default.
-    encoding: of the text and JSON files that are not UTF-8, such as cp1252, or several with commas between; ''
-      refuses such files.
-  """
-
-  layout: str = "auto"
-  text_field: str = "text"
-  tfds_split: str = "train"
-  tfds_dir: str = ""
-  encoding: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Span:
-  """A part of a source: bytes of a plain file, rows of a Parquet file, records of a TFDS split; stop -1 is its end.
-
-  `encoding` is that of a file which is not UTF-8, and which is one span.
-  """
-
-  source: str
-  kind: str
-  start: int = 0
-  stop: int = -1
-  encoding: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Unit:
-  """What one worker reads at a time: spans in the order of the corpus, and about how many bytes they are."""
-
-  spans: tuple[Span, ...]
-  size: int
-
-
-KINDS = {".txt": "text", "": "text", ".jsonl": "json", ".json": "json", ".ndjson": "json", ".parquet": "parquet"}
-
-
-# Planning.
-
-
-def _files(item):
-  """Returns the files that one item of `--input` names: list of str, sorted; empty where it names none."""
-  fs, path = files.filesystem(item)
-  if files.is_pattern(item):
-    matching = [files.filesystem(path)[1] for path in files.matching(item)]
-    names = [name for name in matching if fs.isfile(name)]
-  elif fs.isdir(path):
-    names = [name for name in fs.find(path) if not re.search(r"/[._]", name[len(path.rstrip("/")) :])]  # no hidden ones
-    names = [name for name in names if suffixes(name)[0] in KINDS]
-  else:
-    names = [path] if fs.isfile(path) else []
-  return sorted(fs.unstrip_protocol(name) if "://" in item else name for name in names)
-
-
-def plan(spec: str, reading: Reading, unit_bytes: int = UNIT_BYTES) -> list[Unit]:
-  """Lists a corpus as units of work.
-
-  Args:
-    spec: str, a file, folder, glob or TFDS name (`wikipedia/20230601.en`), or several with commas between.
-    reading: Reading.
-    unit_bytes: about how many bytes of text a unit holds.
-
-  Returns:
-    list[Unit] in the order of the corpus; it depends on nothing but the corpus and the arguments.
-
-  Raises:
-    UserError: an item is neither a file nor a dataset, or there is no text at all.
-  """
-  spans = []
-  reading = dataclasses.replace(reading, encoding=encodings.checked(reading.encoding))
-  for item in files.split_list(spec, "--input"):
-    paths = _files(item)
-    for path in paths:
-      spans += _plan_file(path, reading, unit_bytes)
-    if not paths:
-      if (
-        files.is_pattern(item)
-        or ("/" not in item.strip("./") and "." in item)
-        or item.startswith((".", "/", "~"))
-        or files.is_url(item)
-      ):
-        raise UserError(
-          f"--input={item} matches no file; expected a text, .jsonl or .parquet file (or .gz, .xz, .zst of one), a "
-          "folder, a quoted glob such as 'corpus/*.txt', or the name of a TFDS dataset"
-        )
-      spans += _plan_tfds(item, reading, unit_bytes)
-  units, pending, size = [], [], 0
-  for span, span_size in spans:
-    if pending and size + span_size > unit_bytes:
-      units.append(Unit(tuple(pending), size))
-      pending, size = [], 0
-    pending.append(span)
-    size += span_size
-  units += [Unit(tuple(pending), size)] if pending else []
-  if not sum(unit.size for unit in units):
-    raise UserError(f"--input={spec} holds no text: {len(spans)} files, all empty")
-  return units
-
-
-def _plan_file(path, reading, unit_bytes):
-  """One file as a list of (Span, bytes)."""
-  suffix, compression = suffixes(path)
-  kind = KINDS.get(suffix, "text")
-  fs, name = files.filesystem(path)
-  size = fs.size(name)
-  if kind == "parquet":
-    return _plan_parquet(path, size)
-  encoding = ""
-  if reading.encoding:
-    with open_bytes(path) as file:
-      encoding = encodings.of_file(path, file, reading.encoding)
-  with open_bytes(path) as file:
-    head = file.read(_HEAD_BYTES)
-    check_text(path, head, encoding)
-  if encoding:
-    with open_bytes(path) as file:
-      head = _as_utf8(file, encoding).read(_HEAD_BYTES)
-  elif not reading.encoding:
-    encodings.refuse_other(path, head)
-  if kind == "text":
-    kind = reading.layout if reading.layout != "auto" else _guess_layout(head, size)
-  if compression or encoding or kind == "book" or size <= unit_bytes:
-    return [(Span(path, kind, encoding=encoding), size)]
-  starts = [0]
-  with open_bytes(path) as file:
-    for target in range(unit_bytes, size, unit_bytes):
-      if target < starts[-1]:
-        continue
-      file.seek(target)
-      _skip_line(file)  # the rest of some line
-      while line := file.readline(MAX_LINE_BYTES):
-        if not line.endswith(b"\n"):
-          _skip_line(file)
-        position = file.tell()
-        if kind == "json" or (kind == "blank" and not line.strip()):
-          break
-        if kind == "doc" and line.startswith(b"<doc "):
-          position -= len(line)
-          break
-      if line and starts[-1] < position < size:
-        starts.append(position)
-  return [(Span(path, kind, a, b), b - a) for a, b in zip(starts, [*starts[1:], size], strict=True)]
-
-
-def _skip_line(file):
-  """Reads to the end of a line, which may be too long for memory."""
-  while (part := file.readline(MAX_LINE_BYTES)) and not part.endswith(b"\n"):
-    pass
-
-
-def _as_utf8(file, encoding):
-  return io.BufferedReader(encodings.Utf8Bytes(file, encoding), _READ_BYTES) if encoding else file
-
-
-class _LineFeeds(io.RawIOBase):
-  """The bytes of a file; where CR alone ends its first line, each CR becomes a line feed."""
-
-  def __init__(self, file):
-    self._file = file
-    self._head = file.read(_HEAD_BYTES)
-    self._has_cr = b"\r" in self._head and b"\n" not in self._head
-
-  def readable(self):
-    return True
-
-  def readinto(self, buffer):
-    data = self._head[: len(buffer)] or self._file.read(len(buffer))
-    self._head = self._head[len(data) :]
-    buffer[: len(data)] = data.replace(b"\r", b"\n") if self._has_cr else data
-    return len(data)
-
-
-def _guess_layout(head, size):
-  """`doc`, `book` or `blank` (see Reading), from the first bytes of a file of so many bytes.
-
-  A file is a book in three cases. Lines wrapped at a fixed width: the first word of the next line does not fit on the
-  line before, and most lines with a following line end in the middle of a sentence. Verse: most lines end in the middle
-  of a sentence, many with a comma. Paragraphs of one line, each followed by a blank line: many are a single sentence,
-  speech or a heading, which would be poor documents.
-  """
-  head = (head if b"\n" in head else head.replace(b"\r", b"\n")).decode("utf-8", "replace")
-  if re.match(r"\ufeff?\s*<doc ", head):
-    return "doc"
-  lines = [line.strip() for line in head.split("\n")[:-1]]
-  pairs = [(a, b) for a, b in itertools.pairwise(lines) if a and b]
-  if len(pairs) >= 20:
-    width = sorted(len(a) for a, _ in pairs)[int(0.9 * len(pairs))]
-    full = _share(len(a) + len(b.split(maxsplit=1)[0]) >= width - 4 for a, b in pairs)
-    broken = _share(_breaks_off(a) for a, _ in pairs)
-    comma = _share(a[-1] in ",;" for a, _ in pairs)
-    if width <= 120 and broken > 0.6 and (full > 0.5 or comma > 0.1):
-      return "book"
-  blocks = [list(block) for is_text, block in itertools.groupby(lines, bool) if is_text]
-  # Text that exceeds the limit of a document consists of many documents.
-  if len(blocks) >= 20 and _share(len(block) == 1 for block in blocks) > 0.9 and size <= MAX_DOCUMENT_CHARS:
-    single = _share(len(split_sentences(block[0])) == 1 for block in blocks)
-    loose = _share(block[0][0] in _BEGINS_SPEECH or block[0][-1] not in _ENDS_SENTENCE for block in blocks)
-    if single > 0.15 and loose > 0.15:
-      return "book"
-  return "blank"
-
-
-def _breaks_off(line):
-  """Returns whether a line ends in the middle of a sentence. Thai and Lao do not mark the ends of sentences."""
-  return line[-1] in ",;-" or (line[-1].isalnum() and not "\u0e00" <= line[-1] <= "\u0eff")
-
-
-_BEGINS_SPEECH = "\"'“”„‚‘’»«‹›–—-「『"
-_ENDS_SENTENCE = ".!?…。！？｡\"'”“’‘»«›‹)]」』）】》"
-
-
-def _share(values):
-  values = list(values)
-  return sum(values) / len(values)
-
-
-def _plan_parquet(path, size):
-  """Returns a Parquet file as a list of (Span, bytes): a row group is the smallest part that can be read alone."""
-  with open_parquet(path) as file:
-    groups = file.metadata.num_row_groups
-  return [(Span(path, "parquet", i, i + 1), size // groups) for i in range(groups)]
-
-
-@functools.cache
-def _tfds_source(name, split, data_dir):
-  builder = datasets.tfds_builder(name, data_dir)
-  if name.split("/")[0] == "python_docs":
-    import tensorflow_datasets as tfds
-
-    tfds.disable_progress_bar()
-    # Standard output belongs to the command's JSON, and TFDS prints that it downloads, which is not so here.
-    with contextlib.redirect_stdout(io.StringIO()):
-      builder.download_and_prepare()  # Made from the Python installation; does nothing the second time
-  try:
-    return builder.as_data_source(split)
-  except Exception as error:
-    reason = str(error).strip().split("\n")[0]
-    raise UserError(
-      f"the TFDS dataset {name}, split {split}, cannot be read by index ({reason}); prepare it once with: "
-      f"tfds build {name} --file_format=array_record"
-    ) from None
-
-
-def _plan_tfds(name, reading, unit_bytes):
-  source = _tfds_source(name, reading.tfds_split, reading.tfds_dir)
-  info = source.dataset_info
-  if reading.text_field not in info.features:
-    raise UserError(
-      f"the TFDS dataset {name} has no field {reading.text_field!r}; expected one of {', '.join(info.features)}; "
-      "choose with --text_field=NAME"
-    )
-  total = max(info.splits[reading.tfds_split].num_bytes, 1)
-  step = max(1, unit_bytes * len(source) // total)
-  ranges = [(i, min(i + step, len(source))) for i in range(0, len(source), step)]
-  return [(Span(name, "tfds", a, b), total * (b - a) // len(source)) for a, b in ranges]
-
-
-# Reading.
+_HEAD_BYTES = 1 << 16  # of a file, in which line feeds are looked for
 
 
 def documents(unit: Unit, reading: Reading, tally: collections.Counter) -> Iterator[list[str]]:
   """Reads a unit of work.
 
   Args:
-    unit: Unit, from `plan`.
+    unit: Unit, from `work_units.plan`.
     reading: Reading, the same as there.
     tally: counts of defects of the input; updated.
 
@@ -362,12 +81,30 @@ def lines(span: Span, tally: collections.Counter) -> Iterator[str]:
       tally["empty files"] += 1
 
 
+class _LineFeeds(io.RawIOBase):
+  """The bytes of a file; where CR alone ends its first line, each CR becomes a line feed."""
+
+  def __init__(self, file):
+    self._file = file
+    self._head = file.read(_HEAD_BYTES)
+    self._has_cr = b"\r" in self._head and b"\n" not in self._head
+
+  def readable(self):
+    return True
+
+  def readinto(self, buffer):
+    data = self._head[: len(buffer)] or self._file.read(len(buffer))
+    self._head = self._head[len(data) :]
+    buffer[: len(data)] = data.replace(b"\r", b"\n") if self._has_cr else data
+    return len(data)
+
+
 def _at(file, span):
   """Returns the UTF-8 bytes of a file at the start of a span. Only files with line feeds have several spans."""
   if span.start:
     file.seek(span.start)
     return file
-  return io.BufferedReader(_LineFeeds(_as_utf8(file, span.encoding)), _READ_BYTES)
+  return io.BufferedReader(_LineFeeds(as_utf8(file, span.encoding)), _READ_BYTES)
 
 
 def _decode_lines(data, tally):
@@ -524,7 +261,7 @@ _MARKUP = re.compile(r"_START_(?:ARTICLE|SECTION|PARAGRAPH)_|_NEWLINE_|\n")
 
 
 def _read_tfds(span, reading, tally):
-  source = _tfds_source(span.source, reading.tfds_split, reading.tfds_dir)
+  source = tfds_source(span.source, reading.tfds_split, reading.tfds_dir)
   for i in range(span.start, span.stop, 64):
     for record in source.__getitems__(list(range(i, min(i + 64, span.stop)))):
       text = record[reading.text_field]

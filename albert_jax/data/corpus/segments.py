@@ -1,4 +1,4 @@
-"""The first step of `prepare`: converts a unit of work (see readers.py) to packed records and a table of documents."""
+"""The first step of `prepare`: converts a unit of work to packed records and a table of its documents."""
 
 import collections
 import dataclasses
@@ -11,7 +11,7 @@ import numpy as np
 
 from albert_jax import files
 from albert_jax.data import records
-from albert_jax.data.corpus import near_duplicates, readers
+from albert_jax.data.corpus import near_duplicates, readers, work_units
 from albert_jax.data.corpus.sentences import split_sentences
 from albert_jax.data.tokenizer import Tokenizer
 
@@ -132,7 +132,7 @@ def _encoder(spm, settings):
 
 
 def tokenise_unit(
-  number: int, unit: readers.Unit, reading: readers.Reading, settings: Settings, spm: str, folder: str
+  number: int, unit: work_units.Unit, reading: work_units.Reading, settings: Settings, spm: str, folder: str
 ) -> None:
   """Makes `folder/NUMBER.records`, packed records one after the other, and then the table `folder/NUMBER.npz`.
 
@@ -142,8 +142,8 @@ def tokenise_unit(
 
   Args:
     number: int, the unit's place in the corpus.
-    unit: readers.Unit.
-    reading: readers.Reading.
+    unit: work_units.Unit.
+    reading: work_units.Reading.
     settings: Settings.
     spm: path of the vocabulary.
     folder: where the files go.

@@ -13,7 +13,7 @@ import sentencepiece
 import tqdm
 
 from albert_jax import files
-from albert_jax.data.corpus import marks, readers
+from albert_jax.data.corpus import marks, readers, work_units
 from albert_jax.data.corpus.sentences import split_sentences
 from albert_jax.data.tokenizer import RULES_FILE, Tokenizer, normalize, rules_file
 from albert_jax.errors import UserError
@@ -38,13 +38,13 @@ def train_vocabulary(
   keep_accents: bool | None = None,
   character_coverage: float = 0.99995,
   input_sentence_size: int = 10_000_000,
-  reading: readers.Reading | None = None,
+  reading: work_units.Reading | None = None,
   overwrite: bool = False,
 ) -> dict[str, Any]:
   """Trains a vocabulary on a corpus and writes `out/spiece.model`, with its rules beside it.
 
   Args:
-    spec: the corpus, see `readers.plan`.
+    spec: the corpus, see `work_units.plan`.
     out: the folder to write to, on this machine or in a store.
     vocab_size: pieces, special ones included.
     lower: lower-case the text.
@@ -72,8 +72,8 @@ def train_vocabulary(
   if files.exists(path) and not overwrite:
     raise UserError(f"{path} is already there; choose another --out, or add --overwrite to replace it")
   files.check_writable(path)
-  reading = reading or readers.Reading()
-  units = readers.plan(spec, reading)
+  reading = reading or work_units.Reading()
+  units = work_units.plan(spec, reading)
   lost = marks.measure_corpus(units, reading)
   if keep_accents is None:
     keep_accents = marks.keep_accents(lost)
@@ -208,8 +208,8 @@ class _Clock:
 
 
 def sentences_of(
-  units: list[readers.Unit],
-  reading: readers.Reading,
+  units: list[work_units.Unit],
+  reading: work_units.Reading,
   *,
   lower: bool,
   keep_accents: bool,
@@ -219,7 +219,7 @@ def sentences_of(
   """Yields the normalised sentences of a corpus, none longer than SentencePiece reads, with a progress bar.
 
   Args:
-    units: the corpus, from `readers.plan`.
+    units: the corpus, from `work_units.plan`.
     reading: how to read it.
     lower: see tokenizer.normalize.
     keep_accents: see tokenizer.normalize.

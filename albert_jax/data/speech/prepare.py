@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from albert_jax import files
-from albert_jax.data.corpus import prepare, readers, runners, shards
+from albert_jax.data.corpus import prepare, runners, shards, work_units
 from albert_jax.data.speech import batching, phonemisers, units
 from albert_jax.data.speech import lexicon as lexicons
 from albert_jax.data.speech import symbols as symbol_tables
@@ -43,10 +43,10 @@ def make_dataset(
   """Makes a dataset of words with phonemes.
 
   Args:
-    spec: the corpus, see readers.plan. Without `settings.language`: JSON lines with `words` and `phonemes`.
+    spec: the corpus, see work_units.plan. Without `settings.language`: JSON lines with `words` and `phonemes`.
     out: the folder to make.
     settings: Settings.
-    reading: readers.Reading.
+    reading: work_units.Reading.
     symbols: the symbol table, see symbols.load.
     add_symbols: characters outside the table that occur at least this often are added to it; 0 adds none.
     run: who does the work, see runners.py; None is this process.
@@ -68,7 +68,7 @@ def make_dataset(
     text_words.number_speller(settings.language)  # Says now if it cannot.
   if settings.words_from:
     lexicons.read_words(settings.words_from)  # Reports an error before the long work.
-  parts = readers.plan(spec, reading)
+  parts = work_units.plan(spec, reading)
   identity = {
     "format": 1, "kind": batching.KIND, "corpus": spec, "settings": dataclasses.asdict(settings),
     "reading": dataclasses.asdict(reading), "phonemiser": phonemiser.name if phonemiser else "the corpus",

@@ -13,8 +13,8 @@ import numpy as np
 from albert_jax import files, strict_json
 from albert_jax.data import records
 from albert_jax.data.corpus import readers
-from albert_jax.data.corpus.readers import Reading
 from albert_jax.data.corpus.shards import load_table
+from albert_jax.data.corpus.work_units import Reading
 from albert_jax.data.speech import words as text_words
 from albert_jax.data.speech.phonemisers import Espeak
 from albert_jax.errors import UserError
