@@ -40,6 +40,7 @@ from scipy import optimize
 from albert_jax import VARIANTS, AlbertConfig, curves, files, model, paths, run
 from albert_jax.commands import common
 from albert_jax.data import datasets
+from albert_jax.data.workers import exit_with_parent
 from albert_jax.training import flops, held_out, sharding
 
 BASIC = {
@@ -198,10 +199,13 @@ def write_batches(cell: Cell, seed: int, number: int, dataset: str, folder: path
 
 
 def _start() -> None:
-  common.keep_memory()  # As `albert-jax train` does, before JAX starts its threads.
+  """Prepares a worker: it ends with its parent, and keeps the memory of a step as `albert-jax train` does."""
+  exit_with_parent()
+  common.keep_memory()
 
 
 def _on_the_host() -> None:
+  exit_with_parent()
   jax.config.update("jax_platforms", "cpu")  # Batches need no accelerator.
 
 
