@@ -192,6 +192,16 @@ def test_a_file_of_answers_is_whole_or_not_there(ask, tmp_path):
   assert "there is no folder" in ask(b"a\n", f"--output={tmp_path}/no/out")[2]
 
 
+def test_files_and_lists_are_answered_from_python(model, tmp_path):
+  (tmp_path / "a.txt").write_text("one\n\nrefused\n")
+  (tmp_path / "b.csv").write_text("text,id\nfour,7\n")
+  sources = [tmp_path / "a.txt", str(tmp_path / "b.csv"), ["five"]]
+  found = [(where.split("/")[-1], id, result) for where, id, result in predictions.answers(model, sources)]
+  assert found[:2] == [("a.txt line 1", {}, {"size": 3}), ("a.txt line 2", {}, None)]
+  assert found[2][0] == "a.txt line 3" and isinstance(found[2][2], UserError)
+  assert found[3:] == [("b.csv line 2", {"id": "7"}, {"size": 4}), ("line 1", {}, {"size": 4})]
+
+
 def test_a_pipe_is_answered_as_it_comes(model):
   reader, writer = os.pipe()
   with open(reader, "rb") as lines, open(writer, "wb", buffering=0) as source:
