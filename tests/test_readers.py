@@ -165,6 +165,26 @@ def test_bad_input_is_counted(tmp_path):
   assert tally["lines that are not JSON"] == 1 and tally["records without text"] == 2 and tally["empty files"] == 1
 
 
+def test_a_record_without_text_may_be_first_in_a_part_of_a_file(tmp_path):
+  lines = ['{"text": null}', '{"text": "one"}', '{"body": "x"}', '{"text": "two"}']
+  (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
+  for unit_bytes in (UNIT_BYTES, 1):
+    documents_read, tally = read(tmp_path / "a.jsonl", unit_bytes)
+    assert (documents_read, tally["records without text"]) == ([["one"], ["two"]], 2)
+
+
+@pytest.mark.parametrize(("name", "text", "message"), [
+  ("a.json", '[\n {"text": "one"},\n {"text": "two"}\n]', "is one JSON list; expected a JSON object a line"),
+  ("a.json", '\ufeff[{"text": "one"}]', "is one JSON list"),
+  ("a.csv", "text,label\none,1\n", "is a table, which is not read"),
+  ("a.tsv", "text\tlabel\none\t1\n", "is a table"),
+])  # fmt: skip
+def test_labelled_data_is_refused_instead_of_read_in_part(tmp_path, name, text, message):
+  (tmp_path / name).write_text(text)
+  with pytest.raises(UserError, match=message):
+    read(tmp_path / name)
+
+
 @pytest.mark.parametrize("piece", ["a b ", "é", "她走了 "])
 def test_an_endless_line_is_cut_between_characters(tmp_path, monkeypatch, piece):
   monkeypatch.setattr(readers, "MAX_LINE_BYTES", 64)

@@ -202,7 +202,6 @@ _TOO_LONG = f"records over {MAX_VALUE_BYTES >> 20} MiB left out"
 
 
 def _read_json(span, reading, tally):
-  has_text = False
   for number, line in enumerate(_records(span, tally)):
     if line.count(b"[") + line.count(b"{") > strict_json.MAX_CONTAINERS:  # They take a hundred times their bytes.
       tally[_TOO_LONG] += 1
@@ -214,12 +213,11 @@ def _read_json(span, reading, tally):
       continue
     text = record.get(reading.text_field) if isinstance(record, dict) else None
     if isinstance(text, str):
-      has_text = True
       if _SURROGATE.search(line) and _SURROGATES.search(text):
         tally["records with half a surrogate pair"] += 1
         text = _SURROGATES.sub("\ufffd", text)
       yield from _gather(_text_lines(text, tally), lambda line: False, tally)
-    elif not has_text and number == 0 and isinstance(record, dict):
+    elif span.start == number == 0 and isinstance(record, dict) and record.get(reading.text_field, "") is not None:
       raise UserError(
         f"{span.source}: the first record has no text in the field {reading.text_field!r}; its fields are "
         f"{', '.join(record)[:300]}; choose with --text_field=NAME"

@@ -3,6 +3,7 @@
 The list of units depends on the corpus alone, so the results are the same for any number of processes.
 """
 
+import codecs
 import dataclasses
 import itertools
 import re
@@ -130,6 +131,11 @@ def plan(spec: str, reading: Reading, unit_bytes: int = UNIT_BYTES) -> list[Unit
 def _plan_file(path, reading, unit_bytes):
   """One file as a list of (Span, bytes)."""
   suffix, compression = suffixes(path)
+  if suffix in (".csv", ".tsv"):
+    raise UserError(
+      f"{path} is a table, which is not read, because its other columns would become text; write its texts as JSON "
+      'lines, {"text": …}, or as .txt'
+    )
   kind = KINDS.get(suffix, "text")
   fs, name = files.filesystem(path)
   size = fs.size(name)
@@ -147,6 +153,10 @@ def _plan_file(path, reading, unit_bytes):
       head = as_utf8(file, encoding).read(_HEAD_BYTES)
   elif not reading.encoding:
     encodings.refuse_other(path, head)
+  if kind == "json" and head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+    raise UserError(
+      f"{path} is one JSON list; expected a JSON object a line, as written by: jq -c '.[]' FILE > NEW.jsonl"
+    )
   if kind == "text":
     kind = reading.layout if reading.layout != "auto" else _guess_layout(head, size)
   if compression or encoding or kind == "book" or size <= unit_bytes:
