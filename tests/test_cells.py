@@ -99,3 +99,6 @@ def test_numbers():
       cells.number(value, "here", "a score")
   with pytest.raises(UserError, match=r'^here: "4,8" has a comma \(replace .*: 4\.8\), and is no number'):
     cells.number("4,8", "here", "a score")
+  for value, advice in (("1,500", "1500, or if it is decimal replace it: 1.500"), ("-1,234,567", "-1234567")):
+    with pytest.raises(UserError, match=rf"has a comma \(remove the commas of the column: {advice}\)"):
+      cells.number(value, "here", "a score")

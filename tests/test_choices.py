@@ -48,6 +48,8 @@ class TestFormats:
       ',video-id,sent1,sent2,ending0,ending1,ending2,ending3,label\n0,v,One.,He,"runs, far",b,c,d,3\n'
     )
     (question,) = choices.read(tmp_path, "train")
+    (tmp_path / "train.csv").rename(tmp_path / "UPPER.CSV")
+    assert choices.read(tmp_path / "UPPER.CSV", "train") == [question]
     assert (question.context, question.label, question.endings()[0]) == ("One.", 3, "He runs, far")
     rows = [
       {"context": "c", "question": "The file_name is ___.", "options": ["x", "y"], "label": "y"},

@@ -49,7 +49,11 @@ class TestReading:
 
   def test_flat_form(self, tmp_path):
     rows = [{"id": "a", "question": "q", "context": "the x", "answers": {"text": ["x"], "answer_start": [4]}}]
-    assert squad.read_file(write(tmp_path / "x.json", {"data": rows}))[0].answers == (("x", 4),)
+    for name, content in (
+      ("x.json", {"data": rows}), ("X.JSON", {"data": rows}), ("list.json", rows), ("x.jsonl", rows[0]),
+      ("lines.json", "\n".join(json.dumps(rows[0] | {"id": i}) for i in "ab")),
+    ):  # fmt: skip
+      assert squad.read_file(write(tmp_path / name, content))[0].answers == (("x", 4),)
 
   @pytest.mark.parametrize(
     "answers", [{}, {"answers": None}, {"answers": []}, {"answers": {"text": [], "answer_start": []}}]
@@ -121,7 +125,7 @@ class TestReading:
       squad.read("no_such_data", "train", str(tmp_path))
 
   @pytest.mark.parametrize(("content", "message"), [
-    ("{", r"x\.json: the file is not JSON: .* at character 2"),
+    ("{", r"x\.json is not JSON: .* at character 2"),
     ("[]", r"x\.json is JSON, but not of the expected form: SQuAD's form"),
     ({"data": {}}, r"x\.json is JSON, but not of the expected form"),
     ({"data": []}, r"x\.json holds no question"),

@@ -35,6 +35,7 @@ class TestFormats:
       "list.json": json.dumps(ROWS),
       "numbered.json": json.dumps({str(i): row for i, row in enumerate(ROWS)}),
       "lines.json": "\n".join(map(json.dumps, ROWS)) + "\n",
+      "UPPER.JSON": json.dumps(ROWS, indent=1),
     }
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
     for name, text in paths.items():
@@ -62,6 +63,14 @@ class TestFormats:
     assert table.columns["a"] == ["two\nlines", "last"]
     assert table.lines == [2, 5]
     assert table.where(1) == f"{tmp_path / 'x.csv'} line 5"
+
+  def test_one_object_over_several_lines(self, tmp_path):
+    assert read(write(tmp_path / "x.json", json.dumps({"a": "one", "y": 1}, indent=1))).columns["a"] == ["one"]
+
+  @pytest.mark.parametrize("text", ["a,y\nx,1\n,\n , \n", 'a,y\n"x",1\n,\n , \n'])
+  def test_lines_of_blank_cells_are_no_rows(self, text, tmp_path):
+    """As spreadsheets write behind the last row."""
+    assert read(write(tmp_path / "x.csv", text)).columns == {"a": ["x"], "y": ["1"]}
 
   def test_columns_by_number_have_no_header(self, tmp_path):
     table = read(write(tmp_path / "x.tsv", "gj04\t1\t\tA sentence.\ncj99\t0\t*\tAnother.\n"), ["3", "1"])
@@ -92,6 +101,7 @@ class TestWhatIsWrong:
       ("x.tsv", b"a\ty\nx\t1\nna\xefve\t1\n", "not UTF-8 text: the byte 0xef in line 3"),
       ("x.parquet", "no", "no whole Parquet file"),
       ("x.doc", "a", "expected a file that ends in one of"),
+      ("x.csv", b"PK\x03\x04\x14\0\x06\0", r"x\.csv is a \.zip, \.xlsx or \.docx file, which is no text"),
     ],
   )
   def test_is_one_line_that_says_where(self, name, text, words, tmp_path):
@@ -102,6 +112,10 @@ class TestWhatIsWrong:
       with pytest.raises(UserError, match=words) as error:
         read(path)
       assert "\n" not in str(error.value)
+
+  def test_a_split_without_rows(self, tmp_path):
+    with pytest.raises(UserError, match=r"x\.csv has no rows; expected one for each example of the split 'train'"):
+      tables.read(write(tmp_path / "x.csv", "a,y\n"), "train", ["a"])
 
   def test_ragged_lines_can_be_skipped_but_not_all(self, tmp_path, caplog):
     path = write(tmp_path / "x.tsv", "a\ty\nx\t1\ny\t2\t3\n")

@@ -41,6 +41,7 @@ FORMATS = {
   "Windows": b"\xef\xbb\xbf" + CONLL_2003.replace("\n", "\r\n").encode(),
   "tabs, blank lines with a tab": "U.N.\tB-ORG\nofficial\tO\nEkeus\tB-PER\n\t\n\t\n#\tO\n#tag\tO\nBaghdad\tB-LOC",
   "comments": "# id = 1\n# text = U.N. …\nU.N. B-ORG\nofficial O\nEkeus B-PER\n\n# id\n# O\n#tag O\nBaghdad B-LOC\n",
+  "tabs, comments before": "# id\nU.N.\t\tB-ORG\nofficial\t\tO\nEkeus\t\tB-PER\n\n#\t\tO\n#tag\t\tO\nBaghdad\tx\tB-LOC",
   "CR alone": CONLL_2003.replace("\n", "\r"),
   "a document line alone": CONLL_2003.replace(" -X- -X- O", ""),
   "JSON lines": "\n".join(json.dumps({"tokens": w, "tags": t}) for w, t in zip(WORDS, TAGS, strict=True)),
@@ -51,10 +52,19 @@ FORMATS = {
 def test_every_format_is_the_same_sentences(tmp_path, name):
   sentences = read(tmp_path, FORMATS[name])
   assert (sentences.words, sentences.tags) == (WORDS, TAGS)
-  skipped = {"CoNLL-2003": {"-DOCSTART- lines skipped": 1}, "comments": {"comment lines skipped": 3}}
+  skipped = {"CoNLL-2003": {"-DOCSTART- lines skipped": 1}, "comments": {"comment lines skipped": 3},
+             "tabs, comments before": {"comment lines skipped": 1}}  # fmt: skip
   assert sentences.notes == skipped.get(
     name if name in ("comments", "JSON lines") or "tabs" in name else "CoNLL-2003", {}
   )
+
+
+def test_a_json_list_and_a_document_line_of_blanks_among_tabs(tmp_path):
+  rows = [{"tokens": w, "tags": t} for w, t in zip(WORDS, TAGS, strict=True)]
+  for indent in (None, 1):
+    (tmp_path / "some.JSON").write_text(json.dumps(rows, indent=indent))
+    assert tagged.read((tmp_path / "some.JSON",)).words == WORDS
+  assert read(tmp_path, "-DOCSTART- -X- O\n\nNew York\tB-X\n").words == [["New York"]]
 
 
 def test_columns_and_fields_are_chosen(tmp_path):

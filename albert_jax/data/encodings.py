@@ -12,6 +12,11 @@ _MARKS = {
   codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
   codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
+# How files begin that are no text.
+_BINARY = {
+  b"PAR1\x15": "Parquet", b"PK\x03\x04": ".zip, .xlsx or .docx", b"\x1f\x8b": ".gz", b"\xfd7zXZ\0": ".xz",
+  b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2", b"%PDF-": ".pdf",
+}  # fmt: skip
 _JAPANESE_ESCAPES = (b"\x1b$B", b"\x1b$@")
 _HEAD_BYTES = 1 << 16  # of a file, from which its encoding is guessed
 # A file that has no valid UTF-8 beyond ASCII is damaged up to these numbers, and of another encoding above them.
@@ -133,7 +138,7 @@ def _share(data, name, frequent):
 
 
 def refuse_marked(path: object, head: bytes, flag: bool = False) -> None:
-  """Refuses a file that names another encoding than UTF-8, see `by_mark`.
+  """Refuses a file that names another encoding than UTF-8, see `by_mark`, or that begins as files do that are no text.
 
   Args:
     path: the file's name, for the message.
@@ -143,6 +148,8 @@ def refuse_marked(path: object, head: bytes, flag: bool = False) -> None:
   Raises:
     UserError: it does; says what to type.
   """
+  if kind := next((kind for magic, kind in _BINARY.items() if head.startswith(magic)), ""):
+    raise UserError(f"{path} is a {kind} file, which is no text; unpack it, or save its text as CSV or JSON lines")
   if name := by_mark(head):
     raise UserError(f"{path} is {name.upper()} text; {f'add --encoding={name}, or ' * flag}{_convert(name)}")
 

@@ -43,6 +43,13 @@ def are_hidden(values: Sequence[Any], labels: Iterable[str] = ()) -> bool:
   return bool(values) and all(map(is_missing if "-1" in labels else is_hidden, values))
 
 
+def text_of(value: Any) -> str | None:
+  """Returns the text in a cell: '' for a missing value, None for a value that is neither a text nor a number."""
+  if is_missing(value):
+    return ""
+  return None if isinstance(value, bool) or not isinstance(value, str | int | float) else str(value)
+
+
 def label(value: Any, where: str) -> str:
   """Returns the name of the label in a cell.
 
@@ -133,7 +140,11 @@ def number(value: Any, where: str, what: str) -> float:
     result = math.nan
   if not abs(result) <= _LARGEST:
     shown = strict_json.show(value, 40)
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+,\d+", value.strip()):
-      shown += f" has a comma (replace the commas of the column: {value.strip().replace(',', '.')}), and"
+    written = value.strip() if isinstance(value, str) else ""
+    if re.fullmatch(r"[+-]?[1-9]\d{0,2}(,\d{3})+", written):  # Thousands; one comma may also be that of decimals.
+      decimal = f", or if it is decimal replace it: {written.replace(',', '.')}" if written.count(",") == 1 else ""
+      shown += f" has a comma (remove the commas of the column: {written.replace(',', '')}{decimal}), and"
+    elif re.fullmatch(r"[+-]?\d+,\d+", written):
+      shown += f" has a comma (replace the commas of the column: {written.replace(',', '.')}), and"
     raise UserError(f"{where}: {shown} is no number; expected {what}")
   return result

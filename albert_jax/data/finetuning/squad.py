@@ -102,17 +102,20 @@ def find(dataset: str, split: str) -> pathlib.Path | None:
 def read_file(path: str | pathlib.Path) -> list[Question]:
   """Reads a file of SQuAD's form, of its flat form ("data" is a list of questions with their passages), or of rows.
 
+  Rows are those of a table, JSON lines, or one JSON list.
+
   Raises:
     UserError: as `read`.
   """
   path = pathlib.Path(path).expanduser()
   if not path.is_file():
     raise UserError(f"no file {str(path)!r}; expected SQuAD's JSON, such as dev-v2.0.json")
-  if path.suffix != ".json":
+  if path.suffix.lower() != ".json":
     return _of_rows(tables.read_file(path, _REQUIRED, optional=_OPTIONAL))
-  whole = strict_json.loads(
-    splits.read_text(path), f"{path}: the file", nan_as_null=True, max_bytes=tables.MAX_JSON_BYTES
-  )
+  rows = [row for _, row in tables.json_rows(path)]
+  if all(isinstance(row, dict) and "context" in row for row in rows):
+    return _of_rows(tables.read_file(path, _REQUIRED, optional=_OPTIONAL))
+  whole = rows[0] if len(rows) == 1 else None
   data = whole.get("data") if isinstance(whole, dict) else None
   if not isinstance(data, list):
     raise UserError(f"{path} is JSON, but not of the expected form: {_FORM}")

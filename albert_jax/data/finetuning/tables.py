@@ -83,11 +83,15 @@ def read(
     skip_ragged: whether to skip and count lines of a table with another number of columns than the header.
 
   Raises:
-    UserError: there is no such split, a column is missing, or a line cannot be read.
+    UserError: there is no such split, it has no rows, a column is missing, or a line cannot be read.
   """
   if path := find(dataset, split):
-    return read_file(path, fields, optional=optional, quotes=quotes, skip_ragged=skip_ragged)
-  return _read_tfds(dataset, split, fields, optional, tfds_dir)
+    rows = read_file(path, fields, optional=optional, quotes=quotes, skip_ragged=skip_ragged)
+  else:
+    rows = _read_tfds(dataset, split, fields, optional, tfds_dir)
+  if not len(rows):
+    raise UserError(f"{rows.source} has no rows; expected one for each example of the split {split!r}")
+  return rows
 
 
 # Files.
@@ -176,7 +180,7 @@ def _header(line, separator, quotes, has_header):
 
 
 def _cells(path, text, separator, quotes):
-  """Returns [(line number, its cells)] of a table, without blank lines."""
+  """Returns [(line number, its cells)] of a table, without lines of which every cell is blank."""
   if quotes == "auto":
     quotes = "csv" if separator != "\t" else "auto"
   if quotes != "none" and '"' in text:
@@ -196,7 +200,8 @@ def _cells(path, text, separator, quotes):
       and not any("\t" in cell and "\n" in cell for _, row in rows for cell in row)
     ):
       return rows
-  return [(number, line.split(separator)) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+  rows = [(number, line.split(separator)) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+  return [(number, row) for number, row in rows if any(cell.strip() for cell in row)]
 
 
 def _quoted(text, separator):
@@ -226,13 +231,13 @@ def json_rows(path: str | pathlib.Path) -> list[tuple[int, Any]]:
     UserError: the file is not JSON, exceeds a limit, or holds nothing.
   """
   text, fault = splits.read_text(path), None
-  if str(path).endswith((".json", ".txt")):
+  if pathlib.Path(path).suffix.lower() in (".json", ".txt"):
     try:
       whole = strict_json.loads(text, str(path), nan_as_null=True, max_bytes=MAX_JSON_BYTES)
       if isinstance(whole, dict) and whole and all(isinstance(value, dict) for value in whole.values()):
         whole = list(whole.values())
-      if isinstance(whole, list) and whole:
-        return list(enumerate(whole, 1))
+      if whole:
+        return list(enumerate(whole if isinstance(whole, list) else [whole], 1))
     except UserError as error:
       fault = error  # unless the file is JSON lines
   rows: list[tuple[int, Any]] = []
@@ -368,12 +373,11 @@ def texts(examples: Examples, field: str) -> list[str]:
   """
   values, empty = [], 0
   for row, value in enumerate(examples.columns[field]):
-    if cells.is_missing(value):
-      value = ""
-    elif isinstance(value, bool) or not isinstance(value, str | int | float):
+    text = cells.text_of(value)
+    if text is None:
       raise UserError(f"{examples.where(row)}: {field!r} holds {strict_json.show(value, 40)}, expected a text")
-    values.append(str(value))
-    empty += not values[-1]
+    values.append(text)
+    empty += not text
   if empty:
     splits.warn_count(
       examples.source, empty, f"of {len(values):,} rows have an empty {field!r}; they are kept as they are"

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from albert_jax import strict_json
-from albert_jax.data.finetuning import cells, splits, windows
+from albert_jax.data.finetuning import cells, splits, tables, windows
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
@@ -74,10 +74,12 @@ def read(
 ) -> Sentences:
   """Reads files of tagged sentences: a JSON object a line, or a word a line; the first line shows which.
 
-  Columns are separated by tabs, or by blanks and tabs in a file whose first line has no tab. A blank line ends a
-  sentence, as does a -DOCSTART- line. A line that begins with # is a comment if it stands before a sentence and has
-  other columns, or another tag, than words have: `#` is also a word. In CoNLL-U, ranges of words (1-2) and empty nodes
-  (1.1) are skipped.
+  A file that ends in .json may also be one list of objects.
+
+  Columns are separated by tabs, or by blanks and tabs in a file whose first word has no tab behind it. A blank line
+  ends a sentence, as does a -DOCSTART- line. A line that begins with # is a comment if it stands before a sentence and
+  has other columns, or another tag, than words have: `#` is also a word. In CoNLL-U, ranges of words (1-2) and empty
+  nodes (1.1) are skipped.
 
   Args:
     paths: the files.
@@ -95,8 +97,10 @@ def read(
   notes: collections.Counter[str] = collections.Counter()
   for path in paths:
     lines = splits.read_text(path).split("\n")
-    if next((line for line in lines if line.strip()), "").lstrip().startswith("{"):
-      pairs = _json_sentences(path, lines, token_field, tag_field, notes, may_hide)
+    is_json = pathlib.Path(path).suffix.lower() == ".json"
+    if next((line for line in lines if line.strip()), "").lstrip().startswith(("{", "[") if is_json else "{"):
+      rows = tables.json_rows(path) if is_json else _json_lines(path, lines)
+      pairs = _json_sentences(path, rows, token_field, tag_field, notes, may_hide)
     else:
       pairs = _column_sentences(path, lines, token_column, tag_column, notes, may_hide)
     for sentence_words, sentence_tags in pairs:
@@ -114,7 +118,7 @@ def read(
 def _column_sentences(path, lines, token_column, tag_column, notes, may_hide):
   blanks = re.compile("[ \t]+")
   lines = [line if line.strip(" \t") else "" for line in lines]
-  has_tabs = "\t" in next(filter(None, lines), "")
+  has_tabs = "\t" in next((line for line in lines if line and not line.startswith(("#", _DOCUMENT))), "")
   rows = [line.split("\t") if has_tabs else blanks.split(line.strip(" \t")) for line in lines]
   plain = [row for line, row in zip(lines, rows, strict=True) if line and not line.startswith(("#", _DOCUMENT))]
   if not plain and any(line.startswith("#") for line in lines):
@@ -141,7 +145,7 @@ def _column_sentences(path, lines, token_column, tag_column, notes, may_hide):
   is_conllu = token_column % max(width, 1) != 0 and all(_NUMBER.fullmatch(r[0]) or _SPAN.fullmatch(r[0]) for r in plain)
   words, tags = [], []
   for number, (line, row) in enumerate(zip(lines, rows, strict=True), 1):
-    is_document = row[token_column if -len(row) <= token_column < len(row) else 0] == _DOCUMENT
+    is_document = _DOCUMENT in (*line.split(maxsplit=1)[:1], *row[token_column:][:1])
     if not line or is_document:
       if is_document:
         notes[f"{_DOCUMENT} lines skipped"] += 1
@@ -184,11 +188,15 @@ def _hides(tags):
   return cells.is_hidden(tags) or (isinstance(tags, list) and bool(tags) and all(map(_is_hidden, tags)))
 
 
-def _json_sentences(path, lines, token_field, tag_field, notes, may_hide):
+def _json_lines(path, lines):
   for number, line in enumerate(lines, 1):
-    if not line.strip():
-      continue
-    row = strict_json.loads(line, f"{path}:{number}", dict)
+    if line.strip():
+      yield number, strict_json.loads(line, f"{path}:{number}", dict)
+
+
+def _json_sentences(path, rows, token_field, tag_field, notes, may_hide):
+  for number, row in rows:
+    strict_json.expect(row, f"{path}:{number}", dict)
     hidden = may_hide and _hides(row.get(tag_field))
     row |= {tag_field: []} if hidden else {}
     for option, name in {"token_field": token_field, "tag_field": tag_field}.items():
