@@ -1,6 +1,9 @@
 """Answers to the lines of files and pipes and the rows of tables; `albert-jax predict` writes them."""
 
+import codecs
 import contextlib
+import json
+import math
 import os
 import pathlib
 import queue
@@ -12,12 +15,13 @@ from typing import Any, BinaryIO, NamedTuple
 
 from albert_jax import evaluation, pipelines, strict_json
 from albert_jax.data import encodings
-from albert_jax.data.finetuning import tables
+from albert_jax.data.finetuning import cells, tables
 from albert_jax.errors import UserError
 
 CHUNK = 1024  # lines that are sorted by length together
 CHUNK_BYTES = 1 << 26  # the size at which a chunk is complete
 MAX_LINE_BYTES = strict_json.MAX_VALUE_BYTES
+_HEAD_BYTES = 1 << 16  # of a file, which show its encoding and its lines' ends
 FORMATS = ("auto", "text", "pairs", "json", "table")
 TABLES = (".csv", ".tsv", ".parquet")
 
@@ -98,7 +102,22 @@ def _chunks_of(file, fields, format, checkpoint, model, stack):
     )
     if rows is not None:
       return (rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK))
-  return _chunks(stack.enter_context(open(file, "rb")))
+  opened = stack.enter_context(open(file, "rb"))  # noqa: SIM115
+  if stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+    head = opened.read(_HEAD_BYTES)
+    opened.seek(0)
+    encodings.refuse_marked(file, head)
+    if suffix == ".json" and format in ("auto", "json") and head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
+      return _chunks(_items(file))
+    if b"\r" in head and b"\n" not in head:  # CR alone ends the lines.
+      return _chunks(opened.read().removesuffix(b"\r").split(b"\r"))
+  return _chunks(opened)
+
+
+def _items(file):
+  """Returns the items of a file that is one JSON list, as lines."""
+  rows = [strict_json.expect(row, f"{file} line {number}", (dict, str)) for number, row in tables.json_rows(file)]
+  return [(row if isinstance(row, str) else json.dumps(row)).encode() for row in rows]
 
 
 def _table(file, fields, format, checkpoint, model, may_be_lines):
@@ -118,8 +137,9 @@ def _table(file, fields, format, checkpoint, model, may_be_lines):
       raise
     message = str(error).split(" (choose with")[0]
     raise UserError(f"{message}; name the columns of the texts with --fields=A or A,B, or add --format=text") from None
-  ids = [{} if id is None else {"id": id} for id in rows.columns.get("id", [None] * len(rows))]
-  texts = [["" if cell is None else cell for cell in rows.columns[name]] for name in columns]
+  ids = rows.columns.get("id", [None] * len(rows))
+  ids = [{} if id is None or (isinstance(id, float) and math.isnan(id)) else {"id": id} for id in ids]
+  texts = [[cell if (text := cells.text_of(cell)) is None else text for cell in rows.columns[name]] for name in columns]
   values = texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))
   return list(zip(rows.lines, zip(ids, values, strict=True), strict=True))
 

@@ -1,5 +1,6 @@
 """albert-jax predict: lines in, JSON lines out, and what it says of lines that are none."""
 
+import datetime
 import errno
 import json
 import os
@@ -7,6 +8,8 @@ import pathlib
 import subprocess
 import sys
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from albert_jax import pipelines, predictions
@@ -110,6 +113,40 @@ def test_a_csv_is_read_by_its_columns(ask_file):
     ".parquet; name the columns of the texts with --fields=A or A,B, or add --format=text\n"
   )  # fmt: skip
   assert ask_file("a.txt", b"text\tlabel\nabc\tno\n", "--format=table")[1] == [{"size": 3}]
+
+
+def test_a_json_list_is_an_item_an_input(ask_file):
+  rows = [{"id": 7, "review": "good"}, {"review": "fine\nfilm"}]
+  for indent in (None, 1):
+    content = json.dumps(rows, indent=indent).encode()
+    assert ask_file("a.json", content, "--fields=review")[1] == [{"id": 7, "size": 4}, {"size": 9}]
+  assert ask_file("a.JSON", b'["one", "three"]')[1] == [{"size": 3}, {"size": 5}]
+  assert "a.json line 2: expected an object or a text, got 5" in ask_file("a.json", b'["one", 5]')[2]
+
+
+def test_lines_that_end_with_cr_alone(ask_file):
+  assert ask_file("a.txt", b"one\rthree\r") == (0, [{"size": 3}, {"size": 5}], "")
+
+
+@pytest.mark.parametrize("content, message", [
+  ("one\ntwo\n".encode("utf-16"), "/a.txt is UTF-16 text; convert it, as with: iconv -f utf-16 -t utf-8"),
+  (b"PK\x03\x04\x14\nx\n", "/a.txt is a .zip, .xlsx or .docx file, which is no text; unpack it"),
+])  # fmt: skip
+def test_a_file_that_is_no_text_is_refused_as_a_whole(ask_file, content, message):
+  code, answers, err = ask_file("a.txt", content, "--skip_bad")
+  assert (code, answers) == (2, [])
+  assert message in err
+
+
+def test_cells_of_a_table_are_texts_as_in_training(ask_file, tmp_path):
+  ids = [datetime.date(2026, 1, 2), None]
+  pyarrow.parquet.write_table(pyarrow.table({"text": [123, None], "id": ids}), tmp_path / "x.parquet")
+  assert ask_file("a.parquet", (tmp_path / "x.parquet").read_bytes())[1] == [
+    {"id": "2026-01-02", "size": 3},
+    {"size": 0},
+  ]
+  pyarrow.parquet.write_table(pyarrow.table({"text": ["nan"], "id": [float("nan")]}), tmp_path / "x.parquet")
+  assert ask_file("a.parquet", (tmp_path / "x.parquet").read_bytes())[1] == [{"size": 0}]
 
 
 def test_a_csv_with_other_columns_names_the_flag(ask_file):

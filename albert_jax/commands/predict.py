@@ -73,7 +73,8 @@ def main(argv: list[str]) -> None:
           print(f"{where} skipped: {result}", file=sys.stderr)
           skipped += 1
         else:
-          write(json.dumps({**id, **result}, ensure_ascii=False) + "\n")
+          # A date, as an id of a Parquet file, is written as text.
+          write(json.dumps({**id, **result}, ensure_ascii=False, default=str) + "\n")
         bar.update()
   except BrokenPipeError:  # The reader, such as `head`, has closed the pipe.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
