@@ -224,6 +224,32 @@ class TestData:
     assert task.train_rows == 2
     assert task.about["albert_jax_task"]["labels"] == ["no", "yes"]
     assert "1 rows have a label of data.drop_labels=-" in caplog.text
+    make(checkpoint, tmp_path, data__drop_labels="--")
+    assert "0 rows have a label of data.drop_labels=--" in caplog.text, "a typing mistake shows"
+
+  def test_rows_of_several_labels_can_be_left_out(self, checkpoint, tmp_path):
+    for name in ("train.jsonl", "dev.jsonl"):
+      (tmp_path / name).write_text(
+        "".join(json.dumps({"text": "a", "label": x}) + "\n" for x in ([], ["x"], ["x", "-"]))
+      )
+    task = make(checkpoint, tmp_path, task__kind="multilabel", data__drop_labels="-")
+    assert (task.train_rows, task.about["albert_jax_task"]["labels"]) == (2, ["x"])
+
+  def test_a_setting_that_would_have_no_effect(self, checkpoint, folder):
+    with pytest.raises(UserError, match=r"validation_split='dev\.tsv' is not read, because .*validation_fraction=0$"):
+      make(checkpoint, folder, data__validation_fraction=0.3, data__validation_split="dev.tsv")
+    with pytest.raises(UserError, match=r"label_separator=';' is for several labels a row, and task\.kind is class"):
+      make(checkpoint, folder, data__label_separator=";")
+
+  def test_a_split_without_rows_ends_the_run_before_it_begins(self, checkpoint, folder, tmp_path):
+    shutil.copy(folder / "train.csv", tmp_path)
+    (tmp_path / "dev.csv").write_text("text,label\n")
+    with pytest.raises(UserError, match=r"dev\.csv has no rows"):
+      make(checkpoint, tmp_path)
+    with pytest.raises(UserError, match=r"no row for validation after data\.validation_fraction=0\.0001"):
+      make(checkpoint, folder / "train.csv", data__validation_fraction=0.0001)
+    with pytest.raises(UserError, match=r"dev\.tsv has no row for validation after .* data\.drop_labels='no,yes'"):
+      make(checkpoint, folder, data__drop_labels="no,yes")
 
   def test_labels_with_commas_and_of_json(self, checkpoint, tmp_path):
     rows = [{"text": "a", "label": "x, y"}, {"text": "b", "label": True}, {"text": "c", "label": 3}]

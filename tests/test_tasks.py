@@ -150,8 +150,9 @@ def test_loss_weights_are_checked():
 
 
 def test_names_survive_writing_and_reading():
-  for names in ((), ("a",), ("a", "b"), ("a,b", "c"), ('"', "x y")):
+  for names in ((), ("a",), ("a", "b"), ("a,b", "c"), ('"', "x y"), ("[a]", "b"), ("a", "[b")):
     assert base.named(base.joined(names)) == names
+  assert base.named("a, b") == ("a", "b")
 
 
 def test_what_a_model_answers_is_stated_once():

@@ -258,8 +258,9 @@ def check_share(name: str, value: float) -> None:
 
 
 def joined(labels: Iterable[str]) -> str:
-  """Writes names as `task.labels` has them: with commas between, or as a JSON list where a name has a comma itself."""
-  return json.dumps(list(labels)) if any("," in name for name in labels) else ",".join(labels)
+  """Writes names as `task.labels` has them: with commas between, or as a JSON list where that would be ambiguous."""
+  names = list(labels)
+  return json.dumps(names) if any("," in name or name.startswith("[") for name in names) else ",".join(names)
 
 
 def named(labels: str) -> tuple[str, ...]:
@@ -278,9 +279,12 @@ def named(labels: str) -> tuple[str, ...]:
     try:
       names = json.loads(labels)
     except (ValueError, RecursionError) as error:
-      raise UserError(f"task.labels={labels[:60]!r} is not a JSON list ({error}); write names with commas") from None
+      raise UserError(
+        f"task.labels={labels[:60]!r} is not a JSON list ({error}); write names with commas, or those that begin with "
+        '[ as a JSON list: ["[a]", "b"]'
+      ) from None
   else:
-    names = labels.split(",") if labels else []
+    names = [name.strip() for name in labels.split(",")] if labels else []
   if not all(isinstance(name, str) and name.strip() for name in names):
     raise UserError(f"task.labels={labels[:60]!r} has an empty name; write names with commas between, as neg,pos")
   if twice := [name for name in names if names.count(name) > 1]:

@@ -127,8 +127,13 @@ class Split:
 def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int = 0) -> Task:
   """Makes the task of configs/classify.py, on a user's own data; see `tasks.make`."""
   settings, data = base.settings_of(Settings, config), ClassifyData.from_config(config.data)
-  kind = settings.kind
+  kind, separator = settings.kind, data.label_separator
   fields = data.texts
+  if separator != ClassifyData.label_separator and kind != "multilabel":
+    raise UserError(
+      f"data.label_separator={separator!r} is for several labels a row, and task.kind is {kind}; set "
+      "--config.task.kind=multilabel, or --config.data.label_separator=,"
+    )
 
   @functools.cache
   def read(split):
@@ -145,25 +150,26 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
       rows = rows.select(away if split == "held out" else ~away)
     dropped = {cells.label(label, "data.drop_labels") for label in data.drop_labels.split(",") if label}
     if dropped:
-      single = (
-        None if cell is None or isinstance(cell, list) else cells.label(cell, "")
-        for cell in rows.columns[data.label_field]
-      )
-      keep = np.array([name not in dropped for name in single], bool)
-      if not keep.all():
+      keep = np.array([dropped.isdisjoint(names) for names in _names(rows, data.label_field, kind, separator)], bool)
+      if split == "train" or not keep.all():  # A label that no row has may be a typing mistake.
         splits.warn_count(rows.source, int(np.sum(~keep)), f"rows have a label of data.drop_labels={data.drop_labels}")
       rows = rows.select(keep)
+    if not len(rows):
+      raise UserError(
+        f"{rows.source} has no row {'for validation' if split == 'held out' else 'to train on'} after "
+        f"data.validation_fraction={data.validation_fraction} and data.drop_labels={data.drop_labels!r}; give more rows"
+      )
     return rows
 
   @functools.cache
   def labels():
     names = tuple(cells.label(name, "task.labels") for name in base.named(settings.labels))
-    return names or _labels_of(read("train"), data.label_field, kind, data.label_separator)
+    return names or _labels_of(read("train"), data.label_field, kind, separator)
 
   def split(part):
     rows = read(part)
     columns = [tables.texts(rows, field) for field in fields]
-    gold = gold_of(rows, data.label_field, kind, labels(), data.label_separator, may_lack=part == "held out")
+    gold = gold_of(rows, data.label_field, kind, labels(), separator, may_lack=part == "held out")
     return Split(columns[0], columns[1] if len(fields) == 2 else None, gold, rows.source, list(range(len(rows))))
 
   held_out = split("held out")

@@ -93,6 +93,12 @@ class ClassifyData(FinetuningData):
       self._fail("label_separator", "a character, such as a comma")
     if not 0 <= self.validation_fraction < 1:
       self._fail("validation_fraction", "0, or a share below 1, such as 0.1")
+    if self.validation_fraction and self.validation_split != FinetuningData.validation_split:
+      raise UserError(
+        f"data.validation_split={self.validation_split!r} is not read, because "
+        f"data.validation_fraction={self.validation_fraction} holds out a share of data.split; to read it, set "
+        "--config.data.validation_fraction=0"
+      )
 
   @property
   def texts(self) -> list[str]:
