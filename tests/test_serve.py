@@ -39,8 +39,8 @@ import uvicorn  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
 from albert_jax.commands import serve  # noqa: E402
-from albert_jax.serve import app, batching, models  # noqa: E402
-from albert_jax.serve.process import TimedProtocol, listen  # noqa: E402
+from albert_jax.serve import app, batching, models, schemas  # noqa: E402
+from albert_jax.serve.process import TimedProtocol, listen, run  # noqa: E402
 from albert_jax.serve.state import Settings  # noqa: E402
 
 CFG = dataclasses.replace(
@@ -577,6 +577,23 @@ def test_a_connection_without_a_complete_head_of_a_request_is_closed():
   request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
   assert asyncio.run(closed(b"")) == asyncio.run(closed(b"GET / HT")) == b""
   assert asyncio.run(closed(request + b"GET / HT")).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("reuse_port", [False, True])
+def test_a_model_that_cannot_run_stops_the_server(exports, monkeypatch, capsys, reuse_port):
+  def fails():
+    raise UserError("the file is another model's")
+
+  monkeypatch.setattr(models.Served, "warm_up", lambda self, size: iter([fails]))
+  with pytest.raises(UserError, match="another model's"):
+    run({"labels": exports["labels"]}, Settings(port=0, reuse_port=reuse_port))
+  assert bool(capsys.readouterr().out) != reuse_port  # The address is not printed.
+
+
+def test_a_task_without_a_path_is_refused(exports, monkeypatch):
+  monkeypatch.delitem(schemas.ITEMS, "classify")
+  with pytest.raises(UserError, match="is for classify, which the server has no path for; it has fill-mask"):
+    models.Served("labels", exports["labels"], batch_size=4)
 
 
 def test_a_port_in_use_is_one_line():

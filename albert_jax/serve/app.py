@@ -333,7 +333,14 @@ def _operations(state: State) -> list[openapi.Operation]:
 
 
 async def _warm_up(state: State, log):
-  """Compiles every program, in the model's thread, and sets `ready`."""
+  """Compiles every program, in the model's thread, and sets `ready`; or sets `failure`."""
+  try:
+    await _compile(state, log)
+  except Exception as error:
+    state.failure, state.draining = error, True
+
+
+async def _compile(state, log):
   loop, started = asyncio.get_running_loop(), time.monotonic()
   models = state.models.values() if state.settings.warm_up else ()
   programs = [compile_one for model in models for compile_one in model.warm_up(state.settings.batch_size)]

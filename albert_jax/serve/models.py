@@ -43,6 +43,8 @@ class Served:
     self.name = name
     purpose = convert.about(path).get("name")
     trained = purpose if purpose in pipelines.TASKS and purpose != "fill-mask" else None
+    if trained not in (None, *schemas.ITEMS):
+      raise UserError(f"{path} is for {trained}, which the server has no path for; it has {', '.join(schemas.ITEMS)}")
     params = convert.load(path)[1]
     tasks = [trained] if trained else pipelines.able_tasks(params, purpose)
     if trained is None and len(heads := [task for task in tasks if task not in ("fill-mask", "embed")]) > 1:

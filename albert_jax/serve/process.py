@@ -46,13 +46,16 @@ class TimedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
 
 class _Server(uvicorn.Server):
-  """A server that drains on SIGTERM and Ctrl-C, and then returns."""
+  """A server that drains on SIGTERM and Ctrl-C, and then returns; so it does if a model cannot run."""
 
   state: State
   log: Callable[[dict], None]
 
   def capture_signals(self):
     return signals.handled(self.handle_exit)
+
+  async def on_tick(self, counter: int) -> bool:
+    return await super().on_tick(counter) or self.state.failure is not None
 
   def handle_exit(self, sig, frame) -> None:
     if self.state.draining:  # A second signal skips the drain.
@@ -117,7 +120,7 @@ def run(checkpoints: dict[str, str], settings: Settings, backend: str = "jax", d
     backend, dtype: as for albert_jax.pipeline.
 
   Raises:
-    UserError: a checkpoint or the port cannot be used.
+    UserError: a checkpoint or the port cannot be used, or a model cannot run.
   """
   with listen(settings) as sock:
     settings = dataclasses.replace(settings, port=sock.getsockname()[1])
@@ -139,4 +142,6 @@ def run(checkpoints: dict[str, str], settings: Settings, backend: str = "jax", d
     server = _Server(config)
     server.state, server.log = app.state.server, log_line
     server.run(sockets=[sock])
+    if failure := app.state.server.failure:
+      raise failure
     log_line({"event": "stopped"})

@@ -49,12 +49,14 @@ class State:
     compiled: how many of them are compiled.
     ready: whether all are.
     draining: whether the process was told to stop.
+    failure: the error of a model that cannot run, after which the server stops; None for none.
   """
 
   def __init__(self, models: dict[str, Served], settings: Settings):
     self.models, self.settings = models, settings
     self.programs, self.compiled = 0, 0
     self.ready, self.draining = False, False
+    self.failure: Exception | None = None
     self.metrics = Metrics(self)
     self.batcher = Batcher(settings.batch_size, settings.window, settings.max_queue, self.metrics.batch)
 
