@@ -309,7 +309,9 @@ _FOLDERS = {
     "*.onnx.data", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
     "symbols.json", "words.txt", *_VOCABULARY,
   ),
-  "albert_config.json": ("albert_config.json", "model.ckpt-*", "checkpoint", "vocab_chinese.txt", *_VOCABULARY),
+  "albert_config.json": (
+    "albert_config.json", "model.ckpt-*", "checkpoint", "vocab_chinese.txt", "tokenizer_config.json", *_VOCABULARY,
+  ),
   "page.mjs": ("index.html", "*.mjs", "*.wasm", "model.json", "model.onnx", "tokenizer.json", "tokenizer_config.json",
                "LICENSE*"),
   "config.yml": ("config.yml", "step_*.t7", *_VOCABULARY),

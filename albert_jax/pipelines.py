@@ -159,6 +159,8 @@ def pipeline(
         f"{path} has {len(options['labels'])} labels ({', '.join(map(str, options['labels'][:8]))}) for a head of "
         f"{outputs} outputs; each output needs one, in id2label of its config.json or the option labels"
       )
+    if twice := [label for label in options.get("labels") or () if list(options["labels"]).count(label) > 1]:
+      raise UserError(f"{path} names two outputs {twice[0]!r}; give each output another name with the option labels")
   if backend == "onnx":
     weights = onnx_runtime.OnnxModel(onnx_runtime.path_in(find(path)[1], dtype), cfg, chosen, params)
   else:

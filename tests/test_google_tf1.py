@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from small_models import HEADS, SMALL, assert_same, configs, random_params
 
 import albert_jax
-from albert_jax import model, paths
+from albert_jax import convert, model, paths
 from albert_jax.convert import configs as configs_lib
 from albert_jax.convert import google_tf1, mapping, tf_checkpoint
+from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
 
@@ -208,6 +209,19 @@ class TestRefusals:
     with pytest.raises(UserError, match="22 layers that share nothing"):
       google_tf1.save(tmp_path / "model", cfg, random_params(cfg, ()))
     assert list(tmp_path.iterdir()) == []
+
+  def test_the_rules_of_a_vocabulary_are_kept_and_a_tokenizer_json_is_refused(self, tmp_path):
+    params = random_params(SMALL, ())
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    google_tf1.save(tmp_path / "model", SMALL, params, vocabulary=Tokenizer(tmp_path / "vocab.txt", lower=False))
+    assert not convert.load_tokenizer(tmp_path / "model").lower
+    google_tf1.save(tmp_path / "model", SMALL, params, vocabulary=tmp_path / "vocab.txt", overwrite=True)
+    assert convert.load_tokenizer(tmp_path / "model").lower
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"the original reads no .*tokenizer\.json; .* --spm=FILE"):
+      google_tf1.save(tmp_path / "other", SMALL, params, vocabulary=tmp_path / "tokenizer.json")
+    assert not (tmp_path / "other").exists()
 
   def test_a_checkpoint_without_heads_loads_as_what_it_is(self, tmp_path):
     params = random_params(SMALL, ())

@@ -216,6 +216,28 @@ def test_each_output_has_its_own_label(export):
   with pytest.raises(UserError, match=r"has 3 labels \(a, b, c\) for a head of 2 outputs"):
     albert_jax.pipeline(None, three)
   assert albert_jax.pipeline(None, three, labels=["a", "b"]).labels == ["a", "b"]
+  with pytest.raises(UserError, match="names two outputs 'a'"):
+    albert_jax.pipeline(None, export(("pooler",), {"classifier": 2}, None, label_fields({"0": "a", "1": "a"})))
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    ({"albert_jax_task": None}, "albert_jax_task: expected an object, got null"),
+    ({"albert_jax_task": {"name": ["classify"]}}, "name: expected a text"),
+    ({"albert_jax_task": {"name": "classify", "labels": {"0": "a"}}}, "labels: expected a list"),
+    ({"albert_jax_task": {"name": "classify", "labels": ["a", 1]}}, "a label: expected a text, got 1"),
+    ({"albert_jax_task": {"name": "classify", "seq_length": "64"}}, "seq_length: expected a whole number"),
+    ({"architectures": 3}, "architectures: expected a list"),
+  ],
+)
+def test_a_config_with_facts_of_another_form_is_one_line(export, change, words):
+  path = export(("pooler",), {"classifier": 2})
+  fields = json.loads((path / "config.json").read_text("utf-8"))
+  (path / "config.json").write_text(json.dumps(fields | change), "utf-8")
+  with pytest.raises(UserError, match=words) as caught:
+    albert_jax.pipeline(None, path)
+  assert "\n" not in str(caught.value)
 
 
 def test_half_a_surrogate_pair_is_no_text(classifier):

@@ -12,7 +12,7 @@ import numpy as np
 
 from albert_jax import copies, files, strict_json
 from albert_jax.convert import configs, mapping, tf_checkpoint
-from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.data.tokenizer import RULES_FILE, Tokenizer, rules_file
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig
 from albert_jax.model.task_heads import HEADS
@@ -259,7 +259,7 @@ def save(
     overwrite: replace an existing folder.
 
   Raises:
-    UserError: `path` exists, or the original cannot compute the model.
+    UserError: `path` exists, or the original cannot compute the model or read the vocabulary.
   """
   activation = {"gelu_new": "gelu", "relu": "relu"}.get(cfg.hidden_act)
   if activation is None:
@@ -280,6 +280,11 @@ def save(
       f"{N} layers that share nothing: the original's rounding would run some layers twice; "
       "convert to Hugging Face instead (--to=hf)"
     )
+  tokenizer = vocabulary if isinstance(vocabulary, Tokenizer | None) else Tokenizer(vocabulary)
+  if tokenizer is not None and tokenizer.path.endswith(".json"):
+    raise UserError(
+      f"the original reads no {tokenizer.path}; give the vocabulary as spiece.model or vocab.txt, with --spm=FILE"
+    )
   tensors = mapping.to_tensors(_table(cfg, *mapping.shapes_of(params)), params)
   fields, ours = configs.to_fields(cfg, groups)
   # The original takes its own layer norm's epsilon, and its scripts the classifier's dropout.
@@ -287,7 +292,7 @@ def save(
   with files.writing_folder(path, overwrite=overwrite) as folder:
     (folder / "albert_config.json").write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
     tf_checkpoint.write(folder / "model.ckpt-best", {**tensors, "global_step": np.array(step, np.int64)})
-    if vocabulary is not None:
-      tokenizer = vocabulary if isinstance(vocabulary, Tokenizer) else Tokenizer(vocabulary)
+    if tokenizer is not None:
       name = "vocab_chinese.txt" if tokenizer.path.endswith(".txt") else "30k-clean.model"
       shutil.copyfile(tokenizer.path, folder / name)
+      (folder / RULES_FILE).write_bytes(rules_file(tokenizer.lower, tokenizer.keep_accents))

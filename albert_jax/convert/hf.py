@@ -126,6 +126,7 @@ def read_fields(path: str | os.PathLike) -> dict[str, Any]:
   fields = strict_json.read_object(path)
   if fields.get("model_type", "albert") not in ("albert", OWN_TYPE):
     raise UserError(f"{path} does not describe an ALBERT: its model_type is {fields['model_type']!r}")
+  strict_json.expect(fields.get("architectures") or [], f"{path}: architectures", list)
   return fields
 
 

@@ -94,6 +94,7 @@ def find(path: str | os.PathLike) -> tuple[ModuleType, pathlib.Path]:
   raise UserError(f"{str(path)!r} holds no checkpoint; {expected}")
 
 
+_FACTS = {"name": str, "labels": list, "kind": str, "pooling": str, "seq_length": int}
 _KINDS = {"regression": "regression", "multi_label_classification": "multilabel"}
 
 
@@ -102,15 +103,23 @@ def about(path: str | os.PathLike) -> dict[str, Any]:
 
   For a directory of transformers, they come from its class and labels: "name"; "labels", if they have names; "kind" of
   a classifier. {} if there are none.
+
+  Raises:
+    UserError: config.json has facts of another form.
   """
   format, folder = find(path)
   fields = hf.read_fields(folder) if format is hf else {}
   if "albert_jax_task" in fields:
-    return fields["albert_jax_task"]
+    where = f"{folder}/config.json: albert_jax_task"
+    facts = strict_json.expect(fields["albert_jax_task"], where, dict)
+    for name, kind in _FACTS.items():
+      if name in facts:
+        strict_json.expect(facts[name], f"{where}: {name}", kind)
+    for label in facts.get("labels", ()):
+      strict_json.expect(label, f"{where}: a label", str)
+    return facts
   names = _label_names(fields.get("id2label") or {}, folder)
-  facts: dict[str, Any] = (
-    {"labels": names} if names and not all(re.fullmatch(r"LABEL_\d+", name) for name in names) else {}
-  )
+  facts = {"labels": names} if names and not all(re.fullmatch(r"LABEL_\d+", name) for name in names) else {}
   purpose = next((CLASSES[name] for name in fields.get("architectures") or () if name in CLASSES), None)
   if purpose == "classify":
     facts["kind"] = _KINDS.get(
