@@ -145,12 +145,12 @@ def _choose(out, batch, metadata):
 
 
 def _embed(out, batch, metadata, pooling):
-  if metadata.get("pooling") != pooling:
-    raise UserError(
-      f"this ONNX file was exported with pooling={metadata.get('pooling') or 'none'}; export it again with "
-      f"--pooling={pooling}"
-    )
-  return {"embedding": out["sentence_embedding"]}
+  if metadata.get("pooling") == pooling:
+    return {"embedding": out["sentence_embedding"]}
+  x, mask = out["last_hidden_state"], batch["attention_mask"][:, :, None]
+  x = x[:, 0] if pooling == "cls" else np.sum(x * mask, axis=1) / np.maximum(np.sum(mask, axis=1), 1)
+  x = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+  return {"embedding": x.astype(np.float32)}
 
 
 def _fill_mask(out, batch, metadata, top_k, ordinary):

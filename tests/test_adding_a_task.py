@@ -12,6 +12,7 @@ import pytest
 
 from albert_jax import convert, tasks
 from albert_jax.errors import UserError
+from albert_jax.exports.folder import export, export_run
 from albert_jax.model import task_heads
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "contributing" / "adding_a_task.md"
@@ -56,6 +57,10 @@ def test_the_example_trains_and_answers(example, tmp_path):
   assert 0 <= float(sums["accuracy"][0]) <= 6
   answers = module.is_question(cfg, params, task.vocabulary, ["Badefi?", "Ba."], threshold=0.0001)
   assert [answer["question"] for answer in answers] == [True, True]
+  export_run(tmp_path / "run" / "export", cfg, params, vocabulary=task.vocabulary, architecture=task.architecture,
+             extra=task.about, run=tmp_path, run_config={}, name="run")  # fmt: skip
+  assert "albert_jax.load" in (tmp_path / "run" / "export" / "README.md").read_text("utf-8")
+  export(tmp_path / "run", tmp_path / "exported", formats=("stablehlo",))
   with pytest.raises(UserError, match="must be between 0 and 1"):
     config.task.threshold = 2.0
     tasks.make(config, task.vocabulary)

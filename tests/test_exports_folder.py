@@ -1,8 +1,10 @@
 """An exported folder opens everywhere, says what it holds, and is never half written or wrong."""
 
+import importlib.util
 import json
 import os
 import pathlib
+import re
 import stat
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 import albert_jax
-from albert_jax import convert, model, paths
+from albert_jax import convert, model, onnx_runtime, paths
 from albert_jax.__main__ import main
 from albert_jax.errors import UserError
 from albert_jax.model import task_heads
@@ -207,8 +209,9 @@ def test_pooling_makes_sentence_vectors_of_any_encoder(tmp_path, vocabulary):
   source = checkpoint(tmp_path / "run", vocabulary, **CASES["pretrained"])
   report = albert_jax.export(source, tmp_path / "out", pooling="mean", formats=("onnx",))
   assert {"modules.json", "1_Pooling/config.json", "2_Normalize/config.json"} <= report["files"].keys()
-  original = albert_jax.pipeline("embed", source, pooling="mean")(TEXTS)
-  assert_alike(original, albert_jax.pipeline("embed", tmp_path / "out", backend="onnx", pooling="mean")(TEXTS))
+  for pooling in ("mean", "cls"):  # The file has an output for the first alone.
+    original = albert_jax.pipeline("embed", source, pooling=pooling)(TEXTS)
+    assert_alike(original, albert_jax.pipeline("embed", tmp_path / "out", backend="onnx", pooling=pooling)(TEXTS))
 
 
 @pytest.mark.parametrize("task", ["classify", "embed"])
@@ -248,12 +251,39 @@ def test_heads_that_only_we_have(tmp_path, vocabulary, head):
   shapes = shapes if head == "squad_v2" else {"kernel": (32, 1), "bias": (1,)}
   leaves = {path: rng.normal(size=shape).astype(np.float32) * np.float32(0.3) for path, shape in shapes.items()}
   task, inputs = ("answer", INPUTS["answer"]) if head == "squad_v2" else ("summarize", [" ".join(TEXTS)])
+  sizes = {"start_n_top": 7, "end_n_top": 3} if head == "squad_v2" else {}
   convert.save(tmp_path / "run", cfg, params | {head: paths.unflatten(leaves)}, vocabulary=vocabulary,
-               architecture="AlbertModel", extra=about(task))  # fmt: skip
-  albert_jax.export(tmp_path / "run", tmp_path / "out", formats=("onnx",))
+               architecture="AlbertModel", extra=about(task, **sizes))  # fmt: skip
+  texts = tmp_path / "texts.txt"
+  texts.write_text("\n".join(TEXTS * 20), "utf-8")
+  albert_jax.export(tmp_path / "run", tmp_path / "out", quantize="int8", calibration=str(texts), max_loss=100.0)
+  if head == "squad_v2":
+    run_examples(tmp_path / "out")
+    opened = onnx_runtime.session(tmp_path / "out" / "onnx" / "model_int8.onnx")
+    shape = onnx_runtime.run(opened, {name: np.ones((1, 9), np.int64) for name in
+                                      ("input_ids", "attention_mask", "token_type_ids", "allowed")})  # fmt: skip
+    assert shape["end_index"].shape == (1, 7, 3)
   answers = [albert_jax.pipeline(None, tmp_path / name, **options)(inputs)
-                 for name, options in (("run", {}), ("out", {"backend": "onnx"}))]  # fmt: skip
+                 for name, options in (("run", {}), ("out", {"backend": "onnx", "dtype": "float32"}))]  # fmt: skip
   assert_alike(*answers)
+
+
+def run_examples(folder):
+  """Runs each block of a card but those that need PyTorch, or transformers where it is not installed."""
+  has_transformers = importlib.util.find_spec("transformers") is not None
+  blocks = re.findall(r"\n([^\n]*)\n```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.S)
+  for title, code in blocks:
+    if title not in ("transformers:", "sentence-transformers:") and (has_transformers or "transformers" not in code):
+      exec(compile(code.replace("DIR", str(folder)), title, "exec"), {})
+  assert len(blocks) > 1
+
+
+@pytest.mark.parametrize("name", ["choose", "pairs"])
+def test_the_examples_of_a_card_run(tmp_path, vocabulary, name):
+  case = CASES["choose"] if name == "choose" else CASES["classify"] | {"pair": True}
+  albert_jax.export(checkpoint(tmp_path / "run", vocabulary, **case), tmp_path / "out")
+  run_examples(tmp_path / "out")
+  assert ("text_pair" in (tmp_path / "out" / "README.md").read_text()) == (name == "pairs")
 
 
 def test_the_card_of_a_run_has_its_numbers(tmp_path, vocabulary):

@@ -92,6 +92,16 @@ def test_every_parameter_is_stored_once(fields):
   assert stored <= albert_jax.param_count(params) + 4  # And a few constants.
 
 
+def test_with_one_type_of_tokens_all_numbers_of_types_are_that_one():
+  cfg = dataclasses.replace(SMALL, type_vocab_size=1)
+  params, batch = params_of(cfg), batch_of(cfg)
+  actual = run(export_onnx.build(cfg, params), batch)["last_hidden_state"]
+  one_type = {name: value for name, value in batch.items() if name != "token_type_ids"}
+  for inputs in (batch, one_type):
+    expected = jax.jit(lambda inputs: albert_jax.apply(cfg, params, inputs)["sequence_output"])(inputs)
+    assert_close(expected, actual, batch)
+
+
 def test_a_row_without_padding_is_the_same_alone_and_in_a_batch():
   params, batch = params_of(SMALL), batch_of(SMALL)
   graph = export_onnx.build(SMALL, params)

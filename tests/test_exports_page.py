@@ -100,15 +100,26 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, vocabulary, monkeypat
   for words, options in {
     "add onnx to --formats": {"formats": (), "page": tmp_path / "page"},
     "exists already": {"page": tmp_path / "taken"},
-    "is --out too": {"page": tmp_path / "out"},
+    "out is or contains --out": {"page": tmp_path / "out"},
   }.items():
     with pytest.raises(UserError, match=words):
       albert_jax.export(source, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+  with pytest.raises(UserError, match="site is or contains --out"):
+    albert_jax.export(source, tmp_path / "site" / "out", page=tmp_path / "site")
   albert_jax.export(source, tmp_path / "out", formats=())
   with pytest.raises(UserError, match="has no tab for choose"):
     page.write(tmp_path / "out", tmp_path / "page", name="x")
   assert not (tmp_path / "page").exists()
+
+
+@pytest.mark.parametrize(("seq_length", "most", "question"), [(None, 64, 32), (48, 48, 24), (40, 40, 12)])
+def test_a_question_leaves_room_for_its_passage(tmp_path, vocabulary, seq_length, most, question):
+  facts = {"seq_length": seq_length} if seq_length else {}
+  facts |= {"max_query_length": 12} if seq_length == 40 else {}
+  checkpoint(tmp_path / "run", vocabulary, **CASES["answer"], **facts)
+  described = page.describe(tmp_path / "run", "x")
+  assert (described["max_tokens"], described["answer"]["max_query_length"]) == (most, question)
 
 
 @pytest.mark.parametrize(

@@ -268,6 +268,31 @@ def _conll(words, entities):
   return "".join(f"{word} {tag}\n" for word, tag in zip(words, tags, strict=True)) + "\n"
 
 
+def test_labels_are_read_as_training_reads_them(tmp_path, vocabulary):
+  case = CASES["classify"] | {"labels": ("false", "true")}
+  source = checkpoint(tmp_path / "run", vocabulary, **case)
+  rows = list(enumerate(TEXTS * 18))
+  table, lines = tmp_path / "dev.csv", tmp_path / "dev.jsonl"
+  table.write_text("text,label\n" + "".join(f'"{text}",{i % 2 == 0}\n' for i, text in rows), "utf-8")
+  lines.write_text("".join(json.dumps({"text": text, "label": i % 2 == 0}) + "\n" for i, text in rows))
+  for file in (table, lines):
+    report = albert_jax.export(
+      source, tmp_path / file.name[-3:], formats=(), quantize="int8", calibration=str(file), max_loss=100.0
+    )["int8"]
+    assert report["metric"] == "accuracy"
+
+
+def test_numbers_and_several_labels_without_labels_are_compared_with_those_of_float32():
+  logits = np.random.default_rng(0).normal(size=(50, 3))
+  reference = [{"logits": row.astype(np.float32)} for row in logits]
+  noisy = [{"logits": (row + np.sin(9 * row)).astype(np.float32)} for row in logits]
+  for kind, columns, least, most in (("regression", 1, 50, 95), ("multilabel", 3, 10, 95)):
+    rows, exact = ([{"logits": row["logits"][:columns]} for row in out] for out in (noisy, reference))
+    _, float_score, int8_score = calibration.score("classify", kind, [], None, rows, exact)
+    assert float_score == 100 and least < int8_score < most
+    assert calibration.score("classify", kind, [], None, exact, exact)[2] == pytest.approx(100)
+
+
 def test_mistakes_in_the_calibration_file_are_one_line(tmp_path, vocabulary, texts):
   source = checkpoint(tmp_path / "run", vocabulary, **CASES["classify"])
   few = tmp_path / "few.txt"
@@ -287,6 +312,10 @@ def test_mistakes_in_the_calibration_file_are_one_line(tmp_path, vocabulary, tex
     "absent.jsonl": {"calibration": str(tmp_path / "absent.jsonl")},
     "max_loss": {"calibration": str(texts), "max_loss": -1.0},
   }
+  number = checkpoint(tmp_path / "number", vocabulary, **CASES["classify"] | {"labels": ()}, kind="regression")
+  with pytest.raises(UserError, match='"bad" is no number; expected one a row') as caught:
+    albert_jax.export(number, tmp_path / "out", formats=(), quantize="int8", calibration=str(texts))
+  assert "\n" not in str(caught.value)
   for what, options in mistakes.items():
     with pytest.raises((UserError, OSError)) as caught:
       albert_jax.export(source, tmp_path / "out", formats=(), quantize="int8", **options)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from albert_jax import onnx_runtime
-from albert_jax.data.finetuning import splits, tables
+from albert_jax.data.finetuning import cells, splits, tables
 from albert_jax.data.speech import units
 from albert_jax.data.speech.symbols import Symbols
 from albert_jax.errors import UserError
-from albert_jax.tasks import classify
+from albert_jax.tasks import classify, metrics
 
 LABEL = "label"  # The default column of labels; a table without it is measured against float32.
 LEAST_HELD_OUT = 50
@@ -65,7 +65,7 @@ def read(
     table = _read_table(path, names, label)
     columns = [tables.texts(table, name) for name in names]
     values = table.columns[label]
-    if about.get("name") == "classify" and all(value not in (None, "") for value in values):
+    if about.get("name") == "classify" and not any(map(cells.is_missing, values)):
       gold = _gold(table, values, labels, about.get("kind", "classification"))
   check_count(path, len(columns[0]))
   tokens = tables.encode(vocabulary, columns[0], columns[1] if len(columns) == 2 else None, longest, str(path))
@@ -121,13 +121,15 @@ def _gold(table, values, labels, kind):
   if kind == "multilabel":
     return None
   if kind == "regression":
-    return np.array([float(value) for value in values])
-  numbers = {str(name): i for i, name in enumerate(labels)}
-  numbers = {str(i): i for i in range(len(labels))} | numbers
-  for row, value in enumerate(values):
-    if str(value) not in numbers:
-      raise UserError(f"{table.where(row)} has the label {value!r}; the model has {', '.join(map(str, labels[:20]))}")
-  return np.array([numbers[str(value)] for value in values])
+    return np.array(
+      [cells.number(value, table.where(row), "one a row, as the model predicts") for row, value in enumerate(values)]
+    )
+  numbers = {str(i): i for i in range(len(labels))} | {cells.label(name, "labels"): i for i, name in enumerate(labels)}
+  names = [cells.label(value, table.where(row)) for row, value in enumerate(values)]
+  for row, name in enumerate(names):
+    if name not in numbers:
+      raise UserError(f"{table.where(row)} has the label {name!r}; the model has {', '.join(map(str, labels[:20]))}")
+  return np.array([numbers[name] for name in names])
 
 
 def batch_of(rows: list) -> dict[str, np.ndarray]:
@@ -174,7 +176,13 @@ def score(
       classify.measure(kind, np.stack([x["logits"] for x in out]), gold)[name] for out in (reference, results)
     )
     return name, 100 * float_score, 100 * int8_score
-  if task in ("classify", "tag", "fill-mask") and kind == "classification":
+  if task == "classify" and kind == "regression":  # The cosine of single numbers would say nothing but their sign.
+    numbers = ([float(x["logits"][0]) for x in out] for out in (reference, results))
+    return "correlation with float32's", 100.0, 100 * metrics.pearson(*numbers)
+  if task == "classify" and kind == "multilabel":
+    equal = [bool(np.all((a["logits"] > 0) == (b["logits"] > 0))) for a, b in zip(results, reference, strict=True)]
+    return "answers equal to float32's", 100.0, 100 * float(np.mean(equal))
+  if task in ("classify", "tag", "fill-mask"):
     same = [
       np.atleast_1d(a["logits"].argmax(-1) == b["logits"].argmax(-1)) for a, b in zip(results, reference, strict=True)
     ]

@@ -4,13 +4,14 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from albert_jax import strict_json
 from albert_jax.convert import hf
 from albert_jax.errors import UserError
-from albert_jax.model import AlbertConfig
+from albert_jax.model import AlbertConfig, param_count
+from albert_jax.types import Params
 
 PIPELINE_TAGS = {
   "fill-mask": "fill-mask", "classify": "text-classification", "answer": "question-answering",
@@ -24,12 +25,27 @@ EXAMPLES = {
   "choose": '{"context": "It rains.", "question": "What is wet?", "options": ["the road", "the sun"]}',
   "embed": '"A sentence."', "summarize": '"First sentence. Second sentence."',
 }  # fmt: skip
+PAIR = '{"text": "A first text.", "pair": "A second text."}'  # of a classifier of pairs
+# What the examples of graphs with other inputs than [batch, sequence] add: to a tokenizer's arrays `batch`, and to ids.
+_SHAPED = {
+  "choose": (
+    '["It rains."] * 2, ["What is wet? the road", "What is wet? the sun"], padding=True',
+    "batch = {name: value[None] for name, value in batch.items()}  # [batch, options, tokens]\n",
+    "[[[2, 13, 9, 3], [2, 14, 9, 3]]]", "",
+  ),
+  "beam": (
+    '["Who came?"], ["Ann came late."]',
+    'batch["allowed"] = batch["token_type_ids"]  # where an answer may be\n',
+    "[[2, 13, 3, 9, 15, 8, 9, 15, 8, 9, 15, 8, 3]]", ', "allowed": (ids > 3) * 1',
+  ),
+  "": ('["A sentence."]', "", "[[2, 13, 9, 3]]", ""),
+}  # fmt: skip
 # Numbers of metrics.jsonl that do not measure the quality of the model.
 _NOT_METRICS = ("step", "split", "tokens_per_s", "tokens", "input_stall", "padding")
 
 
 def write(
-  folder: str | os.PathLike, cfg: AlbertConfig, parameters: int, *, task: str, labels: Sequence = (), run: Any = None,
+  folder: str | os.PathLike, cfg: AlbertConfig, params: Params, *, task: str, about: Mapping[str, Any], run: Any = None,
   run_config: Mapping[str, Any] | None = None, facts: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
   """Writes `folder`/README.md about the files in the folder.
@@ -37,9 +53,9 @@ def write(
   Args:
     folder: the exported folder.
     cfg: the model.
-    parameters: the number of its parameters.
+    params: its parameters.
     task: a pipeline's task, or ''.
-    labels: the names of a classifier's outputs.
+    about: the facts about its task, see `convert.about`.
     run: the workdir of the run that trained it, with metrics.jsonl; None where there is none.
     run_config: the run's config; None reads the run's config.json.
     facts: {"license", "language", "base_model", "datasets", "name"} as the user set them; '' or absent if not set.
@@ -65,7 +81,9 @@ def write(
   }
   # A JSON value is YAML too, so that no name can break the header.
   lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in header.items() if value]
-  text = "\n".join(["---", *lines, "---", "", f"# {name}", "", _about(cfg, parameters, task, labels), ""])
+  text = "\n".join(
+    ["---", *lines, "---", "", f"# {name}", "", _about(cfg, param_count(params), task, about.get("labels", ())), ""]
+  )
   if metrics:
     rows = "".join(f"| {key} | {value:.4f} |\n" for key, value in sorted(metrics.items()))
     text += (
@@ -73,8 +91,9 @@ def write(
     )
   if (folder / "curves.png").is_file():
     text += "\n![training and held-out metrics](curves.png)\n"
+  form = "beam" if "squad_v2" in params else task if task == "choose" else ""
   text += "\n## How to load it\n" + "".join(
-    f"\n{title}\n```python\n{code}\n```\n" for title, code in _loading(folder, task)
+    f"\n{title}\n```python\n{code}\n```\n" for title, code in _loading(folder, task, bool(about.get("pair")), form)
   )
   (folder / "README.md").write_text(f"{text}\n{_mark(text)}\n", "utf-8")
 
@@ -150,9 +169,9 @@ def _about(cfg, parameters, task, labels):
   )
 
 
-def _loading(folder, task):
-  """Yields (title, code) for each runtime that the folder has files for."""
-  example = EXAMPLES.get(task, '"A sentence."')
+def _loading(folder, task, is_pair, form):
+  """Yields (title, code) for each runtime that the folder has files for; `form` is of _SHAPED."""
+  example = PAIR if is_pair else EXAMPLES.get(task, '"A sentence."')
   if task:
     yield "albert_jax:", f'import albert_jax\n\nmodel = albert_jax.pipeline("{task}", "DIR")\nmodel({example})'
   else:
@@ -160,7 +179,7 @@ def _loading(folder, task):
   if _is_ours(folder):
     pass  # transformers refuses to open it.
   elif task in ("fill-mask", "classify", "tag"):
-    tag = PIPELINE_TAGS[task]
+    tag, example = PIPELINE_TAGS[task], example.replace('"pair"', '"text_pair"')
     yield "transformers:", f'from transformers import pipeline\n\nmodel = pipeline("{tag}", "DIR")\nmodel({example})'
   else:
     yield (
@@ -174,24 +193,24 @@ def _loading(folder, task):
       'from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("DIR")\n'
       'model.encode(["A sentence."])',
     )
+  texts, change, ids, more = _SHAPED[form]
+  bare = f'{{"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0{more}}}'
   for file in sorted(folder.glob("onnx/*.onnx")):
-    inputs = 'dict(tokenizer(["A sentence."], return_tensors="np", return_token_type_ids=True))'
     # AutoTokenizer warns of a model that transformers does not know.
     kind = "PreTrainedTokenizerFast" if _is_ours(folder) else "AutoTokenizer"
     start = f"import onnxruntime\nfrom transformers import {kind}\n\n"
     start += f'tokenizer = {kind}.from_pretrained("DIR")\n'
+    start += f'batch = dict(tokenizer({texts}, return_tensors="np", return_token_type_ids=True))\n{change}'
     if not (folder / "tokenizer_config.json").is_file():
-      start = "import numpy as np\nimport onnxruntime\n\nids = np.array([[2, 13, 9, 3]])\n"
-      inputs = '{"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}'
+      start = f"import numpy as np\nimport onnxruntime\n\nids = np.array({ids})\nbatch = {bare}\n"
     yield (
       f"ONNX Runtime, `onnx/{file.name}` ({file.stat().st_size / 1e6:.1f} MB):",
-      f'{start}session = onnxruntime.InferenceSession("DIR/onnx/{file.name}")\nsession.run(None, {inputs})',
+      f'{start}session = onnxruntime.InferenceSession("DIR/onnx/{file.name}")\nsession.run(None, batch)',
     )
   if (folder / "stablehlo").is_dir():
     yield (
       "JAX without this package (StableHLO; any batch, any length):",
       "import pathlib\n\nimport jax.export\nimport numpy as np\n\n"
       'model = jax.export.deserialize(pathlib.Path("DIR/stablehlo/model.jax").read_bytes())\n'
-      "ids = np.array([[2, 13, 9, 3]], np.int32)\n"
-      'model.call({"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0})',
+      f"ids = np.array({ids}, np.int32)\nmodel.call({bare})",
     )

@@ -11,7 +11,7 @@ import jax
 import jax.export
 import numpy as np
 
-from albert_jax import convert, files, model, versions
+from albert_jax import convert, files, versions
 from albert_jax import onnx_runtime as runtime
 from albert_jax.convert import hf, mapping
 from albert_jax.convert.load import find
@@ -109,8 +109,8 @@ def export(
     from albert_jax.exports import page as pages
 
     files.check_new_folder(page, overwrite=overwrite)
-    if pathlib.Path(page).expanduser().resolve() == pathlib.Path(out).expanduser().resolve():
-      raise UserError(f"--page={page} is --out too; give the page a folder of its own")
+    if pathlib.Path(out).expanduser().resolve().is_relative_to(pathlib.Path(page).expanduser().resolve()):
+      raise UserError(f"--page={page} is or contains --out={out}; give the page a folder of its own")
     say("the page's files from npm")
     pages.fetch()
   cfg, params = convert.load(checkpoint)
@@ -125,7 +125,8 @@ def export(
   pooling = pooling or about.get("pooling", "")
   if pooling not in ("", *onnx.POOLING):
     raise UserError(f"pooling={pooling!r} is unknown; use one of {', '.join(onnx.POOLING)}")
-  build = {"task": task, "pooling": pooling}
+  search = {name: about.get(f"{name[:-1]}_n_top", getattr(Search, f"{name[:-1]}_n_top")) for name in ("starts", "ends")}
+  build = {"task": task, "pooling": pooling, **search}
   run = pathlib.Path(checkpoint) if (pathlib.Path(checkpoint) / "metrics.jsonl").is_file() else None
   report: dict[str, Any] = {"difference": 0.0}
   out = files.user_path(out, "--out")
@@ -138,18 +139,17 @@ def export(
     if pooling and not mapping.is_ours(cfg):
       _sentence_transformers(folder, cfg, pooling, about.get("seq_length"))
     batches = sample(cfg, params, vocabulary, task)
-    sizes = {"starts": about.get("start_n_top", Search.start_n_top), "ends": about.get("end_n_top", Search.end_n_top)}
     if "onnx" in formats:
       say("onnx/model.onnx")
       (folder / "onnx").mkdir()
-      graph = onnx.build(cfg, params, **build, **sizes, metadata=runtime.metadata_of(about, **sizes))
+      graph = onnx.build(cfg, params, **build, metadata=runtime.metadata_of(about, **search))
       (folder / runtime.FILES["float32"]).write_bytes(graph.SerializeToString())
     if quantize:  # Before StableHLO, which takes longest: it may refuse.
       from albert_jax.exports import quantize as quantization
 
       report["int8"] = quantization.write(
         folder, cfg, params, vocabulary, about, texts=calibration, max_loss=max_loss, fields=fields, label=label,
-        say=say, metadata=runtime.metadata_of(about, **sizes), **build,
+        say=say, metadata=runtime.metadata_of(about, **search), **build,
       )  # fmt: skip
     if "stablehlo" in formats:
       say("stablehlo/model.jax")
@@ -161,7 +161,7 @@ def export(
       (folder / "curves.png").write_bytes((run / "curves.png").read_bytes())
     facts = {"license": license, "language": language, "base_model": base_model, "datasets": datasets,
              "name": name or pathlib.Path(out).name}  # fmt: skip
-    card.write(folder, cfg, model.param_count(params), task=task, labels=about.get("labels", ()), run=run, facts=facts)
+    card.write(folder, cfg, params, task=task, about=about, run=run, facts=facts)
   out = pathlib.Path(out)
   if page:
     report["page"] = pages.write(out, page, name=name or out.name, overwrite=overwrite)
@@ -200,16 +200,16 @@ def export_run(
     _hugging_face(folder, cfg, params, vocabulary, architecture, extra)
     if (pooling := about.get("pooling", "")) and not mapping.is_ours(cfg):
       _sentence_transformers(folder, cfg, pooling, about.get("seq_length"))
-    card.write(folder, cfg, model.param_count(params), task=task, labels=about.get("labels", ()), run=run,
+    card.write(folder, cfg, params, task=task, about=about, run=run,
                run_config=run_config, facts={"name": name})  # fmt: skip
     if (edited := out / "README.md").is_file() and card.is_edited(edited):
       shutil.copyfile(edited, folder / "README.md")
 
 
 def _task(about, params):
-  """Returns the pipeline's task of a model, or ''."""
+  """Returns the task that the graph's outputs are for; '' for another, such as an encoder for speech."""
   task = about.get("name") or ("fill-mask" if "mlm" in params else "")
-  return "" if task == "plbert" else task  # An encoder for speech: no pipeline of texts, and its heads are not used.
+  return task if task in onnx.TASKS else ""  # The heads of other tasks are not in the graph.
 
 
 def _hugging_face(folder, cfg, params, vocabulary, architecture, extra):
@@ -274,10 +274,14 @@ def sample(cfg: AlbertConfig, params: Params, vocabulary: Any, task: str) -> lis
   return [batch(texts), batch([long, texts[0]])]
 
 
-def compare(
-  folder: str | os.PathLike, cfg: AlbertConfig, params: Params, batches: list[dict], *, task: str, pooling: str
-) -> float:
+def compare(folder: str | os.PathLike, cfg: AlbertConfig, params: Params, batches: list[dict], **build: Any) -> float:
   """Returns the largest difference between what the files in `folder` and the model compute.
+
+  Args:
+    folder: the exported folder.
+    cfg, params: the model.
+    batches: inputs, see `sample`.
+    build: task, pooling, starts and ends, as for `onnx.build`.
 
   Raises:
     Differs: a file differs by more than TOLERANCE, or has other outputs.
@@ -290,7 +294,7 @@ def compare(
   path = pathlib.Path(folder) / "stablehlo" / "model.jax"
   if path.is_file():
     functions["stablehlo/model.jax"] = jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
-  reference = jax.jit(lambda params, batch: outputs.outputs(cfg, params, batch, task=task, pooling=pooling))
+  reference = jax.jit(lambda params, batch: outputs.outputs(cfg, params, batch, **build))
   # Read again from the folder, so that the Hugging Face directory is compared too.
   _, stored = convert.load(folder)
   largest = 0.0

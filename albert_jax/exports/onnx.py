@@ -228,7 +228,9 @@ class _Builder:
     g, cfg, rows = self.graph, self.cfg, self.arithmetic.rows
     word = rows(g, "embeddings.word", self.params["embeddings/word/embedding"], self.batch["input_ids"], "words")
     types = self.params["embeddings/token_type/embedding"]
-    kind = g.node("Gather", "types", g.constant("embeddings.token_type", types), self.batch["token_type_ids"], axis=0)
+    kind = g.constant("embeddings.token_type", types)
+    if len(types) > 1:  # Else all tokens have one type, whatever their number, as in the model.
+      kind = g.node("Gather", "types", kind, self.batch["token_type_ids"], axis=0)
     x = g.node("Add", "embeddings/words_and_types", word, kind)
     if self.is_modern or not self.packed:
       self.range = g.node("Range", "position_range", g.constant("zero", np.int64(0)), self._scalar(self.length),

@@ -14,7 +14,9 @@ from albert_jax.tasks.squad import heads as squad_heads
 from albert_jax.tasks.squad.answers import Search
 
 
-def outputs(cfg: AlbertConfig, params: dict, batch: dict, *, task: str = "", pooling: str = "") -> dict:
+def outputs(
+  cfg: AlbertConfig, params: dict, batch: dict, *, task: str = "", pooling: str = "", starts: int = 5, ends: int = 5
+) -> dict:
   """Returns the outputs of `onnx.build`, by the same names and with the same meaning.
 
   Args:
@@ -22,7 +24,7 @@ def outputs(cfg: AlbertConfig, params: dict, batch: dict, *, task: str = "", poo
     params: a parameter tree with any heads.
     batch: input_ids, attention_mask, token_type_ids [B, L], or [B, C, L] for task="choose"; `allowed` [B, L] for the
       "squad_v2" head.
-    task, pooling: as in `onnx.build`.
+    task, pooling, starts, ends: as in `onnx.build`.
 
   Returns:
     {name: array}.
@@ -49,14 +51,17 @@ def outputs(cfg: AlbertConfig, params: dict, batch: dict, *, task: str = "", poo
   if "sentence" in params:
     result["sentence_logits"] = heads.affine(params["sentence"], x_BLD)[..., 0]
   if "squad_v2" in params:
-    result |= squad_heads.beam_spans(params["squad_v2"], x_BLD, inputs, Search())
+    result |= squad_heads.beam_spans(params["squad_v2"], x_BLD, inputs, Search(start_n_top=starts, end_n_top=ends))
   if pooling:
     result["sentence_embedding"] = retrieve.pooled_BD(pooling, x_BLD, inputs["attention_mask"])
   return result
 
 
-def exported(cfg: AlbertConfig, params: dict, *, task: str = "", pooling: str = "") -> Any:
+def exported(cfg: AlbertConfig, params: dict, *, starts: int = 5, ends: int = 5, **build: Any) -> Any:
   """Exports `outputs` as StableHLO, with the weights inside, for any batch size and length.
+
+  Args:
+    cfg, params, starts, ends, build: as for `outputs`.
 
   Returns:
     jax.export.Exported, a function of int32 arrays {"input_ids", "attention_mask", "token_type_ids", …}; it runs on
@@ -64,11 +69,11 @@ def exported(cfg: AlbertConfig, params: dict, *, task: str = "", pooling: str = 
   """
   positions = cfg.max_position_embeddings
   # Shapes must not depend on the length, and in shorter rows the beam head has fewer candidates.
-  least = Search.start_n_top if "squad_v2" in params else 2
+  least = max(starts, ends) if "squad_v2" in params else 2
   limits = [f"length >= {least}", f"length <= {positions}"]
   sizes = jax.export.symbolic_shape("batch, choices, length", constraints=limits)
-  axes = sizes if task == "choose" else (sizes[0], sizes[2])
+  axes = sizes if build.get("task") == "choose" else (sizes[0], sizes[2])
   names = ("input_ids", "attention_mask", "token_type_ids", *(("allowed",) if "squad_v2" in params else ()))
   batch = {name: jax.ShapeDtypeStruct(axes, jnp.int32) for name in names}
-  function = jax.jit(lambda batch: outputs(cfg, params, batch, task=task, pooling=pooling))
+  function = jax.jit(lambda batch: outputs(cfg, params, batch, starts=starts, ends=ends, **build))
   return jax.export.export(function, platforms=("cpu", "cuda", "tpu"))(batch)

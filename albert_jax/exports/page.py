@@ -119,11 +119,13 @@ def describe(exported: pathlib.Path, name: str) -> dict:
   search = {field.name: about.get(field.name, field.default) for field in dataclasses.fields(Search)}
   ordinary = set(tokenizer.ordinary_ids.tolist())
   positions = cfg.max_position_embeddings
+  most = min(search["seq_length"] if "answer" in tasks else about.get("seq_length") or positions, positions)
+  search["max_query_length"] = min(search["max_query_length"], most // 2)  # As `tasks.squad.answers.answer`.
   return {
     "id": name, "tasks": tasks, "labels": list(about.get("labels", ())) or _numbered(params),
     "kind": about.get("kind", "classification"), "pairs": bool(about.get("pair")),
     "parameters": sum(int(leaf.size) for leaf in paths.flatten(params).values()),
-    "max_tokens": min(about.get("seq_length") or positions, positions),
+    "max_tokens": most,
     "vocabulary": cfg.vocab_size, "hidden_size": cfg.hidden_size,
     "special": [i for i in range(cfg.vocab_size) if i not in ordinary],
     "cls": tokenizer.cls_id, "sep": tokenizer.sep_id, "mask": tokenizer.mask_id,

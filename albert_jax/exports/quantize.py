@@ -253,6 +253,8 @@ def write(
   max_loss: float,
   task: str,
   pooling: str,
+  starts: int = 5,
+  ends: int = 5,
   fields: str = "text",
   label: str = "label",
   metadata: Any = None,
@@ -262,7 +264,7 @@ def write(
 
   Args:
     folder: the folder of the export.
-    cfg, params, task, pooling, metadata: as for `onnx.build`.
+    cfg, params, task, pooling, starts, ends, metadata: as for `onnx.build`.
     vocabulary, about, fields, label: as for `calibration.read`.
     texts: a file, see `calibration.read`; with the labels of `tag`, `answer` or `choose`, see `labelled.read`. Random
       CALIBRATION_ROWS of its rows (at most half) give the ranges, the others measure the loss.
@@ -277,7 +279,7 @@ def write(
   """
   if not isinstance(vocabulary, (Tokenizer, Symbols)):
     raise UserError("quantize=int8 cannot measure a model without a vocabulary; leave --quantize out")
-  build = {"task": task, "pooling": pooling, "metadata": metadata}
+  build = {"task": task, "pooling": pooling, "starts": starts, "ends": ends, "metadata": metadata}
   exact = onnx.build(cfg, params, **build)
   examples = labelled.read(texts, task) if isinstance(vocabulary, Tokenizer) else None
   if examples:
