@@ -165,8 +165,13 @@ def _named(tasks):
 
 def _data(name, data):
   """Returns the folder of a task's official files, or its TFDS name; '' for the dataset of its config."""
-  named = [path for task, equals, path in (entry.partition("=") for entry in data) if equals and task == name]
+  parts = [entry.partition("=") for entry in data]
+  if wrong := next((task for task, equals, _ in parts if equals and task not in TASKS), None):
+    raise UserError(f"--data={wrong}=…: no task {wrong!r}; expected one of {', '.join(TASKS)}, as --data={name}=DIR")
+  named = [path for task, equals, path in parts if equals and task == name]
   if named:
+    if not files.is_url(named[-1]) and not pathlib.Path(named[-1]).expanduser().exists():
+      raise UserError(f"--data={name}={named[-1]}: there is no such folder; give that of the task's files")
     return named[-1]
   folders = [pathlib.Path(entry) / folder for entry in data if "=" not in entry for folder in TASKS[name].folders]
   existing = [place for place in folders if place.is_dir()]

@@ -125,9 +125,9 @@ def test_data(tmp_path, checkpoint, runs):
   (tmp_path / "data/glue/RTE").mkdir(parents=True)
   (tmp_path / "data/squad_v2").mkdir()
   suites.suite(["rte", "squad2.0"], checkpoint, tmp_path / "a", seeds=1, data=[str(tmp_path / "data")])
-  suites.suite(["rte"], checkpoint, tmp_path / "b", seeds=1, data=["rte=/x", str(tmp_path)])
+  suites.suite(["rte"], checkpoint, tmp_path / "b", seeds=1, data=[f"rte={tmp_path}", str(tmp_path)])
   assert [flags["data.dataset"] for _, _, flags in runs.begun] == [
-    str(tmp_path / "data/glue/RTE"), str(tmp_path / "data/squad_v2"), "/x",
+    str(tmp_path / "data/glue/RTE"), str(tmp_path / "data/squad_v2"), str(tmp_path),
   ]  # fmt: skip
   with pytest.raises(UserError, match=r"race is in TFDS only in part; give the folder"):
     suites.suite(["race"], checkpoint, tmp_path / "c")
@@ -142,6 +142,8 @@ def test_mistakes(checkpoint, tmp_path, capsys):
   for change, message in (
     ({"tasks": "rte,sst"}, "no task sst; use glue, squad, race, mnli"), ({"seeds": "0"}, "--seeds=0 must be 1 or more"),
     ({"out": "gs://b/out"}, "--out=gs://b/out must be a folder of this machine"),
+    ({"tasks": "rte, sst"}, "no task sst; use"), ({"data": "RTE=/"}, "--data=RTE=…: no task 'RTE'; expected one of mn"),
+    ({"data": "rte=/nowhere"}, "--data=rte=/nowhere: there is no such folder"),
     ({"config.seed": "3"}, "is set by the suite"), ({"checkpoint": str(tmp_path)}, "holds no checkpoint"),
   ):  # fmt: skip
     assert main(["suite", *(f"--{name}={value}" for name, value in (good | change).items())]) == 2

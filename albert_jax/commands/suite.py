@@ -29,7 +29,8 @@ def main(argv: list[str]) -> int:
   for fixed in ("seed", "init_from", "data.dataset"):
     if any(arg.startswith(f"--config.{fixed}=") for arg in overrides):
       raise UserError(f"--config.{fixed} is set by the suite; see --seeds, --checkpoint and --data")
-  results = suites.suite([name for name in args.tasks.split(",") if name], args.checkpoint, args.out, seeds=args.seeds,
+  names = [name.strip() for name in args.tasks.split(",") if name.strip()]
+  results = suites.suite(names, args.checkpoint, args.out, seeds=args.seeds,
                 data=args.data, overrides=overrides, version=args.published, mnli=args.mnli)  # fmt: skip
   print(suites.table(results), end="")
   if args.json:
