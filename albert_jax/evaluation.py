@@ -26,9 +26,14 @@ def evaluate(config: ConfigDict, checkpoint: str, out: str | pathlib.Path | None
     {metric: value}.
 
   Raises:
-    UserError: the checkpoint is of another task, or the data does not fit it.
+    UserError: the checkpoint is of another task, or the data does not fit it, or there are no labels and no `out`.
   """
   task, params = for_checkpoint(config, checkpoint)
+  if not task.has_labels:
+    unlabelled = f"data.validation_split={config.data.validation_split!r} has no labels, so there are no metrics"
+    if out is None:
+      raise UserError(f"{unlabelled}; give a split with labels, or --out=DIR for the answers")
+    log.warning("%s; the answers are in %s", unlabelled, out)
   mesh = sharding.make_mesh(sharding.MeshConfig(**config.mesh), config.batch_size)
   with jax.set_mesh(mesh):
     params = jax.device_put(params, sharding.shardings(mesh, params))

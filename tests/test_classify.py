@@ -138,6 +138,9 @@ class TestEndToEnd:
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {}
     assert "1 of 2 rows have an empty 'text'" in captured.err
+    assert "has no labels, so there are no metrics; the answers are in" in captured.err
+    assert main(["evaluate", *arguments[:-1]]) == 2
+    assert "no metrics; give a split with labels, or --out=DIR for the answers" in capsys.readouterr().err
     answers = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
     assert [set(answer) for answer in answers] == [{"index", "prediction", "probabilities"}] * 2
 

@@ -59,6 +59,12 @@ def test_what_make_finds(folder, caplog):
   assert "validation: 2 sentences, 5 words; 1 words with the tag B-NEW, which is not in training" in output
 
 
+def test_one_tag_alone_teaches_nothing(folder, tmp_path):
+  (tmp_path / "train.conll").write_text("a O\nb O\n")
+  with pytest.raises(UserError, match=r"every tag is 'O', so there is nothing to learn; expected two different tags"):
+    tasks.make(config(folder, **{"data.split": str(tmp_path / "train.conll")}))
+
+
 def test_labels_may_be_given_and_must_be_all(folder, caplog):
   caplog.set_level(logging.INFO, "albert_jax")
   task = tasks.make(config(folder, **{"task.labels": "O,I-X,B-X,B-NEW"}))

@@ -188,6 +188,13 @@ def test_scores_are_scaled_and_checked(folder):
     retrieve.read(data, "lacking.jsonl", retrieve.Settings("mean", 0.05, "0,5"))
 
 
+def test_a_column_of_scores_that_was_asked_for_is_there(folder):
+  data, settings = config(folder, **{"data.score_field": "scores"}).data, retrieve.Settings("mean", 0.05, "0,5")
+  with pytest.raises(UserError, match=r"no column 'scores'; expected one of .*score"):
+    retrieve.read(data, "train_scored.tsv", settings)
+  assert retrieve.read(data, "train_scored.tsv", settings, may_hide=True).scores is None
+
+
 def test_scores_that_are_all_minus_one_are_hidden(folder, tmp_path):
   (tmp_path / "test.tsv").write_text("query\tanswer\tscore\na\tb\t-1\nc\td\t-1\n")
   data, settings = config(folder).data, retrieve.Settings("mean", 0.05, "0,5")

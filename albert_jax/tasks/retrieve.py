@@ -141,10 +141,12 @@ def read(data: RetrieveData, split: str, settings: Settings, *, may_hide: bool =
   Raises:
     UserError: a score is no number or outside the range, or only some rows have one.
   """
-  optional = [data.score_field] if data.score_field else []
-  rows = tables.read(data.dataset, split, [data.query_field, data.answer_field], optional=optional, quotes=data.quotes)
+  texts, scored = [data.query_field, data.answer_field], [data.score_field] if data.score_field else []
+  # The default column may be missing; another one was asked for, and only test data may lack it.
+  required = scored if not may_hide and data.score_field != RetrieveData.score_field else []
+  rows = tables.read(data.dataset, split, texts + required, optional=scored, quotes=data.quotes)
   scores = None
-  column = rows.columns[data.score_field] if optional else []
+  column = rows.columns[data.score_field] if scored else []
   low, high = settings.bounds
   if not all(map(cells.is_hidden if may_hide and low > -1 else cells.is_missing, column)):
     what = "a score, which every row needs, or none has"

@@ -77,6 +77,11 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     return encode(data.split, train(), {}).rows
 
   labels = list(base.named(settings.labels)) or train().labels()
+  if len(labels) < 2:
+    raise UserError(
+      f"every tag is {labels[0]!r}, so there is nothing to learn; expected two different tags at least: check "
+      "data.split and data.tag_column, or name all tags with --config.task.labels=…"
+    )
   dev = read(data.validation_split, may_hide=True)
   tags = collections.Counter(itertools.chain(*(dev.tags or ())))
   unseen = {f"words with the tag {tag}, which is not in training, so they count as wrong": tags[tag]
