@@ -107,9 +107,13 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, vocabulary, monkeypat
     assert not (tmp_path / "out").exists()
   with pytest.raises(UserError, match="site is or contains --out"):
     albert_jax.export(source, tmp_path / "site" / "out", page=tmp_path / "site")
-  albert_jax.export(source, tmp_path / "out", formats=())
-  with pytest.raises(UserError, match="has no tab for choose"):
-    page.write(tmp_path / "out", tmp_path / "page", name="x")
+  words = tmp_path / "vocab.txt"
+  words.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]) + "\n")
+  chinese = checkpoint(tmp_path / "chinese", words, **CASES["classify"])
+  for model, what in ((source, "has no tab for choose"), (chinese, "vocab.txt cannot; leave --page out")):
+    with pytest.raises(UserError, match=what):  # Before anything is written.
+      albert_jax.export(model, tmp_path / "out", page=tmp_path / "page")
+    assert not (tmp_path / "out").exists()
   assert not (tmp_path / "page").exists()
 
 

@@ -121,13 +121,16 @@ def export(
       f"{checkpoint} has no vocabulary (spiece.model or vocab.txt), without which nobody can use it on texts; put it "
       "there, or export the bare model with --no_tokenizer"
     )
+  if page:
+    pages.tasks_of(params, about, vocabulary)
   task = _task(about, params)
   pooling = pooling or about.get("pooling", "")
   if pooling not in ("", *onnx.POOLING):
     raise UserError(f"pooling={pooling!r} is unknown; use one of {', '.join(onnx.POOLING)}")
   search = {name: about.get(f"{name[:-1]}_n_top", getattr(Search, f"{name[:-1]}_n_top")) for name in ("starts", "ends")}
   build = {"task": task, "pooling": pooling, **search}
-  run = pathlib.Path(checkpoint) if (pathlib.Path(checkpoint) / "metrics.jsonl").is_file() else None
+  workdir = pathlib.Path(checkpoint).expanduser()
+  run = workdir if (workdir / "metrics.jsonl").is_file() else None
   report: dict[str, Any] = {"difference": 0.0}
   out = files.user_path(out, "--out")
   with files.writing_folder(out, overwrite=overwrite) as folder:

@@ -51,7 +51,9 @@ def read(path: str | pathlib.Path, task: str) -> Labelled | None:
     sentences = tagged.read([path])
     assert sentences.tags is not None  # `read` hides tags only with may_hide.
     return Labelled("F1", sentences.words, lambda index, results: _entity_f1(sentences, index, results))
-  if task == "answer" and path.suffix == ".json" and splits.read_text(path).lstrip().startswith("{"):  # Not a table.
+  if (
+    task == "answer" and path.suffix.lower() == ".json" and splits.read_text(path).lstrip().startswith("{")
+  ):  # Not a table.
     questions = squad.read_file(path)
     if squad.is_hidden(questions):
       raise _hidden(path)
@@ -84,9 +86,9 @@ def _read_choices(path):
 
 
 def _is_tagged(path):
-  if path.suffix in (".conll", ".conllu", ".bio", ".iob", ".iob2", ".bioes"):
+  if path.suffix.lower() in (".conll", ".conllu", ".bio", ".iob", ".iob2", ".bioes"):
     return True
-  if path.suffix not in (".jsonl", ".ndjson"):
+  if path.suffix.lower() not in (".jsonl", ".ndjson"):
     return False
   first = next((line for line in splits.read_text(path).split("\n") if line.strip()), "")
   try:

@@ -8,12 +8,15 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from typing import Any
 
 from albert_jax import convert, files, paths, pipelines
 from albert_jax import onnx_runtime as runtime
+from albert_jax.convert.tokenizer_json import tokenizer_json
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError, message_lines
 from albert_jax.tasks.squad.answers import Search
+from albert_jax.types import Params
 
 # The page's libraries: {npm package: {its file: the name in the page's folder}}.
 PACKAGES = {
@@ -101,21 +104,40 @@ def write(exported: str | os.PathLike, out: str | os.PathLike, *, name: str, ove
   return {file.name: file.stat().st_size for file in sorted(out.iterdir())}
 
 
-def describe(exported: pathlib.Path, name: str) -> dict:
-  """Returns what page.mjs needs to know about a model; the first fields are those of GET /v1/models.
+def tasks_of(params: Params, about: dict, tokenizer: Any) -> list[str]:
+  """Returns the tasks of a model that the page shows.
+
+  Args:
+    params: its parameters.
+    about: the facts about its task, see `convert.about`.
+    tokenizer: its Tokenizer; a symbol table or None has no page.
 
   Raises:
-    UserError: the model has no task that the page shows, or no tokenizer.json.
+    UserError: there are none, or the vocabulary has no form as a tokenizer.json.
   """
-  cfg, params = convert.load(exported)
-  about, tokenizer = convert.about(exported), convert.load_tokenizer(exported, optional=True)
-  if not isinstance(tokenizer, Tokenizer) or not (exported / "tokenizer.json").is_file():
-    raise UserError(f"--page needs a tokenizer.json, which {exported} lacks: its vocabulary has no such form")
+  is_text = isinstance(tokenizer, Tokenizer)
+  if not is_text or tokenizer.path.endswith(".txt") or (
+    not tokenizer.path.endswith(".json") and tokenizer_json(tokenizer) is None
+  ):  # fmt: skip
+    what = tokenizer.path if is_text else "the model's vocabulary"
+    raise UserError(f"--page needs a vocabulary that can be a tokenizer.json, and {what} cannot; leave --page out")
   trained_for = about.get("name")
   able = [trained_for] if trained_for in pipelines.TASKS else pipelines.able_tasks(params, trained_for)
   tasks = [task for task in able if task in TASKS]
   if not tasks:
     raise UserError(f"--page has no tab for {' or '.join(able) or 'this model'}; it has {', '.join(TASKS)}")
+  return tasks
+
+
+def describe(exported: pathlib.Path, name: str) -> dict:
+  """Returns what page.mjs needs to know about a model; the first fields are those of GET /v1/models.
+
+  Raises:
+    UserError: see `tasks_of`.
+  """
+  cfg, params = convert.load(exported)
+  about, tokenizer = convert.about(exported), convert.load_tokenizer(exported)
+  tasks = tasks_of(params, about, tokenizer)
   search = {field.name: about.get(field.name, field.default) for field in dataclasses.fields(Search)}
   ordinary = set(tokenizer.ordinary_ids.tolist())
   positions = cfg.max_position_embeddings
