@@ -156,3 +156,9 @@ def test_score_files(tmp_path):
   predictions.write_text('{"prediction": 1}')
   with pytest.raises(UserError, match=r"has 1 answers, .* 4 questions"):
     choice.score_files(predictions, gold)
+  for wrong in (2, 0.5, -1):
+    predictions.write_text("\n".join(json.dumps({"prediction": n}) for n in (0, wrong, 1, 1)))
+    with pytest.raises(
+      UserError, match=rf"predictions.jsonl line 2: {wrong} is none of 0 to 1, the number of an option"
+    ):
+      choice.score_files(predictions, gold)

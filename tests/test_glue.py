@@ -260,6 +260,9 @@ class TestScores:
     assert json.loads((tmp_path / "numbers.json").read_text()) == {"accuracy": 1.0, "f1": 1.0}
     assert main([*arguments, f"--gold={folder / 'MRPC/train.tsv'}"]) == 2
     assert "has 1 answers" in capsys.readouterr().err
+    path.write_text("prediction\n1\n")
+    assert main([*arguments, f"--gold={folder / 'MRPC/dev.tsv'}"]) == 2
+    assert capsys.readouterr().err.endswith("has no column 'index'; expected one of prediction\n")
     scores = tmp_path / "run-STS-B.tsv"
     scores.write_text("index\tprediction\n2\t2\n0\t1\n1\t3\n")
     assert glue.score_files(scores, folder / "STS-B/dev.tsv") == pytest.approx({"pearson": 0.9819805, "spearman": 1.0})
@@ -268,6 +271,21 @@ class TestScores:
       glue.score_files(scores, folder / "STS-B/dev.tsv")
     with pytest.raises(UserError, match="its name should say which dataset"):
       glue.score_files(tmp_path / "answers.tsv", folder / "STS-B/dev.tsv")
+
+  @pytest.mark.parametrize(("name", "content"), [
+    ("SST-2.jsonl", '{"index": 0, "prediction": 1}\n{"index": 1, "prediction": 0}\n'),
+    ("SST-2.tsv", "index\tprediction\n1\t0.0\n0\t1.0\n"),
+  ])  # fmt: skip
+  def test_labels_that_are_numbers(self, name, content, tmp_path):
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\na\t1\nb\t0\n")
+    (tmp_path / name).write_text(content)
+    assert glue.score_files(tmp_path / name, tmp_path / "dev.tsv") == {"accuracy": 1.0}
+
+  def test_a_number_that_is_answered_twice(self, tmp_path):
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\na\t1\nb\t0\n")
+    (tmp_path / "SST-2.tsv").write_text("index\tprediction\n0\t1\n0\t0\n")
+    with pytest.raises(UserError, match="look for a repeated number"):
+      glue.score_files(tmp_path / "SST-2.tsv", tmp_path / "dev.tsv")
 
 
 class TestConfig:

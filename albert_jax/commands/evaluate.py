@@ -4,6 +4,7 @@ import json
 
 from albert_jax import evaluation, files, tasks
 from albert_jax.commands import common
+from albert_jax.data.finetuning import tables
 from albert_jax.errors import UserError
 
 
@@ -25,7 +26,10 @@ def score_predictions(argv: list[str]) -> None:
   if args.null_odds and args.task != "squad":
     raise UserError(f"--null_odds is for --task=squad, not {args.task}")
   more = {"null_odds": args.null_odds} if args.null_odds else {}
-  numbers = tasks.scorers()[args.task](args.predictions, args.gold, **more)
+  try:
+    numbers = tasks.scorers()[args.task](args.predictions, args.gold, **more)
+  except tables.NoColumn as error:
+    raise UserError(error.problem) from None  # Its advice is for a config.
   _print(numbers, args.json)
 
 

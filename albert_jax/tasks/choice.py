@@ -208,6 +208,9 @@ def score_files(predictions: str, gold: str) -> dict[str, float]:
     raise UserError(f"{gold} has questions without an answer")
   what, column = "the number of an option", answers.columns["prediction"]
   best = np.array([cells.number(value, answers.where(row), what) for row, value in enumerate(column)])
+  for row, (number, question) in enumerate(zip(best, questions, strict=True)):
+    if number not in range(len(question.options)):
+      raise UserError(f"{answers.where(row)}: {number:g} is none of 0 to {len(question.options) - 1}, {what} there")
   return {"accuracy": metrics.accuracy([choice.label for choice in questions], best)}
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from ml_collections import ConfigDict
 
-from albert_jax.data.finetuning import splits, tables
+from albert_jax.data.finetuning import cells, splits, tables
 from albert_jax.data.finetuning.config import GlueData
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
@@ -182,7 +182,9 @@ def find(row: Row, dataset: str, split: str) -> pathlib.Path | None:
 def _gold(row, rows, column, may_lack=False):
   """Returns a column as `classify.Split.gold`."""
   values, names = rows.columns[column], dict(zip(row.written, row.labels, strict=True))
-  rows.columns[column] = [names.get(value, value) for value in values]
+  if names:  # JSON and Parquet have numbers for what is written as text.
+    known = [None if cells.is_missing(value) else cells.label(value, rows.where(i)) for i, value in enumerate(values)]
+    rows.columns[column] = [names.get(label, value) for label, value in zip(known, values, strict=True)]
   kind = "classification" if row.labels else "regression"
   return classify.gold_of(rows, column, kind, row.labels, may_lack=may_lack)
 
@@ -295,7 +297,7 @@ def score_files(predictions: str, gold: str) -> dict[str, float]:
   expected, index = _gold(row, rows, label), _index(rows)
   answers = tables.read_file(predictions, ["index", "prediction"], optional=INDEX[1:], quotes="none")
   answer_of = dict(zip(_index(answers), _gold(row, answers, "prediction"), strict=True))
-  if len(answer_of) != len(answers) or answer_of.keys() != set(index):
+  if len({*answers.columns["index"]}) != len(answers) or answer_of.keys() != set(index):
     odd = sorted(answer_of.keys() ^ set(index))[:3]
     raise UserError(
       f"{predictions} has {len(answers):,} answers, {gold} {len(index):,} rows; both need the same numbers in the "
