@@ -89,6 +89,8 @@ class ClassifyData(FinetuningData):
     self._check_names("label_field")
     if len(self.texts) not in (1, 2):
       self._fail("text_fields", "one column, or two with a comma between")
+    if len({*self.texts, self.label_field.strip()}) <= len(self.texts):
+      self._fail("text_fields", f"different columns, and not that of the label, {self.label_field!r}")
     if not self.label_separator:
       self._fail("label_separator", "a character, such as a comma")
     if not 0 <= self.validation_fraction < 1:
@@ -195,6 +197,8 @@ class RetrieveData(FinetuningData):
   def __post_init__(self):
     super().__post_init__()
     self._check_names("query_field", "answer_field")
+    if self.answer_field in (self.query_field, self.score_field):
+      self._fail("answer_field", "another column than data.query_field and data.score_field")
 
 
 @dataclasses.dataclass(frozen=True)
