@@ -153,6 +153,7 @@ def test_mistakes_leave_nothing_behind(tmp_path, spm):
   fails("--validation_fraction=1 ", validation_fraction=1)
   fails("--segment_tokens=3", segment_tokens=3)
   fails("all in one document", text=[["One.", "Two."]])
+  fails(r"b\.txt has no text \(bytes: .*\); expected text with blank lines", text=[["  "]])
   fails("no document has two sentences", text=[["One."], ["Two."], ["Three."]])
   with pytest.raises(UserError, match="no vocabulary at"):
     make(corpus, tmp_path / "nothing.model", out)

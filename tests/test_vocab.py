@@ -151,6 +151,12 @@ def test_cutting_loses_no_visible_character(text, limit):
   assert "".join(parts).replace(" ", "") == text.replace(" ", "")
 
 
+def test_a_corpus_without_text_says_what_was_read(tmp_path):
+  (tmp_path / "a.json").write_text('{\n "text": "one"\n}\n')
+  with pytest.raises(UserError, match=r"a\.json has no text \(bytes: 19, lines that are not JSON: 3\); expected text"):
+    vocab.train_vocabulary(str(tmp_path / "a.json"), tmp_path / "v", vocab_size=50)
+
+
 def test_a_damaged_file_in_the_middle_is_named(tmp_path):
   data = gzip.compress(("word " * 20 + "\n").encode() * 20_000 + random.Random(0).randbytes(1 << 18).hex().encode())
   (tmp_path / "a.txt.gz").write_bytes(data[:-1000])

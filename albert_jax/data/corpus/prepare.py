@@ -19,7 +19,7 @@ import numpy as np
 
 from albert_jax import files
 from albert_jax.data import datasets, records
-from albert_jax.data.corpus import marks, near_duplicates, runners, segments, shards, work_units
+from albert_jax.data.corpus import marks, near_duplicates, readers, runners, segments, shards, work_units
 from albert_jax.data.tokenizer import RULES_FILE, Tokenizer, recorded_rules, rules_file
 from albert_jax.errors import UserError
 
@@ -168,7 +168,8 @@ def _prepare(units, reading, settings, tokenizer, identity, partial, out, run, m
   run(segments.tokenise_unit, jobs, sizes, "tokenise")
   tables = [shards.load_table(f"{partial}/units/{i:06d}.npz") for i in range(len(units))]
   corpus = {key: np.concatenate([t[key] for t in tables]) for key in ("document", "tokens", "sentences", "unknown")}
-  _check_corpus(corpus, sum(int(t["pairs"]) for t in tables), spec, settings, mlm_only)
+  tally = sum((collections.Counter(json.loads(str(t["tally"]))) for t in tables), collections.Counter())
+  _check_corpus(corpus, sum(int(t["pairs"]) for t in tables), spec, settings, mlm_only, tally)
 
   is_kept, is_validation = shards.split_documents(corpus["document"], settings.validation_fraction)
   is_kept &= corpus["tokens"] > 0
@@ -183,7 +184,6 @@ def _prepare(units, reading, settings, tokenizer, identity, partial, out, run, m
   documents = [len(t["document"]) for t in tables]
   parts, lengths, counts = shards.copy_units(run, partial, documents, members, sizes, tokenizer.vocab_size)
 
-  tally = sum((collections.Counter(json.loads(str(t["tally"]))) for t in tables), collections.Counter())
   special = [tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
   description = identity | {
     "input": {
@@ -241,11 +241,11 @@ def _duplicates(corpus):
   return len(documents) - len(np.unique(documents))
 
 
-def _check_corpus(corpus, pairs, spec, settings, mlm_only):
+def _check_corpus(corpus, pairs, spec, settings, mlm_only, tally):
   contents = f"--input={spec} has {len(corpus['document'])} documents, {int(corpus['sentences'].sum())} sentences"
   distinct = len(np.unique(corpus["document"][corpus["tokens"] > 0]))
   if not distinct:
-    raise UserError(f"{contents} and no tokens at all; expected text, a blank line between documents")
+    raise readers.no_text(spec, tally)
   if settings.validation_fraction and distinct < 2:
     raise UserError(
       f"{contents}, all in one document, which cannot be both trained on and held out; separate documents with blank "

@@ -51,6 +51,20 @@ def documents(unit: Unit, reading: Reading, tally: collections.Counter) -> Itera
         yield lines
 
 
+def no_text(spec: str, tally: collections.Counter) -> UserError:
+  """Returns the error for a corpus without any text.
+
+  Args:
+    spec: the corpus.
+    tally: the counts of `documents`, which say why.
+  """
+  counts = ", ".join(f"{what}: {count:,}" for what, count in sorted((+tally).items()))
+  return UserError(
+    f"--input={spec} has no text ({counts}); expected text with blank lines between documents, or JSON lines with a "
+    "text in each object"
+  )
+
+
 def lines(span: Span, tally: collections.Counter) -> Iterator[str]:
   """Yields the lines of a part of a file: stripped str, '' for a blank line. Lines over MAX_LINE_BYTES are cut."""
   limit = MAX_LINE_BYTES

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import itertools
 import logging
 import os
 import random
@@ -87,8 +88,10 @@ def train_vocabulary(
   sample, tally = [], collections.Counter()
   sentences = sentences_of(units, reading, lower=lower, keep_accents=keep_accents, sample=sample, tally=tally)
   with contextlib.closing(sentences):  # After an error its bar ends before the error's line.
+    if (first := next(sentences, None)) is None:
+      raise readers.no_text(spec, tally)
     model = train_model(
-      sentences,
+      itertools.chain([first], sentences),
       vocab_size=vocab_size,
       character_coverage=character_coverage,
       input_sentence_size=input_sentence_size,
