@@ -31,7 +31,6 @@ class _XzReader(io.RawIOBase):
   def __init__(self, file):
     self._file = file
     self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
-    self._position = 0
 
   def readable(self):
     return True
@@ -53,7 +52,6 @@ class _XzReader(io.RawIOBase):
         raise EOFError("the end of the stream is missing")
       data = self._stream.decompress(block, len(buffer))
     buffer[: len(data)] = data
-    self._position += len(data)
     return len(data)
 
 
