@@ -372,12 +372,19 @@ def report(cells: list[Cell], runs: dict[tuple[Cell, int], dict], folder: pathli
     print(f"{cell.operations / 1e15:>8.2f}{np.mean(row):>8.3f}{min(row):>8.3f}{max(row):>8.3f}{len(row):>6}")
   if missing:
     print(f"without runs, and so not in the fit: {len(missing)} cells")
-  fitted, ranges = fit(cells, np.array([np.mean(row) for row in losses])), interval(cells, losses)
-  print()
-  for name, value in fitted.items():
-    print(f"{name:<14}{value:>8.3f}   90 %: {ranges[name][0]:.3f} to {ranges[name][1]:.3f}")
-  record = {"cells": [dataclasses.asdict(cell) for cell in cells], "losses": losses, "fit": fitted}
-  files.write(folder / "sharing.json", json.dumps({**record, "intervals": ranges}, indent=2).encode())
+  record = {"cells": [dataclasses.asdict(cell) for cell in cells], "losses": losses}
+  # Without the runs of other lengths the law has less to explain, and B D^-beta is a constant.
+  for title, chosen in {
+    "all cells": list(range(len(cells))),
+    "cells of equal positions": [i for i, cell in enumerate(cells) if cell.steps == cells[0].steps],
+  }.items():
+    of_fit = [cells[i] for i in chosen], [losses[i] for i in chosen]
+    fitted, ranges = fit(of_fit[0], np.array([np.mean(row) for row in of_fit[1]])), interval(*of_fit)
+    record[title] = {"fit": fitted, "intervals": ranges}
+    print(f"\n{title}")
+    for name, value in fitted.items():
+      print(f"{name:<14}{value:>8.3f}   90 %: {ranges[name][0]:.3f} to {ranges[name][1]:.3f}")
+  files.write(folder / "sharing.json", json.dumps(record, indent=2).encode())
   draw(cells, losses, folder / "sharing.svg")
 
 
