@@ -293,7 +293,7 @@ def machine(topology: str) -> tuple[Chip, int, list]:
     UserError: the kind or the shape is unknown, or the compiler for it is not installed.
   """
   kind, _, shape = topology.partition(":")
-  if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)?" if kind in GPUS else r"\d+(x\d+)+", shape):
+  if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?" if kind in GPUS else r"[1-9]\d*(x[1-9]\d*)+", shape):
     raise UserError(
       f"--topology={topology} is unknown; use KIND:SHAPE with a kind of {', '.join(CHIPS)}, as v5e:4x4 or h200:8"
     )

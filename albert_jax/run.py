@@ -19,7 +19,7 @@ import optax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from albert_jax import convert, files, model, tasks
+from albert_jax import convert, files, model, paths, tasks
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.tasks import distill, lora
@@ -159,6 +159,8 @@ def settle(config: ConfigDict, directory: str) -> Run:
     if config.init_from:
       moments = convert.load_optimizer(config.init_from) if config.init_optimizer else None
       params = _initial_params(config, task, plan.init_key)
+      if moments:
+        _check_moments(config, params, moments)
       return state.from_params(params, plan.tx, plan.shardings, moments)
     return state.create(task.init, plan.tx, plan.init_key, plan.shardings)
 
@@ -204,6 +206,9 @@ def plan_state(config: ConfigDict, task: tasks.Task | tasks.Sketch, mesh: jax.sh
 def sketch(config: ConfigDict) -> tasks.Sketch:
   """Returns the train step of a pre-training config without its data, with its teacher; see tasks.sketch."""
   distillation = DistillConfig(**config.get("distill", {}))
+  if config.init_structure and config.init_from:
+    config = copy.deepcopy(config)
+    take_structure(config, config.init_from)
   task = tasks.sketch(config)
   return _distilled(task, distillation, config.data.seq_length, distill.load)
 
@@ -255,6 +260,12 @@ def check(config: ConfigDict) -> None:
   duration.check(config.steps, config.epochs, config.tokens, config.hours)
   if config.hang_minutes and not HANG_MINUTES[0] <= config.hang_minutes <= HANG_MINUTES[1]:
     raise UserError(f"hang_minutes={config.hang_minutes} must be {HANG_MINUTES[0]} or more, or 0 for never")
+  kept, saved = config.keep_every, config.checkpoint_every
+  if kept and kept % saved and saved % kept:  # Orbax keeps what is of both, which would be few.
+    raise UserError(
+      f"keep_every={kept} and checkpoint_every={saved}: one must be a multiple of the other, as "
+      f"--config.keep_every={-(-kept // saved) * saved}"
+    )
   if config.early_stop and not config.best:
     raise UserError(f"early_stop={config.early_stop} needs a metric; give one, as --config.best=mlm_loss")
   weights = {name: value for name, value in values.items() if name.startswith("loss.") and name.endswith("_weight")}
@@ -263,12 +274,14 @@ def check(config: ConfigDict) -> None:
       raise UserError(f"{name}={value} must be 0, or from {optimizer.SMALLEST:g} to {MAX_WEIGHT:g}")
   if weights and not any(weights.values()):
     raise UserError(f"{' and '.join(f'{name}=0' for name in weights)} leave nothing to learn; set one of them above 0")
-  if config.eval_batches and tasks.spec(config.task.name).sketch is None:
+  is_pretraining = tasks.spec(config.task.name).sketch is not None
+  if config.eval_batches and not is_pretraining:
     raise UserError(
       f"eval_batches={config.eval_batches} is for pre-training; the numbers of task.name={config.task.name} are of all "
       "held-out rows, so leave it 0"
     )
-  for name in ("init_optimizer", "init_missing"):
+  # The configs of fine-tuning set init_structure themselves.
+  for name in ("init_optimizer", "init_missing", *(["init_structure"] if is_pretraining else [])):
     if config[name] and not config.init_from:
       raise UserError(f"{name}={config[name]} has no effect without a checkpoint; add --config.init_from=CHECKPOINT")
   if config.get("lora_rank", 0):
@@ -419,6 +432,22 @@ def _initial_params(config, task, key) -> dict:
   params, summary = convert.fit(jax.device_get(jax.jit(task.init)(key)), loaded, new=new, unused=task.unused)
   log.info("From %s: %s.", config.init_from, summary)
   return params
+
+
+def _check_moments(config, params, moments):
+  """Refuses the optimizer state of a run that is past the end of this one, or of other parameters."""
+  if moments["step"] > config.steps:
+    raise UserError(
+      f"init_optimizer: {config.init_from} is at step {moments['step']}, past the end of this run, steps="
+      f"{config.steps}, which counts the steps before it too; try --config.steps={moments['step'] + 1000}"
+    )
+  ours, theirs = (set(paths.flatten(tree)) for tree in (params, moments["m"]))
+  if ours != theirs:
+    more = "has no" if ours - theirs else "also has"
+    raise UserError(
+      f"init_optimizer: {config.init_from} {more} moments of {min(ours - theirs or theirs - ours)}, unlike this run's "
+      "parameters; begin with the weights alone: --config.init_optimizer=False"
+    )
 
 
 def _check_vocabulary(config, task):

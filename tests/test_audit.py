@@ -11,6 +11,7 @@ from albert_jax.commands import audit as audit_command
 from albert_jax.data import datasets
 from albert_jax.data.pretraining import audit
 from albert_jax.data.pretraining.examples import DataConfig
+from albert_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,12 @@ def test_a_sound_dataset_passes(dataset, tmp_path, capsys):
   # too few slots, the trap of the original's defaults
   assert audit_command.main([*args, "--config.data.max_predictions=5"]) == 1
   assert "mask_rate" in capsys.readouterr().err
+
+
+def test_two_datasets_are_one_too_many(dataset):
+  flags = ["--config=pretrain:tiny", "--examples=10", "--config.data.dataset=other"]
+  with pytest.raises(UserError, match=r"--config\.data\.dataset=other has no effect beside"):
+    audit_command.main([str(dataset), *flags])
 
 
 def test_without_a_config_it_takes_the_papers(dataset, capsys):

@@ -215,6 +215,19 @@ def test_weights_of_another_shape_or_for_other_pieces_are_refused(go, tmp_path):
   assert not (tmp_path / "other-run").exists()
 
 
+def test_the_optimizer_state_of_another_run_is_refused():
+  config = ConfigDict({"init_from": "old", "steps": 100})
+  params = {"a": np.zeros(2), "b": np.zeros(2)}
+  run._check_moments(config, params, {"step": 100, "m": params, "v": params})
+  for step, moments, message in (
+    (101, params, r"old is at step 101, past the end of this run, steps=100, .*; try --config\.steps=1101"),
+    (1, {"a": params["a"]}, "old has no moments of b, unlike this run's parameters"),
+    (1, {**params, "c": params["a"]}, "old also has moments of c"),
+  ):
+    with pytest.raises(UserError, match=message):
+      run._check_moments(config, params, {"step": step, "m": moments, "v": moments})
+
+
 def test_a_guard_may_end_the_run_at_once(go):
   go.bad_batches.add(3)
   with pytest.raises(FloatingPointError, match="step 4; the checkpoint of step 2 is sound"):
@@ -434,7 +447,9 @@ def test_a_batch_that_cannot_be_made_is_one_line(go, monkeypatch):
     ({"model.initializer_range": float("inf")}, "must be a finite number"),
     ({"init_missing": "sop/"}, "init_missing=sop/ has no effect without a checkpoint"),
     ({"init_optimizer": True}, "init_optimizer=True has no effect without a checkpoint"),
+    ({"init_structure": True}, "init_structure=True has no effect without a checkpoint"),
     ({"init_missing": "(", "init_from": "x"}, r"init_missing='\(' is not a regular expression"),
+    ({"keep_every": 400}, "keep_every=400 and checkpoint_every=250: .* as --config.keep_every=500"),
     ({"steps": 5, "tokens": 100.0}, "steps=5 and tokens=100 both limit the run"),
   ],
 )

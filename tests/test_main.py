@@ -245,12 +245,16 @@ def test_another_shape_than_the_checkpoints_is_refused(tmp_path):
    "--positions has no effect without --max_position_embeddings"),
   (["convert", "--checkpoint=a", "--out=b", "--init_from_group0"], "without --num_hidden_groups"),
   (["export", "--checkpoint=a", "--out=b", "--max_loss=1"], "--max_loss has no effect without --quantize"),
-  (["prepare", "--input=a", "--spm=b", "--out=c", "--beam_options=--x"], "no effect without --runner"),
+  (["prepare", "--input=a", "--spm=b", "--out=c", "--runner=local", "--beam_options=--x"],
+   "--beam_options=--x has no effect without --runner=beam"),
+  (["prepare", "--input=a", "--spm=b", "--out=c", "--workers=0"], "--workers=0: expected 1 or more"),
 ])  # fmt: skip
 def test_a_flag_without_its_partner_is_refused(argv, message, capsys):
-  with pytest.raises(SystemExit) as end:
-    main.main(argv)
-  assert end.value.code == 2
+  try:
+    code = main.main(argv)
+  except SystemExit as stop:  # argparse's way
+    code = stop.code
+  assert code == 2
   assert message in capsys.readouterr().err
 
 

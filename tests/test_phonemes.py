@@ -241,6 +241,18 @@ class TestBadInput:
       make(tmp_path, source=tmp_path / "x.jsonl", validation_fraction=0.0)
     assert "\n" not in str(caught.value) and not (tmp_path / "dataset").exists()
 
+  def test_lines_without_a_document_are_documents(self, tmp_path):
+    lines = [{"document": None, "words": ["a" * i], "phonemes": ["a" * i]} for i in range(1, 9)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert make(tmp_path, source=tmp_path / "x.jsonl", validation_fraction=0.0)["input"]["documents"] == 8
+
+  def test_a_damaged_lexicon(self, tmp_path):
+    make(tmp_path)
+    path = tmp_path / "dataset/lexicon.npz"
+    path.write_bytes(path.read_bytes()[:200] + bytes(path.stat().st_size - 200))
+    with pytest.raises(UserError, match=r"lexicon\.npz is damaged \(.*\); copy the dataset again, or make it again"):
+      lexicon.load(str(tmp_path / "dataset"))
+
   def test_an_empty_split(self, tmp_path):
     with pytest.raises(UserError, match="the split that is held out would be empty"):
       make(tmp_path, source=write_lines(tmp_path / "x.jsonl", documents=1))
@@ -249,10 +261,13 @@ class TestBadInput:
     assert __main__.main(["phonemes", f"--input={tmp_path}", f"--out={tmp_path / 'x'}"]) == 2
     assert "either --language=CODE" in capsys.readouterr().err
 
-  @pytest.mark.parametrize("option", ["--numbers=keep", "--beam_options=--x", "--add_symbols=-1", "--workers=0"])
+  @pytest.mark.parametrize("option", [
+    "--numbers=keep", "--beam_options=--x", "--beam_options=--x --runner=local", "--add_symbols=-1", "--workers=0",
+    "--layout=book", "--text_field=x", "--no_cache",
+  ])  # fmt: skip
   def test_an_option_that_would_be_ignored(self, tmp_path, capsys, option):
     source = write_lines(tmp_path / "x.jsonl")
-    argv = ["phonemes", f"--input={source}", "--phonemised", f"--out={tmp_path / 'out'}", option]
+    argv = ["phonemes", f"--input={source}", "--phonemised", f"--out={tmp_path / 'out'}", *option.split()]
     try:
       code = __main__.main(argv)
     except SystemExit as stop:  # argparse's way

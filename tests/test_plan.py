@@ -6,8 +6,9 @@ import pathlib
 import made_up
 import pytest
 
-from albert_jax import VARIANTS, planning, tasks
+from albert_jax import VARIANTS, convert, planning, run, tasks
 from albert_jax.commands import common
+from albert_jax.commands import plan as command
 from albert_jax.errors import UserError
 from albert_jax.planning import advice, cycles, describe, flops_per_step, largest_batch, machine, plan
 
@@ -27,9 +28,23 @@ def config(size, **values):
 
 
 def test_an_unknown_machine_is_an_error():
-  for topology in ("b200:8", "v5e", "v5e:huge", "v5e:8", "h100:", "h100:2x2x2"):
+  for topology in ("b200:8", "v5e", "v5e:huge", "v5e:8", "h100:", "h100:2x2x2", "h200:0", "v5e:0x4"):
     with pytest.raises(UserError, match="use KIND:SHAPE"):
       plan(config("base"), topology)
+
+
+@pytest.mark.parametrize("flag", ["--mfu=0", "--mfu=nan", "--price_per_chip_hour=-1", "--json=/proc/none/plan.json"])
+def test_a_wrong_flag_is_found_before_the_compiler_starts(flag, monkeypatch):
+  monkeypatch.setattr(planning, "plan", lambda *arguments: pytest.fail("compiled"))
+  with pytest.raises((UserError, OSError), match=flag.split("=")[0] if "json" not in flag else "/proc/none"):
+    command.main(["--config=pretrain:tiny", "--topology=v5e:2x2", flag])
+
+
+def test_the_shape_of_the_checkpoint_is_planned(monkeypatch):
+  monkeypatch.setattr(convert, "load", lambda path: (VARIANTS["tiny"], {}))
+  wide = config("base", **{"init_from": "checkpoint", "init_structure": True})
+  assert run.sketch(wide).model.hidden_size == VARIANTS["tiny"].hidden_size
+  assert wide.model.hidden_size == VARIANTS["base"].hidden_size
 
 
 def test_what_does_not_fit_comes_with_advice():

@@ -5,9 +5,11 @@ import hashlib
 import numpy as np
 import pytest
 
+from albert_jax.commands import common
 from albert_jax.data import records
 from albert_jax.data.pretraining.examples import DataConfig, Vocabulary, make_batch
 from albert_jax.errors import UserError
+from albert_jax.tasks import plbert, pretrain
 
 VOCABULARY = Vocabulary(pad_id=0, cls_id=2, sep_id=3, mask_id=4, ordinary_ids=np.arange(5, 1000, dtype=np.int32))
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
@@ -118,3 +120,21 @@ def test_golden_batch():
 def test_mistakes_are_explained(mistake):
   with pytest.raises(UserError, match=rf"data\.{next(iter(mistake))}.*expected"):
     DataConfig("", **mistake)
+
+
+def test_a_metric_that_no_evaluation_has_is_not_listed():
+  config = common.load_config("pretrain:tiny")
+  assert "sop_loss" in pretrain.SPEC.metrics(config)
+  config.data.objective = "none"
+  assert pretrain.SPEC.metrics(config) == ("mlm_loss", "mlm_accuracy")
+  config = common.load_config("plbert:small")
+  assert "phoneme_loss" in plbert.SPEC.metrics(config)
+  config.data.mask_rate = 0.0
+  assert plbert.SPEC.metrics(config) == ("word_loss", "word_accuracy")
+
+
+def test_without_pairs_and_masks_nothing_can_be_learned():
+  config = common.load_config("pretrain:tiny")
+  config.update({"data": {"objective": "none"}, "loss": {"mlm_weight": 0.0}})
+  with pytest.raises(UserError, match=r"loss\.mlm_weight=0 and data\.objective=none leave nothing to learn"):
+    pretrain.sketch(config)

@@ -44,6 +44,14 @@ def test_the_same_run_may_be_longer_but_not_another_one(tmp_path):
     check(config(steps=9, best="f1", model={"hidden_size": 16}), tmp_path)
 
 
+def test_the_folder_of_a_model_is_refused(tmp_path):
+  text = '{"model_type": "albert", "hidden_size": 8}'
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(UserError, match=r"config\.json is not of a run, and the run would replace it; give another"):
+    check(config(), tmp_path)
+  assert (tmp_path / "config.json").read_text() == text
+
+
 def test_hours_are_looked_up(tmp_path):
   hours_config = config(hours=2.0, steps=77)
   assert workdir.settled_steps(hours_config, tmp_path) == 0

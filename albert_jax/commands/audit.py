@@ -40,6 +40,10 @@ def main(argv: list[str]) -> int:
   if any(arg.startswith("--config") for arg in argv) or "--help" in argv or "-h" in argv:
     args, config = common.parse_with_config(parser, argv)
     fields, seed = config.data.to_dict(), config.seed
+    if any(arg.startswith("--config.data.dataset=") for arg in argv) and fields["dataset"] != args.dataset:
+      raise UserError(
+        f"--config.data.dataset={fields['dataset']} has no effect beside {args.dataset}, which is audited; leave it out"
+      )
   else:
     args = parser.parse_args(argv)
     fields, seed = {}, 0

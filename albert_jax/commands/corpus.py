@@ -3,9 +3,12 @@
 import argparse
 import dataclasses
 import shlex
+from collections.abc import Callable
 from typing import Any
 
+from albert_jax.data.corpus import runners
 from albert_jax.data.corpus.work_units import LAYOUTS, Reading
+from albert_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser, default: Any = None) -> None:
@@ -41,6 +44,17 @@ _READING_HELP = {
 def reading(args: argparse.Namespace) -> Reading:
   """Returns the Reading of what `add_arguments` parsed."""
   return Reading(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Reading)})
+
+
+def runner(args: argparse.Namespace) -> Callable:
+  """Returns who does the work, by --runner, --workers and --beam_options."""
+  if args.workers < 1:
+    raise UserError(f"--workers={args.workers}: expected 1 or more")
+  if args.runner == "beam":
+    return runners.beam(args.beam_options)
+  if args.beam_options:
+    raise UserError(f"--beam_options={args.beam_options} has no effect without --runner=beam; add it")
+  return runners.local(args.workers)
 
 
 def flags(args: argparse.Namespace) -> str:

@@ -6,7 +6,6 @@ import shlex
 
 from albert_jax import files
 from albert_jax.commands import common, corpus
-from albert_jax.data.corpus import runners
 from albert_jax.data.speech.prepare import make_dataset
 from albert_jax.data.speech.units import Settings
 from albert_jax.errors import UserError
@@ -66,18 +65,17 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--beam_options", default="", help="Beam's flags in quotes, such as '--runner=DataflowRunner …'")
   parser.add_argument("--no_cache", action="store_true", help="keep no phonemised words between runs")
   parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
-  parser.needs("--beam_options", "--runner")
-  parser.needs("--numbers", "--language")
+  for flag in ("--numbers", "--layout", "--text_field", "--cache", "--no_cache"):
+    parser.needs(flag, "--language")
   args = parser.parse_args(argv)
   if bool(args.language) == args.phonemised:
     raise UserError("give either --language=CODE, such as en-us, or --phonemised for a corpus that has phonemes")
-  for name, least in {"add_symbols": 0, "workers": 1}.items():
-    if getattr(args, name) < least:
-      raise UserError(f"--{name}={getattr(args, name)}: expected {least} or more")
+  if args.add_symbols < 0:
+    raise UserError(f"--add_symbols={args.add_symbols}: expected 0 or more")
   settings = Settings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)})
   description = make_dataset(
     args.input, args.out, settings, corpus.reading(args), symbols=args.symbols, add_symbols=args.add_symbols,
-    run=runners.beam(args.beam_options) if args.runner == "beam" else runners.local(args.workers),
+    run=corpus.runner(args),
     cache=None if args.no_cache else args.cache, overwrite=args.overwrite,
   )  # fmt: skip
   print(describe(description))

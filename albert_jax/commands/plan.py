@@ -1,11 +1,13 @@
 """`albert-jax plan`: compiles the train step for another machine, and estimates memory and time."""
 
 import contextlib
+import math
 
 import jax
 
 from albert_jax import files, planning
 from albert_jax.commands import common
+from albert_jax.errors import UserError
 from albert_jax.training import watch
 
 # On two cores the compiler of libtpu 0.0.52 waited for itself for ever; that of 0.0.42, made for jax 0.10, did not.
@@ -31,6 +33,12 @@ def main(argv: list[str]) -> None:
   )
   parser.add_argument("--json", metavar="FILE", help="write the numbers there")
   args, config = common.parse_with_config(parser, argv)
+  if not 0 < args.mfu <= 1:
+    raise UserError(f"--mfu={args.mfu} must be a share of the peak, above 0 and up to 1, as --mfu=0.5")
+  if args.price_per_chip_hour is not None and not 0 <= args.price_per_chip_hour < math.inf:
+    raise UserError(f"--price_per_chip_hour={args.price_per_chip_hour} must be 0 or more")
+  if args.json:
+    files.check_writable(args.json)  # The compiler takes minutes.
   jax.config.update("jax_platforms", "cpu")  # Nothing runs, so an accelerator of this machine is not used.
   is_gpu = args.topology.partition(":")[0] in planning.GPUS  # Their compiler has processes that do a part of its work.
   with contextlib.nullcontext() if is_gpu else watch.exit_when_idle(_IDLE_SECONDS, _IDLE):

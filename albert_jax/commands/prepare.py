@@ -7,7 +7,7 @@ import os
 import shlex
 
 from albert_jax.commands import common, corpus
-from albert_jax.data.corpus import prepare, runners
+from albert_jax.data.corpus import prepare
 from albert_jax.data.corpus.segments import Settings
 
 
@@ -45,7 +45,6 @@ def main(argv: list[str]) -> int:
   )
   parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
   parser.add_argument("--mlm_only", action="store_true", help="accept a corpus in which no document has two sentences")
-  parser.needs("--beam_options", "--runner")
   args = parser.parse_args(argv)
   settings = Settings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)})
   description = prepare.prepare(
@@ -54,7 +53,7 @@ def main(argv: list[str]) -> int:
     args.out,
     settings,
     corpus.reading(args),
-    run=runners.beam(args.beam_options) if args.runner == "beam" else runners.local(args.workers),
+    run=corpus.runner(args),
     overwrite=args.overwrite,
     mlm_only=args.mlm_only,
   )

@@ -61,6 +61,12 @@ class DistillConfig:
       raise UserError(
         f"distill.least_layers={self.least_layers} has no effect with distill.logit_weight=0; set that above 0"
       )
+    for name, weight in {"temperature": "logit_weight", "relation_heads": "relation_weight"}.items():
+      if getattr(self, name) != getattr(DistillConfig, name) and not getattr(self, weight):
+        raise UserError(
+          f"distill.{name}={getattr(self, name)} has no effect with distill.{weight}=0; set that above 0, or leave "
+          f"{name} out"
+        )
     if not (self.logit_weight or self.hidden_weight or self.relation_weight):
       raise UserError(
         f"distill.teacher={self.teacher} has nothing to teach: set distill.logit_weight, hidden_weight or "

@@ -26,6 +26,7 @@ from albert_jax.tasks import heads
 from albert_jax.tasks.base import Sketch, Spec, Task, about, unused
 from albert_jax.types import Batch, Params
 
+METRICS = ("word_loss", "word_accuracy", "phoneme_loss", "phoneme_accuracy")
 USUAL_WORDS = 30_000 + lexicon.FIRST_WORD  # what albert-jax phonemes makes
 
 
@@ -200,7 +201,7 @@ def _other_heads(init_from, dataset):
 SPEC = Spec(
   make=make,
   settings=None,
-  metrics=lambda config: ("phoneme_loss", "phoneme_accuracy", "word_loss", "word_accuracy"),
+  metrics=lambda config: METRICS if config.data.mask_rate else METRICS[:2],
   heads=("phoneme", "word"),
   sketch=sketch,
 )

@@ -131,6 +131,8 @@ def _loss_weights(config):
       raise UserError(f"loss.{name}={weight} must be 0 or more; try --config.loss.{name}=1")
   if not any(weights.values()):
     raise UserError("loss.mlm_weight and loss.sop_weight are both 0, so there is no loss; set one above 0")
+  if config.data.objective == "none" and not weights["mlm_weight"]:
+    raise UserError("loss.mlm_weight=0 and data.objective=none leave nothing to learn; try --config.loss.mlm_weight=1")
   return tuple(weights.values())
 
 
@@ -258,7 +260,7 @@ def _best_pieces(cfg, top_k, ordinary, params, batch):
 SPEC = Spec(
   make=make,
   settings=None,
-  metrics=lambda config: METRICS,
+  metrics=lambda config: METRICS[:2] if config.data.objective == "none" else METRICS,
   prediction=Prediction(
     "fill-mask", fill_mask, inputs.text, "a text with [MASK] in it", "It is a [MASK] of time.", (frozenset({"mlm"}),)
   ),

@@ -233,7 +233,7 @@ def check_same_run(config: ConfigDict, fingerprints: dict[str, Any], directory: 
     directory: the workdir.
 
   Raises:
-    UserError: a field, the dataset, the vocabulary or a teacher has changed.
+    UserError: a field, the dataset, the vocabulary or a teacher has changed, or the folder is that of a model.
   """
   new = masked(json.loads(config.to_json()))
   if old := _recorded_config(directory):
@@ -254,8 +254,20 @@ def check_same_run(config: ConfigDict, fingerprints: dict[str, Any], directory: 
         "on with it, or another --workdir to start anew"
       )
     _check_same_data(fingerprints, directory)
+  else:
+    _check_own_config(directory)
   if jax.process_index() == 0:
     files.write(f"{directory}/config.json", json.dumps(new, indent=2).encode() + b"\n")
+
+
+def _check_own_config(directory):
+  """Refuses a folder whose config.json is not of a run, such as that of a model, which the run would replace."""
+  path = f"{directory}/config.json"
+  if _checkpoint_names(directory) or not files.exists(path):
+    return
+  config = strict_json.loads_or_none(files.read(path))
+  if isinstance(config, dict) and "steps" not in config:
+    raise UserError(f"{path} is not of a run, and the run would replace it; give another --workdir")
 
 
 def _check_same_data(fingerprints, directory):

@@ -17,7 +17,7 @@ from albert_jax.data.speech import symbols as symbol_tables
 from albert_jax.data.speech import words as text_words
 from albert_jax.data.speech.symbols import TARGETS_FILE, Symbols
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.errors import UserError
+from albert_jax.errors import UserError, message_lines
 
 FILE = "lexicon.npz"
 # The first targets of the word loss: the space after a word, and a word that is too rare to have a target.
@@ -81,11 +81,23 @@ def save(folder: str, lexicon: Lexicon, targets: list[str], table: Symbols) -> N
 
 @functools.lru_cache(maxsize=8)
 def load(folder: str) -> Lexicon:
-  """Returns the lexicon of a dataset, read once a process."""
-  with np.load(io.BytesIO(files.read(f"{os.path.expanduser(folder)}/{FILE}"))) as table:
-    return Lexicon(
-      table["symbols"], table["start"], table["target"], _separate(table["words"]), _separate(table["phonemes"])
-    )
+  """Returns the lexicon of a dataset, read once a process.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  path = f"{os.path.expanduser(folder)}/{FILE}"
+  data = files.read(path)
+  try:
+    with np.load(io.BytesIO(data), allow_pickle=False) as table:
+      return Lexicon(
+        table["symbols"], table["start"], table["target"], _separate(table["words"]), _separate(table["phonemes"])
+      )
+  except Exception as error:  # NumPy and zipfile fail in many ways.
+    raise UserError(
+      f"{path} is damaged ({message_lines(error)[0]}); copy the dataset again, or make it again with: albert-jax "
+      "phonemes"
+    ) from None
 
 
 def load_targets(folder: str) -> list[str]:

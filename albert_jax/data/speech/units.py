@@ -97,7 +97,7 @@ def _phonemised_documents(unit, tally):
         continue
       record = read_record(line, span.source)
       tally["lines"] += 1
-      if entries and ("document" not in record or record["document"] != name):
+      if entries and (record.get("document") is None or record["document"] != name):
         yield _part_id(span.source, name, entries), entries
         entries = []
       name = record.get("document")
