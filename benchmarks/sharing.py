@@ -10,9 +10,9 @@ again with the operations of all runs equal to those of 2 layers; each with seve
 N_looped: parameters that r layers use; N_once: all others but the tables of embeddings; D: positions. phi = 0: using a
 layer again is worth nothing; phi = 1: it is worth as much as new parameters. E, A, B, alpha and beta are common to all
 forms, and each form has its own phi; its interval comes from drawing the seeds of each cell anew. Each finished run is
-a line of FOLDER/runs.jsonl, and is not done again. For the three basic forms there are 51 runs; at the 9,700 positions
-a second that one core of a Zen 4 took for 4 layers they need about 60 hours of one core. Runs of 4e6 positions need 6
-hours, and hardly differ between the forms (docs/background/sharing.md).
+a line of FOLDER/runs.jsonl, and is not done again. A run of 1e6 positions takes two minutes of a core of Zen 3 with one
+layer, seven with eight that share all, and eleven with eight that share nothing: five hours for the 66 runs of four
+forms.
 
 A GPU needs longer to start the kernels of so small a model than to run them, and a processor longer to make the
 batches. There use `--workers=8 --seeds_at_once=3 --input_workers=7`: eight processes, in each of which one program
@@ -339,6 +339,29 @@ def run_all(
         shutil.rmtree(batches, ignore_errors=True)
 
 
+def comparable(losses: dict[tuple[Cell, int], float], cells: list[Cell]) -> dict[Cell, list[float]]:
+  """Takes the difference between seeds out of the losses, so that a cell without some seeds can be compared.
+
+  Each seed has its own data and its own masks in evaluation, the same for all cells. Its difference is the mean over
+  those cells of equal positions that all seeds have.
+
+  Args:
+    losses: {(cell, seed): held-out loss}.
+    cells: of the grid.
+
+  Returns:
+    {cell: [the loss of each seed, in the order of the seeds]}.
+  """
+  seeds = sorted({seed for _, seed in losses})
+  common = [cell for cell in cells if cell.steps == cells[0].steps and all((cell, seed) in losses for seed in seeds)]
+  table = np.array([[losses[cell, seed] for seed in seeds] for cell in common]).reshape(-1, len(seeds))
+  difference = table.mean(axis=0) - table.mean() if common else np.zeros(len(seeds))
+  return {
+    cell: [losses[cell, seed] - shift for seed, shift in zip(seeds, difference, strict=True) if (cell, seed) in losses]
+    for cell in cells
+  }
+
+
 def draw(cells, losses, path):
   """Two pictures: held-out loss against parameters and against operations, a line a form."""
   from matplotlib.figure import Figure
@@ -359,9 +382,8 @@ def draw(cells, losses, path):
 
 
 def report(cells: list[Cell], runs: dict[tuple[Cell, int], dict], folder: pathlib.Path) -> None:
-  """Prints the table of the finished runs and the fit; writes sharing.json and sharing.svg."""
-  rows = {cell: [line["mlm_loss"] for (other, _), line in sorted(runs.items(), key=lambda item: item[0][1])
-                 if other == cell] for cell in cells}  # fmt: skip
+  """Prints the table of the finished runs, made `comparable`, and the fit; writes sharing.json and sharing.svg."""
+  rows = comparable({key: line["mlm_loss"] for key, line in runs.items() if key[0] in cells}, cells)
   missing = [cell for cell in cells if not rows[cell]]
   cells, losses = [cell for cell in cells if rows[cell]], [row for row in rows.values() if row]
   print(
@@ -392,7 +414,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--dataset", required=True, metavar="DIR", help="made by albert-jax prepare")
   parser.add_argument("--out", required=True, metavar="DIR", help="where runs.jsonl, sharing.json and sharing.svg go")
-  parser.add_argument("--positions", type=float, default=4e7, help="of a run of equal positions (default 4e7)")
+  parser.add_argument("--positions", type=float, default=1e6, help="of a run of equal positions (default 1e6)")
   parser.add_argument("--forms", default=",".join(FORMS), help=f"of {', '.join(FORMS)} (default all)")
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--workers", type=int, default=1, help="processes side by side (default 1)")

@@ -66,3 +66,14 @@ def test_the_fit_finds_the_exponents_that_made_the_losses(bench):
   noisy = np.array(losses)[:, None] + rng.normal(0, 0.002, (len(cells), 3))
   low, high = bench.interval(cells, noisy.tolist(), draws=20)["phi_shared"]
   assert low < high
+
+
+def test_a_cell_without_some_seeds_is_comparable(bench):
+  cells = bench.grid(4e6, ("shared", "ends"), VOCABULARY)
+  equal = [cell for cell in cells if cell.steps == cells[0].steps]
+  level, shift = {cell: 4 + 0.1 * cell.layers for cell in cells}, {0: -0.03, 1: 0.03}
+  losses = {(cell, seed): level[cell] + shift[seed] for cell in cells for seed in shift}
+  del losses[equal[-1], 1]
+  rows = bench.comparable(losses, cells)
+  assert len(rows[equal[-1]]) == 1
+  assert all(value == pytest.approx(level[cell]) for cell, row in rows.items() for value in row)
