@@ -144,8 +144,8 @@ def pipeline(
     raise UserError(f"{path} {what} {chosen}; it can {' or '.join(able)}")
   prediction = TASKS[chosen]
   _check_options(prediction, options)
-  # The options in the export apply to its own task only.
-  about = about if trained_for in (chosen, None) else {}
+  # The options in the export apply to its own task only, but all tasks share one pooling.
+  about = about if trained_for in (chosen, None) else {key: about[key] for key in about.keys() & {"pooling"}}
   defaults, positions = prediction.options(), cfg.max_position_embeddings
   options = {key: value for key, value in about.items() if key in defaults} | options
   if "seq_length" in defaults:

@@ -109,8 +109,6 @@ def _chunks_of(file, fields, format, checkpoint, model, stack):
     encodings.refuse_marked(file, head)
     if suffix == ".json" and format in ("auto", "json") and head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
       return _chunks(_items(file))
-    if b"\r" in head and b"\n" not in head:  # CR alone ends the lines.
-      return _chunks(opened.read().removesuffix(b"\r").split(b"\r"))
   return _chunks(opened)
 
 
@@ -135,8 +133,7 @@ def _table(file, fields, format, checkpoint, model, may_be_lines):
       return None
     if "UTF-" in str(error):  # Other columns do not help.
       raise
-    message = str(error).split(" (choose with")[0]
-    raise UserError(f"{message}; name the columns of the texts with --fields=A or A,B, or add --format=text") from None
+    raise UserError(f"{error}; name the columns of the texts with --fields=A or A,B, or add --format=text") from None
   ids = rows.columns.get("id", [None] * len(rows))
   ids = [{} if id is None or (isinstance(id, float) and math.isnan(id)) else {"id": id} for id in ids]
   texts = [[cell if (text := cells.text_of(cell)) is None else text for cell in rows.columns[name]] for name in columns]
@@ -164,11 +161,11 @@ def _chunks(lines):
           time.sleep(0.01)  # So that few long lines are in memory at a time.
         waiting.put(entry)
       waiting.put(None)
-    except OSError as error:
+    except (OSError, UserError) as error:
       waiting.put(error)
 
   threading.Thread(target=read, daemon=True).start()  # A daemon, as nothing can end its wait for a line.
-  end: list[OSError | None] = []
+  end: list[OSError | UserError | None] = []
 
   def arrived():
     """Yields the available lines, and waits for at least one."""
@@ -184,6 +181,8 @@ def _chunks(lines):
   while not end:
     if chunk := _next_chunk(arrived()):
       yield chunk
+  if isinstance(end[0], UserError):
+    raise end[0]
   if end[0]:
     raise UserError(f"standard input cannot be read: {end[0].strerror}; give texts by --input=FILE, or through a pipe")
 
@@ -201,11 +200,17 @@ def _next_chunk(lines):
 
 def _lines(file):
   """Yields the lines of a binary file. A line over the limit is cut, and `_read` refuses it."""
-  while line := file.readline(MAX_LINE_BYTES + 1):
+  line, name = file.readline(MAX_LINE_BYTES + 1), getattr(file, "name", 0)
+  encodings.refuse_marked("standard input" if isinstance(name, int) else name, line)
+  if b"\r" in line and b"\n" not in line:  # CR alone ends the lines.
+    yield from (line + file.read()).removesuffix(b"\r").split(b"\r")
+    return
+  while line:
     yield line
     if len(line) > MAX_LINE_BYTES:
       while not line.endswith(b"\n") and (line := file.readline(CHUNK_BYTES)):
         pass
+    line = file.readline(MAX_LINE_BYTES + 1)
 
 
 def _read(model, line, format, fields):

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from albert_jax import convert, files, model, paths, tasks
+from albert_jax.data.finetuning import tables
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.tasks import distill, lora
@@ -148,6 +149,8 @@ def settle(config: ConfigDict, directory: str) -> Run:
   config, parts, task_of = _parts(config)
   task = task_of(parts[-1])
   _check_best(config, task)
+  if not workdir.has_begun(directory):  # A run of an older version goes on.
+    _check_unread(config, task.files())
   mesh = sharding.make_mesh(MeshConfig(**config.mesh), config.batch_size)
   plan = plan_state(config, task, mesh)
   # Sharded as the parameters are. If the compiler chose the sharding, evaluation might be compiled twice.
@@ -318,6 +321,21 @@ def _check_best(config, task):
     )
   if config.best and task.metrics and not tasks.is_metric(config.best, task.metrics):
     raise UserError(f"best={config.best!r} is not among the held-out metrics: {', '.join(task.metrics)}")
+
+
+def _check_unread(config, read):
+  """Refuses data.quotes if no file that is read is a table, and warns if data.tfds_dir has no effect.
+
+  The latter may be given for several tasks, of which only some read TFDS.
+  """
+  quotes, tfds_dir = config.data.get("quotes", "auto"), config.data.get("tfds_dir", "")
+  if quotes != "auto" and not any(path.suffix.lower() in tables.TABLES for path in read or ()):
+    raise UserError(
+      f"data.quotes={quotes} is for tables ({', '.join(tables.TABLES)}), and data.dataset={config.data.dataset} has "
+      "none; leave --config.data.quotes out"
+    )
+  if tfds_dir and read is not None:
+    log.warning("data.tfds_dir=%s has no effect: data.dataset=%s is read from files", tfds_dir, config.data.dataset)
 
 
 def _parts(config):

@@ -127,6 +127,9 @@ def suite(
   names, out = _named(tasks), pathlib.Path(out)
   if seeds < 1:
     raise UserError(f"--seeds={seeds} must be 1 or more")
+  if mnli and not any(TASKS[name].after_mnli for name in names):
+    after = ", ".join(name for name, row in TASKS.items() if row.after_mnli)
+    raise UserError(f"--mnli={mnli} is the start of {after}, and --tasks={','.join(tasks)} has none; leave --mnli out")
   size = size_of(convert.load(checkpoint)[0])
   datasets = {name: _data(name, data) for name in names}
   results, failed = {}, []

@@ -48,6 +48,9 @@ class TestFormats:
       ',video-id,sent1,sent2,ending0,ending1,ending2,ending3,label\n0,v,One.,He,"runs, far",b,c,d,3\n'
     )
     (question,) = choices.read(tmp_path, "train")
+    (tmp_path / "dev.csv").write_text("sent1,sent2,ending0,ending1,ending2,ending3,label\n")
+    with pytest.raises(UserError, match=r"dev\.csv has no rows"):
+      choices.read(tmp_path / "dev.csv", "train")
     (tmp_path / "train.csv").rename(tmp_path / "UPPER.CSV")
     assert choices.read(tmp_path / "UPPER.CSV", "train") == [question]
     assert (question.context, question.label, question.endings()[0]) == ("One.", 3, "He runs, far")

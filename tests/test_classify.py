@@ -14,6 +14,7 @@ import pytest
 
 import albert_jax
 from albert_jax import convert, tasks
+from albert_jax import run as albert_jax_run
 from albert_jax.__main__ import main
 from albert_jax.commands.common import load_config
 from albert_jax.data.finetuning import tables
@@ -174,11 +175,25 @@ class TestEndToEnd:
     assert "its labels is ['no', 'yes'], that of the config ['yes', 'no']" in capsys.readouterr().err
 
 
+def test_settings_that_the_files_leave_without_effect(checkpoint, folder, tmp_path, caplog):
+  for name in ("train", "dev"):
+    (tmp_path / f"{name}.jsonl").write_text('{"text": "badu", "label": 1}\n{"text": "mola", "label": 0}\n')
+  workdir = str(tmp_path / "run")
+  with pytest.raises(UserError, match=r"data\.quotes=none is for tables \(\.csv, \.tsv, \.txt\), and .* has none"):
+    albert_jax_run.settle(config_of(checkpoint, tmp_path, data__quotes="none"), workdir)
+  albert_jax_run.settle(config_of(checkpoint, folder, data__quotes="none"), workdir)
+  assert "has no effect" not in caplog.text
+  albert_jax_run.settle(config_of(checkpoint, tmp_path, data__tfds_dir="/tfds"), workdir)
+  assert "data.tfds_dir=/tfds has no effect: data.dataset=" in caplog.text
+  (tmp_path / "run/checkpoints/3").mkdir(parents=True)
+  albert_jax_run.settle(config_of(checkpoint, tmp_path, data__quotes="none"), workdir)  # One that has begun goes on.
+
+
 class TestData:
   @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-      ({"data__label_field": "lable"}, "no column 'lable'; expected one of text, other, label"),
+      ({"data__label_field": "lable"}, "no column 'lable'; expected one of text, other, label .*data.text_fields"),
       ({"data__text_fields": "a,b,c"}, "expected one column, or two"),
       ({"task__kind": "regresion"}, "use one of classification, regression, multilabel"),
       ({"task__kind": "regression"}, r"dev\.tsv line 2: \"yes\" is no number"),

@@ -214,6 +214,18 @@ def test_pooling_makes_sentence_vectors_of_any_encoder(tmp_path, vocabulary):
     assert_alike(original, albert_jax.pipeline("embed", tmp_path / "out", backend="onnx", pooling=pooling)(TEXTS))
 
 
+@pytest.mark.parametrize("case", ["pretrained", "classify"])
+def test_a_given_pooling_is_recorded_in_the_folder(tmp_path, vocabulary, case):
+  source = checkpoint(tmp_path / "run", vocabulary, **CASES[case])
+  albert_jax.export(source, tmp_path / "out", pooling="cls", formats=())
+  assert json.loads((tmp_path / "out/1_Pooling/config.json").read_text())["pooling_mode_cls_token"]
+  facts = convert.about(source)
+  assert convert.about(tmp_path / "out") == facts | {"pooling": "cls"}
+  model = albert_jax.pipeline("embed", tmp_path / "out")
+  assert model.options["pooling"] == "cls"
+  assert_alike(albert_jax.pipeline("embed", source, pooling="cls")(TEXTS), model(TEXTS))
+
+
 @pytest.mark.parametrize("task", ["classify", "embed"])
 def test_text_embeddings_inference_reads_the_folder(tmp_path, vocabulary, task):
   """Its ONNX Runtime backend is a server in Rust; this reads the files with the fields and types that it requires."""

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import made_up
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from small_models import SMALL, random_params, read_npz
 
@@ -24,7 +26,7 @@ pytest.importorskip("onnxruntime")
 
 from test_exports_folder import CASES, TEXTS, checkpoint
 
-from albert_jax.exports import calibration, onnx, quantize
+from albert_jax.exports import calibration, labelled, onnx, quantize
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +239,21 @@ def squad_file(path, source=None):
     paragraphs.append({"context": item["context"], "qas": [qa]})
   path.write_text(json.dumps({"data": [{"title": "t", "paragraphs": paragraphs}]}), "utf-8")
   return path
+
+
+def test_questions_in_rows_are_read_with_their_answers(tmp_path):
+  answers = {"text": ["ba"], "answer_start": [0]}
+  rows = [{"id": str(i), "question": "q?", "context": "ba do", "answers": answers} for i in range(3)]
+  lines = "".join(json.dumps(row) + "\n" for row in rows)
+  (tmp_path / "dev.jsonl").write_text(lines)
+  (tmp_path / "dev.json").write_text(json.dumps(rows))
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "dev.parquet")
+  for name in ("dev.jsonl", "dev.json", "dev.parquet"):
+    examples = labelled.read(tmp_path / name, "answer")
+    assert examples.metric == "F1" and len(examples.items) == 3
+    assert examples.percent([0, 1], [{"answer": "ba"}, {"answer": "do"}]) == 50
+  (tmp_path / "texts.jsonl").write_text('{"question": "q?", "context": "ba do"}\n')
+  assert labelled.read(tmp_path / "texts.jsonl", "answer") is None
 
 
 @pytest.mark.parametrize("name", ["tag", "answer"])

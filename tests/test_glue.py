@@ -132,6 +132,13 @@ class TestFiles:
     with pytest.raises(UserError, match=r"dev\.tsv line 3 has the label '2', unknown in training; there are negative"):
       glue.read(glue.TASKS["sst-2"], tmp_path, "validation")
 
+  @pytest.mark.parametrize("split", ["train", "validation"])
+  def test_a_file_without_rows_is_refused(self, split, tmp_path):
+    for name in ("train", "dev"):
+      (tmp_path / f"{name}.tsv").write_text("sentence\tlabel\n")
+    with pytest.raises(UserError, match=rf"\.tsv has no rows; expected one for each example of the split '{split}'"):
+      glue.read(glue.TASKS["sst-2"], tmp_path, split)
+
   @pytest.mark.realdata
   def test_official_sizes(self, real_data):
     for name, sizes in {

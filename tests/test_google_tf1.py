@@ -205,6 +205,9 @@ class TestRefusals:
     cfg = dataclasses.replace(SMALL, hidden_act="gelu")
     with pytest.raises(UserError, match="has only the tanh form"):
       google_tf1.save(tmp_path / "model", cfg, random_params(cfg))
+    cfg = dataclasses.replace(SMALL, layer_norm_eps=1e-5)
+    with pytest.raises(UserError, match=r"layer_norm_eps=1e-05: the original has only 1e-12; .*--to=hf"):
+      google_tf1.save(tmp_path / "model", cfg, random_params(cfg))
     cfg = dataclasses.replace(SMALL, num_hidden_layers=22, share="none")
     with pytest.raises(UserError, match="22 layers that share nothing"):
       google_tf1.save(tmp_path / "model", cfg, random_params(cfg, ()))

@@ -228,6 +228,9 @@ def test_each_output_has_its_own_label(export):
     ({"albert_jax_task": {"name": "classify", "labels": {"0": "a"}}}, "labels: expected a list"),
     ({"albert_jax_task": {"name": "classify", "labels": ["a", 1]}}, "a label: expected a text, got 1"),
     ({"albert_jax_task": {"name": "classify", "seq_length": "64"}}, "seq_length: expected a whole number"),
+    ({"albert_jax_task": {"name": "classify", "seq_length": -5}}, "seq_length: expected 1 or more, got -5"),
+    ({"albert_jax_task": {"name": "answer", "doc_stride": "128"}}, "doc_stride: expected a whole number"),
+    ({"albert_jax_task": {"name": "answer", "no_answer": 1}}, "no_answer: expected a boolean"),
     ({"architectures": 3}, "architectures: expected a list"),
   ],
 )

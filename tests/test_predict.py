@@ -251,6 +251,22 @@ def test_a_pipe_is_answered_as_it_comes(model):
     assert [line for chunk in chunks for line in chunk] == [(4, b"the\n"), (5, b"end")]
 
 
+def _piped(content):
+  reader, writer = os.pipe()
+  with open(reader, "rb") as lines:
+    with open(writer, "wb") as source:
+      source.write(content)
+    return [line for chunk in predictions._chunks(lines) for line in chunk]
+
+
+def test_a_pipe_of_another_encoding_is_refused_and_cr_alone_ends_its_lines():
+  with pytest.raises(UserError, match="standard input is UTF-16 text; convert it, as with: iconv -f utf-16 -t utf-8"):
+    _piped("one\ntwo\n".encode("utf-16"))
+  assert _piped(b"one\rthree\r") == [(1, b"one"), (2, b"three")]
+  assert _piped(b"one\r\ntwo\rmore\r") == [(1, b"one\r\n"), (2, b"two\rmore\r")]
+  assert _piped(b"") == []
+
+
 def test_arguments(model, capsys, tmp_path):
   assert main(["predict", "--checkpoint=X", "--task=embed", "--top_k=2", "--batch_size=3", "aa", "b"]) == 0
   assert capsys.readouterr().out == '{"size": 2}\n{"size": 1}\n'

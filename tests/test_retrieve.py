@@ -190,7 +190,7 @@ def test_scores_are_scaled_and_checked(folder):
 
 def test_a_column_of_scores_that_was_asked_for_is_there(folder):
   data, settings = config(folder, **{"data.score_field": "scores"}).data, retrieve.Settings("mean", 0.05, "0,5")
-  with pytest.raises(UserError, match=r"no column 'scores'; expected one of .*score"):
+  with pytest.raises(UserError, match=r"no column 'scores'; .*data\.query_field=.*data\.score_field="):
     retrieve.read(data, "train_scored.tsv", settings)
   assert retrieve.read(data, "train_scored.tsv", settings, may_hide=True).scores is None
 

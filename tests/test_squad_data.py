@@ -126,6 +126,7 @@ class TestReading:
 
   @pytest.mark.parametrize(("content", "message"), [
     ("{", r"x\.json is not JSON: .* at character 2"),
+    ([{"context": "c", "text": "q"}], r"x\.json line 1: .* name the columns id, question, context and answers$"),
     ("[]", r"x\.json is JSON, but not of the expected form: SQuAD's form"),
     ({"data": {}}, r"x\.json is JSON, but not of the expected form"),
     ({"data": []}, r"x\.json holds no question"),

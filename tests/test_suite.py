@@ -144,6 +144,7 @@ def test_mistakes(checkpoint, tmp_path, capsys):
     ({"out": "gs://b/out"}, "--out=gs://b/out must be a folder of this machine"),
     ({"tasks": "rte, sst"}, "no task sst; use"), ({"data": "RTE=/"}, "--data=RTE=…: no task 'RTE'; expected one of mn"),
     ({"data": "rte=/nowhere"}, "--data=rte=/nowhere: there is no such folder"),
+    ({"tasks": "cola", "mnli": "runs/mnli"}, "--mnli=runs/mnli is the start of rte, mrpc, sts-b, and --tasks=cola has"),
     ({"config.seed": "3"}, "is set by the suite"), ({"checkpoint": str(tmp_path)}, "holds no checkpoint"),
   ):  # fmt: skip
     assert main(["suite", *(f"--{name}={value}" for name, value in (good | change).items())]) == 2

@@ -68,6 +68,12 @@ ERRORS = {
 }
 
 
+def test_the_advice_for_a_missing_column_names_this_tasks_field(folder, tmp_path):
+  (tmp_path / "train.jsonl").write_text('{"text": "A."}')
+  with pytest.raises(UserError, match=r"fields document, .*choose with --config\.data\.document_field=…\)$"):
+    summarize.read(config(folder, **{"data.dataset": str(tmp_path)}).data, "train", 3)
+
+
 @pytest.mark.parametrize("name", ERRORS)
 def test_what_is_wrong_is_one_error_that_says_where(folder, tmp_path, name):
   row, message = ERRORS[name]

@@ -109,6 +109,8 @@ def test_the_metrics_of_glue_are_those_of_its_table(dataset):
   ("classify", {"kind": "clasification"}, "task.kind='clasification' is unknown; use one of classification"),
   ("classify", {"labels": "a,,b"}, "has an empty name"),
   ("classify", {"labels": "a,b,a"}, "names 'a' twice"),
+  ("classify", {"labels": "1,2,1.0"}, "task.labels=1,2,1.0: 1 and 1.0 are one label in the data"),
+  ("classify", {"kind": "multilabel", "labels": "true,True"}, "true and True are one label in the data"),
   ("classify", {"labels": "a"}, "task.labels=a is one label; name two"),
   ("classify", {"labels": '["a", '}, "is not a JSON list"),
   ("classify", {"labels": '["a", 1]'}, "empty name"),

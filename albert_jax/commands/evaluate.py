@@ -4,7 +4,6 @@ import json
 
 from albert_jax import evaluation, files, tasks
 from albert_jax.commands import common
-from albert_jax.data.finetuning import tables
 from albert_jax.errors import UserError
 
 
@@ -26,11 +25,7 @@ def score_predictions(argv: list[str]) -> None:
   if args.null_odds and args.task != "squad":
     raise UserError(f"--null_odds is for --task=squad, not {args.task}")
   more = {"null_odds": args.null_odds} if args.null_odds else {}
-  try:
-    numbers = tasks.scorers()[args.task](args.predictions, args.gold, **more)
-  except tables.NoColumn as error:
-    raise UserError(error.problem) from None  # Its advice is for a config.
-  _print(numbers, args.json)
+  _print(tasks.scorers()[args.task](args.predictions, args.gold, **more), args.json)
 
 
 def _print(numbers, file):

@@ -41,7 +41,8 @@ def main(argv: list[str]) -> None:
   parser.add_argument(
     "--calibration", default="", metavar="FILE",
     help="for --quantize: texts like those the model will see, .txt, .csv, .tsv or .jsonl, best with labels; for a "
-    "tagger also .conll, for questions SQuAD's .json; for multiple choice a file with answers",
+    "tagger also .conll, for questions a file of questions with answers as training reads it, such as SQuAD's .json; "
+    "for multiple choice a file with answers",
   )  # fmt: skip
   parser.add_argument(
     "--max_loss", type=float, default=0.5, metavar="POINTS",

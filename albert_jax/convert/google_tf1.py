@@ -55,6 +55,7 @@ NAMES = {
 _TRANSPOSED = ("sop/dense/kernel", "classifier/kernel", "span/kernel")
 # The original computes `gelu` by its tanh form.
 _ACTIVATIONS = {"gelu": "gelu_new"}
+LAYER_NORM_EPS = 1e-12  # of the original's layer norm, which no config changes
 _SLOTS = {"m": "/adam_m", "v": "/adam_v"}
 
 
@@ -267,6 +268,11 @@ def save(
       f"hidden_act={cfg.hidden_act}: the original has only the tanh form, gelu_new; convert to Hugging Face "
       "instead (--to=hf)"
     )
+  if cfg.layer_norm_eps != LAYER_NORM_EPS:
+    raise UserError(
+      f"layer_norm_eps={cfg.layer_norm_eps:g}: the original has only {LAYER_NORM_EPS:g}; convert to Hugging Face "
+      "instead (--to=hf)"
+    )
   mapping.refuse_ours(cfg, "the original")
   if cfg.square_projection:
     raise UserError(
@@ -287,7 +293,7 @@ def save(
     )
   tensors = mapping.to_tensors(_table(cfg, *mapping.shapes_of(params)), params)
   fields, ours = configs.to_fields(cfg, groups)
-  # The original takes its own layer norm's epsilon, and its scripts the classifier's dropout.
+  # The original's scripts set the classifier's dropout.
   fields = {**fields, "hidden_act": activation, "down_scale_factor": 1, "net_structure_type": 0, **ours}
   with files.writing_folder(path, overwrite=overwrite) as folder:
     (folder / "albert_config.json").write_text(json.dumps(fields, indent=2) + "\n", "utf-8")

@@ -94,7 +94,12 @@ def find(path: str | os.PathLike) -> tuple[ModuleType, pathlib.Path]:
   raise UserError(f"{str(path)!r} holds no checkpoint; {expected}")
 
 
-_FACTS = {"name": str, "labels": list, "kind": str, "pooling": str, "seq_length": int}
+_FACTS = {
+  "name": str, "labels": list, "kind": str, "pair": bool, "pooling": str, "seq_length": int, "qa_length": int,
+  "sentences": int, "trigram_blocking": bool, "head": str, "language": str, "doc_stride": int, "max_query_length": int,
+  "max_answer_length": int, "n_best": int, "start_n_top": int, "end_n_top": int, "no_answer": bool,
+  "null_threshold": float,
+}  # fmt: skip
 _KINDS = {"regression": "regression", "multi_label_classification": "multilabel"}
 
 
@@ -115,6 +120,8 @@ def about(path: str | os.PathLike) -> dict[str, Any]:
     for name, kind in _FACTS.items():
       if name in facts:
         strict_json.expect(facts[name], f"{where}: {name}", kind)
+        if kind is int and facts[name] < 1:
+          raise UserError(f"{where}: {name}: expected 1 or more, got {facts[name]}")
     for label in facts.get("labels", ()):
       strict_json.expect(label, f"{where}: a label", str)
     return facts

@@ -78,7 +78,7 @@ def _read_table(path, names, label):
       return tables.read_file(path, names, optional=[label])
     return tables.read_file(path, [*names, label])
   except tables.NoColumn as error:
-    raise UserError(f"{error.problem}; choose with --fields=A[,B] and --label=COLUMN") from None
+    raise UserError(f"{error}; choose with --fields=A[,B] and --label=COLUMN") from None
 
 
 def read_phonemes(path: str | pathlib.Path, symbols: Symbols, longest: int) -> list:

@@ -127,6 +127,8 @@ def export(
   pooling = pooling or about.get("pooling", "")
   if pooling not in ("", *onnx.POOLING):
     raise UserError(f"pooling={pooling!r} is unknown; use one of {', '.join(onnx.POOLING)}")
+  if pooling:  # Recorded, so that every reader of the folder pools alike.
+    about = about | {"pooling": pooling}
   search = {name: about.get(f"{name[:-1]}_n_top", getattr(Search, f"{name[:-1]}_n_top")) for name in ("starts", "ends")}
   build = {"task": task, "pooling": pooling, **search}
   workdir = pathlib.Path(checkpoint).expanduser()
@@ -138,7 +140,8 @@ def export(
     format, place = find(checkpoint)
     stored = hf.read_fields(place) if format is hf else {}
     architecture = (stored.get("architectures") or [None])[0]
-    _hugging_face(folder, cfg, params, vocabulary, architecture, hf.extra_fields(stored))
+    extra = hf.extra_fields(stored) | ({"albert_jax_task": about} if pooling else {})
+    _hugging_face(folder, cfg, params, vocabulary, architecture, extra)
     if pooling and not mapping.is_ours(cfg):
       _sentence_transformers(folder, cfg, pooling, about.get("seq_length"))
     batches = sample(cfg, params, vocabulary, task)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from albert_jax import onnx_runtime, tasks
-from albert_jax.data.finetuning import choices, splits, squad, tagged
+from albert_jax.data.finetuning import choices, splits, squad, tables, tagged
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.model import AlbertConfig
@@ -34,7 +34,7 @@ class Labelled:
 
 
 def read(path: str | pathlib.Path, task: str) -> Labelled | None:
-  """Reads tagged sentences for `tag`, questions in SQuAD's form for `answer`, or questions with options for `choose`.
+  """Reads tagged sentences for `tag`, questions with answers for `answer`, or questions with options for `choose`.
 
   Args:
     path: the file; `tagged.read`, `squad.read_file` and `choices.read` describe the formats.
@@ -51,9 +51,7 @@ def read(path: str | pathlib.Path, task: str) -> Labelled | None:
     sentences = tagged.read([path])
     assert sentences.tags is not None  # `read` hides tags only with may_hide.
     return Labelled("F1", sentences.words, lambda index, results: _entity_f1(sentences, index, results))
-  if (
-    task == "answer" and path.suffix.lower() == ".json" and splits.read_text(path).lstrip().startswith("{")
-  ):  # Not a table.
+  if task == "answer" and _is_squad(path):
     questions = squad.read_file(path)
     if squad.is_hidden(questions):
       raise _hidden(path)
@@ -96,6 +94,19 @@ def _is_tagged(path):
   except ValueError:
     return False  # The reader of tables says what is wrong.
   return isinstance(row, dict) and {"tokens", "tags"} <= row.keys()
+
+
+def _is_squad(path):
+  suffix = path.suffix.lower()
+  if suffix in tables.TABLES:
+    return False
+  if suffix == ".json" and splits.read_text(path).lstrip().startswith("{"):
+    return True
+  try:
+    rows = tables.read_file(path, squad.REQUIRED, optional=["answers"])
+  except tables.NoColumn:
+    return False
+  return any(value is not None for value in rows.columns["answers"])
 
 
 def _entity_f1(sentences, index, results):

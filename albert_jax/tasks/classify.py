@@ -100,6 +100,10 @@ class Settings(LossSettings):
       raise UserError(f"task.labels={self.labels} is for classes; task.kind=regression has none, leave it empty")
     if len(names) == 1 and self.kind == "classification":
       raise UserError(f"task.labels={self.labels} is one label; name two at least, with commas between")
+    first: dict[str, str] = {}
+    for name in names:
+      if (other := first.setdefault(cells.label(name, "task.labels"), name)) != name:
+        raise UserError(f"task.labels={self.labels[:60]}: {other} and {name} are one label in the data; leave one out")
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,7 @@ def make(config: ConfigDict, vocabulary: Tokenizer | None = None, first_row: int
     rows = tables.read(
       data.dataset, name, fields if test else [*fields, data.label_field], quotes=data.quotes, tfds_dir=data.tfds_dir,
       optional=[data.label_field] if test else (), skip_ragged=split == "train" or shared,
+      settings=("text_fields", "label_field"),
     )  # fmt: skip
     if shared:
       away = tables.held_out(rows, fields, data.validation_fraction)

@@ -166,6 +166,7 @@ def read(row: Row, dataset: str, split: str, tfds_dir: str = "", skip_ragged: bo
     rows = tables.read(dataset, split, texts, optional=(label, *INDEX), tfds_dir=tfds_dir)
   else:
     texts, label, rows = _read_file(row, path, split == "train", skip_ragged)
+    tables.filled(rows, split)
   gold = _gold(row, rows, label, may_lack=split != "train")
   first, *second = (tables.texts(rows, field) for field in texts)
   return classify.Split(first, second[0] if second else None, gold, rows.source, _index(rows))

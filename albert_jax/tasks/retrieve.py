@@ -144,7 +144,10 @@ def read(data: RetrieveData, split: str, settings: Settings, *, may_hide: bool =
   texts, scored = [data.query_field, data.answer_field], [data.score_field] if data.score_field else []
   # The default column may be missing; another one was asked for, and only test data may lack it.
   required = scored if not may_hide and data.score_field != RetrieveData.score_field else []
-  rows = tables.read(data.dataset, split, texts + required, optional=scored, quotes=data.quotes)
+  rows = tables.read(
+    data.dataset, split, texts + required, optional=scored, quotes=data.quotes,
+    settings=("query_field", "answer_field", "score_field"),
+  )  # fmt: skip
   scores = None
   column = rows.columns[data.score_field] if scored else []
   low, high = settings.bounds

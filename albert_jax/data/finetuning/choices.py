@@ -69,7 +69,7 @@ def read(dataset: str, split: str, *, levels: Sequence[str] = LEVELS, tfds_dir: 
     group = str(dataset).rsplit("/", 1)[-1]
     return [choice for i, row in enumerate(rows.records()) for choice in _race(row, rows.where(i), group)]
   if path.suffix.lower() in tables.TABLES:
-    rows = tables.read_file(path, _SWAG, optional=("label",))
+    rows = tables.filled(tables.read_file(path, _SWAG, optional=("label",)), split)
     return [choice for i, row in enumerate(rows.records()) for choice in _swag(row, rows.where(i))]
   return [choice for number, row in tables.json_rows(path) for choice in _of_row(row, f"{path} line {number}")]
 

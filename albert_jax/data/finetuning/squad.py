@@ -23,7 +23,7 @@ from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
 _FORM = 'SQuAD\'s form, {"data": [{"paragraphs": [{"context": …, "qas": […]}]}]}'
-_REQUIRED, _OPTIONAL = ("id", "question", "context"), ("answers", "is_impossible")
+REQUIRED, _OPTIONAL = ("id", "question", "context"), ("answers", "is_impossible")  # the columns of rows
 _SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
 
 
@@ -89,7 +89,7 @@ def read(dataset: str, split: str, tfds_dir: str = "") -> list[Question]:
   """
   path = find(dataset, split)
   if path is None:
-    return _of_rows(tables.read(dataset, split, _REQUIRED, optional=_OPTIONAL, tfds_dir=tfds_dir))
+    return _of_rows(tables.read(dataset, split, REQUIRED, optional=_OPTIONAL, tfds_dir=tfds_dir))
   return read_file(path)
 
 
@@ -111,10 +111,10 @@ def read_file(path: str | pathlib.Path) -> list[Question]:
   if not path.is_file():
     raise UserError(f"no file {str(path)!r}; expected SQuAD's JSON, such as dev-v2.0.json")
   if path.suffix.lower() != ".json":
-    return _of_rows(tables.read_file(path, _REQUIRED, optional=_OPTIONAL))
+    return _read_rows(path)
   rows = [row for _, row in tables.json_rows(path)]
   if all(isinstance(row, dict) and "context" in row for row in rows):
-    return _of_rows(tables.read_file(path, _REQUIRED, optional=_OPTIONAL))
+    return _read_rows(path)
   whole = rows[0] if len(rows) == 1 else None
   data = whole.get("data") if isinstance(whole, dict) else None
   if not isinstance(data, list):
@@ -135,6 +135,13 @@ def read_file(path: str | pathlib.Path) -> list[Question]:
 def is_hidden(questions: Sequence[Question]) -> bool:
   """Returns whether a split hides its answers: no question has one, and none is marked as having none."""
   return not any(question.answers or question.impossible for question in questions)
+
+
+def _read_rows(path):
+  try:
+    return _of_rows(tables.read_file(path, REQUIRED, optional=_OPTIONAL))
+  except tables.NoColumn as error:
+    raise UserError(f"{error}; name the columns {', '.join(REQUIRED)} and answers") from None
 
 
 def _of_rows(rows):

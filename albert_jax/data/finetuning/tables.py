@@ -70,6 +70,7 @@ def read(
   quotes: str = "auto",
   tfds_dir: str = "",
   skip_ragged: bool = False,
+  settings: Sequence[str] = (),
 ) -> Examples:
   """Reads the rows of a split.
 
@@ -81,14 +82,28 @@ def read(
     quotes: whether quotes in a table are CSV quotes: csv, none, or auto, which decides by the file's contents.
     tfds_dir: the folder of TFDS datasets; '' for TFDS' default.
     skip_ragged: whether to skip and count lines of a table with another number of columns than the header.
+    settings: the fields of config.data that name the columns, for messages.
 
   Raises:
     UserError: there is no such split, it has no rows, a column is missing, or a line cannot be read.
   """
-  if path := find(dataset, split):
-    rows = read_file(path, fields, optional=optional, quotes=quotes, skip_ragged=skip_ragged)
-  else:
-    rows = _read_tfds(dataset, split, fields, optional, tfds_dir)
+  path = find(dataset, split)
+  try:
+    if path:
+      rows = read_file(path, fields, optional=optional, quotes=quotes, skip_ragged=skip_ragged)
+    else:
+      rows = _read_tfds(dataset, split, fields, optional, tfds_dir)
+  except NoColumn as error:
+    if not settings:
+      raise
+    choice = " or ".join(f"--config.data.{name}=…" for name in settings)
+    numbers = "; numbers where there is no header" if path and path.suffix.lower() in TABLES else ""
+    raise NoColumn(f"{error} (choose with {choice}{numbers})") from None
+  return filled(rows, split)
+
+
+def filled(rows: Examples, split: str) -> Examples:
+  """Returns the rows of a split. Raises UserError if there are none."""
   if not len(rows):
     raise UserError(f"{rows.source} has no rows; expected one for each example of the split {split!r}")
   return rows
@@ -103,16 +118,7 @@ def find(dataset: str | pathlib.Path, split: str) -> pathlib.Path | None:
 
 
 class NoColumn(UserError):
-  """A table lacks a column.
-
-  Attributes:
-    problem: the message without its advice, which names the fields of a config.
-  """
-
-  def __init__(self, problem: str, more: str = ""):
-    example = "--config.data.text_fields=… or --config.data.label_field=…"
-    super().__init__(f"{problem} (choose with the config's data.*_field, as {example}{more})")
-    self.problem = problem
+  """A table lacks a column."""
 
 
 def read_file(
@@ -148,8 +154,7 @@ def _read_table(path, fields, optional, separators, quotes, skip_ragged):
     header = max(headers.values(), key=len)
     missing = ", ".join(repr(field) for field in fields if field not in header)
     raise NoColumn(
-      f"{path} has no column {missing}; expected {'one of ' if has_header else 'a number of '}{', '.join(header)}",
-      "; numbers where there is no header",
+      f"{path} has no column {missing}; expected {'one of ' if has_header else 'a number of '}{', '.join(header)}"
     )
   header = headers[fitting[0]]
   if twice := [field for field in (*fields, *optional) if header.count(field) > 1]:

@@ -127,8 +127,9 @@ def read(data: SummarizeData, split: str, most: int, *, may_hide: bool = False) 
     UserError: a row has neither a summary nor labels, or not a label a sentence.
   """
   rows = tables.read(
-    data.dataset, split, [data.document_field], optional=[data.summary_field, data.labels_field], quotes=data.quotes
-  )
+    data.dataset, split, [data.document_field], optional=[data.summary_field, data.labels_field], quotes=data.quotes,
+    settings=("document_field",),
+  )  # fmt: skip
   documents, references, labels = [], [], []
   columns = [rows.columns[name] for name in (data.document_field, data.summary_field, data.labels_field)]
   hidden = may_hide and all(map(cells.is_hidden, itertools.chain(*columns[1:])))
