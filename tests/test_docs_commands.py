@@ -37,6 +37,7 @@ NOT_RUN = {
   "from transformers import pipeline": "imports PyTorch; tests/test_exports_folder.py does this",
   "from transformers import AutoTokenizer": "imports PyTorch; tests/test_exports_onnx.py runs the same graph",
   'model = albert_jax.pipeline("classify", "exported", backend="onnx")': "tests/test_exports_folder.py runs it",
+  "from albert_jax import predictions": "tests/test_predict.py answers such files",
   "model = jax.export.deserialize": "tests/test_exports_folder.py runs it",
   'cfg, params = albert_jax.load("Kokoro-82M")': "tests/test_styletts2.py loads such a folder",
   'HEAD = "question"': "tests/test_adding_a_task.py runs the page's whole example",

@@ -233,10 +233,10 @@ def test_files_and_lists_are_answered_from_python(model, tmp_path):
   (tmp_path / "a.txt").write_text("one\n\nrefused\n")
   (tmp_path / "b.csv").write_text("text,id\nfour,7\n")
   sources = [tmp_path / "a.txt", str(tmp_path / "b.csv"), ["five"]]
-  found = [(where.split("/")[-1], id, result) for where, id, result in predictions.answers(model, sources)]
-  assert found[:2] == [("a.txt line 1", {}, {"size": 3}), ("a.txt line 2", {}, None)]
-  assert found[2][0] == "a.txt line 3" and isinstance(found[2][2], UserError)
-  assert found[3:] == [("b.csv line 2", {"id": "7"}, {"size": 4}), ("line 1", {}, {"size": 4})]
+  results = [(where.split("/")[-1], id, result) for where, id, result in predictions.answers(model, sources)]
+  assert results[:2] == [("a.txt line 1", {}, {"size": 3}), ("a.txt line 2", {}, None)]
+  assert results[2][0] == "a.txt line 3" and isinstance(results[2][2], UserError)
+  assert results[3:] == [("b.csv line 2", {"id": "7"}, {"size": 4}), ("line 1", {}, {"size": 4})]
 
 
 def test_a_pipe_is_answered_as_it_comes(model):
