@@ -375,6 +375,7 @@ def draw(cells, losses, path):
              if cell.steps == steps and (cell.form == form or cell.layers == 1)]  # fmt: skip
       axis.plot(*zip(*sorted(points), strict=True), "o-", label=form, color=curves.COLOURS[i % len(curves.COLOURS)])
       axis.set_xscale("log")
+    axis.tick_params(axis="x", which="both", labelsize=7)
   axes[0].set(xlabel="parameters", ylabel="held-out loss, nats")
   axes[1].set(xlabel="operations of training")
   axes[1].legend()
