@@ -21,9 +21,9 @@ from albert_jax.errors import UserError
 CHUNK = 1024  # lines that are sorted by length together
 CHUNK_BYTES = 1 << 26  # the size at which a chunk is complete
 MAX_LINE_BYTES = strict_json.MAX_VALUE_BYTES
-_HEAD_BYTES = 1 << 16  # of a file, which show its encoding and its lines' ends
+_HEAD_BYTES = 1 << 16  # of a .json file, which show whether it is a list
 FORMATS = ("auto", "text", "pairs", "json", "table")
-TABLES = (".csv", ".tsv", ".parquet")
+TABLES = (".csv", ".tsv", ".parquet")  # a .txt may be a table in training, and is lines here
 
 
 class Answer(NamedTuple):
@@ -50,9 +50,9 @@ def answers(
 ) -> Iterator[Answer]:
   """Answers every line of some sources, in order.
 
-  Lines of one length are run together, so they are read in chunks: a fixed number of lines of a file, or the lines that
-  a pipe holds by now, so that a program that writes a line and waits for its answer receives it. All tables are read
-  before the first answer.
+  Lines are read in chunks, and those of a chunk are sorted by length and run together. A chunk is a fixed number of
+  lines of a file, or all lines that a pipe holds by now, so that a program may write a line and wait for its answer.
+  All tables are read before the first answer.
 
   Args:
     model: made by albert_jax.pipeline.
@@ -102,14 +102,17 @@ def _chunks_of(file, fields, format, checkpoint, model, stack):
     )
     if rows is not None:
       return (rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK))
-  opened = stack.enter_context(open(file, "rb"))  # noqa: SIM115
-  if stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
-    head = opened.read(_HEAD_BYTES)
-    opened.seek(0)
-    encodings.refuse_marked(file, head)
-    if suffix == ".json" and format in ("auto", "json") and head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
-      return _chunks(_items(file))
-  return _chunks(opened)
+  if suffix == ".json" and format in ("auto", "json") and _is_list(file):
+    return _chunks(_items(file))
+  return _chunks(stack.enter_context(open(file, "rb")))
+
+
+def _is_list(file):
+  """Returns whether a file is one JSON list; a pipe is not looked into."""
+  if not os.path.isfile(file):
+    return False
+  with open(file, "rb") as opened:
+    return opened.read(_HEAD_BYTES).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
 
 def _items(file):

@@ -193,7 +193,7 @@ class TestData:
   @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-      ({"data__label_field": "lable"}, "no column 'lable'; expected one of text, other, label, .*--config.data.text_fields"),
+      ({"data__label_field": "lable"}, "no column 'lable'; expected one of text, other, label, .*data.text_fields"),
       ({"data__text_fields": "a,b,c"}, "expected one column, or two"),
       ({"task__kind": "regresion"}, "use one of classification, regression, multilabel"),
       ({"task__kind": "regression"}, r"dev\.tsv line 2: \"yes\" is no number"),

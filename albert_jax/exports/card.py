@@ -26,7 +26,8 @@ EXAMPLES = {
   "embed": '"A sentence."', "summarize": '"First sentence. Second sentence."',
 }  # fmt: skip
 PAIR = '{"text": "A first text.", "pair": "A second text."}'  # of a classifier of pairs
-# What the examples of graphs with other inputs than [batch, sequence] add: to a tokenizer's arrays `batch`, and to ids.
+# The example inputs of an ONNX file, by its form: texts for the tokenizer; a line that changes the tokenizer's arrays
+# `batch`; ids for a folder without tokenizer; and an input that is made of these ids.
 _SHAPED = {
   "choose": (
     '["It rains."] * 2, ["What is wet? the road", "What is wet? the sun"], padding=True',

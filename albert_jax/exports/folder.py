@@ -129,7 +129,7 @@ def export(
     raise UserError(f"pooling={pooling!r} is unknown; use one of {', '.join(onnx.POOLING)}")
   if pooling:  # Recorded, so that every reader of the folder pools alike.
     about = about | {"pooling": pooling}
-  search = {name: about.get(f"{name[:-1]}_n_top", getattr(Search, f"{name[:-1]}_n_top")) for name in ("starts", "ends")}
+  search = {"starts": about.get("start_n_top", Search.start_n_top), "ends": about.get("end_n_top", Search.end_n_top)}
   build = {"task": task, "pooling": pooling, **search}
   workdir = pathlib.Path(checkpoint).expanduser()
   run = workdir if (workdir / "metrics.jsonl").is_file() else None
