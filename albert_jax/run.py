@@ -52,8 +52,9 @@ LIMITS = {
   "keep_every": (0, 2**31 - 1),
   "early_stop": (0, 10**6),
   "lora_rank": (0, 4096),
+  "lora_word_rank": (0, 4096),
 }
-OPTIONAL = ("lora_rank",)  # Only fine-tuning has it.
+OPTIONAL = ("lora_rank", "lora_word_rank")  # Only fine-tuning has them.
 SECTIONS = ("task", "data", "model", "optimizer", "guard", "mesh", "curriculum")
 MAX_WEIGHT = 1e6  # of a term of the loss
 HANG_MINUTES = (0.01, 1e6)  # or 0: faulthandler's timer crashes on shorter ones.
@@ -287,13 +288,14 @@ def check(config: ConfigDict) -> None:
   for name in ("init_optimizer", "init_missing", *(["init_structure"] if is_pretraining else [])):
     if config[name] and not config.init_from:
       raise UserError(f"{name}={config[name]} has no effect without a checkpoint; add --config.init_from=CHECKPOINT")
-  if config.get("lora_rank", 0):
+  if ranks := _lora_ranks(config):
+    given = " ".join(f"{name}={rank}" for name, rank in ranks.items() if rank)
     if not config.init_from:
-      raise UserError(f"lora_rank={config.lora_rank} changes a trained model; add --config.init_from=CHECKPOINT")
+      raise UserError(f"{given} changes a trained model; add --config.init_from=CHECKPOINT")
     if config.optimizer.freeze:
       raise UserError(
-        f"optimizer.freeze={config.optimizer.freeze!r} has no effect beside lora_rank={config.lora_rank}, which trains "
-        "nothing but low-rank differences and the task's head; set one of them"
+        f"optimizer.freeze={config.optimizer.freeze!r} has no effect beside {given}, which trains nothing but low-rank "
+        "differences and the task's head; set one of them"
       )
   try:
     re.compile(config.init_missing)
@@ -303,6 +305,11 @@ def check(config: ConfigDict) -> None:
   DistillConfig(**config.get("distill", {}))
   if config.model.vocab_size:
     model.AlbertConfig(**config.model)
+
+
+def _lora_ranks(config) -> dict[str, int]:
+  ranks = {name: config.get(name, 0) for name in OPTIONAL}
+  return ranks if any(ranks.values()) else {}
 
 
 def _limit(name, value, low, high) -> str:
@@ -365,14 +372,15 @@ def _parts(config):
     part_config.batch_size, part_config.data.seq_length = part.batch_size, part.seq_length
     part_config.model.num_hidden_layers = part.num_hidden_layers
     task = tasks.make(part_config, vocabulary, first_row)
-    task = lora.adapt(task, rank, config.init_missing) if (rank := config.get("lora_rank", 0)) else task
+    if ranks := _lora_ranks(config):
+      task = lora.adapt(task, *ranks.values(), config.init_missing)
     return _distilled(task, distillation, part.seq_length, load_teacher)
 
   def task_of(part, first_row=0):
     return made(part, first_row)
 
   last = task_of(parts[-1])
-  if config.get("lora_rank", 0):
+  if _lora_ranks(config):
     config.optimizer.freeze = lora.frozen(last, config.init_missing)
   config.model.vocab_size = last.model.vocab_size
   config.steps = duration.total_steps(

@@ -1,6 +1,6 @@
 """Does pre-training help: the same model fine-tuned from a pre-trained checkpoint, and from random weights.
 
-With --lora_rank=R also: what it costs to train low-rank differences and the task's head alone.
+With --lora_rank=R or --lora_word_rank=R also: what it costs to train low-rank differences and the task's head alone.
 
   ALBERT_DATA=DIR python benchmarks/pretraining_helps.py --checkpoint=RUN --out=FOLDER --rates=2e-4,5e-4 --seeds=3
 
@@ -76,7 +76,9 @@ def main():
   parser.add_argument("--out", required=True, metavar="DIR", help="where the runs go")
   parser.add_argument("--tasks", default=",".join(TASKS))
   parser.add_argument("--rates", default="2e-4,5e-4", help="learning rates (default 2e-4,5e-4)")
-  parser.add_argument("--lora_rank", type=int, default=0, help="also train low-rank differences alone (default 0: no)")
+  parser.add_argument("--starts", default="pre-trained,from scratch", help="columns (default 'pre-trained,from scratch')")
+  for name, of in {"lora_rank": "the layers' matrices", "lora_word_rank": "the table of words"}.items():
+    parser.add_argument(f"--{name}", type=int, default=0, help=f"train low-rank differences to {of} too (default 0: no)")
   parser.add_argument("--lora_rates", default="1e-3,3e-3", help="their learning rates (default 1e-3,3e-3)")
   parser.add_argument("--seeds", type=int, default=1, help="runs at the better rate (default 1)")
   parser.add_argument("--json", metavar="FILE")
@@ -95,9 +97,11 @@ def main():
     "pre-trained": (["pretrained"] * args.seeds, args.rates, ("", {})),
     "from scratch": (list(weights)[1:], args.rates, ("", {})),
   }
-  if args.lora_rank:
-    more = (f"-lora{args.lora_rank}", {"lora_rank": args.lora_rank})
-    starts["LoRA"] = (["pretrained"] * args.seeds, args.lora_rates, more)
+  starts = {name: start for name, start in starts.items() if name in args.starts.split(",")}
+  if args.lora_rank or args.lora_word_rank:
+    ranks = {"lora_rank": args.lora_rank, "lora_word_rank": args.lora_word_rank}
+    ending = f"-lora{args.lora_rank}-{args.lora_word_rank}"
+    starts["LoRA"] = (["pretrained"] * args.seeds, args.lora_rates, (ending, ranks))
   results = {}
   print(f"{'':<11}{'metric':<10}{'steps':>5}", *(f"{start:>14}{'least':>9}{'most':>9}{'rate':>7}" for start in starts))
   for name in args.tasks.split(","):

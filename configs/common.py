@@ -75,6 +75,8 @@ def finetune(variant: str, task: str, data: FinetuningData | None = None) -> Con
   config.init_structure = True
   # Train low-rank differences of this rank to the layers' matrices, and the task's head, alone (LoRA); 0: everything.
   config.lora_rank = 0
+  # The same for the table of words, with or without lora_rank; a small model needs it (docs/finetuning.md).
+  config.lora_word_rank = 0
   config.steps, config.epochs = 0, 3.0
   config.batch_size = 32
   config.log_every = 20

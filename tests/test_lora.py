@@ -18,25 +18,26 @@ from albert_jax.training.writer import read
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "classify.py"
 
 
-def test_base_has_the_numbers_of_the_matrices_at_rank_8():
+@pytest.mark.parametrize(("ranks", "numbers"), [((8, 0), 110_592), ((0, 8), 241_024), ((8, 8), 351_616)])
+def test_base_has_the_numbers_of_the_matrices_at_rank_8(ranks, numbers):
   cfg = VARIANTS["base"]
-  shapes = jax.eval_shape(lambda key: lora.init(cfg, model.shapes(cfg), 8, key), jax.random.key(0))
-  assert model.param_count(shapes) == 110_592
+  shapes = jax.eval_shape(lambda key: lora.init(cfg, model.shapes(cfg), *ranks, key), jax.random.key(0))
+  assert model.param_count(shapes) == numbers
 
 
 @pytest.mark.parametrize("fields", [{}, {"share": "none"}, {"num_hidden_groups": 2, "inner_group_num": 2}], ids=str)
 def test_differences_are_added_to_each_matrix_and_begin_as_nothing(fields):
   cfg = dataclasses.replace(SMALL, num_hidden_layers=2, **fields)
   params = random_params(cfg)
-  fresh = lora.init(cfg, params, 2, jax.random.key(0))
+  fresh = lora.init(cfg, params, 2, 2, jax.random.key(0))
   for path, value in paths.flatten(lora.merged({**params, "lora": fresh})).items():
     np.testing.assert_array_equal(value, paths.flatten(params)[path], err_msg=path)
 
   moved = jax.tree.map(lambda x: np.asarray(x + 0.1), fresh)
   differences, merged = paths.flatten(moved), paths.flatten(lora.merged({**params, "lora": moved}))
   for path, value in paths.flatten(params).items():
-    expected, matrix = np.array(value), path.removesuffix("/kernel")
-    if path.endswith("/kernel") and matrix in lora.MATRICES:
+    expected, matrix = np.array(value), path.rpartition("/")[0]
+    if matrix in lora.MATRICES and path == lora.weight(matrix):
       a, b = differences[f"{matrix}/a"], differences[f"{matrix}/b"]
       for index in np.ndindex(a.shape[: a.ndim - 1 - lora.MATRICES[matrix]]):
         expected[index] += (a[index].reshape(-1, 2) @ b[index].reshape(2, -1)).reshape(expected[index].shape)
@@ -62,17 +63,20 @@ def flags(checkpoint, data, **overrides):
   return [f"--config={CONFIG}:base", *(f"--config.{k.replace('__', '.')}={v}" for k, v in values.items())]
 
 
-def test_a_run_moves_the_matrices_by_its_rank_and_nothing_else(checkpoint, data, tmp_path, capsys):
+@pytest.mark.parametrize("ranks", [(2, 0), (0, 2)], ids=str)
+def test_a_run_moves_the_matrices_by_its_ranks_and_nothing_else(checkpoint, data, tmp_path, capsys, ranks):
   for steps in (2, 4):  # Stopped after two steps, and gone on with.
-    assert main(["train", *flags(checkpoint, data, steps=steps), f"--workdir={tmp_path}/run"]) == 0
+    chosen = flags(checkpoint, data, steps=steps, lora_rank=ranks[0], lora_word_rank=ranks[1])
+    assert main(["train", *chosen, f"--workdir={tmp_path}/run"]) == 0
   (_, before), (_, after) = convert.load(checkpoint), convert.load(tmp_path / "run")
   before, after = paths.flatten(before), paths.flatten(after)
   assert "lora" not in {path.split("/")[0] for path in after} and "classifier/kernel" in after
   for path in after.keys() & before.keys():
     change = after[path] - before[path]
-    if path.removesuffix("/kernel") in lora.MATRICES:
-      inputs = lora.MATRICES[path.removesuffix("/kernel")]
-      assert np.linalg.matrix_rank(change.reshape(int(np.prod(change.shape[:inputs])), -1), tol=1e-6) == 2, path
+    matrix = path.rpartition("/")[0]
+    if matrix in lora.MATRICES and path == lora.weight(matrix):
+      inputs, rank = lora.MATRICES[matrix], ranks[matrix == "embeddings/word"]
+      assert np.linalg.matrix_rank(change.reshape(int(np.prod(change.shape[:inputs])), -1), tol=1e-6) == rank, path
     else:
       np.testing.assert_array_equal(change, 0, err_msg=path)
   (last,) = (line for line in read(tmp_path / "run") if line["split"] == "eval" and line["step"] == 4)
@@ -85,8 +89,10 @@ def test_a_run_moves_the_matrices_by_its_rank_and_nothing_else(checkpoint, data,
   ("overrides", "words"),
   [
     ({"init_from": "", "init_structure": False}, "lora_rank=2 changes a trained model; add --config.init_from"),
+    ({"init_from": "", "init_structure": False, "lora_rank": 0, "lora_word_rank": 2}, "lora_word_rank=2 changes a trained"),
     ({"optimizer__freeze": "^ffn/"}, "optimizer.freeze='^ffn/' has no effect beside lora_rank=2"),
     ({"lora_rank": -1}, "lora_rank=-1 must be 0 or more"),
+    ({"lora_word_rank": -1}, "lora_word_rank=-1 must be 0 or more"),
   ],
 )
 def test_what_it_refuses(checkpoint, data, tmp_path, capsys, overrides, words):

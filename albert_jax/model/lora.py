@@ -1,4 +1,4 @@
-"""Low-rank differences to the weight matrices of the layers, W + A B (LoRA, Hu et al., arXiv 2106.09685).
+"""Low-rank differences to the matrices of the layers and to the table of words, W + A B (LoRA, arXiv 2106.09685).
 
 The scale alpha / rank of the paper is left to the learning rate.
 """
@@ -14,23 +14,24 @@ from albert_jax.types import Params
 # {matrix: how many of its axes are inputs}; axes that index layers, groups or inner groups come before. ffn/gate is of
 # arch=modern.
 MATRICES = {
-  "attention/query": 1, "attention/key": 1, "attention/value": 1, "attention/output": 2, "ffn/up": 1, "ffn/gate": 1,
-  "ffn/down": 1,
+  "embeddings/word": 1, "attention/query": 1, "attention/key": 1, "attention/value": 1, "attention/output": 2,
+  "ffn/up": 1, "ffn/gate": 1, "ffn/down": 1,
 }  # fmt: skip
 
 
-def matrices(flat: Params) -> dict[str, int]:
-  """Returns those of MATRICES that a model, {path: array}, has."""
-  return {path: inputs for path, inputs in MATRICES.items() if f"{path}/kernel" in flat}
+def weight(matrix: str) -> str:
+  """Returns the path of the array of one of MATRICES."""
+  return f"{matrix}/embedding" if matrix == "embeddings/word" else f"{matrix}/kernel"
 
 
-def init(cfg: AlbertConfig, params: Params, rank: int, key: jax.Array) -> Params:
+def init(cfg: AlbertConfig, params: Params, rank: int, word_rank: int, key: jax.Array) -> Params:
   """Makes fresh differences, which change nothing as B is zero.
 
   Args:
     cfg: the model.
     params: its parameters, or their shapes.
-    rank: of A B.
+    rank: of A B for each matrix of the layers; 0 leaves them without.
+    word_rank: of A B for the table of words, likewise.
     key: jax.random.key(seed).
 
   Returns:
@@ -38,11 +39,16 @@ def init(cfg: AlbertConfig, params: Params, rank: int, key: jax.Array) -> Params
   """
   keys, flat = Keys(key), paths.flatten(params)
   differences = {}
-  for path, inputs in matrices(flat).items():
-    shape = flat[f"{path}/kernel"].shape
-    split = len(lead_axes(cfg, path.split("/")[0])) + inputs
-    differences[f"{path}/a"] = initializer(cfg)(keys.params(), (*shape[:split], rank))
-    differences[f"{path}/b"] = jnp.zeros((*shape[: split - inputs], rank, *shape[split:]))
+  for matrix, inputs in MATRICES.items():
+    part = matrix.split("/")[0]
+    this_rank = word_rank if part == "embeddings" else rank
+    if not this_rank or weight(matrix) not in flat:
+      continue
+    shape = flat[weight(matrix)].shape
+    lead = 0 if part == "embeddings" else len(lead_axes(cfg, part))
+    split = lead + inputs
+    differences[f"{matrix}/a"] = initializer(cfg)(keys.params(), (*shape[:split], this_rank))
+    differences[f"{matrix}/b"] = jnp.zeros((*shape[:lead], this_rank, *shape[split:]))
   return paths.unflatten(differences)
 
 
@@ -59,9 +65,11 @@ def merged(params: Params) -> Params:
     return params
   flat = paths.flatten({name: part for name, part in params.items() if name != "lora"})
   differences = paths.flatten(params["lora"])
-  for path, inputs in matrices(flat).items():
-    kernel, a, b = flat[f"{path}/kernel"], differences[f"{path}/a"], differences[f"{path}/b"]
-    lead = kernel.shape[: a.ndim - 1 - inputs]
-    rank = a.shape[-1]
-    flat[f"{path}/kernel"] = kernel + (a.reshape(*lead, -1, rank) @ b.reshape(*lead, rank, -1)).reshape(kernel.shape)
+  for matrix, inputs in MATRICES.items():
+    if f"{matrix}/a" not in differences:
+      continue
+    whole, a, b = flat[weight(matrix)], differences[f"{matrix}/a"], differences[f"{matrix}/b"]
+    lead, rank = whole.shape[: a.ndim - 1 - inputs], a.shape[-1]
+    product = a.reshape(*lead, -1, rank) @ b.reshape(*lead, rank, -1)
+    flat[weight(matrix)] = whole + product.reshape(whole.shape)
   return paths.unflatten(flat)

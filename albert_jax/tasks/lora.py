@@ -24,12 +24,13 @@ def frozen(task: Task, also_trained: str = "") -> str:
   return f"^(?!.*(?:{'|'.join(_trained(task, also_trained))}))"
 
 
-def adapt(task: Task, rank: int, also_trained: str = "") -> Task:
-  """Makes the task that trains differences of a rank.
+def adapt(task: Task, rank: int, word_rank: int, also_trained: str = "") -> Task:
+  """Makes the task that trains low-rank differences.
 
   Args:
     task: the task as it is without them.
-    rank: see model/lora.py.
+    rank: of those to the matrices of the layers, see model/lora.py.
+    word_rank: of that to the table of words.
     also_trained: see `frozen`.
 
   Returns:
@@ -38,7 +39,7 @@ def adapt(task: Task, rank: int, also_trained: str = "") -> Task:
 
   def init(key: jax.Array) -> Params:
     params = task.init(key)
-    return {**params, "lora": lora.init(task.model, params, rank, jax.random.fold_in(key, 1))}
+    return {**params, "lora": lora.init(task.model, params, rank, word_rank, jax.random.fold_in(key, 1))}
 
   def whole(params: Params) -> Params:
     # Without the gradients of what stays, the compiler leaves out a third of the step's matrix products.
