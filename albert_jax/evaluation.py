@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import pathlib
+from collections.abc import Container
 
 import jax
 from ml_collections import ConfigDict
@@ -14,13 +15,16 @@ from albert_jax.training import held_out, sharding
 log = logging.getLogger(__name__)
 
 
-def evaluate(config: ConfigDict, checkpoint: str, out: str | pathlib.Path | None = None) -> dict[str, float]:
+def evaluate(
+  config: ConfigDict, checkpoint: str, out: str | pathlib.Path | None = None, *, given: Container[str] = ()
+) -> dict[str, float]:
   """Computes the held-out metrics of a checkpoint.
 
   Args:
     config: names the task, the data and the split; the model's shape is the checkpoint's.
     checkpoint: a checkpoint of any kind, see `albert_jax.load`.
     out: a folder for the predictions, in the standard format of the task; None writes none.
+    given: the fields that are not the run's own. A run's own data.quotes may be for the files that it was trained on.
 
   Returns:
     {metric: value}.
@@ -29,6 +33,8 @@ def evaluate(config: ConfigDict, checkpoint: str, out: str | pathlib.Path | None
     UserError: the checkpoint is of another task, or the data does not fit it, or there are no labels and no `out`.
   """
   task, params = for_checkpoint(config, checkpoint)
+  if "data.quotes" in given:
+    run.check_unread(config, task.files())
   if not task.has_labels:
     unlabelled = f"data.validation_split={config.data.validation_split!r} has no labels, so there are no metrics"
     if out is None:

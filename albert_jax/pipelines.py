@@ -136,7 +136,8 @@ def pipeline(
   heads = [name for name in able if name != "embed"]
   chosen = task or trained_for or (heads[0] if len(heads) == 1 else None)
   if chosen not in TASKS:
-    raise UserError(f"{path} does not name its task; give a task: {', '.join(able)}")
+    what = f"is for {trained_for!r}, which is unknown here" if trained_for else "does not name its task"
+    raise UserError(f"{path} {what}; give a task: {', '.join(able)}")
   if chosen not in able:
     labels = about.get("labels", ())
     shown = f" ({', '.join(labels[:8])}{', …' * (len(labels) > 8)})" if labels else ""

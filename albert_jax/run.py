@@ -151,7 +151,7 @@ def settle(config: ConfigDict, directory: str) -> Run:
   task = task_of(parts[-1])
   _check_best(config, task)
   if not workdir.has_begun(directory):  # A run of an older version goes on.
-    _check_unread(config, task.files())
+    check_unread(config, task.files())
   mesh = sharding.make_mesh(MeshConfig(**config.mesh), config.batch_size)
   plan = plan_state(config, task, mesh)
   # Sharded as the parameters are. If the compiler chose the sharding, evaluation might be compiled twice.
@@ -301,6 +301,14 @@ def check(config: ConfigDict) -> None:
     re.compile(config.init_missing)
   except re.error as error:
     raise UserError(f"init_missing={config.init_missing!r} is not a regular expression: {error}") from None
+  if slots := config.data.get("max_predictions", 0):
+    earlier = duration.parse("seq_length", config.curriculum.seq_length)
+    length = max(config.data.seq_length, *(length for _, length in earlier), 0)
+    if slots > length - 2:
+      raise UserError(
+        f"data.max_predictions={slots} exceeds the {length - 2} tokens of a row of {length} that can be masked; with "
+        "--config.data.max_predictions=0 there are as many slots as data.mask_rate needs"
+      )
   OptimizerConfig(**config.optimizer), GuardConfig(**config.guard), MeshConfig(**config.mesh)
   DistillConfig(**config.get("distill", {}))
   if config.model.vocab_size:
@@ -330,10 +338,15 @@ def _check_best(config, task):
     raise UserError(f"best={config.best!r} is not among the held-out metrics: {', '.join(task.metrics)}")
 
 
-def _check_unread(config, read):
-  """Refuses data.quotes if no file that is read is a table, and warns if data.tfds_dir has no effect.
+def check_unread(config: ConfigDict, read: list[pathlib.Path] | None) -> None:
+  """Warns if data.tfds_dir has no effect; it may be given for several tasks, of which only some read TFDS.
 
-  The latter may be given for several tasks, of which only some read TFDS.
+  Args:
+    config: the config.
+    read: the files that are read, see `Task.files`.
+
+  Raises:
+    UserError: data.quotes is given, and no file is a table.
   """
   quotes, tfds_dir = config.data.get("quotes", "auto"), config.data.get("tfds_dir", "")
   if quotes != "auto" and not any(path.suffix.lower() in tables.TABLES for path in read or ()):

@@ -76,9 +76,13 @@ def main():
   parser.add_argument("--out", required=True, metavar="DIR", help="where the runs go")
   parser.add_argument("--tasks", default=",".join(TASKS))
   parser.add_argument("--rates", default="2e-4,5e-4", help="learning rates (default 2e-4,5e-4)")
-  parser.add_argument("--starts", default="pre-trained,from scratch", help="columns (default 'pre-trained,from scratch')")
+  parser.add_argument(
+    "--starts", default="pre-trained,from scratch", help="columns (default 'pre-trained,from scratch')"
+  )
   for name, of in {"lora_rank": "the layers' matrices", "lora_word_rank": "the table of words"}.items():
-    parser.add_argument(f"--{name}", type=int, default=0, help=f"train low-rank differences to {of} too (default 0: no)")
+    parser.add_argument(
+      f"--{name}", type=int, default=0, help=f"train low-rank differences to {of} too (default 0: no)"
+    )
   parser.add_argument("--lora_rates", default="1e-3,3e-3", help="their learning rates (default 1e-3,3e-3)")
   parser.add_argument("--seeds", type=int, default=1, help="runs at the better rate (default 1)")
   parser.add_argument("--json", metavar="FILE")

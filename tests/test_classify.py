@@ -153,6 +153,13 @@ class TestEndToEnd:
     assert main(["evaluate", *flags(checkpoint, folder), other, f"--checkpoint={run}"]) == 2
     assert "its labels is ['no', 'yes'], that of the config ['yes', 'no']" in capsys.readouterr().err
 
+  def test_quotes_are_for_tables(self, run, folder, tmp_path, capsys):
+    (tmp_path / "dev.jsonl").write_text('{"text": "badu kiki", "label": "yes"}\n{"text": "mola", "label": "no"}\n')
+    arguments = ["evaluate", f"--checkpoint={run}", "--config.data.quotes=none"]
+    assert main([*arguments, f"--config.data.dataset={tmp_path}", "--config.data.split=dev"]) == 2
+    assert "data.quotes=none is for tables (.csv, .tsv, .txt), and data.dataset=" in capsys.readouterr().err
+    assert main(arguments) == 0
+
   def test_a_checkpoint_without_the_head_is_one_clear_error(self, checkpoint, folder, capsys):
     assert main(["evaluate", *flags(checkpoint, folder), f"--checkpoint={checkpoint}"]) == 2
     assert "missing: classifier/kernel [32, 2]" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import pytest
 
 from albert_jax.data import encodings
+from albert_jax.errors import UserError
 
 TEXTS = [
   ("cp1252", "Die Schüler übten schön. „Ärger“ – sagte er."),
@@ -33,3 +34,21 @@ def test_short_texts(encoding, text):
 
 def test_noise_has_no_encoding():
   assert encodings.guess(bytes(range(128, 256)) * 4) == ("", "")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize(
+  "text", ["a,b\n", "Это обычный русский текст.\n", "吾輩は猫である。\n\u3000名前はまだ無い。\n" * 2]
+)
+def test_wide_text_without_a_byte_order_mark(encoding, text):
+  assert encodings.by_nuls(text.encode(encoding)) == encoding
+  assert encodings.by_nuls(text.encode(encoding)[:-1]) == encoding  # A head may end within a character.
+  with pytest.raises(UserError, match=f"x seems to be {encoding.upper()} text.*: iconv -f {encoding} -t utf-8"):
+    encodings.refuse_marked("x", text.encode(encoding))
+
+
+@pytest.mark.parametrize(
+  "data", [b"", b"ab\0cd\n", b"a \xff b\n\0c\n", "schön\0".encode(), bytes(range(256)) * 4, b"a" + b"\0" * 40]
+)
+def test_nuls_of_other_files(data):
+  assert encodings.by_nuls(data) == ""

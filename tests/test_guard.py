@@ -1,6 +1,7 @@
 """After an alarm: the step where a run resumes, and the batches that it skips."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,18 @@ from albert_jax import UserError, loop
 from albert_jax.commands import common
 from albert_jax.training import guard
 from albert_jax.training.guard import Alarm, Guard, GuardConfig
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"window": 50}, "window=50 has no effect with guard.loss_spike=0 and guard.grad_spike=0; set loss_spike or "),
+    ({"skip": 2, "give_up": 0}, "skip=2 has no effect with guard.give_up=0; set give_up above 0, or leave skip out"),
+  ],
+)
+def test_a_setting_without_effect_is_refused(fields, message):
+  with pytest.raises(UserError, match=re.escape(message)):
+    GuardConfig(**fields)
 
 
 class Saved:
@@ -231,13 +244,13 @@ def test_what_is_written_is_json(tmp_path):
 
 
 def test_a_damaged_note_falls_back_on_the_copy_in_the_checkpoint(tmp_path, caplog):
-  health = Guard(GuardConfig(window=4), tmp_path, True)
+  health = Guard(GuardConfig(loss_spike=3.0, window=4), tmp_path, True)
   check_steps(health, (1, 2))
   health.roll_back(Alarm(3, "bad"), Saved(2))
   note = health.history()
   for damage in (b"", b"[" * 100_000, b"\0\0\0", b"{}", b"[1]", b"[{}]", b'[{"step": 3, "skipped": "2"}]'):
     (tmp_path / "guard.json").write_bytes(damage)
-    again = Guard(GuardConfig(window=4), tmp_path, False)
+    again = Guard(GuardConfig(loss_spike=3.0, window=4), tmp_path, False)
     again.restore_history(note)
     assert (again.skipped, again.history()) == (health.skipped, note)
     assert "guard.json is damaged" in caplog.text

@@ -18,6 +18,7 @@ from albert_jax import convert
 from albert_jax.convert import google_tf1, hf
 from albert_jax.convert.load import find, fit
 from albert_jax.errors import UserError
+from albert_jax.tasks import classify, retrieve
 
 PARAMS = random_params(SMALL)
 
@@ -193,6 +194,18 @@ class TestAddedTokens:
     (path / "added_tokens.json").write_text('{"<ent>": 400}')
     with pytest.raises(UserError, match="'<ent>' were added to the vocabulary"):
       convert.load_tokenizer(path)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("kind", classify.KINDS), ("pooling", retrieve.POOLING)])
+def test_facts_of_a_newer_version_are_refused(tmp_path, name, expected):
+  path = made_up.checkpoint(tmp_path)
+  fields = json.loads((path / "config.json").read_text())
+  for value in expected:
+    (path / "config.json").write_text(json.dumps(fields | {"albert_jax_task": {"name": "classify", name: value}}))
+    assert convert.about(path)[name] == value
+  (path / "config.json").write_text(json.dumps(fields | {"albert_jax_task": {"name": "classify", name: "ordinal"}}))
+  with pytest.raises(UserError, match=f"albert_jax_task: {name}: expected one of .*, got 'ordinal'; is the model of a"):
+    convert.about(path)
 
 
 @pytest.mark.parametrize(

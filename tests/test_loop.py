@@ -449,6 +449,10 @@ def test_a_batch_that_cannot_be_made_is_one_line(go, monkeypatch):
     ({"init_optimizer": True}, "init_optimizer=True has no effect without a checkpoint"),
     ({"init_structure": True}, "init_structure=True has no effect without a checkpoint"),
     ({"init_missing": "(", "init_from": "x"}, r"init_missing='\(' is not a regular expression"),
+    (
+      {"data.max_predictions": 127},
+      r"data\.max_predictions=127 exceeds the 126 tokens of a row of 128 that can be masked",
+    ),
     ({"keep_every": 400}, "keep_every=400 and checkpoint_every=250: .* as --config.keep_every=500"),
     ({"steps": 5, "tokens": 100.0}, "steps=5 and tokens=100 both limit the run"),
   ],
@@ -457,6 +461,15 @@ def test_a_value_without_a_meaning_is_refused(values, message):
   config = common.load_config(f"{CONFIG}:tiny")
   config.update_from_flattened_dict(values)
   with pytest.raises(UserError, match=message):
+    run.check(config)
+
+
+def test_the_longest_rows_of_a_curriculum_have_room_for_all_predictions():
+  config = common.load_config(f"{CONFIG}:tiny")
+  config.update_from_flattened_dict({"data.max_predictions": 77, "curriculum.seq_length": "512:0.1,32:0.5"})
+  run.check(config)
+  config.data.max_predictions = 511
+  with pytest.raises(UserError, match="exceeds the 510 tokens of a row of 512"):
     run.check(config)
 
 

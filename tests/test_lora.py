@@ -89,8 +89,12 @@ def test_a_run_moves_the_matrices_by_its_ranks_and_nothing_else(checkpoint, data
   ("overrides", "words"),
   [
     ({"init_from": "", "init_structure": False}, "lora_rank=2 changes a trained model; add --config.init_from"),
-    ({"init_from": "", "init_structure": False, "lora_rank": 0, "lora_word_rank": 2}, "lora_word_rank=2 changes a trained"),
+    (
+      {"init_from": "", "init_structure": False, "lora_rank": 0, "lora_word_rank": 2},
+      "lora_word_rank=2 changes a trained",
+    ),
     ({"optimizer__freeze": "^ffn/"}, "optimizer.freeze='^ffn/' has no effect beside lora_rank=2"),
+    ({"optimizer__rates": "^ffn/=0.5"}, "'^ffn/' matches only parameters that stay as they are"),
     ({"lora_rank": -1}, "lora_rank=-1 must be 0 or more"),
     ({"lora_word_rank": -1}, "lora_word_rank=-1 must be 0 or more"),
   ],

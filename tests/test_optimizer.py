@@ -272,6 +272,13 @@ def test_a_pattern_that_matches_nothing_is_an_error_that_lists_the_parameters(fi
     optimizer.make(cfg, LEAD)
 
 
+def test_a_rate_of_what_is_frozen_is_an_error():
+  with pytest.raises(UserError, match=r"rates=.*: '\^embeddings/' matches only parameters that stay as they are"):
+    optimizer.make(OptimizerConfig(freeze="^embeddings/", rates="bias$=2,^embeddings/=0.5"), LEAD)
+  for rates in ("(^embeddings/|bias$)=2", "^(?!embeddings/)=2"):  # Also of others, or of all others.
+    optimizer.make(OptimizerConfig(freeze="^embeddings/", rates=rates), LEAD)
+
+
 def test_freezing_everything_is_an_error():
   with pytest.raises(UserError, match="nothing is left to train"):
     optimizer.make(OptimizerConfig(freeze="/"), LEAD)

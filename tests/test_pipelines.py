@@ -173,6 +173,8 @@ def test_it_says_what_a_checkpoint_is_for(classifier, masked, export, tmp_path):
     albert_jax.pipeline("classfy", classifier)
   with pytest.raises(UserError, match="does not name its task; give a task"):
     albert_jax.pipeline(None, export(("pooler",), {}))
+  with pytest.raises(UserError, match="is for 'order', which is unknown here; give a task: embed"):
+    albert_jax.pipeline(None, export(("pooler",), {}, None, about("order")))
   with pytest.raises(UserError, match="nothing at"):
     albert_jax.pipeline("classify", tmp_path / "nowhere")
 

@@ -204,15 +204,20 @@ def test_a_file_whose_lines_end_with_cr_alone(tmp_path, suffix):
   assert read(tmp_path / "a.jsonl")[0] == [["one"], ["two"]]
 
 
+JAPANESE = "吾輩は猫である。\n名前はまだ無い。\n\nどこで生れたかとんと見当がつかぬ。\n"
+
+
 @pytest.mark.parametrize(("data", "message"), [
   (TEXT.encode("utf-16"), "is UTF-16 text; add --encoding=utf-16, or convert it, as with: iconv -f utf-16 -t utf-8"),
-  (TEXT.encode("utf-16-le"), "NUL bytes in its first .* it is no UTF-8 text"),
+  (TEXT.encode("utf-16-le"), "seems to be UTF-16-LE text, without a byte order mark; add --encoding=utf-16-le, or"),
+  (JAPANESE.encode("utf-16-be"), "seems to be UTF-16-BE text, without a byte order mark; add --encoding=utf-16-be"),
+  (b"a" + b"\0" * 40, "40 NUL bytes in its first 41; it is no UTF-8 text"),
   (gzip.compress(TEXT.encode()), r"is a \.gz file, although its name does not say so"),
   (b"PAR1....PAR1", r"is a \.parquet file"),
   (b"PK\x03\x04....", r"is a \.zip file"),
   (TEXT.encode("utf-32"), "is UTF-32 text; add --encoding=utf-32, or convert it, as with: iconv -f utf-32 -t utf-8"),
   (b"a.txt".ljust(257, b"\0") + b"ustar\0" + TEXT.encode(), r"is a \.tar file, which is not read"),
-], ids=["utf-16", "utf-16-le", "gz", "parquet", "zip", "utf-32", "tar"])  # fmt: skip
+], ids=["utf-16", "utf-16-le", "utf-16-be", "nul", "gz", "parquet", "zip", "utf-32", "tar"])  # fmt: skip
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
 def test_a_text_file_that_is_no_text_is_refused(tmp_path, name, data, message):
   (tmp_path / name).write_bytes(data)
@@ -221,7 +226,6 @@ def test_a_text_file_that_is_no_text_is_refused(tmp_path, name, data, message):
 
 
 GERMAN = "Die Schüler übten schön.\r\nEs war größer.\r\n\r\n„Ärger“ – sagte er.\r\n"
-JAPANESE = "吾輩は猫である。\n名前はまだ無い。\n\nどこで生れたかとんと見当がつかぬ。\n"
 
 
 @pytest.mark.parametrize(("text", "encoding", "message"), [

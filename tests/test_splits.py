@@ -97,7 +97,7 @@ class TestText:
     assert self.read(tmp_path, b"te\0xt") == "text"
     assert "x.txt: 1 NUL characters were dropped" in caplog.text
     with pytest.raises(UserError, match=r"has 40 NUL characters, the first in line 2; it is damaged"):
-      self.read(tmp_path, b"a\n" + b"b\0" * 40)
+      self.read(tmp_path, b"a\nb" + b"\0" * 40)
 
   @pytest.mark.parametrize(
     ("content", "message"),
@@ -107,6 +107,7 @@ class TestText:
         r"is not UTF-8 text: the byte 0xe9 in line 1 \(with cp1252 it reads 'café'\); .*CSV UTF-8.* iconv -f cp1252",
       ),
       ("text".encode("utf-16"), r"is UTF-16 text; convert it, as with: iconv -f utf-16"),
+      ("text".encode("utf-16-le"), r"seems to be UTF-16-LE text, .*; convert it, as with: iconv -f utf-16-le -t utf-8"),
     ],
   )
   def test_another_encoding_is_one_line(self, tmp_path, content, message):

@@ -100,6 +100,8 @@ _FACTS = {
   "max_answer_length": int, "n_best": int, "start_n_top": int, "end_n_top": int, "no_answer": bool,
   "null_threshold": float,
 }  # fmt: skip
+# What a fact may be, where the answers depend on it; a newer version may know more.
+_VALUES = {"kind": ("classification", "multilabel", "regression"), "pooling": ("mean", "cls")}
 _KINDS = {"regression": "regression", "multi_label_classification": "multilabel"}
 
 
@@ -122,6 +124,11 @@ def about(path: str | os.PathLike) -> dict[str, Any]:
         strict_json.expect(facts[name], f"{where}: {name}", kind)
         if kind is int and facts[name] < 1:
           raise UserError(f"{where}: {name}: expected 1 or more, got {facts[name]}")
+    for name, values in _VALUES.items():
+      if facts.get(name, values[0]) not in values:
+        raise UserError(
+          f"{where}: {name}: expected one of {', '.join(values)}, got {facts[name]!r}; is the model of a newer version?"
+        )
     for label in facts.get("labels", ()):
       strict_json.expect(label, f"{where}: a label", str)
     return facts

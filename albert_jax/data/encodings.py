@@ -21,6 +21,10 @@ _JAPANESE_ESCAPES = (b"\x1b$B", b"\x1b$@")
 _HEAD_BYTES = 1 << 16  # of a file, from which its encoding is guessed
 # A file that has no valid UTF-8 beyond ASCII is damaged up to these numbers, and of another encoding above them.
 _FEW_INVALID, _INVALID_SHARE = 2, 0.002
+# UTF-32 first: it has NUL characters if it is read as UTF-16. Text in these has ASCII characters, such as line ends.
+_WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+_ASCII_SHARE = 0.01
+_FEW_NULS, _NUL_SHARE = 1, 0.01  # Of UTF-8 text with up to so many NUL bytes, they are damage.
 
 # Encodings of older files in order, each with frequent characters and, for those of several bytes, their least share of
 # the characters beyond ASCII. Text in a wrong encoding of several bytes decodes without errors, but to characters that
@@ -79,6 +83,22 @@ def by_mark(head: bytes) -> str:
   return next((name for mark, name in _MARKS.items() if head.startswith(mark)), "")
 
 
+def by_nuls(head: bytes) -> str:
+  """Returns the encoding of UTF-16 or UTF-32 text without a byte order mark, such as utf-16-le; '' for other text."""
+  nuls, counts = head.count(0), {}
+  if not nuls or (nuls <= _FEW_NULS + _NUL_SHARE * len(head) and _is_utf8(head)):
+    return ""
+  for name in _WIDE:
+    try:
+      text = codecs.getincrementaldecoder(name)().decode(head)
+    except UnicodeDecodeError:
+      continue
+    count = sum(map(str.isascii, text))
+    if "\0" not in text and count > _ASCII_SHARE * len(text):
+      counts[name] = count
+  return max(counts, key=lambda name: counts[name], default="")
+
+
 def is_wide(encoding: str) -> bool:
   """Returns whether text in this encoding has NUL bytes."""
   return encoding.startswith(("utf-16", "utf-32"))
@@ -98,6 +118,12 @@ def invalid_characters(data: bytes) -> tuple[int, int]:
   text = codecs.getincrementaldecoder("utf-8")("replace").decode(data)
   written = data.count("\ufffd".encode())
   return text.count("\ufffd") - written, len(re.findall(r"[^\x00-\x7f\ufffd]", text)) + written
+
+
+def _is_utf8(data):
+  """Returns whether text is UTF-8, apart from damage."""
+  invalid, valid = invalid_characters(data)
+  return invalid <= max(valid, _FEW_INVALID, _INVALID_SHARE * len(data))
 
 
 def guess(data: bytes) -> tuple[str, str]:
@@ -138,7 +164,7 @@ def _share(data, name, frequent):
 
 
 def refuse_marked(path: object, head: bytes, flag: bool = False) -> None:
-  """Refuses a file that names another encoding than UTF-8, see `by_mark`, or that begins as files do that are no text.
+  """Refuses a file of another encoding, see `by_mark` and `by_nuls`, or that begins as files do that are no text.
 
   Args:
     path: the file's name, for the message.
@@ -150,8 +176,10 @@ def refuse_marked(path: object, head: bytes, flag: bool = False) -> None:
   """
   if kind := next((kind for magic, kind in _BINARY.items() if head.startswith(magic)), ""):
     raise UserError(f"{path} is a {kind} file, which is no text; unpack it, or save its text as CSV or JSON lines")
-  if name := by_mark(head):
-    raise UserError(f"{path} is {name.upper()} text; {f'add --encoding={name}, or ' * flag}{_convert(name)}")
+  mark = by_mark(head)
+  if name := mark or by_nuls(head[:_HEAD_BYTES]):
+    what = f"is {name.upper()} text" if mark else f"seems to be {name.upper()} text, without a byte order mark"
+    raise UserError(f"{path} {what}; {f'add --encoding={name}, or ' * flag}{_convert(name)}")
 
 
 def refuse_other(path: str, head: bytes) -> None:
@@ -166,8 +194,7 @@ def refuse_other(path: str, head: bytes) -> None:
   Raises:
     UserError: it is in another encoding; names the flag that reads it.
   """
-  invalid, valid = invalid_characters(head)
-  if invalid > max(valid, _FEW_INVALID, _INVALID_SHARE * len(head)):
+  if not _is_utf8(head):
     name, word = guess(head)
     if name:
       raise UserError(

@@ -45,6 +45,12 @@ class GuardConfig:
     for name, low in (("give_up", 0), ("skip", 1), ("window", 1)):
       if not low <= getattr(self, name) <= LARGEST:
         raise UserError(f"guard.{name}={getattr(self, name)} must be from {low} to {LARGEST:,}")
+    for name, users in {"window": ("loss_spike", "grad_spike"), "skip": ("give_up",)}.items():
+      if getattr(self, name) != getattr(GuardConfig, name) and not any(getattr(self, user) for user in users):
+        raise UserError(
+          f"guard.{name}={getattr(self, name)} has no effect with {' and '.join(f'guard.{user}=0' for user in users)}; "
+          f"set {' or '.join(users)} above 0, or leave {name} out"
+        )
 
 
 class Alarm(Exception):

@@ -96,7 +96,7 @@ def make(cfg: OptimizerConfig, layer_axes: Any) -> optax.GradientTransformation:
     layer_axes: a tree like the parameters: how many leading axes of each only count layers (model.layer_axes).
 
   Raises:
-    UserError: a pattern of `rates` or `freeze` matches nothing.
+    UserError: a pattern of `rates` or `freeze` matches nothing, or one of `rates` only what is frozen.
   """
   regularized, inputs = (paths.first_match(rules, layer_axes) for rules in (REGULARIZED, INPUT_AXES))
   kinds = jax.tree.map(Kind, layer_axes, regularized, inputs)
@@ -106,6 +106,12 @@ def make(cfg: OptimizerConfig, layer_axes: Any) -> optax.GradientTransformation:
     trained = _matched("freeze", ((cfg.freeze, False), (".*", True)), layer_axes)
     if not any(jax.tree.leaves(trained)):
       raise UserError(f"optimizer.freeze={cfg.freeze!r} matches every parameter, so nothing is left to train")
+    rules = paths.first_match((*((pattern, pattern) for pattern, _ in _factors(cfg.rates)), (".*", "")), layer_axes)
+    if idle := {*jax.tree.leaves(rules)} - {"", *jax.tree.leaves(_hidden(rules, trained))}:
+      raise UserError(
+        f"optimizer.rates={cfg.rates!r}: {min(idle)!r} matches only parameters that stay as they are, by "
+        "optimizer.freeze or LoRA; leave it out, or freeze less"
+      )
     # Frozen parameters are masked below: they have no moments and no mean, and do not count in the norm to clip by.
     kinds, factors = (_hidden(tree, trained) for tree in (kinds, factors))
   # With an infinite norm optax still divides and writes all gradients: an eighth of AdamW's time (docs/performance.md).
