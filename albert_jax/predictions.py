@@ -117,7 +117,7 @@ def _is_list(file):
 
 def _items(file):
   """Returns the items of a file that is one JSON list, as lines."""
-  rows = [strict_json.expect(row, f"{file} line {number}", (dict, str)) for number, row in tables.json_rows(file)]
+  rows = [strict_json.expect(row, f"{file} line {number}", (dict, str)) for number, row in tables.read_values(file)]
   return [(row if isinstance(row, str) else json.dumps(row)).encode() for row in rows]
 
 

@@ -3,9 +3,12 @@
 import contextlib
 import functools
 import io
+import json
 import random
 
 import jax
+import pyarrow
+import pyarrow.parquet
 
 from albert_jax import convert, model
 from albert_jax.data.corpus import prepare, segments, vocab, work_units
@@ -76,3 +79,20 @@ def yes_or_no(folder):
   for name in ("train.csv", "dev.csv"):
     (folder / name).write_text("\n".join(["text,label", *rows]) + "\n")
   return folder
+
+
+def hub(folder, split, rows, shards=1, **features):
+  """Writes a split as the Hub has it, as shards of Parquet whose metadata name classes; returns the folder."""
+  folder.mkdir(parents=True, exist_ok=True)
+  about = {"huggingface": json.dumps({"info": {"features": features}})}
+  for i in range(shards):
+    table = pyarrow.Table.from_pylist(rows[len(rows) * i // shards : len(rows) * (i + 1) // shards])
+    path = folder / f"{split}-{i:05}-of-{shards:05}.parquet"
+    pyarrow.parquet.write_table(table.replace_schema_metadata(about), path)
+  return folder
+
+
+def classes(*names, kind=""):
+  """A column of classes in such metadata; `kind` of list for a column of lists."""
+  label = {"names": names, "_type": "ClassLabel"}
+  return {"feature": label, "length": -1, "_type": kind} if kind else label

@@ -39,6 +39,38 @@ class TestFormats:
     with pytest.raises(UserError, match="no file of the split 'train'"):
       choices.read(tmp_path / "RACE", "train")
 
+  def test_folders_of_the_hub(self, tmp_path):
+    rows = [
+      {
+        "example_id": f"{level}1.txt",
+        "article": "A.",
+        "answer": answer,
+        "question": "Badu is _ .",
+        "options": ["x", "y"],
+      }
+      for level, answer in (("high", "B"), ("middle", "A"), ("middle", ""))
+    ]
+    made_up.hub(tmp_path / "race", "train", rows, 2)
+    (tmp_path / "lines.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for dataset in ("race", "lines.jsonl"):
+      questions = choices.read(tmp_path / dataset, "train")
+      assert [(c.group, c.label) for c in questions] == [("high", 1), ("middle", 0), ("middle", None)]
+      assert questions[0].endings() == ["Badu is x .", "Badu is y ."]
+      assert [c.group for c in choices.read(tmp_path / dataset, "train", levels=("high",))] == ["high"]
+    assert len(choices.find(tmp_path / "race", "train")) == 2
+    made_up.hub(tmp_path / "race", "validation", rows[:1])
+    with pytest.raises(UserError, match=r"has no questions of data\.levels=middle"):
+      choices.read(tmp_path / "race", "validation", levels=("middle",))
+    swag = {"sent1": "One.", "sent2": "He", "ending0": "a", "ending1": "b", "ending2": "c", "ending3": "d", "gold": "x"}
+    digits = made_up.classes("0", "1", "2", "3")
+    made_up.hub(tmp_path / "swag", "train", [swag | {"label": 3}, swag | {"label": -1}], label=digits)
+    made_up.hub(tmp_path / "own", "train", [{"context": "c", "question": "q", "options": ["x", "y"], "label": 1}])
+    made_up.hub(tmp_path / "other", "train", [{"sentence": "c", "label": 1}])
+    assert [c.label for c in choices.read(tmp_path / "swag", "train")] == [3, None]
+    assert choices.read(tmp_path / "own", "train") == [choices.Choice("c", "q", ("x", "y"), 1)]
+    with pytest.raises(UserError, match=r"00001\.parquet line 1: expected an object with context.*is sentence, label"):
+      choices.read(tmp_path / "other", "train")
+
   def test_dream_swag_and_own(self, tmp_path):
     (tmp_path / "dev.json").write_text(
       json.dumps([[["M: Badu?", "W: Gi."], [{"question": "Who?", "choice": ["a", "b", "c"], "answer": "c"}], "5-1"]])

@@ -109,6 +109,25 @@ class TestEndToEnd:
     for answer in answers:
       assert answer["prediction"] == max(answer["probabilities"], key=answer["probabilities"].get)
 
+  def test_a_folder_of_the_hub(self, checkpoint, tmp_path, capsys):
+    names, data = made_up.classes("yes", "no", "never"), tmp_path / "hub/data"
+    rows = [{"text": f"{'kiki' if i % 2 else 'mola'} gine", "label": i % 2} for i in range(32)]
+    for split, count in (("train", 2), ("test", 1)):
+      made_up.hub(data, split, rows, count, label=names)
+    arguments = ["train", *flags(checkpoint, tmp_path / "hub"), f"--workdir={tmp_path / 'run'}"]
+    assert main(arguments) == 2
+    assert "no file of the split 'validation': expected validation, dev" in capsys.readouterr().err
+    arguments.append("--config.data.validation_split=test")
+    assert main(arguments) == 0
+    fields = json.loads((tmp_path / "run/export/config.json").read_text())
+    assert fields["id2label"] == {"0": "yes", "1": "no"}
+    card = json.loads((tmp_path / "run/run.json").read_text())
+    files = ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001")
+    assert {*card["dataset"]} == {f"{tmp_path}/hub/data/{name}.parquet" for name in files}
+    made_up.hub(data, "train", rows[::-1], 2, label=names)
+    assert main(arguments) == 2
+    assert "train-00001-of-00002.parquet changed since the run" in capsys.readouterr().err
+
   def test_evaluate_gives_the_same_numbers_without_the_training_data(self, run, checkpoint, folder, tmp_path, capsys):
     only = tmp_path / "only"
     only.mkdir()
@@ -234,6 +253,15 @@ class TestData:
         (tmp_path / file).write_text(f"text,label\na,x\nb,{'x' if name != file else ''}\nc,z\n")
       with pytest.raises(UserError, match=words):
         next(iter(make(checkpoint, tmp_path).train_batches(0, 0, 1)))
+
+  def test_the_classes_of_the_hub_keep_their_order(self, checkpoint, tmp_path, monkeypatch):
+    """A run of an earlier version, for which the labels were the numbers, resumes with the same outputs."""
+    for split in ("train", "validation"):
+      rows = [{"text": "badu", "label": i} for i in (2, 0, 3)]
+      made_up.hub(tmp_path, split, rows, label=made_up.classes("World", "Sports", "Business", "Art"))
+    assert make(checkpoint, tmp_path).about["albert_jax_task"]["labels"] == ["World", "Business", "Art"]
+    monkeypatch.setattr(tables, "_classes", lambda *args: {})
+    assert make(checkpoint, tmp_path).about["albert_jax_task"]["labels"] == ["0", "2", "3"]
 
   def test_a_share_of_one_file_is_held_out(self, checkpoint, folder, capsys):
     task = make(checkpoint, folder / "train.csv", data__validation_fraction=0.3)

@@ -26,7 +26,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p 
 
 # Programs that are not this project's: their commands are not checked.
 OTHERS = {"pip", "git", "source", "export", "curl", "kill", "zcat", "head", "mkdocs", "docker", "kubectl", "eval", "cd",
-          "node", "npm"}  # fmt: skip
+          "hf", "node", "npm"}  # fmt: skip
 
 # Python blocks that are only compiled, by a line that no other block has, and why.
 NOT_RUN = {

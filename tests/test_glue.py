@@ -113,6 +113,20 @@ class TestFiles:
     assert len(qqp) == 2
     assert "1 lines have another number of columns" in caplog.text
 
+  def test_a_folder_of_the_hub(self, checkpoint, tmp_path):
+    rows = [{"sentence": f"badu {i}", "label": i % 2, "idx": i + 7} for i in range(4)]
+    for split, count in (("train", 2), ("validation", 1)):
+      made_up.hub(tmp_path / "sst2", split, rows, count, label=made_up.classes("negative", "positive"))
+    made_up.hub(tmp_path / "sst2", "test", [row | {"label": -1} for row in rows], label=made_up.classes("no", "yes"))
+    for dataset in (tmp_path, tmp_path / "sst2"):
+      task = make(checkpoint, dataset, "sst-2")
+      assert (task.has_labels, len(task.files())) == (True, 3)
+    split = glue.read(glue.TASKS["sst-2"], tmp_path, "train")
+    assert (split.gold.tolist(), split.index) == ([0, 1, 0, 1], [7, 8, 9, 10])
+    assert glue.read(glue.TASKS["sst-2"], tmp_path, "test").gold is None
+    with pytest.raises(UserError, match=r"'validation': expected dev\.tsv, and there is sst2"):
+      make(checkpoint, tmp_path, "rte")
+
   def test_microsofts_own_names(self, folder, tmp_path):
     for name in ("train", "test"):
       (tmp_path / f"msr_paraphrase_{name}.txt").write_bytes((folder / "MRPC/train.tsv").read_bytes())

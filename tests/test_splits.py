@@ -47,8 +47,6 @@ class TestFind:
     assert names(splits.find(tmp_path, "a,b.csv", SUFFIXES)) == ["a,b.csv"]
     odd = make(tmp_path / "[1]*", "train.tsv")
     assert splits.find(odd, "*.tsv", SUFFIXES) == [odd / "train.tsv"]
-    with pytest.raises(UserError, match=r"several files: 1\.csv, 2\.csv; name one"):
-      splits.find_one(tmp_path, "?.csv", SUFFIXES)
 
   def test_a_file_of_the_folder_comes_before_one_of_the_working_folder(self, tmp_path, monkeypatch):
     monkeypatch.chdir(make(tmp_path, "train.csv", "only.csv"))
@@ -78,6 +76,45 @@ class TestFind:
     assert names(splits.find(tmp_path, "train", SUFFIXES, ("msr_train.txt",))) == ["msr_train.txt"]
     with pytest.raises(UserError, match=r"expected dev\.tsv, and there is dev\.csv"):
       splits.find(tmp_path, "validation", SUFFIXES, ("dev.tsv",))
+
+  def test_shards_are_one_file(self, tmp_path):
+    shards = [f"train-{i:05}-of-00003.csv" for i in range(3)]
+    make(tmp_path, "README.md", *shards[::-1], "dev-00000-of-00001-0123456789abcdef.csv", "test-00000-of-00001.csv")
+    (tmp_path / ".cache").mkdir()
+    assert names(splits.find(tmp_path, "train", SUFFIXES)) == shards
+    assert names(splits.find(tmp_path, "validation", SUFFIXES)) == ["dev-00000-of-00001-0123456789abcdef.csv"]
+    assert names(splits.find(tmp_path, shards[1], SUFFIXES)) == [shards[1]]
+    assert names(splits.find(tmp_path, "train-*", SUFFIXES)) == shards
+    (tmp_path / shards[1]).unlink()
+    with pytest.raises(UserError, match=r"has 2 of the 3 files of .*'train': train-00001-of-00003\.csv is missing"):
+      splits.find(tmp_path, "train", SUFFIXES)
+    make(tmp_path, shards[1], "train-00001-of-00003-ab12.csv")
+    with pytest.raises(UserError, match=r"has 4 files for 3 of the split 'train': .*00003-ab12\.csv.*; remove those"):
+      splits.find(tmp_path, "train", SUFFIXES)
+    make(tmp_path, "train-00000-of-00001.csv")
+    with pytest.raises(UserError, match=r"several files of the split 'train'"):
+      splits.find(tmp_path, "train", SUFFIXES)
+
+  def test_a_folder_of_the_hub(self, tmp_path):
+    make(tmp_path, "README.md")
+    data = make(tmp_path / "data", "train-00000-of-00001.csv")
+    assert splits.find(tmp_path, "train", SUFFIXES) == [data / "train-00000-of-00001.csv"]
+    with pytest.raises(
+      UserError, match=r"no file of the split 'test'.*there is README\.md, data, train-00000-of-00001"
+    ):
+      splits.find(tmp_path, "test", SUFFIXES)
+    (tmp_path / "plain").mkdir()
+    parts = make(tmp_path / "plain/train", "0000.parquet", "0001.parquet", "other.csv")
+    assert splits.find(tmp_path / "plain", "train", (".parquet",)) == [parts / "0000.parquet", parts / "0001.parquet"]
+    make(tmp_path / "b", "train-00000-of-00001.csv")
+    make(data / "c", "validation.csv")
+    make(tmp_path / "a", "validation.csv", "train.csv")
+    with pytest.raises(UserError) as error:
+      splits.find(tmp_path, "validation", SUFFIXES)
+    assert str(error.value) == (
+      f"{tmp_path} has no file of the split 'validation', but folders that have one; choose: "
+      f"--config.data.dataset={tmp_path / 'a'} or --config.data.dataset={data / 'c'}"
+    )
 
 
 class TestText:

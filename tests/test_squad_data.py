@@ -85,6 +85,21 @@ class TestReading:
     with pytest.raises(UserError, match=r"no file of the split 'test'.*name the file with --config\.data\.split=FILE"):
       squad.read(str(tmp_path), "test")
 
+  def test_a_folder_of_the_hub(self, tmp_path):
+    rows = [
+      {"id": str(i), "title": "t", "context": "Badu kelo.", "question": "Who?", "answers": answers}
+      for i, answers in enumerate([{"text": ["Badu"], "answer_start": [0]}, {"text": [], "answer_start": []}])
+    ]
+    text = {"text": {"dtype": "string", "_type": "Value"}, "answer_start": {"dtype": "int32", "_type": "Value"}}
+    made_up.hub(tmp_path / "data", "train", rows, 2, answers={"feature": text, "_type": "Sequence"})
+    first, second = squad.read(tmp_path, "train")
+    assert (first.answers, first.impossible) == ((("Badu", 0),), False)
+    assert (second.answers, second.impossible) == ((), True)  # although its file has no answers at all
+    assert len(squad.find(tmp_path, "train")) == 2
+    made_up.hub(tmp_path / "data", "train", [rows[0], rows[0]], 2)
+    with pytest.raises(UserError, match=r"00002\.parquet and 1 more: 2 questions have the id '0'"):
+      squad.read(tmp_path, "train")
+
   def test_tfds(self, tmp_path):
     tfds = pytest.importorskip("tensorflow_datasets")
 

@@ -2,6 +2,7 @@
 
 import json
 
+import made_up
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -193,6 +194,61 @@ class TestCells:
         assert "\n" not in str(error)
 
 
+class TestHub:
+  """Files of the Hugging Face Hub."""
+
+  def test_classes_are_their_names(self, tmp_path):
+    rows = [{"a": str(i), "y": i % 3 - 1, "many": [0, i % 2], "n": i, "text": "x"} for i in range(5)]
+    names = made_up.classes("mola", "badu")
+    for kind in ("Sequence", "List"):
+      made_up.hub(
+        tmp_path, "train", rows, 2, a={"dtype": "string", "_type": "Value"}, y=names, text=names, gone=names,
+        many=made_up.classes("x", "y", kind=kind), n={"dtype": "int64", "_type": "Value"},
+      )  # fmt: skip
+      table = tables.read(tmp_path, "train", ["a", "y"], optional=["many", "n", "text"])
+      assert table.columns["a"] == ["0", "1", "2", "3", "4"]
+      assert table.columns["y"] == [None, "mola", "badu", None, "mola"]
+      assert table.columns["many"] == [["x", "x"], ["x", "y"], ["x", "x"], ["x", "y"], ["x", "x"]]
+      assert table.columns["n"] == [0, 1, 2, 3, 4]
+      assert table.columns["text"] == ["x"] * 5
+      assert table.classes["y"] == ["mola", "badu"]
+
+  def test_a_row_of_shards_is_named_by_its_file(self, tmp_path):
+    made_up.hub(tmp_path, "train", [{"a": str(i), "y": i} for i in range(5)], 2)
+    table = tables.read(tmp_path, "train", ["a", "y"])
+    assert table.source == f"{tmp_path}/train-00000-of-00002.parquet and 1 more"
+    assert table.where(1) == f"{tmp_path}/train-00000-of-00002.parquet line 2"
+    assert table.where(2) == f"{tmp_path}/train-00001-of-00002.parquet line 1"
+    assert table.select(np.arange(5) > 2).where(0) == f"{tmp_path}/train-00001-of-00002.parquet line 2"
+    with pytest.raises(UserError, match=r"train-00000-of-00002\.parquet has no column 'b'; expected one of a, y"):
+      tables.read(tmp_path, "train", ["b"])
+    (tmp_path / "train-00001-of-00002.parquet").write_text("no")
+    with pytest.raises(UserError, match=r"train-00001-of-00002\.parquet is no whole Parquet file"):
+      tables.read(tmp_path, "train", ["a"])
+
+  @pytest.mark.parametrize(
+    ("about", "words"),
+    [
+      (
+        '{"info": {"features": {"y": {"names": ["a", "b"], "_type": "ClassLabel"}}}}',
+        "'y' holds the class 2, of 2 that",
+      ),
+      ("{", "metadata 'huggingface' is not JSON"),
+      ("[]", "metadata 'huggingface': expected an object"),
+      ('{"info": []}', ""),
+      ('{"info": {"features": {"y": {"names": 3, "_type": "ClassLabel"}, "a": 1}}}', ""),
+    ],
+  )
+  def test_damaged_metadata(self, about, words, tmp_path):
+    table = pyarrow.table({"a": ["t"] * 3, "y": [0, 1, 2]}).replace_schema_metadata({"huggingface": about})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    if not words:
+      assert read(tmp_path / "x.parquet").columns["y"] == [0, 1, 2]
+      return
+    with pytest.raises(UserError, match=words):
+      read(tmp_path / "x.parquet")
+
+
 class TestHeldOut:
   def test_depends_on_the_text_alone(self):
     def rows(texts):
@@ -242,6 +298,4 @@ class TestIds:
 
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory):
-  import made_up
-
   return Tokenizer(made_up.vocabulary(tmp_path_factory.mktemp("vocabulary")))

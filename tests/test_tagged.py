@@ -26,6 +26,32 @@ def read(tmp_path, content, **kwargs):
   return tagged.read((path,), **kwargs)
 
 
+def test_parquet_of_the_hub(tmp_path):
+  labels = ["O", "B-ORG", "B-PER", "B-LOC"]
+  rows = [
+    {"id": i, "tokens": w, "ner_tags": [*map(labels.index, t)], "pos_tags": [7] * 3}
+    for i, (w, t) in enumerate(zip(WORDS, TAGS, strict=True))
+  ]
+  made_up.hub(tmp_path / "data", "train", rows, 2, ner_tags=made_up.classes(*labels, kind="Sequence"))
+  hidden = [row | {"ner_tags": [-1] * 3} for row in rows]
+  made_up.hub(tmp_path / "data", "test", hidden, ner_tags=made_up.classes(*labels, kind="List"))
+  paths = tagged.split_files(tmp_path, "train")
+  assert len(paths) == 2
+  sentences = tagged.read(paths, tag_field="ner_tags")
+  assert (sentences.words, sentences.tags) == (WORDS, TAGS)
+  assert tagged.read(tagged.split_files(tmp_path, "test"), tag_field="ner_tags", may_hide=True).tags is None
+  with pytest.raises(
+    UserError, match=r"00002\.parquet:1 has no list 'tags' \(its lists are tokens, ner_tags, pos_tags\)"
+  ):
+    tagged.read(paths)
+  with pytest.raises(UserError, match=r"00002\.parquet:1 has 7 where a word or a tag should be"):
+    tagged.read(paths, tag_field="pos_tags")
+  rows[1]["tokens"] = rows[1]["tokens"][:2]
+  made_up.hub(tmp_path / "data", "train", rows, 2, ner_tags=made_up.classes(*labels, kind="List"))
+  with pytest.raises(UserError, match=r"train-00001-of-00002\.parquet:1 has 2 words and 3 tags"):
+    tagged.read(paths, tag_field="ner_tags")
+
+
 CONLL_2003 = """-DOCSTART- -X- -X- O
 
 U.N. NNP I-NP B-ORG
@@ -133,7 +159,7 @@ ERRORS = {
   "no JSON": ('{"tokens": ["a"], "tags": ["O"]}\n{"tokens": \n', r":2 is not JSON"),
   "missing field": (
     '{"tokens": ["a"], "ner": ["O"]}\n',
-    r":1 has no list 'tags' \(it has tokens, ner\).*tag_field=NAME",
+    r":1 has no list 'tags' \(its lists are tokens, ner\).*tag_field=NAME",
   ),
   "JSON ragged": ('{"tokens": ["a", "b"], "tags": ["O"]}\n', r":1 has 2 words and 1 tags"),
   "numbers": ('{"tokens": ["a"], "tags": [3]}\n', r":1 has 3 where a word or a tag should be"),

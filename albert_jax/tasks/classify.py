@@ -315,7 +315,9 @@ def _labels_of(rows, field, kind, separator):
       "%s: the column %r has different labels that look alike: %s; give them one name if they are one",
       rows.source, field, ", ".join(map(repr, group)),
     )  # fmt: skip
-  return tuple(tables.numbered(names))
+  # The order of the format is also that of earlier versions, for which the labels of Parquet files were numbers.
+  order = dict.fromkeys(cells.label(name, rows.source) for name in rows.classes.get(field, ()))
+  return tuple([name for name in order if name in names] if names <= {*order} else tables.numbered(names))
 
 
 def _lacks(value, kind):

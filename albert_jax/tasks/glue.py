@@ -152,7 +152,8 @@ def read(row: Row, dataset: str, split: str, tfds_dir: str = "", skip_ragged: bo
 
   Args:
     row: the dataset.
-    dataset: the dataset's own folder of TSV files, the folder that holds those of all datasets, or a TFDS name.
+    dataset: the dataset's own folder of TSV or Parquet files, the folder that holds those of all datasets, or a TFDS
+      name.
     split: its name.
     tfds_dir: the folder of TFDS datasets; "" for TFDS' default.
     skip_ragged: whether rows with another number of columns are skipped and counted, else they are an error.
@@ -160,24 +161,27 @@ def read(row: Row, dataset: str, split: str, tfds_dir: str = "", skip_ragged: bo
   Returns:
     the texts with their labels.
   """
-  path = find(row, dataset, split)
-  if path is None:
-    texts, label = row.tfds_texts, "label"
+  paths, texts, label = find(row, dataset, split), row.tfds_texts, "label"
+  if paths is None:
     rows = tables.read(dataset, split, texts, optional=(label, *INDEX), tfds_dir=tfds_dir)
+  elif paths[0].suffix.lower() == ".parquet":  # The Hugging Face Hub has the columns of TFDS.
+    rows = tables.read_files(paths, texts, optional=(label, *INDEX))
   else:
-    texts, label, rows = _read_file(row, path, split == "train", skip_ragged)
-    tables.filled(rows, split)
+    texts, label, rows = _read_official(row, paths, split == "train", skip_ragged)
+  tables.filled(rows, split)
   gold = _gold(row, rows, label, may_lack=split != "train")
   first, *second = (tables.texts(rows, field) for field in texts)
   return classify.Split(first, second[0] if second else None, gold, rows.source, _index(rows))
 
 
-def find(row: Row, dataset: str, split: str) -> pathlib.Path | None:
-  """Finds the file of a split, see `read`; None if TFDS reads the dataset."""
+def find(row: Row, dataset: str, split: str) -> list[pathlib.Path] | None:
+  """Finds the files of a split, see `read`; None if TFDS reads the dataset."""
   folder = pathlib.Path(dataset).expanduser()
-  folder = folder / row.folder if (folder / row.folder).is_dir() else folder
+  folder = next((folder / name for name in (row.folder, row.tfds) if (folder / name).is_dir()), folder)
   names = (DIAGNOSTICS,) if row.folder == "AX" and split == "validation" else FILES.get(split)
-  return splits.find_one(folder if folder.exists() else dataset, split, tables.SUFFIXES, names or ())
+  if any(folder.glob("*.parquet")) or any(folder.glob("data/*.parquet")):
+    names = None
+  return splits.find(folder if folder.exists() else dataset, split, tables.SUFFIXES, names or ())
 
 
 def _gold(row, rows, column, may_lack=False):
@@ -190,18 +194,18 @@ def _gold(row, rows, column, may_lack=False):
   return classify.gold_of(rows, column, kind, row.labels, may_lack=may_lack)
 
 
-def _read_file(row, path, has_labels, skip_ragged):
-  """Returns (its columns of texts, that of labels, the rows) of an official file."""
+def _read_official(row, paths, has_labels, skip_ragged):
+  """Returns (the columns of texts, that of labels, the rows) of official files."""
   texts, label = row.texts, row.label
-  header = splits.read_text(path).split("\n", 1)[0].split("\t")
+  header = splits.read_text(paths[0]).split("\n", 1)[0].split("\t")
   if row.folder == "CoLA" and "sentence" not in header:
     texts, label = tuple(HEADLESS[name] for name in texts), HEADLESS[label]
   if row.folder == "AX" and "Premise" in header:
     texts, label = DIAGNOSTICS_COLUMNS
   required = [*texts, label] if has_labels else texts
   # Quotes are plain characters in these files.
-  return texts, label, tables.read_file(
-    path, required, optional=(label, *INDEX), quotes="none", skip_ragged=skip_ragged
+  return texts, label, tables.read_files(
+    paths, required, optional=(label, *INDEX), quotes="none", skip_ragged=skip_ragged
   )  # fmt: skip
 
 
@@ -294,7 +298,7 @@ def score_files(predictions: str, gold: str) -> dict[str, float]:
   row = next((row for name, row in called.items() if stem.endswith(name)), None)
   if row is None:
     raise UserError(f"{predictions}: its name should say which dataset it is of: {', '.join(called)}, as in SST-2.tsv")
-  _, label, rows = _read_file(row, gold, has_labels=True, skip_ragged=False)
+  _, label, rows = _read_official(row, [gold], has_labels=True, skip_ragged=False)
   expected, index = _gold(row, rows, label), _index(rows)
   answers = tables.read_file(predictions, ["index", "prediction"], optional=INDEX[1:], quotes="none")
   answer_of = dict(zip(_index(answers), _gold(row, answers, "prediction"), strict=True))

@@ -16,6 +16,7 @@ from albert_jax.errors import UserError
 LEVELS = ("middle", "high")  # of RACE
 _SWAG = ("sent1", "sent2", "ending0", "ending1", "ending2", "ending3")
 _RACE = ("article", "questions", "options")
+_RACE_ROW = ("article", "question", "options")  # a question a row, as on the Hugging Face Hub
 # The place of the option in a question: in RACE any underscores, in other files underscores that stand alone.
 BLANK, LONE_BLANK = re.compile("_+"), re.compile(r"(?<!\w)_+(?!\w)")
 
@@ -63,23 +64,31 @@ def read(dataset: str, split: str, *, levels: Sequence[str] = LEVELS, tfds_dir: 
   """
   if (folder := _race_folder(dataset, split)) is not None:
     return _read_race(folder, levels)
-  path = tables.find(dataset, split)
-  if path is None:
+  paths = tables.find(dataset, split)
+  if paths is None:
     rows = tables.read(dataset, split, _RACE, optional=("answers",), tfds_dir=tfds_dir)
     group = str(dataset).rsplit("/", 1)[-1]
     return [choice for i, row in enumerate(rows.records()) for choice in _race(row, rows.where(i), group)]
+  questions = [question for path in paths for question in _read_file(path)]
+  chosen = [question for question in questions if question.group in ("", *levels)]
+  if not chosen:
+    what = f"no questions of data.levels={','.join(levels)}" if questions else "no rows"
+    raise UserError(f"{splits.named(paths)} has {what}; expected one for each example of the split {split!r}")
+  return chosen
+
+
+def _read_file(path):
   if path.suffix.lower() in tables.TABLES:
-    rows = tables.filled(tables.read_file(path, _SWAG, optional=("label",)), split)
+    rows = tables.read_file(path, _SWAG, optional=("label",))
     return [choice for i, row in enumerate(rows.records()) for choice in _swag(row, rows.where(i))]
-  return [choice for number, row in tables.json_rows(path) for choice in _of_row(row, f"{path} line {number}")]
+  return [choice for number, row in tables.read_values(path) for choice in _of_row(row, f"{path} line {number}")]
 
 
 def find(dataset: str, split: str, levels: Sequence[str] = LEVELS) -> list[pathlib.Path] | None:
   """Lists the files of a split, see `read`; None where TFDS reads the dataset."""
   if (folder := _race_folder(dataset, split)) is not None:
     return _passages(folder, levels)
-  path = tables.find(dataset, split)
-  return None if path is None else [path]
+  return tables.find(dataset, split)
 
 
 def _race_folder(dataset, split):
@@ -103,7 +112,7 @@ def _read_race(folder, levels):
     if level not in LEVELS:
       raise UserError(f"data.levels: {level!r} is unknown; RACE has {', '.join(LEVELS)}")
   for path in _passages(folder, levels):
-    for number, row in tables.json_rows(path):
+    for number, row in tables.read_values(path):
       questions += _race(row, f"{path} line {number}", path.parent.name)
   if not questions:
     raise UserError(f"{folder} has no passages in {', '.join(levels)}; expected files such as {folder}/high/1.txt")
@@ -115,7 +124,8 @@ def _of_row(row, where):
   if isinstance(row, list) and len(row) == 3 and isinstance(row[0], list) and isinstance(row[1], list):
     return _dream(row, where)
   if isinstance(row, dict):
-    for fields, parse in ((_RACE, _race), (_SWAG, _swag), (("context", "options"), _plain)):
+    parsers = {_RACE: _race, _RACE_ROW: _race_row, _SWAG: _swag, ("context", "options"): _plain}
+    for fields, parse in parsers.items():
       if all(field in row for field in fields):
         return parse(row, where)
   contents = ", ".join(row)[:200] if isinstance(row, dict) else strict_json.show(row, 40)
@@ -135,6 +145,12 @@ def _race(row, where, group=""):
     _choice(where, row["article"], *parts, ("letter", "number", "text"), group, BLANK)
     for parts in zip(questions, options, answers, strict=True)
   ]
+
+
+def _race_row(row, where):
+  group = next((level for level in LEVELS if str(row.get("example_id")).startswith(level)), "")
+  whole = {"article": row["article"], "questions": [row["question"]], "options": [row["options"]]}
+  return _race(whole | {"answers": [row.get("answer")]}, where, group)
 
 
 def _dream(row, where):

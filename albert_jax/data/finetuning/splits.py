@@ -1,5 +1,6 @@
 """Files of a split: which files a split's name stands for, and the text in them."""
 
+import collections
 import glob
 import logging
 import pathlib
@@ -20,6 +21,8 @@ NAMES = {
 }
 MAX_NUL_SHARE = 0.01  # A text with more NUL characters is damaged, or UTF-16.
 _LETTER = r"[^\W\d_]"
+# One of several files of a split, as the Hugging Face Hub numbers them; older ones also have a hash.
+_SHARD = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})(-[0-9a-f]+)?")
 
 
 def names_of(split: str) -> tuple[str, ...]:
@@ -33,7 +36,9 @@ def find(
   """Finds the files of a split.
 
   A file of a folder belongs to a split if its name is one of the split's, as in dev.csv, or else if its name contains
-  one as a word, as in dev-v2.0.json and eng.testa. An existing file takes precedence over a pattern of the same text.
+  one as a word, as in dev-v2.0.json and eng.testa. The shards NAME-00000-of-00002.EXT and NAME-00001-of-00002.EXT are
+  one file NAME.EXT. A folder without such a file may have it in its folder `data`. An existing file takes precedence
+  over a pattern of the same text.
 
   Args:
     dataset: a folder, one file, which is the training split, or a TFDS name or folder.
@@ -42,10 +47,10 @@ def find(
     file_names: the only names, with endings, that the split's file may have; () for those above.
 
   Returns:
-    The paths, or None if TFDS has to read the dataset.
+    The paths, to be read one after the other; None if TFDS has to read the dataset.
 
   Raises:
-    UserError: there is no such file, or several files have the split's name.
+    UserError: there is no such file, several files have the split's name, or a shard is missing.
   """
   folder, split = pathlib.Path(dataset).expanduser(), str(split)
   if path := _existing(folder, split):
@@ -76,18 +81,9 @@ def find(
   return list(dict.fromkeys(path for each in matches for path in each))
 
 
-def find_one(
-  dataset: str | pathlib.Path, split: str, suffixes: Sequence[str], file_names: Sequence[str] = ()
-) -> pathlib.Path | None:
-  """Finds the file of a split that has one, see `find`.
-
-  Raises:
-    UserError: as `find`, or the split names several files.
-  """
-  paths = find(dataset, split, suffixes, file_names)
-  if paths and len(paths) > 1:
-    raise UserError(f"the split {split!r} of {dataset} has several files: {_shown(paths)}; name one of them")
-  return paths[0] if paths else None
+def named(paths: Sequence[str | pathlib.Path]) -> str:
+  """Returns the files of a split as messages name them."""
+  return str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 
 def tfds_folder(folder: pathlib.Path) -> pathlib.Path | None:
@@ -116,22 +112,72 @@ def _matching(folder, part):
 
 def _by_name(folder, split, suffixes, file_names):
   names = tuple(file_names) or names_of(split)
-  paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-  typed = [path for path in paths if path.suffix.lower() in suffixes or path.suffix[1:] in names]
+  folders = [each for each in (folder, folder / "data") if each.is_dir()]
+  for each in folders:
+    candidates = _candidates(each, names, suffixes, bool(file_names))
+    if len(candidates) > 1:
+      shown = _shown([path for paths in candidates for path in paths])
+      raise UserError(f"{each} has several files of the split {split!r}: {shown}; name one as the split")
+    if candidates:
+      _check_shards(candidates[0], split)
+      return candidates[0]
+  choices = [
+    f"--config.data.dataset={path}" for each in folders for path in _visible(each)
+    if path.is_dir() and not file_names and _candidates(path, names, suffixes, False)
+  ]  # fmt: skip
+  if choices:
+    raise UserError(
+      f"{folder} has no file of the split {split!r}, but folders that have one; choose: {' or '.join(choices[:8])}"
+      f"{' or …' * (len(choices) > 8)}"
+    )
+  endings = "" if file_names else f" (with one of {' '.join(filter(None, suffixes))})"
+  shown = _shown([path for each in folders for path in _visible(each)]) or "nothing"
+  raise UserError(
+    f"{folder} has no file of the split {split!r}: expected {', '.join(names)}{endings}, and there is {shown}; name "
+    "the file with --config.data.split=FILE or --config.data.validation_split=FILE"
+  )
+
+
+def _candidates(folder, names, suffixes, is_exact):
+  """Returns lists of files of which each may be the split: one file, or shards in their order."""
+  sets = collections.defaultdict(list)
+  for path in _visible(folder):
+    if path.is_dir():  # The Hub's own conversion has train/0000.parquet.
+      if parts := sorted(path.glob("[0-9]*.parquet")):
+        sets[(path.with_suffix(".parquet"), "")] += parts
+      continue
+    shard = _SHARD.fullmatch(path.stem)
+    sets[(path.with_stem(shard[1]), shard[3]) if shard else (path, "")].append(path)
+  whole = [path for path, _ in sets]
+  typed = [path for path in whole if path.suffix.lower() in suffixes or path.suffix[1:] in names]
   exact = [[path for path in typed if path.stem == name] for name in names]
   words = [[path for path in typed if re.search(rf"(?<!{_LETTER}){name}(set)?(?!{_LETTER})", path.name, re.I)]
            for name in map(re.escape, names)]  # fmt: skip
-  for candidates in [[path for path in paths if path.name == name] for name in names] if file_names else exact + words:
-    if len(candidates) > 1:
-      raise UserError(f"{folder} has several files of the split {split!r}: {_shown(candidates)}; name one as the split")
-    if candidates:
-      return candidates
-  endings = "" if file_names else f" (with one of {' '.join(filter(None, suffixes))})"
-  raise UserError(
-    f"{folder} has no file of the split {split!r}: expected {', '.join(names)}{endings}, and there is "
-    f"{_shown(sorted(folder.iterdir())) or 'nothing'}; name the file with --config.data.split=FILE or "
-    "--config.data.validation_split=FILE"
-  )
+  order = [[path for path in whole if path.name == name] for name in names] if is_exact else exact + words
+  chosen = next(filter(None, order), [])
+  return [paths for (path, _), paths in sets.items() if path in chosen]
+
+
+def _check_shards(paths, split):
+  """Refuses shards of which one is missing, or is there twice."""
+  shards = [shard for path in paths if (shard := _SHARD.fullmatch(path.stem))]
+  if not shards:
+    return
+  numbers, total = {int(shard[2]) for shard in shards}, int(shards[0][3])
+  missing = next((number for number in range(total) if number not in numbers), None)
+  if missing is not None:
+    name = f"{shards[0][1]}-{missing:0{len(shards[0][2])}}-of-{shards[0][3]}{paths[0].suffix}"
+    raise UserError(
+      f"{paths[0].parent} has {len(paths)} of the {total} files of the split {split!r}: {name} is missing; download "
+      "the folder again, or name the files to read as the split"
+    )
+  if len(paths) > total:
+    raise UserError(f"{paths[0].parent} has {len(paths)} files for {total} of the split {split!r}: {_shown(paths)}; "
+                    "remove those of another version")  # fmt: skip
+
+
+def _visible(folder):
+  return sorted(folder.glob("[!.]*"))
 
 
 def _shown(paths):

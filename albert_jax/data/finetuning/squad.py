@@ -87,16 +87,17 @@ def read(dataset: str, split: str, tfds_dir: str = "") -> list[Question]:
   Raises:
     UserError: there is no such split, or it is no question answering data; names the place.
   """
-  path = find(dataset, split)
-  if path is None:
-    return _of_rows(tables.read(dataset, split, REQUIRED, optional=_OPTIONAL, tfds_dir=tfds_dir))
-  return read_file(path)
+  paths = find(dataset, split)
+  if paths is None:
+    rows = tables.read(dataset, split, REQUIRED, optional=_OPTIONAL, tfds_dir=tfds_dir)
+    return _checked(rows.source, _of_rows(rows))
+  return _checked(splits.named(paths), [question for path in paths for question in _read_file(path)])
 
 
-def find(dataset: str, split: str) -> pathlib.Path | None:
-  """Finds the file of a split, see `read`; None where TFDS reads the dataset."""
+def find(dataset: str, split: str) -> list[pathlib.Path] | None:
+  """Finds the files of a split, see `read`; None where TFDS reads the dataset."""
   is_file = str(dataset) and pathlib.Path(dataset).expanduser().is_file()
-  return splits.find_one(dataset, "train" if is_file and split in splits.NAMES else split, _SUFFIXES)
+  return splits.find(dataset, "train" if is_file and split in splits.NAMES else split, _SUFFIXES)
 
 
 def read_file(path: str | pathlib.Path) -> list[Question]:
@@ -107,12 +108,16 @@ def read_file(path: str | pathlib.Path) -> list[Question]:
   Raises:
     UserError: as `read`.
   """
+  return _checked(path, _read_file(path))
+
+
+def _read_file(path):
   path = pathlib.Path(path).expanduser()
   if not path.is_file():
     raise UserError(f"no file {str(path)!r}; expected SQuAD's JSON, such as dev-v2.0.json")
   if path.suffix.lower() != ".json":
     return _read_rows(path)
-  rows = [row for _, row in tables.json_rows(path)]
+  rows = [row for _, row in tables.read_values(path)]
   if all(isinstance(row, dict) and "context" in row for row in rows):
     return _read_rows(path)
   whole = rows[0] if len(rows) == 1 else None
@@ -129,7 +134,7 @@ def read_file(path: str | pathlib.Path) -> list[Question]:
       position = f"{where}.paragraphs[{p}]"
       for q, qa in enumerate(_field(position, paragraph, "qas", list)):
         questions.append(_question(f"{position}.qas[{q}]", qa, paragraph))
-  return _checked(path, questions)
+  return questions
 
 
 def is_hidden(questions: Sequence[Question]) -> bool:
@@ -145,7 +150,7 @@ def _read_rows(path):
 
 
 def _of_rows(rows):
-  return _checked(rows.source, [_question(rows.where(i), record, record) for i, record in enumerate(rows.records())])
+  return [_question(rows.where(i), record, record) for i, record in enumerate(rows.records())]
 
 
 def _question(where, qa, paragraph):
@@ -177,7 +182,7 @@ def _field(where, value, name, kind):
 
 
 def _checked(where, questions):
-  """Returns the questions of a file. One without answers has none to find, unless the file hides all answers."""
+  """Returns the questions of a split. One without answers has none to find, unless the split hides all answers."""
   if not questions:
     raise UserError(f"{where} holds no question")
   [(most, count)] = collections.Counter(x.id for x in questions).most_common(1)

@@ -4,12 +4,12 @@ A fault of a user's file is an error that names the file and the line, or the ro
 """
 
 import csv
+import dataclasses
 import hashlib
 import io
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,26 +29,30 @@ MAX_JSON_BYTES = 1 << 30  # of a file that is one JSON value
 MAX_PARQUET_RATIO, MAX_PARQUET_BYTES = 32, 1 << 28
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Examples:
   """The rows of a split, as they were written.
 
   Attributes:
     columns: for each field a list of n values: texts in tables, else the format's own types; None where there is none.
-    lines: the line of each row in the file, from 1, for messages.
+    lines: the line of each row in its file, from 1, for messages.
     source: the file, or the dataset and its split.
+    classes: {column: the names of its labels in their order}, where the format has them.
+    files: the file of each row; [] where `source` is the file.
   """
 
   columns: dict[str, list]
   lines: list[int]
   source: str
+  classes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+  files: list[str] = dataclasses.field(default_factory=list)
 
   def __len__(self) -> int:
     return len(self.lines)
 
   def where(self, row: int) -> str:
     """Returns the place of a row as "FILE line N"."""
-    return f"{self.source} line {self.lines[row]}"
+    return f"{self.files[row] if self.files else self.source} line {self.lines[row]}"
 
   def records(self) -> Iterator[dict[str, Any]]:
     """Yields each row as {field: value}."""
@@ -58,7 +62,8 @@ class Examples:
     """Returns the rows for which `keep` (bool [n]) is true."""
     index = np.flatnonzero(keep)
     columns = {name: [values[i] for i in index] for name, values in self.columns.items()}
-    return Examples(columns, [self.lines[i] for i in index], self.source)
+    files = [self.files[i] for i in index] if self.files else []
+    return Examples(columns, [self.lines[i] for i in index], self.source, self.classes, files)
 
 
 def read(
@@ -75,8 +80,8 @@ def read(
   """Reads the rows of a split.
 
   Args:
-    dataset: a file, a folder with a file for each split, a TFDS folder, or a TFDS name.
-    split: the split's name, or the path of a file, also relative to the folder.
+    dataset: a file, a folder with the files of each split, a TFDS folder, or a TFDS name.
+    split: the split's name, or paths of files, also relative to the folder.
     fields: the columns; all of them numbers, from 0, for a table without a header.
     optional: columns that may be missing, and are then all None.
     quotes: whether quotes in a table are CSV quotes: csv, none, or auto, which decides by the file's contents.
@@ -87,17 +92,17 @@ def read(
   Raises:
     UserError: there is no such split, it has no rows, a column is missing, or a line cannot be read.
   """
-  path = find(dataset, split)
+  paths = find(dataset, split)
   try:
-    if path:
-      rows = read_file(path, fields, optional=optional, quotes=quotes, skip_ragged=skip_ragged)
+    if paths:
+      rows = read_files(paths, fields, optional=optional, quotes=quotes, skip_ragged=skip_ragged)
     else:
       rows = _read_tfds(dataset, split, fields, optional, tfds_dir)
   except NoColumn as error:
     if not settings:
       raise
     choice = " or ".join(f"--config.data.{name}=…" for name in settings)
-    numbers = "; numbers where there is no header" if path and path.suffix.lower() in TABLES else ""
+    numbers = "; numbers where there is no header" if paths and paths[0].suffix.lower() in TABLES else ""
     raise NoColumn(f"{error} (choose with {choice}{numbers})") from None
   return filled(rows, split)
 
@@ -112,13 +117,24 @@ def filled(rows: Examples, split: str) -> Examples:
 # Files.
 
 
-def find(dataset: str | pathlib.Path, split: str) -> pathlib.Path | None:
-  """Finds the file of a split, see `splits.find_one`."""
-  return splits.find_one(dataset, split, SUFFIXES)
+def find(dataset: str | pathlib.Path, split: str) -> list[pathlib.Path] | None:
+  """Finds the files of a split, see `splits.find`."""
+  return splits.find(dataset, split, SUFFIXES)
 
 
 class NoColumn(UserError):
   """A table lacks a column."""
+
+
+def read_files(paths: Sequence[str | pathlib.Path], fields: Sequence[str], **options: Any) -> Examples:
+  """Reads the rows of several files, such as the shards of a split, one after the other; see `read_file`."""
+  parts = [read_file(path, fields, **options) for path in paths]
+  if len(parts) == 1:
+    return parts[0]
+  columns = {name: [value for part in parts for value in part.columns[name]] for name in parts[0].columns}
+  lines = [line for part in parts for line in part.lines]
+  files = [part.source for part in parts for _ in part.lines]
+  return Examples(columns, lines, splits.named(paths), parts[0].classes, files)
 
 
 def read_file(
@@ -223,18 +239,20 @@ def _quoted(text, separator):
   return rows
 
 
-def json_rows(path: str | pathlib.Path) -> list[tuple[int, Any]]:
+def read_values(path: str | pathlib.Path) -> list[tuple[int, Any]]:
   """Reads the values of a JSON file: the items of a list, the objects in an object, or the lines of JSON lines.
 
   Args:
-    path: the file; only .json and .txt may be one value.
+    path: the file; only .json and .txt may be one value. The values of .parquet are its rows.
 
   Returns:
     (number, value) of each, numbered from 1. NaN, which pandas writes for a missing value, is None.
 
   Raises:
-    UserError: the file is not JSON, exceeds a limit, or holds nothing.
+    UserError: the file is not of its format, exceeds a limit, or holds nothing.
   """
+  if pathlib.Path(path).suffix.lower() == ".parquet":
+    return list(enumerate(_read_parquet(path, None, ()).records(), 1))
   text, fault = splits.read_text(path), None
   if pathlib.Path(path).suffix.lower() in (".json", ".txt"):
     try:
@@ -259,7 +277,7 @@ def json_rows(path: str | pathlib.Path) -> list[tuple[int, Any]]:
 
 
 def _read_json(path, fields, optional):
-  rows = json_rows(path)
+  rows = read_values(path)
   columns = {name: [] for name in (*fields, *optional)}
   for number, row in rows:
     if not isinstance(row, dict) or any(field not in row for field in fields):
@@ -273,16 +291,19 @@ def _read_json(path, fields, optional):
 
 
 def _read_parquet(path, fields, optional):
+  """Reads columns of a Parquet file; all of them where `fields` is None."""
   import pyarrow
   import pyarrow.parquet
 
   limit = max(MAX_PARQUET_BYTES, MAX_PARQUET_RATIO * pathlib.Path(path).stat().st_size)
   try:
     schema = pyarrow.parquet.read_schema(path)
+    fields = schema.names if fields is None else fields
     _check_columns(path, schema.names, fields)
     names = [name for name in (*fields, *optional) if name in schema.names]
     if twice := [name for name in names if schema.names.count(name) > 1]:
       raise UserError(f"{path} has several columns {twice[0]!r}; give each a name of its own")
+    classes = _classes(path, schema.metadata or {})
     # A text that many rows share, also within lists, is read once, so that its size is known before it is copied.
     leaves = pyarrow.parquet.read_metadata(path).schema
     texts = [leaf.path for leaf in map(leaves.column, range(len(leaves))) if leaf.physical_type == "BYTE_ARRAY"]
@@ -294,7 +315,8 @@ def _read_parquet(path, fields, optional):
       if size > limit:
         break
       for name in names:
-        columns[name] += batch[name].to_pylist()
+        values = batch[name].to_pylist()
+        columns[name] += _class_names(path, name, values, classes[name]) if name in classes else values
   except UserError:
     raise
   except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError) as error:
@@ -303,7 +325,35 @@ def _read_parquet(path, fields, optional):
     raise UserError(f"{path} expands to more than {limit:,} bytes; write it as JSON lines, or split it")
   rows = file.metadata.num_rows
   columns |= {name: [None] * rows for name in optional if name not in names}
-  return Examples(columns, list(range(1, rows + 1)), str(path))
+  return Examples(columns, list(range(1, rows + 1)), str(path), classes)
+
+
+def _classes(path, metadata):
+  """Returns {column: the names of its classes} of a file of the Hugging Face Hub; its cells are their numbers."""
+  about = strict_json.loads(metadata.get(b"huggingface", b"{}"), f"{path}: its metadata 'huggingface'", dict)
+  info, classes = about.get("info"), {}
+  features = info.get("features") if isinstance(info, dict) else None
+  for column, feature in features.items() if isinstance(features, dict) else ():
+    while isinstance(feature, dict) and "feature" in feature:  # a list of the feature
+      feature = feature["feature"]
+    names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
+    if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+      classes[column] = names
+  return classes
+
+
+def _class_names(path, column, values, names):
+  """Returns numbers of classes, or lists of them, as their names; None for -1, which hides the class."""
+  named = []
+  for value in values:
+    if isinstance(value, list):
+      value = _class_names(path, column, value, names)
+    elif isinstance(value, int):
+      if not -1 <= value < len(names):
+        raise UserError(f"{path}: {column!r} holds the class {value}, of {len(names)} that its metadata names")
+      value = None if value == -1 else names[value]
+    named.append(value)
+  return named
 
 
 def _bytes(array):

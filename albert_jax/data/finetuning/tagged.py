@@ -18,7 +18,7 @@ from albert_jax.data.finetuning import cells, splits, tables, windows
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 
-_SUFFIXES = ("", ".conll", ".conllu", ".txt", ".tsv", ".jsonl", ".json", ".bio", ".iob", ".iob2", ".bioes")
+_SUFFIXES = ("", ".conll", ".conllu", ".txt", ".tsv", ".jsonl", ".json", ".parquet", ".bio", ".iob", ".iob2", ".bioes")
 _PREFIXED = re.compile(r"[BIESLU]-.")
 _LETTER_OF = {"L": "E", "U": "S"}  # BILOU says the same as BIOES.
 _NUMBER, _SPAN = re.compile(r"\d+"), re.compile(r"\d+[-.]\d+")  # CoNLL-U's ids: a word; a range of words, an empty node
@@ -74,7 +74,7 @@ def read(
 ) -> Sentences:
   """Reads files of tagged sentences: a JSON object a line, or a word a line; the first line shows which.
 
-  A file that ends in .json may also be one list of objects.
+  A file that ends in .json may also be one list of objects. The columns of a Parquet file are the lists.
 
   Columns are separated by tabs, or by blanks and tabs in a file whose first word has no tab behind it. A blank line
   ends a sentence, as does a -DOCSTART- line. A line that begins with # is a comment if it stands before a sentence and
@@ -96,10 +96,11 @@ def read(
   words, tags = [], []
   notes: collections.Counter[str] = collections.Counter()
   for path in paths:
-    lines = splits.read_text(path).split("\n")
-    is_json = pathlib.Path(path).suffix.lower() == ".json"
-    if next((line for line in lines if line.strip()), "").lstrip().startswith(("{", "[") if is_json else "{"):
-      rows = tables.json_rows(path) if is_json else _json_lines(path, lines)
+    suffix = pathlib.Path(path).suffix.lower()
+    lines = ["{"] if suffix == ".parquet" else splits.read_text(path).split("\n")
+    is_whole = suffix in (".json", ".parquet")
+    if next((line for line in lines if line.strip()), "").lstrip().startswith(("{", "[") if is_whole else "{"):
+      rows = tables.read_values(path) if is_whole else _json_lines(path, lines)
       pairs = _json_sentences(path, rows, token_field, tag_field, notes, may_hide)
     else:
       pairs = _column_sentences(path, lines, token_column, tag_column, notes, may_hide)
@@ -198,11 +199,12 @@ def _json_sentences(path, rows, token_field, tag_field, notes, may_hide):
   for number, row in rows:
     strict_json.expect(row, f"{path}:{number}", dict)
     hidden = may_hide and _hides(row.get(tag_field))
+    lists = [name for name, value in row.items() if isinstance(value, list)]
     row |= {tag_field: []} if hidden else {}
     for option, name in {"token_field": token_field, "tag_field": tag_field}.items():
       if not isinstance(row.get(name), list):
         raise UserError(
-          f"{path}:{number} has no list {name!r} (it has {', '.join(row)[:200]}); expected "
+          f"{path}:{number} has no list {name!r} (its lists are {', '.join(lists)[:200] or 'none'}); expected "
           f'{{"tokens": ["I", …], "tags": ["O", …]}}, or give its name with --config.data.{option}=NAME'
         )
     words, tags = row[token_field], row[tag_field]
@@ -223,7 +225,7 @@ def _json_sentences(path, rows, token_field, tag_field, notes, may_hide):
 
 def _check_tags(sentences, paths):
   """Errors for what cannot be tags, and a note on entities that begin with I-."""
-  where = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+  where = splits.named(paths)
   if not len(sentences):
     raise UserError(
       f"{where}: no sentences in it; expected a word and its tag a line, and a blank line between sentences"
