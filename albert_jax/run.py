@@ -150,8 +150,13 @@ def settle(config: ConfigDict, directory: str) -> Run:
   config, parts, task_of = _parts(config)
   task = task_of(parts[-1])
   _check_best(config, task)
-  if not workdir.has_begun(directory):  # A run of an older version goes on.
+  if not workdir.has_begun(directory):  # A run of an older version goes on, as does one whose rate has been cut.
     check_unread(config, task.files())
+    if config.guard.cut_rate != 1 and not config.guard.give_up:
+      raise UserError(
+        f"guard.cut_rate={config.guard.cut_rate} has no effect with guard.give_up=0, which ends the run at its first "
+        "alarm; set give_up above 0, or leave cut_rate out"
+      )
   mesh = sharding.make_mesh(MeshConfig(**config.mesh), config.batch_size)
   plan = plan_state(config, task, mesh)
   # Sharded as the parameters are. If the compiler chose the sharding, evaluation might be compiled twice.

@@ -232,6 +232,10 @@ def test_a_guard_may_end_the_run_at_once(go):
   go.bad_batches.add(3)
   with pytest.raises(FloatingPointError, match="step 4; the checkpoint of step 2 is sound"):
     go("run", guard__give_up=0)
+  with pytest.raises(FloatingPointError):  # Its rate may have been cut before.
+    go("run", guard__give_up=0, guard__cut_rate=0.5)
+  with pytest.raises(UserError, match=r"guard\.cut_rate=0\.5 has no effect with guard\.give_up=0"):
+    go("other", guard__give_up=0, guard__cut_rate=0.5)
 
 
 def test_the_learning_rate_is_cut_after_an_alarm(go):
