@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(
-  config: ConfigDict, checkpoint: str, out: str | pathlib.Path | None = None, *, given: Container[str] = ()
+  config: ConfigDict, checkpoint: str, out: str | pathlib.Path | None = None, *, overrides: Container[str] = ()
 ) -> dict[str, float]:
   """Computes the held-out metrics of a checkpoint.
 
@@ -24,7 +24,7 @@ def evaluate(
     config: names the task, the data and the split; the model's shape is the checkpoint's.
     checkpoint: a checkpoint of any kind, see `albert_jax.load`.
     out: a folder for the predictions, in the standard format of the task; None writes none.
-    given: the fields that are not the run's own. A run's own data.quotes may be for the files that it was trained on.
+    overrides: the fields that are not the run's own, whose data.quotes may be for the files that it was trained on.
 
   Returns:
     {metric: value}.
@@ -33,7 +33,7 @@ def evaluate(
     UserError: the checkpoint is of another task, or the data does not fit it, or there are no labels and no `out`.
   """
   task, params = for_checkpoint(config, checkpoint)
-  if "data.quotes" in given:
+  if "data.quotes" in overrides:
     run.check_unread(config, task.files())
   if not task.has_labels:
     unlabelled = f"data.validation_split={config.data.validation_split!r} has no labels, so there are no metrics"

@@ -56,4 +56,4 @@ def main(argv: list[str]) -> None:
   args, config = common.parse_with_config(parser, argv, lambda args: evaluation.recorded_config(args.checkpoint))
   names = [arg.removeprefix("--config.").split("=")[0] for arg in argv if arg.startswith("--config.")]
   common.refuse_structure(config, names, args.checkpoint, f"--checkpoint={args.checkpoint}")
-  _print(evaluation.evaluate(config, args.checkpoint, args.out, given=names), args.json)
+  _print(evaluation.evaluate(config, args.checkpoint, args.out, overrides=names), args.json)
