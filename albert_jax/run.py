@@ -294,13 +294,13 @@ def check(config: ConfigDict) -> None:
     if config[name] and not config.init_from:
       raise UserError(f"{name}={config[name]} has no effect without a checkpoint; add --config.init_from=CHECKPOINT")
   if ranks := _lora_ranks(config):
-    given = " ".join(f"{name}={rank}" for name, rank in ranks.items() if rank)
+    chosen = " ".join(f"{name}={rank}" for name, rank in ranks.items() if rank)
     if not config.init_from:
-      raise UserError(f"{given} changes a trained model; add --config.init_from=CHECKPOINT")
+      raise UserError(f"{chosen} changes a trained model; add --config.init_from=CHECKPOINT")
     if config.optimizer.freeze:
       raise UserError(
-        f"optimizer.freeze={config.optimizer.freeze!r} has no effect beside {given}, which trains nothing but low-rank "
-        "differences and the task's head; set one of them"
+        f"optimizer.freeze={config.optimizer.freeze!r} has no effect beside {chosen}, which trains nothing but "
+        "low-rank differences and the task's head; set one of them"
       )
   try:
     re.compile(config.init_missing)

@@ -79,9 +79,9 @@ def main():
   parser.add_argument(
     "--starts", default="pre-trained,from scratch", help="columns (default 'pre-trained,from scratch')"
   )
-  for name, of in {"lora_rank": "the layers' matrices", "lora_word_rank": "the table of words"}.items():
+  for name, matrices in {"lora_rank": "the layers' matrices", "lora_word_rank": "the table of words"}.items():
     parser.add_argument(
-      f"--{name}", type=int, default=0, help=f"train low-rank differences to {of} too (default 0: no)"
+      f"--{name}", type=int, default=0, help=f"train low-rank differences to {matrices} too (default 0: no)"
     )
   parser.add_argument("--lora_rates", default="1e-3,3e-3", help="their learning rates (default 1e-3,3e-3)")
   parser.add_argument("--seeds", type=int, default=1, help="runs at the better rate (default 1)")
