@@ -93,6 +93,8 @@ def hub(folder, split, rows, shards=1, **features):
 
 
 def classes(*names, kind=""):
-  """A column of classes in such metadata; `kind` of list for a column of lists."""
+  """A column of classes in such metadata; `kind` of list for a column of lists, "list" for how older files have it."""
   label = {"names": names, "_type": "ClassLabel"}
+  if kind == "list":
+    return [label]
   return {"feature": label, "length": -1, "_type": kind} if kind else label

@@ -200,7 +200,7 @@ class TestHub:
   def test_classes_are_their_names(self, tmp_path):
     rows = [{"a": str(i), "y": i % 3 - 1, "many": [0, i % 2], "n": i, "text": "x"} for i in range(5)]
     names = made_up.classes("mola", "badu")
-    for kind in ("Sequence", "List"):
+    for kind in ("Sequence", "List", "list"):
       made_up.hub(
         tmp_path, "train", rows, 2, a={"dtype": "string", "_type": "Value"}, y=names, text=names, gone=names,
         many=made_up.classes("x", "y", kind=kind), n={"dtype": "int64", "_type": "Value"},

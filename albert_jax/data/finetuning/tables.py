@@ -334,8 +334,9 @@ def _classes(path, metadata):
   info, classes = about.get("info"), {}
   features = info.get("features") if isinstance(info, dict) else None
   for column, feature in features.items() if isinstance(features, dict) else ():
-    while isinstance(feature, dict) and "feature" in feature:  # a list of the feature
-      feature = feature["feature"]
+    # A list of a feature; older files have it as a list.
+    while (isinstance(feature, list) and len(feature) == 1) or (isinstance(feature, dict) and "feature" in feature):
+      feature = feature[0] if isinstance(feature, list) else feature["feature"]
     names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
     if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
       classes[column] = names
