@@ -54,7 +54,7 @@ LIMITS = {
   "lora_rank": (0, 4096),
   "lora_word_rank": (0, 4096),
 }
-OPTIONAL = ("lora_rank", "lora_word_rank")  # Only fine-tuning has them.
+LORA_RANKS = ("lora_rank", "lora_word_rank")  # Only fine-tuning has them.
 SECTIONS = ("task", "data", "model", "optimizer", "guard", "mesh", "curriculum")
 MAX_WEIGHT = 1e6  # of a term of the loss
 HANG_MINUTES = (0.01, 1e6)  # or 0: faulthandler's timer crashes on shorter ones.
@@ -253,7 +253,7 @@ def check(config: ConfigDict) -> None:
     UserError: a value is out of range or not finite, a pattern is not a regular expression, or a setting has no effect
       with the others.
   """
-  if missing := [name for name in (*SECTIONS, *LIMITS) if name not in config and name not in OPTIONAL]:
+  if missing := [name for name in (*SECTIONS, *LIMITS) if name not in config and name not in LORA_RANKS]:
     raise UserError(
       f"the config lacks {', '.join(missing[:5])}; begin with that of an installed one, as "
       "albert_jax.configs.pretrain.get_config()"
@@ -321,7 +321,7 @@ def check(config: ConfigDict) -> None:
 
 
 def _lora_ranks(config) -> dict[str, int]:
-  ranks = {name: config.get(name, 0) for name in OPTIONAL}
+  ranks = {name: config.get(name, 0) for name in LORA_RANKS}
   return ranks if any(ranks.values()) else {}
 
 
