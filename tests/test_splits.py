@@ -1,5 +1,7 @@
 """Files of a split: one way to find them for every task, and one way to read their text."""
 
+import os
+
 import pytest
 
 from albert_jax.data.finetuning import splits
@@ -70,6 +72,11 @@ class TestFind:
       with pytest.raises(UserError, match=words) as error:
         splits.find(dataset, split, SUFFIXES)
       assert "\n" not in str(error.value)
+
+  def test_a_named_pipe_is_no_file(self, tmp_path):
+    os.mkfifo(tmp_path / "train.csv")  # To open it would wait for ever.
+    with pytest.raises(UserError, match="has no file of the split 'train'"):
+      splits.find(tmp_path, "train", SUFFIXES)
 
   def test_only_the_file_names_of_an_official_dataset(self, tmp_path):
     make(tmp_path, "train.tsv", "msr_train.txt", "dev.csv")

@@ -146,6 +146,8 @@ def _candidates(folder, names, suffixes, is_exact):
       if parts := sorted(path.glob("[0-9]*.parquet")):
         sets[(path.with_suffix(".parquet"), "")] += parts
       continue
+    if not path.is_file():  # To open a named pipe would wait for ever.
+      continue
     shard = _SHARD.fullmatch(path.stem)
     sets[(path.with_stem(shard[1]), shard[3]) if shard else (path, "")].append(path)
   whole = [path for path, _ in sets]
